@@ -1,1 +1,28 @@
-//! proxy-common
+//! What both tiers of the proxy share, and nothing that only one of them uses.
+//!
+//! | layer | modules | may use |
+//! | --- | --- | --- |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`close`], [`slow`], [`backoff`] | each other, downwards |
+//! | one side effect each | [`config`], [`telemetry`], [`shutdown`], [`metrics`], [`health`] | the pure layer |
+//! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//!
+//! `docs/ARCHITECTURE.md` shows how the modules work together.
+
+pub mod backoff;
+pub mod channel;
+pub mod close;
+pub mod config;
+pub mod frame;
+pub mod health;
+pub mod http_face;
+pub mod link;
+pub mod market;
+pub mod metrics;
+pub mod outbound;
+pub mod protocol;
+pub mod server;
+pub mod session;
+pub mod shutdown;
+pub mod slow;
+pub mod telemetry;
+pub mod upstream_channels;

@@ -1,0 +1,75 @@
+//! When to try an upstream again: pure rules, chance given from outside.
+
+use std::time::Duration;
+
+/// The first retry comes within this time.
+const FIRST: Duration = Duration::from_millis(250);
+/// The second retry comes within this time; each further one within twice the time before.
+const BASE: Duration = Duration::from_millis(500);
+/// No retry waits longer.
+const CAP: Duration = Duration::from_secs(30);
+/// A connection that lived this long after its login was a good one: the next loss counts as the first.
+pub const USEFUL_LIFE: Duration = Duration::from_secs(10);
+
+/// Exponential back-off with full jitter, reset only by a connection of useful life.
+///
+/// The vendor answers `auth_success` before it evicts a connection too many (measured by several users), so neither connecting
+/// nor logging in proves anything.
+#[derive(Debug, Default, Clone)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// Notes that a connection ended after `life` of being logged in (zero if it never was), and returns how long to wait.
+    ///
+    /// `chance` is evenly spread over `0.0..1.0`.
+    pub fn after(&mut self, life: Duration, chance: f64) -> Duration {
+        if life >= USEFUL_LIFE {
+            self.failures = 0;
+        }
+        let ceiling = match self.failures {
+            0 => FIRST,
+            n => BASE.saturating_mul(1_u32.checked_shl(n - 1).unwrap_or(u32::MAX)).min(CAP),
+        };
+        self.failures = self.failures.saturating_add(1);
+        ceiling.mul_f64(chance)
+    }
+
+    /// How many tries in a row have failed.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ceilings(backoff: &mut Backoff, life: Duration, n: usize) -> Vec<u64> {
+        (0..n).map(|_| backoff.after(life, 1.0).as_millis() as u64).collect()
+    }
+
+    #[test]
+    fn waits_double_up_to_the_cap() {
+        let mut backoff = Backoff::default();
+        let expected = [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000];
+        assert_eq!(ceilings(&mut backoff, Duration::ZERO, 9), expected);
+        assert_eq!(ceilings(&mut backoff, Duration::ZERO, 100)[99], 30_000);
+    }
+
+    #[test]
+    fn only_a_useful_life_resets() {
+        let mut backoff = Backoff::default();
+        ceilings(&mut backoff, Duration::ZERO, 4);
+        assert_eq!(ceilings(&mut backoff, Duration::from_millis(9_999), 1), [4_000]);
+        assert_eq!(ceilings(&mut backoff, USEFUL_LIFE, 1), [250]);
+    }
+
+    #[test]
+    fn chance_spreads_over_the_whole_wait() {
+        let mut backoff = Backoff { failures: 3 };
+        assert_eq!(backoff.after(Duration::ZERO, 0.0), Duration::ZERO);
+        assert_eq!(backoff.after(Duration::ZERO, 0.5), Duration::from_secs(2));
+    }
+}

@@ -1,0 +1,130 @@
+//! Why a session ended: one table of close code, text, metric label and log level.
+
+/// Every way in which a session ends.
+///
+/// The codes never are 1000 or 1001: the vendor's Python client takes those as "finished for good" and stops without a word
+/// (read in its source).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// The client closed, or its connection ended.
+    ClientGone,
+    /// The client broke the WebSocket protocol.
+    Protocol,
+    /// The client sent a message past the limit.
+    TooBig,
+    /// No right key came in time.
+    AuthTimeout,
+    /// The key was wrong.
+    AuthFailed,
+    /// The client read more slowly than its data came.
+    SlowConsumer,
+    /// Nothing, not even a pong, came from the client for the idle limit.
+    Silent,
+    /// The client sent pings or commands without reading the answers.
+    ControlFlood,
+    /// This program is about to stop or restart.
+    Drain,
+    /// A fault of ours.
+    Internal,
+}
+
+/// What the peer is told when it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloseFrame {
+    /// The WebSocket close code.
+    pub code: u16,
+    /// The reason beside it, at most 123 bytes.
+    pub text: &'static str,
+}
+
+impl CloseReason {
+    /// Every reason, for metrics that show zero before the first of a kind.
+    pub const ALL: [Self; 10] = [
+        Self::ClientGone,
+        Self::Protocol,
+        Self::TooBig,
+        Self::AuthTimeout,
+        Self::AuthFailed,
+        Self::SlowConsumer,
+        Self::Silent,
+        Self::ControlFlood,
+        Self::Drain,
+        Self::Internal,
+    ];
+
+    /// The close frame to send, or `None` where the peer is gone already.
+    pub const fn frame(self) -> Option<CloseFrame> {
+        let (code, text) = match self {
+            Self::ClientGone => return None,
+            Self::Protocol => (1002, "protocol error"),
+            Self::TooBig => (1009, "message too big"),
+            Self::AuthTimeout => (1008, "authentication timeout"),
+            Self::AuthFailed => (1008, "authentication failed"),
+            Self::SlowConsumer => (1008, "slow consumer"),
+            Self::Silent => (1008, "no answer to pings"),
+            Self::ControlFlood => (1008, "answers are not read"),
+            Self::Drain => (1012, "service restart"),
+            Self::Internal => (1011, "internal error"),
+        };
+        Some(CloseFrame { code, text })
+    }
+
+    /// Whether data still queued is written before the close frame.
+    ///
+    /// Not for peers that do not read or that must not read on.
+    pub const fn flushes(self) -> bool {
+        match self {
+            Self::Drain | Self::AuthTimeout | Self::AuthFailed | Self::Protocol | Self::TooBig => {
+                true
+            }
+            Self::ClientGone
+            | Self::SlowConsumer
+            | Self::Silent
+            | Self::ControlFlood
+            | Self::Internal => false,
+        }
+    }
+
+    /// The value of the metric label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ClientGone => "client_gone",
+            Self::Protocol => "protocol",
+            Self::TooBig => "too_big",
+            Self::AuthTimeout => "auth_timeout",
+            Self::AuthFailed => "auth_failed",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Silent => "silent",
+            Self::ControlFlood => "control_flood",
+            Self::Drain => "drain",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether an operator should see it (`warn`) or it belongs to everyday life (`debug`).
+    pub const fn is_notable(self) -> bool {
+        matches!(self, Self::SlowConsumer | Self::AuthFailed | Self::ControlFlood | Self::Internal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_is_told_to_stay_away_for_good() {
+        for reason in CloseReason::ALL {
+            if let Some(frame) = reason.frame() {
+                assert!(!matches!(frame.code, 1000 | 1001), "{reason:?}");
+                assert!(frame.text.len() <= 123);
+            }
+        }
+    }
+
+    #[test]
+    fn labels_are_distinct() {
+        let labels: std::collections::BTreeSet<_> =
+            CloseReason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), CloseReason::ALL.len());
+    }
+}

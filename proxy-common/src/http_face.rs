@@ -1,0 +1,183 @@
+//! The HTTP face of a port: probes, metrics, and the upgrade to a WebSocket.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
+};
+use http_body_util::Full;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use prometheus_client::registry::Registry;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    health::Verdict,
+    market::Market,
+    metrics::{Reason, SessionMetrics},
+    session::Tier,
+};
+
+/// The answer to every plain request that is no probe.
+const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks. \
+                     GET /health tells how it is.\n";
+/// Seconds after which a client that found no room may come again.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+/// Answers the requests of one port.
+pub struct HttpFace<T> {
+    pub(crate) tier: Arc<T>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) market: Market,
+    pub(crate) metrics: Arc<SessionMetrics>,
+    /// One permit for each session that may exist.
+    pub(crate) room: Arc<Semaphore>,
+    /// Whether `/livez`, `/readyz` and `/metrics` answer on this port.
+    pub(crate) probes: bool,
+    /// Whether WebSockets are accepted on this port.
+    pub(crate) upgrades: bool,
+    pub(crate) stop: CancellationToken,
+}
+
+/// An accepted upgrade, to be taken over once the response is written.
+pub struct Accepted {
+    pub(crate) upgrade: OnUpgrade,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// Where the service leaves an accepted upgrade for the task that owns the connection.
+pub type AcceptedSlot = Mutex<Option<Accepted>>;
+
+impl<T: Tier> HttpFace<T> {
+    /// Answers one request.
+    pub fn respond(
+        &self,
+        request: Request<Incoming>,
+        slot: &AcceptedSlot,
+    ) -> Response<Full<Bytes>> {
+        if request.headers().contains_key(UPGRADE) && self.upgrades {
+            return self.upgrade(request, slot);
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, USAGE);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match request.uri().path() {
+            "/health" => self.health(),
+            "/livez" if self.probes => text(StatusCode::OK, "alive\n"),
+            "/readyz" if self.probes => self.ready(),
+            "/metrics" if self.probes => self.exposition(),
+            _ if self.upgrades => {
+                let mut response = text(StatusCode::UPGRADE_REQUIRED, USAGE);
+                response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+                response
+            }
+            _ => text(StatusCode::NOT_FOUND, "expected /health, /livez, /readyz or /metrics\n"),
+        }
+    }
+
+    fn upgrade(&self, request: Request<Incoming>, slot: &AcceptedSlot) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        if !self.serves(path) {
+            self.refused("path");
+            let market = self.market;
+            let shown: String = path.chars().take(80).collect();
+            return text(
+                StatusCode::NOT_FOUND,
+                &format!(
+                    "no market at {shown:?}: this proxy serves {market}, at / and /{market}\n"
+                ),
+            );
+        }
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            return self.no_room("full", "no room for another client: try again later\n");
+        };
+        if self.stop.is_cancelled() {
+            return self.no_room("stopping", "restarting: try again in a moment\n");
+        }
+        let response = match create_response_with_body(&request, Full::default) {
+            Ok(response) => response,
+            Err(error) => {
+                self.refused("handshake");
+                return text(
+                    StatusCode::BAD_REQUEST,
+                    &format!("no WebSocket handshake: {error}\n"),
+                );
+            }
+        };
+        let accepted = Accepted { upgrade: hyper::upgrade::on(request), permit };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
+        response
+    }
+
+    /// `/` and `/<market>` lead to the market; repeated and trailing slashes do not matter.
+    fn serves(&self, path: &str) -> bool {
+        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+        let (first, second) = (segments.next(), segments.next());
+        second.is_none() && first.is_none_or(|first| first == self.market.name())
+    }
+
+    fn no_room(&self, reason: &'static str, sentence: &str) -> Response<Full<Bytes>> {
+        self.refused(reason);
+        let mut response = text(StatusCode::SERVICE_UNAVAILABLE, sentence);
+        response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
+        response
+    }
+
+    fn refused(&self, reason: &'static str) {
+        self.metrics.refused.get_or_create(&Reason::new(reason)).inc();
+    }
+
+    fn health(&self) -> Response<Full<Bytes>> {
+        let health = self.tier.health();
+        let status = match health.status {
+            Verdict::Ok | Verdict::Degraded => StatusCode::OK,
+            Verdict::Down => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let body = serde_json::to_string(&health).unwrap_or_else(|error| {
+            warn!(%error, "failed to write the health document");
+            "{}".to_owned()
+        });
+        let mut response = text(status, &(body + "\n"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+
+    fn ready(&self) -> Response<Full<Bytes>> {
+        if self.stop.is_cancelled() {
+            text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
+        } else if self.room.available_permits() == 0 {
+            text(StatusCode::SERVICE_UNAVAILABLE, "full\n")
+        } else {
+            text(StatusCode::OK, "ready\n")
+        }
+    }
+
+    fn exposition(&self) -> Response<Full<Bytes>> {
+        let mut body = String::new();
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut body, &self.registry) {
+            warn!(%error, "failed to write the metrics");
+            return text(StatusCode::INTERNAL_SERVER_ERROR, "failed to write the metrics\n");
+        }
+        let mut response = text(StatusCode::OK, &body);
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        );
+        response
+    }
+}
+
+fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,394 @@
+//! The link: our one managed connection to an upstream, over its reconnects.
+//!
+//! The firehose's link to the vendor and the filtered proxy's link to the firehose are this same code. A link connects, logs
+//! in, asks for the channels wanted, and yields what happens as [`LinkEvent`]s; after a loss it does all that again by itself.
+//! It reads without ever waiting for whoever consumes the events, as long as that one keeps calling [`Link::next`].
+
+use std::{
+    collections::VecDeque,
+    fmt, future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use secrecy::SecretString;
+use serde::Serialize;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tracing::{error, info, warn};
+use url::Url;
+
+use crate::{
+    backoff::Backoff,
+    channel::Channel,
+    health::ChannelHealth,
+    metrics::{LinkMetrics, Reason},
+    upstream_channels::Change,
+};
+
+mod connection;
+mod login;
+
+use connection::{Connection, Received};
+use login::WebSocket;
+
+/// After a refused login the key is tried again at this interval, or on [`LinkHandle::retry_now`].
+const REFUSED_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// After an eviction the slot is left to the other process for this long, and up to half as much again.
+const EVICTED_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The channels a link is to ask for.
+pub type Wanted = std::collections::BTreeSet<Channel>;
+
+/// What a link needs to know.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// What the upstream is called in logs: `Polygon` or `firehose`.
+    pub upstream: &'static str,
+    /// Where it is.
+    pub url: Url,
+    /// The key presented.
+    pub key: SecretString,
+    /// Most time for connecting, for the greeting and for the verdict each.
+    pub login_timeout: Duration,
+    /// Time between pings. A link on which nothing arrived during two of them is dead.
+    pub ping_interval: Duration,
+}
+
+impl LinkConfig {
+    /// A configuration with the usual times: 10 s for each step of the login, pings every 15 s.
+    pub fn new(upstream: &'static str, url: Url, key: SecretString) -> Self {
+        let login_timeout = Duration::from_secs(10);
+        Self { upstream, url, key, login_timeout, ping_interval: Duration::from_secs(15) }
+    }
+}
+
+/// What happens on a link.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// Logged in. Data may follow.
+    Up {
+        /// How long the link was down, if it was up before.
+        outage: Option<Duration>,
+    },
+    /// The connection is lost. Reconnecting goes on by itself.
+    Down {
+        /// Why, for people.
+        reason: String,
+    },
+    /// An array of data events, byte for byte as upstream sent it.
+    Frame {
+        /// The array's text.
+        text: Bytes,
+        /// How many events it holds, told by their key `ev`.
+        events: u64,
+    },
+    /// A notice of the upstream that concerns those downstream: the text of its status object.
+    Notice(String),
+}
+
+/// What a link is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinkState {
+    /// Opening a connection.
+    Connecting,
+    /// Connected, waiting for the verdict on the key.
+    Authenticating,
+    /// Logged in.
+    Up,
+    /// Waiting before the next try.
+    Waiting,
+    /// The key was refused; waiting long before the next try.
+    Refused,
+}
+
+/// The state of a link, for `/health`.
+#[derive(Debug, Clone)]
+pub struct LinkStatus {
+    /// What it is doing.
+    pub state: LinkState,
+    /// Since when it has been up, or has not been.
+    pub since: SystemTime,
+    /// Why the last connection or try ended.
+    pub last_error: Option<String>,
+    /// Successful logins.
+    pub connects: u64,
+    /// What is asked of the upstream.
+    pub channels: ChannelHealth,
+}
+
+/// Why a connection or a try ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkError {
+    /// No connection, no TLS, or no upgrade.
+    Unreachable(String),
+    /// A step of the login took too long.
+    Timeout(&'static str),
+    /// The key or the plan was refused, in the upstream's words.
+    AuthFailed(String),
+    /// Another process took the account's connection, in the upstream's words.
+    MaxConnections(String),
+    /// The upstream spoke otherwise than expected.
+    Protocol(String),
+    /// Nothing came for two pings: a half-open connection.
+    Silent,
+    /// The connection ended.
+    Closed(String),
+}
+
+impl LinkError {
+    /// The value of the metric label `reason`.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Timeout(_) => "timeout",
+            Self::AuthFailed(_) => "auth_failed",
+            Self::MaxConnections(_) => "max_connections",
+            Self::Protocol(_) => "protocol",
+            Self::Silent => "silent",
+            Self::Closed(_) => "closed",
+        }
+    }
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(why) => write!(f, "unreachable: {why}"),
+            Self::Timeout(step) => write!(f, "no {step} in time"),
+            Self::AuthFailed(why) => write!(f, "auth_failed: {why}"),
+            Self::MaxConnections(why) => {
+                write!(f, "max_connections: another process uses this account's connection: {why}")
+            }
+            Self::Protocol(why) => write!(f, "unexpected answer: {why}"),
+            Self::Silent => f.write_str("half-open connection: nothing received during two pings"),
+            Self::Closed(why) => write!(f, "connection lost: {why}"),
+        }
+    }
+}
+
+/// One link. Yields events to whoever calls [`next`](Self::next); makes no progress otherwise.
+pub struct Link {
+    config: Arc<LinkConfig>,
+    wanted: watch::Receiver<Wanted>,
+    status: Arc<watch::Sender<LinkStatus>>,
+    retry: Arc<Notify>,
+    metrics: Arc<LinkMetrics>,
+    backoff: Backoff,
+    phase: Phase,
+    /// When the link was lost, to tell how long an outage took.
+    lost_at: Option<Instant>,
+    /// Events known but not yet yielded; a frame brings at most a few notices.
+    ready: VecDeque<LinkEvent>,
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+enum Phase {
+    Waiting(BoxFuture<()>),
+    Connecting(BoxFuture<Result<WebSocket, LinkError>>),
+    Up(Box<Connection>),
+}
+
+/// Sees a link's state and may hurry it.
+#[derive(Debug, Clone)]
+pub struct LinkHandle {
+    status: watch::Receiver<LinkStatus>,
+    retry: Arc<Notify>,
+}
+
+impl LinkHandle {
+    /// The state of this moment.
+    pub fn status(&self) -> LinkStatus {
+        self.status.borrow().clone()
+    }
+
+    /// Ends a wait between tries, even the long one after a refused key. Without effect while connected.
+    pub fn retry_now(&self) {
+        self.retry.notify_waiters();
+    }
+}
+
+impl Link {
+    /// A link that begins to connect when first polled, and asks for the channels that `wanted` holds at any time.
+    pub fn new(
+        config: LinkConfig,
+        wanted: watch::Receiver<Wanted>,
+        metrics: Arc<LinkMetrics>,
+    ) -> (Self, LinkHandle) {
+        let status = LinkStatus {
+            state: LinkState::Connecting,
+            since: SystemTime::now(),
+            last_error: None,
+            connects: 0,
+            channels: ChannelHealth {
+                carried: Vec::new(),
+                refused: Vec::new(),
+                pending: Vec::new(),
+            },
+        };
+        let (status, receiver) = watch::channel(status);
+        let retry = Arc::new(Notify::new());
+        let handle = LinkHandle { status: receiver, retry: Arc::clone(&retry) };
+        let link = Self {
+            config: Arc::new(config),
+            wanted,
+            status: Arc::new(status),
+            retry,
+            metrics,
+            backoff: Backoff::default(),
+            phase: Phase::Waiting(Box::pin(future::ready(()))),
+            lost_at: None,
+            ready: VecDeque::new(),
+        };
+        (link, handle)
+    }
+
+    /// The next thing that happens.
+    ///
+    /// Cancel-safe: nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> LinkEvent {
+        future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// The next thing that happens, if it has happened already; otherwise the task is woken when it does.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Poll::Ready(event);
+            }
+            match &mut self.phase {
+                Phase::Waiting(wait) => {
+                    ready!(wait.as_mut().poll(cx));
+                    self.connect();
+                }
+                Phase::Connecting(login) => match ready!(login.as_mut().poll(cx)) {
+                    Ok(socket) => self.on_login(socket),
+                    Err(error) => self.on_end(&error, Duration::ZERO),
+                },
+                Phase::Up(connection) => match ready!(connection.poll(cx)) {
+                    Ok(Received::Data { text, events }) => {
+                        return Poll::Ready(LinkEvent::Frame { text, events });
+                    }
+                    Ok(Received::Notice(text)) => return Poll::Ready(LinkEvent::Notice(text)),
+                    Ok(Received::Channels(changes)) => self.on_channels(&changes),
+                    Err(error) => {
+                        let life = connection.age();
+                        self.lost_at = Some(Instant::now());
+                        self.metrics.up.set(0);
+                        self.on_end(&error, life);
+                        self.ready.push_back(LinkEvent::Down { reason: error.to_string() });
+                    }
+                },
+            }
+        }
+    }
+
+    fn connect(&mut self) {
+        self.set_state(LinkState::Connecting);
+        let (config, status) = (Arc::clone(&self.config), Arc::clone(&self.status));
+        self.phase = Phase::Connecting(Box::pin(async move {
+            let socket = login::connect(&config).await?;
+            status.send_modify(|status| status.state = LinkState::Authenticating);
+            login::authenticate(&config, socket).await
+        }));
+    }
+
+    fn on_login(&mut self, socket: WebSocket) {
+        info!(upstream = self.config.upstream, url = %self.config.url, "Authenticated successfully");
+        let outage = self.lost_at.take().map(|at| at.elapsed());
+        let connection = Connection::new(
+            socket,
+            self.wanted.clone(),
+            self.config.ping_interval,
+            Arc::clone(&self.metrics),
+        );
+        self.status.send_modify(|status| {
+            status.state = LinkState::Up;
+            status.since = SystemTime::now();
+            status.connects += 1;
+            status.channels = connection.channels();
+        });
+        self.phase = Phase::Up(Box::new(connection));
+        self.metrics.connects.inc();
+        self.metrics.up.set(1);
+        self.ready.push_back(LinkEvent::Up { outage });
+    }
+
+    /// Decides when to try again. `life` is how long the connection had been logged in.
+    fn on_end(&mut self, error: &LinkError, life: Duration) {
+        self.metrics.disconnects.get_or_create(&Reason::new(error.label())).inc();
+        let chance = fastrand::f64();
+        let by_backoff = self.backoff.after(life, chance);
+        let (wait, state) = match error {
+            LinkError::AuthFailed(_) => (REFUSED_INTERVAL, LinkState::Refused),
+            LinkError::MaxConnections(_) => {
+                (EVICTED_INTERVAL.mul_f64(1.0 + chance / 2.0), LinkState::Waiting)
+            }
+            LinkError::Unreachable(_)
+            | LinkError::Timeout(_)
+            | LinkError::Protocol(_)
+            | LinkError::Silent
+            | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),
+        };
+        let upstream = self.config.upstream;
+        match error {
+            LinkError::AuthFailed(_) => error!(
+                upstream, %error, next_try = ?wait,
+                "upstream refuses the key; correct it and restart, or send SIGHUP to try again now"
+            ),
+            _ => {
+                warn!(upstream, %error, next_try = ?wait, failures = self.backoff.failures(), "no link");
+            }
+        }
+        self.status.send_modify(|status| {
+            if status.state == LinkState::Up {
+                status.since = SystemTime::now();
+            }
+            status.state = state;
+            status.last_error = Some(error.to_string());
+        });
+        let retry = Arc::clone(&self.retry);
+        self.phase = Phase::Waiting(Box::pin(async move {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = retry.notified() => info!(upstream, "trying again on request"),
+            }
+        }));
+    }
+
+    fn on_channels(&mut self, changes: &[Change]) {
+        let upstream = self.config.upstream;
+        for change in changes {
+            match change {
+                Change::Carried(Channel::All) => info!(upstream, "Subscribed to wildcard (*)"),
+                Change::Carried(channel) => info!(upstream, %channel, "subscribed"),
+                Change::Refused(channel, why) => {
+                    warn!(upstream, %channel, why, "upstream refuses this channel; the others go on");
+                }
+                Change::Unanswered(channel) => {
+                    warn!(upstream, %channel, "upstream did not answer the subscription");
+                }
+            }
+        }
+        if let Phase::Up(connection) = &self.phase {
+            self.status.send_modify(|status| status.channels = connection.channels());
+        }
+    }
+
+    fn set_state(&self, state: LinkState) {
+        self.status.send_modify(|status| status.state = state);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("config", &self.config).finish_non_exhaustive()
+    }
+}

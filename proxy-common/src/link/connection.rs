@@ -1,0 +1,272 @@
+//! A logged-in connection: reads frames, asks for channels, answers and sends pings.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio::{
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at},
+};
+use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
+use tracing::{debug, warn};
+
+use super::{BoxFuture, LinkError, Wanted, login, login::WebSocket};
+use crate::{
+    frame::Separator,
+    health::ChannelHealth,
+    metrics::LinkMetrics,
+    protocol::{UpstreamStatus, command_text},
+    upstream_channels::{Change, UpstreamChannels},
+};
+
+/// Pings without a sign of life after which the connection counts as dead.
+const MAX_SILENT_PINGS: u8 = 2;
+
+/// What a connection yields.
+pub(super) enum Received {
+    Data { text: Bytes, events: u64 },
+    Notice(String),
+    Channels(Vec<Change>),
+}
+
+/// A logged-in connection.
+pub(super) struct Connection {
+    socket: WebSocket,
+    since: Instant,
+    channels: UpstreamChannels,
+    /// Resolves when other channels are wanted.
+    wanted: BoxFuture<watch::Receiver<Wanted>>,
+    /// Whether there may be something to ask of the upstream.
+    ask: bool,
+    answer_deadline: Pin<Box<Sleep>>,
+    ping: Interval,
+    silent_pings: u8,
+    flushing: bool,
+    separator: Separator,
+    metrics: Arc<LinkMetrics>,
+    ready: VecDeque<Received>,
+    /// The status with which upstream announced the end, to be told when it comes.
+    farewell: Option<String>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        socket: WebSocket,
+        mut wanted: watch::Receiver<Wanted>,
+        ping_interval: Duration,
+        metrics: Arc<LinkMetrics>,
+    ) -> Self {
+        let mut channels = UpstreamChannels::default();
+        channels.want(wanted.borrow_and_update().clone());
+        let now = Instant::now();
+        let mut ping = interval_at(now + ping_interval, ping_interval);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            socket,
+            since: now,
+            channels,
+            wanted: on_change(wanted),
+            ask: true,
+            answer_deadline: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            ping,
+            silent_pings: 0,
+            flushing: false,
+            separator: Separator::default(),
+            metrics,
+            ready: VecDeque::new(),
+            farewell: None,
+        }
+    }
+
+    /// How long the connection has been logged in.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    pub(super) fn channels(&self) -> ChannelHealth {
+        self.channels.health()
+    }
+
+    /// Frames come first, so that upstream never waits for us; the rest is looked after whenever no frame is there, which the
+    /// runtime's cooperative budget makes sure of even in a flood.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, LinkError>> {
+        loop {
+            if let Some(received) = self.ready.pop_front() {
+                return Poll::Ready(Ok(received));
+            }
+            match self.socket.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(message))) => self.on_message(message)?,
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(Err(self.lost(error.to_string())));
+                }
+                Poll::Ready(None) => {
+                    return Poll::Ready(Err(self.lost("end of stream".to_owned())));
+                }
+                Poll::Pending => {
+                    self.poll_wanted(cx);
+                    self.poll_channels(cx)?;
+                    self.poll_ping(cx)?;
+                    self.poll_flush(cx)?;
+                    if self.ready.is_empty() {
+                        return Poll::Pending;
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_wanted(&mut self, cx: &mut Context<'_>) {
+        while let Poll::Ready(mut receiver) = self.wanted.as_mut().poll(cx) {
+            self.channels.want(receiver.borrow_and_update().clone());
+            self.wanted = on_change(receiver);
+            self.ask = true;
+        }
+    }
+
+    fn poll_channels(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
+        if let Some(deadline) = self.channels.deadline()
+            && self.answer_deadline.as_mut().poll(cx).is_ready()
+        {
+            let changes = self.channels.on_time(deadline);
+            self.changed(changes);
+        }
+        while std::mem::take(&mut self.ask) {
+            let now = std::time::Instant::now();
+            let Some(request) = self.channels.next_request(now) else { return Ok(()) };
+            self.ask = true;
+            self.send(Message::text(command_text(request.action, &request.params)))?;
+            if let Some(deadline) = self.channels.deadline() {
+                self.answer_deadline.as_mut().reset(deadline.into());
+                // Polled once, so that it wakes this task.
+                let _ = self.answer_deadline.as_mut().poll(cx);
+            }
+        }
+        Ok(())
+    }
+
+    fn poll_ping(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
+        while self.ping.poll_tick(cx).is_ready() {
+            if self.silent_pings >= MAX_SILENT_PINGS {
+                return Err(LinkError::Silent);
+            }
+            self.silent_pings += 1;
+            self.send(Message::Ping(Bytes::new()))?;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, message: Message) -> Result<(), LinkError> {
+        self.flushing = true;
+        // The socket buffers what it cannot write: a handful of small commands at the most.
+        self.socket.start_send_unpin(message).map_err(|error| self.lost(error.to_string()))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
+        if self.flushing {
+            match self.socket.poll_flush_unpin(cx) {
+                Poll::Ready(Ok(())) => self.flushing = false,
+                Poll::Ready(Err(error)) => return Err(self.lost(error.to_string())),
+                Poll::Pending => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, message: Message) -> Result<(), LinkError> {
+        self.silent_pings = 0;
+        match message {
+            Message::Text(text) => self.on_text(&Bytes::from(text)),
+            Message::Binary(bytes) => {
+                self.malformed(bytes.len(), "binary");
+                Ok(())
+            }
+            Message::Close(frame) => Err(match closed(frame) {
+                LinkError::Closed(why) => self.lost(why),
+                other => other,
+            }),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
+        }
+    }
+
+    fn on_text(&mut self, text: &Bytes) -> Result<(), LinkError> {
+        let Ok(separated) = self.separator.separate(text) else {
+            self.malformed(text.len(), "no JSON array");
+            return Ok(());
+        };
+        if let Some(text) = separated.data {
+            self.metrics.frames.inc();
+            self.metrics.events.inc_by(separated.events);
+            self.metrics.bytes.inc_by(text.len() as u64);
+            self.ready.push_back(Received::Data { text, events: separated.events });
+        }
+        for frame_status in separated.statuses {
+            self.on_status(frame_status.status, frame_status.text)?;
+        }
+        Ok(())
+    }
+
+    fn on_status(&mut self, status: UpstreamStatus, text: String) -> Result<(), LinkError> {
+        let changes = self.channels.on_status(&status);
+        self.changed(changes);
+        match status.status.as_str() {
+            "success" | "error" | "connected" | "auth_success" => {
+                debug!(?status, "upstream status");
+            }
+            "gap" | "upstream_down" | "upstream_up" => self.ready.push_back(Received::Notice(text)),
+            _ => {
+                warn!(status = status.status, message = status.message, "upstream status");
+                self.farewell = Some(format!("{}: {}", status.status, status.message));
+                if let Some(error) = login::login_error(status) {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn changed(&mut self, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            self.ask = true;
+            self.ready.push_back(Received::Channels(changes));
+        }
+    }
+
+    fn malformed(&self, bytes: usize, what: &str) {
+        // The metric counts them all; one line in a thousand is enough for the log.
+        if self.metrics.malformed.inc().is_multiple_of(1_000) {
+            warn!(bytes, what, "upstream frame without events dropped");
+        }
+    }
+
+    fn lost(&self, why: String) -> LinkError {
+        LinkError::Closed(match &self.farewell {
+            Some(farewell) => format!("{why} (after {farewell})"),
+            None => why,
+        })
+    }
+}
+
+/// A close frame of the upstream as the end of the connection.
+pub(super) fn closed(frame: Option<CloseFrame>) -> LinkError {
+    LinkError::Closed(match frame {
+        Some(frame) => format!("closed with code {} {:?}", frame.code, frame.reason.as_str()),
+        None => "closed without a code".to_owned(),
+    })
+}
+
+fn on_change(mut wanted: watch::Receiver<Wanted>) -> BoxFuture<watch::Receiver<Wanted>> {
+    Box::pin(async move {
+        if wanted.changed().await.is_err() {
+            // Nobody is left to want anything else.
+            std::future::pending::<()>().await;
+        }
+        wanted
+    })
+}

@@ -1,0 +1,310 @@
+//! Markets and event kinds: the one table that knows what a market carries and where an event keeps its symbol.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+/// One upstream endpoint, as the vendor's clients call it: `wss://socket.polygon.io/<market>`.
+///
+/// An account may hold one connection per market.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Market {
+    /// US stocks.
+    Stocks,
+    /// US options.
+    Options,
+    /// Currency pairs.
+    Forex,
+    /// Crypto currency pairs.
+    Crypto,
+    /// Indices.
+    Indices,
+    /// Futures.
+    Futures,
+}
+
+/// The kind of an event: the value of its `ev` field and the part of a channel before the first dot.
+///
+/// The variants are the vendor's own codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the vendor's codes; the table in docs/WIRE.md says what each is")]
+pub enum Kind {
+    T,
+    Q,
+    A,
+    AM,
+    LULD,
+    NOI,
+    FMV,
+    LV,
+    C,
+    CA,
+    CAS,
+    XT,
+    XQ,
+    XA,
+    XAS,
+    XL2,
+    V,
+}
+
+/// Where an event of some kind keeps its symbol (vendor's documentation, confirmed by captures).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SymbolField {
+    /// `sym`: most kinds.
+    Sym,
+    /// `T`: LULD, NOI and V.
+    T,
+    /// `pair`: crypto, and the aggregates of forex.
+    Pair,
+    /// `p`: forex quotes only; elsewhere `p` is a price or a quantity.
+    P,
+}
+
+impl SymbolField {
+    /// The key in the event's object.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Self::Sym => "sym",
+            Self::T => "T",
+            Self::Pair => "pair",
+            Self::P => "p",
+        }
+    }
+}
+
+impl Kind {
+    /// How many kinds there are; `kind as usize` is below it.
+    pub const COUNT: usize = 17;
+
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::T,
+        Self::Q,
+        Self::A,
+        Self::AM,
+        Self::LULD,
+        Self::NOI,
+        Self::FMV,
+        Self::LV,
+        Self::C,
+        Self::CA,
+        Self::CAS,
+        Self::XT,
+        Self::XQ,
+        Self::XA,
+        Self::XAS,
+        Self::XL2,
+        Self::V,
+    ];
+
+    /// The vendor's code, as it stands in `ev` and in channels.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::T => "T",
+            Self::Q => "Q",
+            Self::A => "A",
+            Self::AM => "AM",
+            Self::LULD => "LULD",
+            Self::NOI => "NOI",
+            Self::FMV => "FMV",
+            Self::LV => "LV",
+            Self::C => "C",
+            Self::CA => "CA",
+            Self::CAS => "CAS",
+            Self::XT => "XT",
+            Self::XQ => "XQ",
+            Self::XA => "XA",
+            Self::XAS => "XAS",
+            Self::XL2 => "XL2",
+            Self::V => "V",
+        }
+    }
+
+    /// The kind with this code, of whatever market.
+    #[inline]
+    pub const fn from_code(code: &[u8]) -> Option<Self> {
+        Some(match code {
+            b"T" => Self::T,
+            b"Q" => Self::Q,
+            b"A" => Self::A,
+            b"AM" => Self::AM,
+            b"LULD" => Self::LULD,
+            b"NOI" => Self::NOI,
+            b"FMV" => Self::FMV,
+            b"LV" => Self::LV,
+            b"C" => Self::C,
+            b"CA" => Self::CA,
+            b"CAS" => Self::CAS,
+            b"XT" => Self::XT,
+            b"XQ" => Self::XQ,
+            b"XA" => Self::XA,
+            b"XAS" => Self::XAS,
+            b"XL2" => Self::XL2,
+            b"V" => Self::V,
+            _ => return None,
+        })
+    }
+
+    /// Which field of the event holds its symbol.
+    #[inline]
+    pub const fn symbol_field(self) -> SymbolField {
+        match self {
+            Self::T | Self::Q | Self::A | Self::AM | Self::FMV | Self::LV => SymbolField::Sym,
+            Self::LULD | Self::NOI | Self::V => SymbolField::T,
+            Self::CA | Self::CAS | Self::XT | Self::XQ | Self::XA | Self::XAS | Self::XL2 => {
+                SymbolField::Pair
+            }
+            Self::C => SymbolField::P,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Market {
+    /// Every market.
+    pub const ALL: [Self; 6] =
+        [Self::Stocks, Self::Options, Self::Forex, Self::Crypto, Self::Indices, Self::Futures];
+
+    /// The market's segment of the URL path.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stocks => "stocks",
+            Self::Options => "options",
+            Self::Forex => "forex",
+            Self::Crypto => "crypto",
+            Self::Indices => "indices",
+            Self::Futures => "futures",
+        }
+    }
+
+    /// The kinds that clients may subscribe to.
+    pub const fn kinds(self) -> &'static [Kind] {
+        use Kind::*;
+        match self {
+            Self::Stocks => &[T, Q, A, AM, LULD, NOI, FMV, LV],
+            Self::Options => &[T, Q, A, AM, FMV, LV],
+            Self::Forex => &[C, CA, CAS, FMV, AM, LV],
+            Self::Crypto => &[XT, XQ, XA, XAS, XL2, FMV, AM, LV],
+            Self::Indices => &[V, A, AM],
+            Self::Futures => &[T, Q, A, AM],
+        }
+    }
+
+    /// The kinds that `*` asks of the vendor when `UPSTREAM_CHANNELS` names none.
+    ///
+    /// Without the kinds of the Launchpad product, which other hosts serve, and without option quotes, which the
+    /// vendor does not serve by wildcard.
+    pub const fn default_kinds(self) -> &'static [Kind] {
+        use Kind::*;
+        match self {
+            Self::Stocks => &[T, Q, A, AM, LULD, NOI, FMV],
+            Self::Options => &[T, A, AM],
+            Self::Forex => &[C, CA, CAS, FMV],
+            Self::Crypto => &[XT, XQ, XA, XAS, XL2, FMV],
+            Self::Indices => &[V, A, AM],
+            Self::Futures => &[T, Q, A, AM],
+        }
+    }
+
+    /// The form of a symbol under which subscriptions and events of this market meet.
+    ///
+    /// Stocks, options, indices and futures spell a symbol one way, and it is kept as it is. Pairs come as `EUR/USD`,
+    /// `EUR-USD`, `C:EUR-USD`, `C:EURUSD` or `X:BTC-USD`, the subscription often otherwise than the event
+    /// (protocol facts: documentation, clients and users); their form is `EUR-USD`. A pair written without separator
+    /// is cut before its last three letters.
+    #[inline]
+    pub fn symbol_key(self, symbol: &str) -> Cow<'_, str> {
+        match self {
+            Self::Forex | Self::Crypto => pair_key(symbol),
+            Self::Stocks | Self::Options | Self::Indices | Self::Futures => Cow::Borrowed(symbol),
+        }
+    }
+
+    /// Whether [`symbol_key`](Self::symbol_key) may differ from the symbol.
+    #[inline]
+    pub const fn has_symbol_forms(self) -> bool {
+        matches!(self, Self::Forex | Self::Crypto)
+    }
+}
+
+fn pair_key(symbol: &str) -> Cow<'_, str> {
+    let pair = symbol.strip_prefix("C:").or_else(|| symbol.strip_prefix("X:")).unwrap_or(symbol);
+    if let Some((base, quote)) = pair.split_once('/') {
+        return Cow::Owned(format!("{base}-{quote}"));
+    }
+    if pair.contains('-') {
+        return Cow::Borrowed(pair);
+    }
+    match pair.len().checked_sub(3).and_then(|middle| pair.split_at_checked(middle)) {
+        Some((base, quote)) if !base.is_empty() => Cow::Owned(format!("{base}-{quote}")),
+        _ => Cow::Borrowed(pair),
+    }
+}
+
+impl fmt::Display for Market {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Market {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL
+            .into_iter()
+            .find(|market| market.name() == text)
+            .ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::name).join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_found_by_its_code_alone() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_code(kind.name().as_bytes()), Some(kind));
+            assert_eq!(Kind::ALL[kind as usize], kind);
+        }
+        for code in ["", "t", "TT", "status", "am", "*"] {
+            assert_eq!(Kind::from_code(code.as_bytes()), None, "{code}");
+        }
+    }
+
+    #[test]
+    fn spellings_of_a_pair_meet() {
+        for spelling in ["EUR/USD", "EUR-USD", "C:EUR-USD", "C:EUR/USD", "C:EURUSD", "EURUSD"] {
+            assert_eq!(Market::Forex.symbol_key(spelling), "EUR-USD", "{spelling}");
+        }
+        for spelling in ["MATIC-USD", "X:MATIC-USD", "X:MATICUSD"] {
+            assert_eq!(Market::Crypto.symbol_key(spelling), "MATIC-USD", "{spelling}");
+        }
+        for odd in ["", "USD", "C:", "é€"] {
+            assert_eq!(Market::Forex.symbol_key(odd), odd.trim_start_matches("C:"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn other_symbols_stay_as_they_are() {
+        for symbol in ["BRK.B", "BRK-B", "C:EURUSD", "X:BTC-USD", "O:SPY251219C00650000"] {
+            assert_eq!(Market::Stocks.symbol_key(symbol), symbol);
+            assert_eq!(Market::Options.symbol_key(symbol), symbol);
+        }
+    }
+
+    #[test]
+    fn default_kinds_are_kinds_of_the_market() {
+        for market in Market::ALL {
+            assert!(market.default_kinds().iter().all(|kind| market.kinds().contains(kind)));
+            assert_eq!(market.name().parse(), Ok(market));
+        }
+        assert!("Stocks".parse::<Market>().is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! Counters and gauges of a tier, in Prometheus' conventions.
+//!
+//! Handles are registered once and passed down; the hot path only adds to them. Labels come from enums alone.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, AtomicU64},
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
+    registry::{Registry, Unit},
+};
+
+use crate::close::CloseReason;
+
+/// A counter that starts at zero when the program does.
+pub type Count = Counter<u64, AtomicU64>;
+/// A gauge of whole numbers.
+pub type Level = Gauge<i64, AtomicI64>;
+
+/// The label `reason`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Reason {
+    reason: &'static str,
+}
+
+impl Reason {
+    /// A label with this value, which comes from an enum.
+    pub fn new(reason: &'static str) -> Self {
+        Self { reason }
+    }
+}
+
+/// Why events that a session was to get did not reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossReason {
+    /// The session read too slowly and was ended.
+    SlowConsumer,
+    /// The session ended, by the client or its connection, with data still queued.
+    SessionClosed,
+    /// The ring had gone round before the session read on.
+    RingOverrun,
+    /// A single event longer than a message may be.
+    Oversize,
+}
+
+impl LossReason {
+    /// Every reason.
+    pub const ALL: [Self; 4] =
+        [Self::SlowConsumer, Self::SessionClosed, Self::RingOverrun, Self::Oversize];
+
+    /// The value of the label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::SlowConsumer => "slow_consumer",
+            Self::SessionClosed => "session_closed",
+            Self::RingOverrun => "ring_overrun",
+            Self::Oversize => "oversize",
+        }
+    }
+
+    /// The loss of what was queued when a session ended so.
+    pub const fn of(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::SlowConsumer => Self::SlowConsumer,
+            CloseReason::ClientGone
+            | CloseReason::Protocol
+            | CloseReason::TooBig
+            | CloseReason::AuthTimeout
+            | CloseReason::AuthFailed
+            | CloseReason::Silent
+            | CloseReason::ControlFlood
+            | CloseReason::Drain
+            | CloseReason::Internal => Self::SessionClosed,
+        }
+    }
+}
+
+/// What is counted about sessions.
+#[derive(Debug, Default)]
+pub struct SessionMetrics {
+    /// Sessions now, from the WebSocket handshake to the close.
+    pub sessions: Level,
+    /// WebSocket handshakes accepted.
+    pub opened: Count,
+    /// Sessions ended, by reason.
+    pub closed: Family<Reason, Count>,
+    /// Connections turned away before the upgrade, by reason.
+    pub refused: Family<Reason, Count>,
+    /// Subscriptions held by all sessions.
+    pub subscriptions: Level,
+    /// Commands received.
+    pub commands: Count,
+    /// Events written to sessions' sockets: one event for two sessions counts twice.
+    pub events_delivered: Count,
+    /// Bytes written to sessions' sockets.
+    pub bytes_out: Count,
+    /// Bytes queued for all sessions.
+    pub queue_bytes: Level,
+    /// Events lost on the way to sessions, by reason.
+    pub events_lost: Family<Reason, Count>,
+}
+
+impl SessionMetrics {
+    /// Registers everything under the registry's prefix.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self::default();
+        for reason in CloseReason::ALL {
+            drop(metrics.closed.get_or_create(&Reason::new(reason.label())));
+        }
+        for reason in LossReason::ALL {
+            drop(metrics.events_lost.get_or_create(&Reason::new(reason.label())));
+        }
+        registry.register("sessions", "Sessions now", metrics.sessions.clone());
+        registry.register("sessions_opened", "Sessions accepted", metrics.opened.clone());
+        registry.register("sessions_closed", "Sessions ended", metrics.closed.clone());
+        registry.register(
+            "connections_refused",
+            "Connections turned away before the upgrade",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "subscriptions",
+            "Subscriptions held by all sessions",
+            metrics.subscriptions.clone(),
+        );
+        registry.register("commands", "Commands received", metrics.commands.clone());
+        registry.register(
+            "events_delivered",
+            "Events written to sessions, counted for each session",
+            metrics.events_delivered.clone(),
+        );
+        registry.register_with_unit(
+            "out",
+            "Bytes written to sessions",
+            Unit::Bytes,
+            metrics.bytes_out.clone(),
+        );
+        registry.register_with_unit(
+            "queue",
+            "Bytes queued for sessions",
+            Unit::Bytes,
+            metrics.queue_bytes.clone(),
+        );
+        registry.register(
+            "events_lost",
+            "Events that sessions were to get and did not",
+            metrics.events_lost.clone(),
+        );
+        Arc::new(metrics)
+    }
+
+    /// Counts events and bytes that reached a session's socket.
+    #[inline]
+    pub fn delivered(&self, events: u32, bytes: usize) {
+        if events > 0 {
+            self.events_delivered.inc_by(events.into());
+        }
+        if bytes > 0 {
+            self.bytes_out.inc_by(bytes as u64);
+        }
+    }
+
+    /// Counts events that did not reach a session.
+    pub fn lost(&self, reason: LossReason, events: u64) {
+        if events > 0 {
+            self.events_lost.get_or_create(&Reason::new(reason.label())).inc_by(events);
+        }
+    }
+}
+
+/// What is counted about a link to an upstream.
+#[derive(Debug, Default)]
+pub struct LinkMetrics {
+    /// 1 while logged in, else 0.
+    pub up: Level,
+    /// Logins that succeeded.
+    pub connects: Count,
+    /// Connections lost and tries failed, by reason.
+    pub disconnects: Family<Reason, Count>,
+    /// Data frames received.
+    pub frames: Count,
+    /// Events received, told by their key `ev`.
+    pub events: Count,
+    /// Bytes of data frames received.
+    pub bytes: Count,
+    /// Frames that were no JSON array or object, or not text.
+    pub malformed: Count,
+}
+
+impl LinkMetrics {
+    /// Registers everything under the registry's prefix.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let metrics = Self::default();
+        registry.register("upstream_up", "1 while logged in upstream", metrics.up.clone());
+        registry.register("upstream_connects", "Logins upstream", metrics.connects.clone());
+        registry.register(
+            "upstream_disconnects",
+            "Upstream connections lost and tries failed",
+            metrics.disconnects.clone(),
+        );
+        registry.register("frames_in", "Data frames received", metrics.frames.clone());
+        registry.register("events_in", "Events received", metrics.events.clone());
+        registry.register_with_unit(
+            "in",
+            "Bytes of data frames received",
+            Unit::Bytes,
+            metrics.bytes.clone(),
+        );
+        registry.register(
+            "frames_malformed",
+            "Frames received that hold no events",
+            metrics.malformed.clone(),
+        );
+        Arc::new(metrics)
+    }
+}
+
+/// Memory and start time of this process, under the names that Prometheus' own exporters use.
+#[derive(Debug)]
+pub struct ProcessMetrics {
+    /// Seconds since 1970 at which the process began.
+    pub start: f64,
+}
+
+impl Collector for ProcessMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let start = ConstGauge::new(self.start);
+        start.encode(encoder.encode_descriptor(
+            "process_start_time",
+            "Start of the process since 1970",
+            Some(&Unit::Seconds),
+            start.metric_type(),
+        )?)?;
+        let Some(memory) = memory_stats::memory_stats() else { return Ok(()) };
+        let resident = ConstGauge::new(memory.physical_mem as i64);
+        resident.encode(encoder.encode_descriptor(
+            "process_resident_memory",
+            "Resident memory",
+            Some(&Unit::Bytes),
+            resident.metric_type(),
+        )?)?;
+        Ok(())
+    }
+}

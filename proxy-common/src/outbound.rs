@@ -1,0 +1,574 @@
+//! The write half of a session: framing, batching, and a queue bounded in bytes and age.
+//!
+//! Whoever has data writes it straight to the socket, without waking the session's task. Only when the socket is full does
+//! the rest wait in the session's queue, and only then does the session's task wait for room ([`Outbound::run_writer`]). What
+//! is queued meanwhile leaves as one message: no delay while the client keeps up, fewer and larger messages when it falls behind.
+//!
+//! The choice between writing from the routing thread and a task per session lives in this module alone.
+
+use std::{
+    cell::OnceCell,
+    collections::VecDeque,
+    io::{self, IoSlice},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{net::TcpStream, sync::Notify, time::Instant};
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{Control, Data, OpCode},
+};
+
+use crate::{
+    close::CloseReason,
+    metrics::{LossReason, SessionMetrics},
+    protocol::{MAX_MESSAGE_BYTES, Status, status_message},
+    slow::{SlowLimits, Verdict},
+};
+
+/// Most bytes of control frames waiting; past it the peer pings without reading.
+const MAX_CONTROL_BYTES: usize = 64 * 1024;
+/// Most parts given to one `writev`; far below the system's limit of 1,024.
+const MAX_PARTS: usize = 64;
+/// The longest header of a frame that a server sends, and the bracket after it.
+const MAX_HEAD: usize = 11;
+
+/// Some events as text: objects separated by commas, without the brackets of an array.
+///
+/// Borrowed from the caller's buffer; copied once, however many sessions have to queue it.
+#[derive(Debug)]
+pub struct Chunk<'a> {
+    text: &'a [u8],
+    events: u32,
+    shared: OnceCell<Bytes>,
+}
+
+impl<'a> Chunk<'a> {
+    /// A chunk whose text is copied when a session cannot take it at once.
+    pub fn borrowed(text: &'a [u8], events: u32) -> Self {
+        Self { text, events, shared: OnceCell::new() }
+    }
+
+    /// A chunk whose text is shared, never copied.
+    pub fn shared(text: &'a Bytes, events: u32) -> Self {
+        Self { text, events, shared: OnceCell::from(text.clone()) }
+    }
+
+    fn share(&self) -> Bytes {
+        self.shared.get_or_init(|| Bytes::copy_from_slice(self.text)).clone()
+    }
+}
+
+/// The write half of one session, shared by its task and by whoever routes data to it.
+///
+/// The lock is held for the length of a non-blocking write at most and never across an await; only the session's own task
+/// and the router meet at it.
+#[derive(Debug)]
+pub struct Outbound {
+    socket: TcpStream,
+    lane: Mutex<Lane>,
+    /// Tells the session's task that the socket is full or that the session is condemned.
+    attention: Notify,
+    limits: SlowLimits,
+    metrics: Arc<SessionMetrics>,
+}
+
+#[derive(Debug)]
+struct Lane {
+    /// Bytes committed to the socket: the rest of a message half written.
+    wire: VecDeque<Bytes>,
+    wire_bytes: usize,
+    wire_events: u32,
+    wire_since: Instant,
+    /// Framed control frames; they go out at the next frame border, ahead of the queue.
+    control: Vec<u8>,
+    queue: VecDeque<Item>,
+    queue_bytes: usize,
+    queue_events: u64,
+    /// What the gauge of queued bytes holds for this session.
+    reported: usize,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// The policy ended the session; its task has yet to say so to the peer.
+    Condemned(CloseReason),
+    /// Only what is queued goes out, then nothing.
+    Closing,
+    /// The socket failed.
+    Broken,
+}
+
+#[derive(Debug)]
+struct Item {
+    text: Bytes,
+    events: u32,
+    since: Instant,
+    /// Whether the text is a whole message (an array) or a chunk of events that may share one.
+    whole: bool,
+}
+
+/// What became of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    /// Nothing is left to write.
+    Empty,
+    /// The socket is full; the session's task goes on when there is room.
+    Blocked,
+    /// The socket failed.
+    Broken,
+}
+
+impl Outbound {
+    /// The write half over this socket.
+    pub fn new(socket: TcpStream, limits: SlowLimits, metrics: Arc<SessionMetrics>) -> Self {
+        let lane = Lane {
+            wire: VecDeque::new(),
+            wire_bytes: 0,
+            wire_events: 0,
+            wire_since: Instant::now(),
+            control: Vec::new(),
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            queue_events: 0,
+            reported: 0,
+            state: State::Open,
+        };
+        Self { socket, lane: Mutex::new(lane), attention: Notify::new(), limits, metrics }
+    }
+
+    /// The socket, for reading.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Sends events, in the order of the calls. Chunks waiting together share a message.
+    ///
+    /// A session past its limits is condemned: it gets no more, and its task ends it. Events for a session that no longer
+    /// takes any are counted as lost.
+    pub fn deliver(&self, chunks: &[Chunk<'_>], now: Instant) {
+        let mut lane = self.lock();
+        if lane.state != State::Open {
+            let events = chunks.iter().map(|chunk| u64::from(chunk.events)).sum();
+            return self.metrics.lost(LossReason::SessionClosed, events);
+        }
+        if lane.is_empty() && self.write_directly(&mut lane, chunks, now) {
+            return;
+        }
+        for chunk in chunks {
+            lane.push(chunk.share(), chunk.events, now, false);
+        }
+        self.settle(&mut lane, now);
+    }
+
+    /// Sends whole messages (arrays), each as a frame of its own, in order with the events around them.
+    pub fn send_messages<'a>(
+        &self,
+        messages: impl IntoIterator<Item = (&'a Bytes, u32)>,
+        now: Instant,
+    ) {
+        let mut lane = self.lock();
+        for (text, events) in messages {
+            if lane.state != State::Open {
+                self.metrics.lost(LossReason::SessionClosed, events.into());
+                continue;
+            }
+            lane.push(text.clone(), events, now, true);
+        }
+        if lane.state == State::Open {
+            self.settle(&mut lane, now);
+        }
+    }
+
+    /// Sends one whole message that holds no events.
+    pub fn send_message(&self, text: &Bytes, now: Instant) {
+        self.send_messages([(text, 0)], now);
+    }
+
+    /// Adds control frames, already framed, ahead of queued data. They leave at the next frame border.
+    ///
+    /// A peer that makes us answer without reading the answers is condemned.
+    pub fn send_control(&self, framed: &[u8]) {
+        let mut lane = self.lock();
+        if !matches!(lane.state, State::Open) {
+            return;
+        }
+        lane.control.extend_from_slice(framed);
+        if lane.control.len() > MAX_CONTROL_BYTES {
+            self.condemn(&mut lane, CloseReason::ControlFlood);
+        }
+    }
+
+    /// Adds a ping ahead of queued data and writes what the socket takes.
+    pub fn ping(&self) {
+        let mut framed = Vec::with_capacity(2);
+        append_header(&mut framed, OpCode::Control(Control::Ping), 0);
+        self.send_control(&framed);
+        self.flush();
+    }
+
+    /// Writes what the socket takes without waiting.
+    pub fn flush(&self) -> Flushed {
+        let mut lane = self.lock();
+        self.write_on(&mut lane)
+    }
+
+    /// Whether nothing waits to be written.
+    pub fn is_idle(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Writes whenever the socket has room again. Returns when a backlog has been written, or with the reason for which the
+    /// session has to end.
+    ///
+    /// Cancel-safe: all state is in the lane.
+    ///
+    /// # Errors
+    ///
+    /// The session is condemned or its socket failed.
+    pub async fn run_writer(&self) -> Result<(), CloseReason> {
+        loop {
+            let (state, backlog) = {
+                let lane = self.lock();
+                (lane.state, !lane.is_empty())
+            };
+            match state {
+                State::Condemned(reason) => return Err(reason),
+                State::Broken => return Err(CloseReason::ClientGone),
+                State::Open | State::Closing => {}
+            }
+            if !backlog {
+                self.attention.notified().await;
+                continue;
+            }
+            self.socket.writable().await.map_err(|_| CloseReason::ClientGone)?;
+            match self.flush() {
+                Flushed::Empty => return Ok(()),
+                Flushed::Blocked => {}
+                Flushed::Broken => return Err(CloseReason::ClientGone),
+            }
+        }
+    }
+
+    /// Applies the limit on age, for sessions that get nothing new. Returns the time at which to look again.
+    pub fn check_age(&self, now: Instant) -> Option<Instant> {
+        let mut lane = self.lock();
+        let since = lane.oldest()?;
+        if lane.state == State::Open {
+            self.judge(&mut lane, now);
+        }
+        Some(since + self.limits.max_lag + Duration::from_millis(1))
+    }
+
+    /// Ends the stream: what is queued goes out if the reason lets it, then the close frame. Nothing can be sent afterwards.
+    ///
+    /// The message half written is completed in any case, since the close frame cannot stand inside it.
+    pub fn finish(&self, reason: CloseReason, farewell: Option<&Status>) {
+        let mut lane = self.lock();
+        if matches!(lane.state, State::Closing | State::Broken) {
+            return;
+        }
+        if !reason.flushes() {
+            self.drop_queue(&mut lane, reason);
+        }
+        let now = Instant::now();
+        if let Some(status) = farewell {
+            lane.push(status_message(status), 0, now, true);
+        }
+        if let Some(frame) = reason.frame() {
+            // Behind the queue: control frames would overtake what is still to be read.
+            while lane.frame_next(now) {}
+            let mut framed = Vec::with_capacity(4 + frame.text.len());
+            append_header(&mut framed, OpCode::Control(Control::Close), 2 + frame.text.len());
+            framed.extend_from_slice(&frame.code.to_be_bytes());
+            framed.extend_from_slice(frame.text.as_bytes());
+            lane.put(framed.into());
+        }
+        lane.state = State::Closing;
+        self.write_on(&mut lane);
+        self.attention.notify_one();
+    }
+
+    /// Counts what is still unsent as lost, when the session is over.
+    pub fn abandon(&self, reason: CloseReason) {
+        let mut lane = self.lock();
+        self.drop_queue(&mut lane, reason);
+        let events = std::mem::take(&mut lane.wire_events);
+        self.metrics.lost(LossReason::of(reason), events.into());
+        lane.clear_wire();
+        self.report(&mut lane);
+        lane.state = State::Broken;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lane> {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes one message of these chunks, nothing being queued. False if they do not fit one message.
+    fn write_directly(&self, lane: &mut Lane, chunks: &[Chunk<'_>], now: Instant) -> bool {
+        let inner = chunks.iter().map(|chunk| chunk.text.len() + 1).sum::<usize>();
+        if inner >= MAX_MESSAGE_BYTES || chunks.len() > MAX_PARTS / 2 - 1 || chunks.is_empty() {
+            return false;
+        }
+        // One comma fewer than chunks, and two brackets.
+        let mut head = [0; MAX_HEAD];
+        let head = message_head(&mut head, inner + 1);
+        let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+        let mut n = 0;
+        let mut add = |part| {
+            parts[n] = IoSlice::new(part);
+            n += 1;
+        };
+        add(head);
+        for (i, chunk) in chunks.iter().enumerate() {
+            if i > 0 {
+                add(b",");
+            }
+            add(chunk.text);
+        }
+        add(b"]");
+        let total = head.len() + inner;
+        let events = chunks.iter().map(|chunk| chunk.events).sum();
+        match self.socket.try_write_vectored(&parts[..n]) {
+            Ok(written) if written == total => self.metrics.delivered(events, total),
+            Ok(written) => {
+                lane.commit(head, chunks, written);
+                lane.wire_events = events;
+                lane.wire_since = now;
+                self.report(lane);
+                self.metrics.delivered(0, written);
+                self.attention.notify_one();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                lane.commit(head, chunks, 0);
+                lane.wire_events = events;
+                lane.wire_since = now;
+                self.report(lane);
+                self.attention.notify_one();
+            }
+            Err(_) => {
+                self.metrics.lost(LossReason::SessionClosed, events.into());
+                self.break_off(lane);
+            }
+        }
+        true
+    }
+
+    /// Writes what can be written of a queue just grown, then applies the policy to the rest.
+    fn settle(&self, lane: &mut Lane, now: Instant) {
+        // With a message half written the socket was full a moment ago; the session's task is waiting for room.
+        if lane.wire.is_empty() && self.write_on(lane) != Flushed::Blocked {
+            return;
+        }
+        self.report(lane);
+        self.judge(lane, now);
+    }
+
+    /// Brings the gauge of queued bytes up to date.
+    fn report(&self, lane: &mut Lane) {
+        let held = lane.queue_bytes + lane.wire_bytes;
+        self.metrics.queue_bytes.inc_by(held as i64 - lane.reported as i64);
+        lane.reported = held;
+    }
+
+    fn judge(&self, lane: &mut Lane, now: Instant) {
+        let age =
+            lane.oldest().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        match self.limits.judge(lane.queue_bytes + lane.wire_bytes, age) {
+            Verdict::Keep => {}
+            Verdict::TooMuch | Verdict::TooOld => self.condemn(lane, CloseReason::SlowConsumer),
+        }
+    }
+
+    fn condemn(&self, lane: &mut Lane, reason: CloseReason) {
+        self.drop_queue(lane, reason);
+        lane.state = State::Condemned(reason);
+        self.attention.notify_one();
+    }
+
+    fn drop_queue(&self, lane: &mut Lane, reason: CloseReason) {
+        self.metrics.lost(LossReason::of(reason), lane.queue_events);
+        lane.queue = VecDeque::new();
+        lane.queue_bytes = 0;
+        lane.queue_events = 0;
+        lane.control = Vec::new();
+        self.report(lane);
+    }
+
+    fn break_off(&self, lane: &mut Lane) {
+        self.drop_queue(lane, CloseReason::ClientGone);
+        self.metrics.lost(LossReason::SessionClosed, lane.wire_events.into());
+        lane.wire_events = 0;
+        lane.clear_wire();
+        self.report(lane);
+        lane.state = State::Broken;
+        self.attention.notify_one();
+    }
+
+    fn write_on(&self, lane: &mut Lane) -> Flushed {
+        if lane.state == State::Broken {
+            return Flushed::Broken;
+        }
+        loop {
+            if lane.wire.is_empty() {
+                self.metrics.delivered(std::mem::take(&mut lane.wire_events), 0);
+                let now = lane.queue.front().map_or(lane.wire_since, |item| item.since);
+                if !lane.frame_next(now) {
+                    self.report(lane);
+                    return Flushed::Empty;
+                }
+            }
+            let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+            let n = lane.wire.len().min(MAX_PARTS);
+            for (part, bytes) in parts.iter_mut().zip(&lane.wire) {
+                *part = IoSlice::new(bytes);
+            }
+            match self.socket.try_write_vectored(&parts[..n]) {
+                Ok(written) => {
+                    lane.advance(written);
+                    self.metrics.delivered(0, written);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.report(lane);
+                    self.attention.notify_one();
+                    return Flushed::Blocked;
+                }
+                Err(_) => {
+                    self.break_off(lane);
+                    return Flushed::Broken;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Outbound {
+    fn drop(&mut self) {
+        let lane = self.lane.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.queue_bytes.dec_by(lane.reported as i64);
+    }
+}
+
+impl Lane {
+    fn is_empty(&self) -> bool {
+        self.wire.is_empty() && self.queue.is_empty() && self.control.is_empty()
+    }
+
+    fn put(&mut self, bytes: Bytes) {
+        self.wire_bytes += bytes.len();
+        self.wire.push_back(bytes);
+    }
+
+    fn clear_wire(&mut self) {
+        self.wire = VecDeque::new();
+        self.wire_bytes = 0;
+    }
+
+    fn oldest(&self) -> Option<Instant> {
+        if self.wire.is_empty() {
+            self.queue.front().map(|item| item.since)
+        } else {
+            Some(self.wire_since)
+        }
+    }
+
+    fn push(&mut self, text: Bytes, events: u32, since: Instant, whole: bool) {
+        self.queue_bytes += text.len();
+        self.queue_events += u64::from(events);
+        self.queue.push_back(Item { text, events, since, whole });
+    }
+
+    /// Puts the unwritten rest of one message of chunks on the wire.
+    fn commit(&mut self, head: &[u8], chunks: &[Chunk<'_>], written: usize) {
+        self.put(Bytes::copy_from_slice(head));
+        for (i, chunk) in chunks.iter().enumerate() {
+            if i > 0 {
+                self.put(Bytes::from_static(b","));
+            }
+            self.put(chunk.share());
+        }
+        self.put(Bytes::from_static(b"]"));
+        self.advance(written);
+    }
+
+    /// Frames what goes next: control frames, a whole message, or all chunks that fit one message.
+    fn frame_next(&mut self, since: Instant) -> bool {
+        if !self.control.is_empty() {
+            let control = std::mem::take(&mut self.control);
+            self.put(control.into());
+        }
+        let Some(first) = self.queue.front() else { return !self.wire.is_empty() };
+        self.wire_since = since;
+        if first.whole {
+            let item = self.take_item();
+            let mut head = Vec::with_capacity(MAX_HEAD);
+            append_header(&mut head, OpCode::Data(Data::Text), item.text.len());
+            self.put(head.into());
+            self.put(item.text);
+            return true;
+        }
+        let mut inner = 0;
+        let mut n = 0;
+        for item in self.queue.iter().take_while(|item| !item.whole) {
+            // Brackets and commas included; a chunk that alone is too long goes alone.
+            if n > 0 && inner + item.text.len() + 2 > MAX_MESSAGE_BYTES {
+                break;
+            }
+            inner += item.text.len() + 1;
+            n += 1;
+        }
+        let mut head = [0; MAX_HEAD];
+        self.put(Bytes::copy_from_slice(message_head(&mut head, inner + 1)));
+        for i in 0..n {
+            if i > 0 {
+                self.put(Bytes::from_static(b","));
+            }
+            let item = self.take_item();
+            self.put(item.text);
+        }
+        self.put(Bytes::from_static(b"]"));
+        true
+    }
+
+    fn take_item(&mut self) -> Item {
+        let item = self.queue.pop_front().expect("the caller has seen the item");
+        self.queue_bytes -= item.text.len();
+        self.queue_events -= u64::from(item.events);
+        self.wire_events += item.events;
+        item
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.wire_bytes -= written;
+        while written > 0 {
+            let Some(front) = self.wire.front_mut() else { return };
+            if written < front.len() {
+                front.advance(written);
+                return;
+            }
+            written -= front.len();
+            self.wire.pop_front();
+        }
+    }
+}
+
+/// The header of a text frame of `len` bytes and the opening bracket.
+fn message_head(buffer: &mut [u8; MAX_HEAD], len: usize) -> &[u8] {
+    let mut head = &mut buffer[..];
+    FrameHeader { opcode: OpCode::Data(Data::Text), ..FrameHeader::default() }
+        .format(len as u64, &mut head)
+        .expect("a header fits ten bytes");
+    let used = MAX_HEAD - head.len();
+    buffer[used] = b'[';
+    &buffer[..=used]
+}
+
+fn append_header(out: &mut Vec<u8>, opcode: OpCode, len: usize) {
+    FrameHeader { opcode, ..FrameHeader::default() }
+        .format(len as u64, out)
+        .expect("writing to memory does not fail");
+}

@@ -1,0 +1,300 @@
+//! The port that clients connect to: bind, accept, hand over to HTTP, and from there to sessions.
+
+use std::{
+    io,
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::registry::Registry;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, debug, error_span, info, warn};
+
+use crate::{
+    close::CloseReason,
+    http_face::{Accepted, AcceptedSlot, HttpFace},
+    metrics::{Reason, SessionMetrics},
+    session::{self, SessionConfig, Tier},
+};
+
+/// Connections beyond the sessions' limit, for probes and for telling others that there is no room.
+const SPARE_CONNECTIONS: usize = 256;
+/// How long to wait when the system has no descriptor or memory for another connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+/// Connections the system holds for us while we are busy.
+const BACKLOG: i32 = 4_096;
+
+/// Listeners that are bound but not yet served.
+#[derive(Debug)]
+pub struct Bound {
+    data: Vec<TcpListener>,
+    admin: Option<TcpListener>,
+}
+
+impl Bound {
+    /// Binds the data port on each of these addresses, all on one port if they ask for any free one, and the admin port.
+    ///
+    /// # Errors
+    ///
+    /// An address cannot be had; it is named beside the system's reason. An IPv6 address on a machine without IPv6 is left
+    /// out if another address could be bound.
+    pub fn bind(
+        addresses: &[SocketAddr],
+        admin: Option<SocketAddr>,
+    ) -> Result<Self, (SocketAddr, io::Error)> {
+        let mut data: Vec<TcpListener> = Vec::with_capacity(addresses.len());
+        for &address in addresses {
+            let mut address = address;
+            if let (0, Some(first)) = (address.port(), data.first()) {
+                address.set_port(first.local_addr().map_err(|error| (address, error))?.port());
+            }
+            match listen(address) {
+                Ok(listener) => data.push(listener),
+                Err(error) if lacks_ipv6(address, &error) && !data.is_empty() => {
+                    debug!(%address, %error, "address left out");
+                }
+                Err(error) => return Err((address, error)),
+            }
+        }
+        let admin = match admin {
+            Some(address) => Some(listen(address).map_err(|error| (address, error))?),
+            None => None,
+        };
+        Ok(Self { data, admin })
+    }
+
+    /// The addresses of the data port.
+    ///
+    /// # Errors
+    ///
+    /// The system does not tell.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.data.iter().map(TcpListener::local_addr).collect()
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // Each address of a host name is bound by itself; :: alone means both families.
+        socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    // A restart must not wait for old connections to be forgotten.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    address.is_ipv6()
+        && matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+}
+
+/// A tier's server, ready to be served.
+#[derive(Debug)]
+pub struct Server<T> {
+    /// The tier behind the port.
+    pub tier: Arc<T>,
+    /// What `/metrics` shows.
+    pub registry: Registry,
+    /// What is counted about sessions.
+    pub metrics: Arc<SessionMetrics>,
+    /// How sessions are served.
+    pub sessions: SessionConfig,
+    /// Most sessions at once.
+    pub max_connections: usize,
+}
+
+impl<T: Tier> Server<T> {
+    /// Serves until `stop`, then lets the sessions say goodbye. Returns when the last one is gone.
+    pub async fn serve(self, bound: Bound, stop: CancellationToken) {
+        let tracker = TaskTracker::new();
+        let registry = Arc::new(self.registry);
+        let room = Arc::new(Semaphore::new(self.max_connections));
+        let connections = Arc::new(Semaphore::new(self.max_connections + SPARE_CONNECTIONS));
+        let sessions = Arc::new(self.sessions);
+        let face = |upgrades, probes| {
+            Arc::new(HttpFace {
+                tier: Arc::clone(&self.tier),
+                registry: Arc::clone(&registry),
+                market: sessions.market,
+                metrics: Arc::clone(&self.metrics),
+                room: Arc::clone(&room),
+                probes,
+                upgrades,
+                stop: stop.clone(),
+            })
+        };
+        let faces =
+            bound.data.into_iter().map(|l| (l, face(true, bound.admin.is_none()), "listening"));
+        let faces: Vec<_> = faces.collect();
+        let admin = bound.admin.map(|l| (l, face(false, true), "admin listening"));
+        for (listener, face, announcement) in faces.into_iter().chain(admin) {
+            if let Ok(addr) = listener.local_addr() {
+                info!(%addr, "{announcement}");
+            }
+            let port = Port {
+                face,
+                sessions: Arc::clone(&sessions),
+                connections: Arc::clone(&connections),
+                tracker: tracker.clone(),
+                stop: stop.clone(),
+            };
+            tracker.spawn(port.accept(listener));
+        }
+        tracker.spawn(tick(Arc::clone(&self.tier), stop.clone()));
+        stop.cancelled().await;
+        tracker.close();
+        tracker.wait().await;
+    }
+}
+
+async fn tick<T: Tier>(tier: Arc<T>, stop: CancellationToken) {
+    let mut seconds = interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = seconds.tick() => tier.tick(),
+        }
+    }
+}
+
+/// What the tasks of one listener share.
+struct Port<T> {
+    face: Arc<HttpFace<T>>,
+    sessions: Arc<SessionConfig>,
+    connections: Arc<Semaphore>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl<T: Tier> Port<T> {
+    /// Accepts until told to stop. No error of a connection or of the system ends it.
+    async fn accept(self, listener: TcpListener) {
+        let port = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = port.stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    let Ok(permit) = Arc::clone(&port.connections).try_acquire_owned() else {
+                        port.face.metrics.refused.get_or_create(&Reason::new("connections")).inc();
+                        continue;
+                    };
+                    let connection = Arc::clone(&port);
+                    let span = error_span!("session", %peer);
+                    let task = async move {
+                        connection.serve(socket).await;
+                        drop(permit);
+                    };
+                    port.tracker.spawn(task.instrument(span));
+                }
+                Err(error) if is_the_peers(&error) => {
+                    debug!(%error, "connection lost before accept");
+                }
+                Err(error) => {
+                    warn!(%error, "failed to accept; trying again shortly");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, socket: TcpStream) {
+        // Small messages must not wait for acknowledgements of earlier ones.
+        if let Err(error) = socket.set_nodelay(true) {
+            debug!(%error, "connection lost at once");
+            return;
+        }
+        // Boxed: the HTTP state is gone before the session begins, and sessions live long.
+        let Some((socket, early, permit)) = Box::pin(self.handshake(socket)).await else { return };
+        let metrics = &self.face.metrics;
+        metrics.opened.inc();
+        metrics.sessions.inc();
+        let reason =
+            session::serve(&*self.face.tier, &self.sessions, metrics, socket, early, &self.stop)
+                .await;
+        metrics.sessions.dec();
+        metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
+        drop(permit);
+        log_end(reason);
+    }
+
+    /// Serves HTTP until the connection ends or becomes a WebSocket.
+    async fn handshake(
+        &self,
+        socket: TcpStream,
+    ) -> Option<(TcpStream, Bytes, tokio::sync::OwnedSemaphorePermit)> {
+        let slot = AcceptedSlot::default();
+        let limit = self.sessions.auth_timeout;
+        {
+            let service = service_fn(|request| {
+                std::future::ready(Ok::<_, std::convert::Infallible>(
+                    self.face.respond(request, &slot),
+                ))
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limit)
+                .max_buf_size(16 * 1024)
+                .serve_connection(TokioIo::new(socket), service)
+                .with_upgrades();
+            tokio::pin!(connection);
+            let served = tokio::select! {
+                served = &mut connection => served,
+                () = self.stop.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    match timeout(limit, connection).await {
+                        Ok(served) => served,
+                        Err(_) => return None,
+                    }
+                }
+            };
+            if let Err(error) = served {
+                debug!(%error, "HTTP connection ended");
+            }
+        }
+        let Accepted { upgrade, permit } =
+            slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
+        let upgraded = match timeout(limit, upgrade).await {
+            Ok(Ok(upgraded)) => upgraded,
+            Ok(Err(_)) | Err(_) => return None,
+        };
+        let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+        Some((parts.io.into_inner(), parts.read_buf, permit))
+    }
+}
+
+fn log_end(reason: CloseReason) {
+    if reason.is_notable() {
+        warn!(reason = reason.label(), "session ended");
+    } else {
+        debug!(reason = reason.label(), "session ended");
+    }
+}
+
+/// Errors of one connection, which say nothing about the next.
+fn is_the_peers(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}

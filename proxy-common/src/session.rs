@@ -1,0 +1,374 @@
+//! One accepted downstream WebSocket, from the greeting to the close: the vendor's protocol, the same on both ports.
+
+use std::{
+    io::{self, Read, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout_at},
+};
+use tokio_tungstenite::tungstenite::{
+    Error, Message,
+    error::{CapacityError, ProtocolError},
+    protocol::{Role, WebSocketConfig, WebSocketContext},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    channel::{Channel, items},
+    close::CloseReason,
+    config::Keys,
+    market::Market,
+    metrics::SessionMetrics,
+    outbound::Outbound,
+    protocol::{Command, Status, status_message, status_messages},
+    slow::SlowLimits,
+};
+
+/// The longest command taken: room for 50,000 subscriptions.
+const MAX_COMMAND_BYTES: usize = 1 << 20;
+/// Bytes read at a time from a client; clients say little.
+const READ_BYTES: usize = 2 * 1024;
+/// A client silent for this many pings is closed.
+const SILENT_PINGS: u32 = 3;
+/// How long a client with a wrong key may take to read the verdict and leave by itself, which some expect to.
+const VERDICT_PAUSE: Duration = Duration::from_millis(500);
+/// How long a client may take to answer our close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a session needs to know.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The market served.
+    pub market: Market,
+    /// The keys that open a session.
+    pub keys: Keys,
+    /// Most time from the greeting to the auth command.
+    pub auth_timeout: Duration,
+    /// Time between our pings.
+    pub ping_interval: Duration,
+    /// Most subscriptions held.
+    pub max_subscriptions: usize,
+    /// How far it may fall behind.
+    pub slow: SlowLimits,
+    /// Most time for taking what is queued when the program stops.
+    pub drain_timeout: Duration,
+}
+
+/// A change of subscriptions that a client asked for, checked.
+#[derive(Debug)]
+pub struct Change {
+    /// Whether the channels are added or removed.
+    pub subscribe: bool,
+    /// The channels, repetitions included.
+    pub channels: Vec<Channel>,
+    /// The messages that answer the command: to be sent once the change holds, and before any event that it enables.
+    pub reply: Vec<Bytes>,
+}
+
+/// A tier, as its sessions see it.
+pub trait Tier: Send + Sync + 'static {
+    /// A session's place among the tier's data. Dropping it ends all its subscriptions.
+    type Seat: Seat;
+
+    /// Gives an authenticated session its place.
+    fn admit(&self, outbound: &Arc<Outbound>) -> Self::Seat;
+
+    /// What `/health` says.
+    fn health(&self) -> crate::health::Health;
+
+    /// Called about once a second.
+    fn tick(&self);
+}
+
+/// A session's place among a tier's data.
+pub trait Seat: Send {
+    /// Makes a change and sends its reply, in order with the events around it.
+    fn change(&mut self, change: Change) -> impl Future<Output = ()> + Send;
+
+    /// How many subscriptions the session holds.
+    fn held(&self) -> usize;
+
+    /// Waits for data and sends it, where the tier lets its sessions fetch their data; never returns otherwise. Only called
+    /// while nothing is queued. Must be cancel-safe.
+    fn pull(&mut self) -> impl Future<Output = Result<(), CloseReason>> + Send;
+}
+
+/// A session in progress.
+struct Session<'a, T: Tier> {
+    tier: &'a T,
+    config: &'a SessionConfig,
+    outbound: Arc<Outbound>,
+    websocket: WebSocketContext,
+    seat: Option<T::Seat>,
+    started: Instant,
+    last_heard: Instant,
+    next_ping: Instant,
+    metrics: &'a SessionMetrics,
+}
+
+/// Serves an upgraded connection until it ends, and says why it ended.
+///
+/// `early` holds bytes that arrived with the upgrade. Stop it through `stop`, which lets it say goodbye.
+pub async fn serve<T: Tier>(
+    tier: &T,
+    config: &SessionConfig,
+    metrics: &Arc<SessionMetrics>,
+    socket: TcpStream,
+    early: Bytes,
+    stop: &CancellationToken,
+) -> CloseReason {
+    let limits = WebSocketConfig::default()
+        .read_buffer_size(READ_BYTES)
+        .max_message_size(Some(MAX_COMMAND_BYTES))
+        .max_frame_size(Some(MAX_COMMAND_BYTES));
+    let websocket = WebSocketContext::from_partially_read(early.into(), Role::Server, Some(limits));
+    let now = Instant::now();
+    let mut session = Session {
+        tier,
+        config,
+        outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
+        websocket,
+        seat: None,
+        started: now,
+        last_heard: now,
+        next_ping: now + config.ping_interval,
+        metrics,
+    };
+    session.outbound.send_message(&status_message(&Status::connected()), now);
+    let reason = session.run(stop).await;
+    // The seat goes first: nothing more is routed to a session that ends.
+    session.seat = None;
+    session.end(reason).await;
+    reason
+}
+
+impl<T: Tier> Session<'_, T> {
+    async fn run(&mut self, stop: &CancellationToken) -> CloseReason {
+        loop {
+            let deadline = self.next_deadline();
+            let outbound = &self.outbound;
+            // Data is fetched only when all before it is written: what waits, waits where it is bounded.
+            let may_pull = self.seat.is_some() && outbound.is_idle();
+            let step = tokio::select! {
+                biased; // Timers before data: the last branches may always be ready.
+                () = stop.cancelled() => Err(CloseReason::Drain),
+                () = sleep_until(deadline) => self.on_time(Instant::now()),
+                written = outbound.run_writer() => written,
+                message = read(&mut self.websocket, outbound) => self.on_message(message).await,
+                pulled = pull(&mut self.seat), if may_pull => pulled,
+            };
+            if let Err(reason) = step {
+                return reason;
+            }
+        }
+    }
+
+    /// When to look at the clock again.
+    fn next_deadline(&self) -> Instant {
+        let mut deadline = self.next_ping;
+        if self.seat.is_none() {
+            deadline = deadline.min(self.started + self.config.auth_timeout);
+        }
+        match self.outbound.check_age(Instant::now()) {
+            Some(overdue) => deadline.min(overdue),
+            None => deadline,
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
+        if self.seat.is_none() && now >= self.started + self.config.auth_timeout {
+            return Err(CloseReason::AuthTimeout);
+        }
+        if now >= self.last_heard + self.config.ping_interval * SILENT_PINGS {
+            return Err(CloseReason::Silent);
+        }
+        if now >= self.next_ping {
+            self.next_ping = now + self.config.ping_interval;
+            self.outbound.ping();
+        }
+        Ok(())
+    }
+
+    async fn on_message(&mut self, message: Result<Message, Error>) -> Result<(), CloseReason> {
+        self.last_heard = Instant::now();
+        // Answers to pings stand in the lane now.
+        self.outbound.flush();
+        match message {
+            Ok(Message::Text(text)) => self.on_command(&text).await,
+            Ok(Message::Binary(_)) => {
+                self.reply_error("invalid command: expected a text frame, got a binary one");
+                Ok(())
+            }
+            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(()),
+            Ok(Message::Close(_)) => Err(CloseReason::ClientGone),
+            Err(Error::Capacity(CapacityError::MessageTooLong { .. })) => Err(CloseReason::TooBig),
+            Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
+                Err(CloseReason::ClientGone)
+            }
+            Err(Error::Protocol(_) | Error::Utf8(_)) => Err(CloseReason::Protocol),
+            Err(_) => Err(CloseReason::ClientGone),
+        }
+    }
+
+    async fn on_command(&mut self, text: &str) -> Result<(), CloseReason> {
+        self.metrics.commands.inc();
+        match Command::parse(text) {
+            Ok(Command::Auth(key)) => {
+                if !self.config.keys.contains(&key) {
+                    return Err(CloseReason::AuthFailed);
+                }
+                self.reply(&Status::auth_success());
+                // A second auth is answered like the first and changes nothing.
+                if self.seat.is_none() {
+                    self.seat = Some(self.tier.admit(&self.outbound));
+                }
+            }
+            Ok(Command::Subscribe(params)) => self.on_change(&params, true).await,
+            Ok(Command::Unsubscribe(params)) => self.on_change(&params, false).await,
+            Err(error) => self.reply_error(error.to_string()),
+        }
+        Ok(())
+    }
+
+    async fn on_change(&mut self, params: &str, subscribe: bool) {
+        let Some(seat) = &mut self.seat else { return self.reply(&Status::auth_required()) };
+        let limit = self.config.max_subscriptions;
+        let mut room = if subscribe { limit.saturating_sub(seat.held()) } else { usize::MAX };
+        let mut channels = Vec::new();
+        let mut refusals = Vec::new();
+        let mut accepted = Vec::new();
+        for item in items(params) {
+            match Channel::parse(item, self.config.market) {
+                Ok(_) if room == 0 => refusals.push(Status::error(format!(
+                    "subscription limit of {limit} reached: {item:?} not subscribed"
+                ))),
+                Ok(channel) => {
+                    room -= 1;
+                    channels.push(channel);
+                    accepted.push(if subscribe {
+                        Status::subscribed(item)
+                    } else {
+                        Status::unsubscribed(item)
+                    });
+                }
+                Err(error) => refusals.push(Status::error(error.to_string())),
+            }
+        }
+        refusals.append(&mut accepted);
+        if refusals.is_empty() {
+            let action = if subscribe { "subscribe" } else { "unsubscribe" };
+            return self.reply_error(format!(
+                "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"
+            ));
+        }
+        seat.change(Change { subscribe, channels, reply: status_messages(&refusals) }).await;
+    }
+
+    fn reply_error(&self, message: impl Into<String>) {
+        self.reply(&Status::error(message));
+    }
+
+    fn reply(&self, status: &Status) {
+        self.outbound.send_message(&status_message(status), Instant::now());
+    }
+
+    /// Says goodbye as the reason demands, and waits for the peer to take it.
+    async fn end(&mut self, reason: CloseReason) {
+        let farewell = match reason {
+            CloseReason::AuthTimeout => Some(Status::auth_timeout()),
+            CloseReason::SlowConsumer => Some(Status::new(
+                "slow_consumer",
+                "this client reads more slowly than its data comes: what was queued for it is lost",
+            )),
+            CloseReason::Drain => Some(Status::new("draining", "the proxy is restarting")),
+            CloseReason::AuthFailed => {
+                self.reply(&Status::auth_failed());
+                self.wait_for_leave(Instant::now() + VERDICT_PAUSE).await;
+                None
+            }
+            CloseReason::ClientGone
+            | CloseReason::Protocol
+            | CloseReason::TooBig
+            | CloseReason::Silent
+            | CloseReason::ControlFlood
+            | CloseReason::Internal => None,
+        };
+        self.outbound.finish(reason, farewell.as_ref());
+        if reason.frame().is_some() {
+            let patience = if reason == CloseReason::Drain {
+                self.config.drain_timeout
+            } else {
+                CLOSE_TIMEOUT
+            };
+            self.wait_for_leave(Instant::now() + patience).await;
+        }
+        self.outbound.abandon(reason);
+    }
+
+    /// Goes on writing and reads on, throwing commands away, until the peer leaves or time is up. Closing a socket with unread
+    /// input would reset the connection and could take our last words with it.
+    async fn wait_for_leave(&mut self, deadline: Instant) {
+        let left = async {
+            loop {
+                tokio::select! {
+                    written = self.outbound.run_writer() => if written.is_err() { return },
+                    message = read(&mut self.websocket, &self.outbound) => match message {
+                        Ok(Message::Close(_)) | Err(_) => return,
+                        Ok(_) => {}
+                    },
+                }
+            }
+        };
+        // Running out of time is one of the two ways in which this wait is meant to end.
+        let _ = timeout_at(deadline, left).await;
+        self.outbound.flush();
+    }
+}
+
+/// Reads the next message. Cancel-safe: what was read stays in the context.
+async fn read(websocket: &mut WebSocketContext, outbound: &Outbound) -> Result<Message, Error> {
+    loop {
+        let mut io = SessionIo { outbound };
+        match websocket.read(&mut io) {
+            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                outbound.socket().readable().await?;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn pull<S: Seat>(seat: &mut Option<S>) -> Result<(), CloseReason> {
+    match seat {
+        Some(seat) => seat.pull().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The socket as the WebSocket library sees it: it reads from the socket, and its own answers (pongs, close frames) go to the
+/// lane of control frames, whole, so that they never cut into a data frame.
+struct SessionIo<'a> {
+    outbound: &'a Outbound,
+}
+
+impl Read for SessionIo<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.outbound.socket().try_read(buffer)
+    }
+}
+
+impl Write for SessionIo<'_> {
+    fn write(&mut self, framed: &[u8]) -> io::Result<usize> {
+        self.outbound.send_control(framed);
+        Ok(framed.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
