@@ -19,7 +19,9 @@ use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 
-use crate::{market::Market, telemetry::LogFormat};
+use crate::{
+    market::Market, server::Bound, session::SessionConfig, slow::SlowLimits, telemetry::LogFormat,
+};
 
 /// A setting that is missing or wrong: one line that names the variable, the value unless secret, and what is expected.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -50,6 +52,13 @@ pub enum Unparsed {
     Display(String),
     /// A bad setting.
     Error(ConfigError),
+}
+
+impl Unparsed {
+    /// The system refused what every program needs.
+    pub fn system(error: impl Display) -> Self {
+        Self::Error(ConfigError(format!("failed to start: {error}")))
+    }
 }
 
 /// Reads flags, then variables of the environment, then of the nearest `.env` in the working directory or above it.
@@ -165,6 +174,86 @@ pub struct ListenArgs {
     /// Market served: stocks, options, forex, crypto, indices or futures
     #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
     pub market: Market,
+}
+
+impl ListenArgs {
+    /// How sessions are served, given the keys that open them.
+    pub fn sessions(&self, keys: Keys) -> SessionConfig {
+        SessionConfig {
+            market: self.market,
+            keys,
+            auth_timeout: self.auth_timeout,
+            ping_interval: self.ping_interval,
+            max_subscriptions: self.max_subscriptions,
+            slow: SlowLimits { queue_bytes: self.client_queue_bytes, max_lag: self.client_max_lag },
+            drain_timeout: self.drain_timeout,
+        }
+    }
+}
+
+/// The account's key, under the vendor's old and new name.
+#[derive(Debug, Clone, Args)]
+pub struct AccountArgs {
+    /// Key of the Polygon.io account
+    #[arg(long, env = "POLYGON_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    pub polygon_api_key: Option<SecretString>,
+    /// File holding the key
+    #[arg(long, env = "POLYGON_API_KEY_FILE", value_parser = path)]
+    pub polygon_api_key_file: Option<PathBuf>,
+    /// The same under the vendor's new name; POLYGON_API_KEY goes first
+    #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    pub massive_api_key: Option<SecretString>,
+    /// File holding the key, under the vendor's new name
+    #[arg(long, env = "MASSIVE_API_KEY_FILE", value_parser = path)]
+    pub massive_api_key_file: Option<PathBuf>,
+}
+
+impl AccountArgs {
+    /// The account's key, if any is set.
+    ///
+    /// # Errors
+    ///
+    /// As of [`secret`].
+    pub fn key(&self) -> Result<Option<SecretString>, ConfigError> {
+        let key = |name, value: &Option<SecretString>, file: &Option<PathBuf>| {
+            secret(name, value.as_ref(), file.as_deref())
+        };
+        match key("POLYGON_API_KEY", &self.polygon_api_key, &self.polygon_api_key_file)? {
+            Some(found) => Ok(Some(found)),
+            None => key("MASSIVE_API_KEY", &self.massive_api_key, &self.massive_api_key_file),
+        }
+    }
+}
+
+/// Parses a secret: any text.
+///
+/// # Errors
+///
+/// None; the signature is what the command line wants.
+pub fn secret_text(text: &str) -> Result<SecretString, std::convert::Infallible> {
+    Ok(SecretString::from(text))
+}
+
+/// Binds the data port and the admin port.
+///
+/// # Errors
+///
+/// The host is unknown or a port is taken; the variable is named.
+pub async fn bind(
+    (host_variable, host): (&str, &str),
+    (port_variable, port): (&str, u16),
+    admin_port: Option<u16>,
+) -> Result<Bound, ConfigError> {
+    let addresses = addresses(host_variable, host, port).await?;
+    Bound::bind(&addresses, admin_port.map(loopback)).map_err(|(address, error)| {
+        let admin = admin_port.is_some_and(|port| address == loopback(port));
+        let variable = if admin { "ADMIN_PORT" } else { port_variable };
+        ConfigError::invalid(
+            variable,
+            address.port(),
+            format!("expected a port free at {address}: {error}"),
+        )
+    })
 }
 
 /// Reads a secret given as a value or as a file (whose last line break is not part of it).

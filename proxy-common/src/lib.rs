@@ -18,6 +18,7 @@ pub mod http_face;
 pub mod link;
 pub mod market;
 pub mod metrics;
+pub mod notice;
 pub mod outbound;
 pub mod protocol;
 pub mod server;

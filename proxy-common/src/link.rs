@@ -16,10 +16,7 @@ use std::{
 use bytes::Bytes;
 use secrecy::SecretString;
 use serde::Serialize;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 use url::Url;
 
@@ -71,16 +68,10 @@ impl LinkConfig {
 /// What happens on a link.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Logged in. Data may follow.
-    Up {
-        /// How long the link was down, if it was up before.
-        outage: Option<Duration>,
-    },
-    /// The connection is lost. Reconnecting goes on by itself.
-    Down {
-        /// Why, for people.
-        reason: String,
-    },
+    /// Logged in. Data may follow. If the link was up before, the outage that has just ended.
+    Up(Option<Outage>),
+    /// The connection is lost, since now. Reconnecting goes on by itself.
+    Down(Outage),
     /// An array of data events, byte for byte as upstream sent it.
     Frame {
         /// The array's text.
@@ -90,6 +81,15 @@ pub enum LinkEvent {
     },
     /// A notice of the upstream that concerns those downstream: the text of its status object.
     Notice(String),
+}
+
+/// A time without the link.
+#[derive(Debug, Clone)]
+pub struct Outage {
+    /// When the connection was lost.
+    pub from: SystemTime,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// What a link is doing.
@@ -182,8 +182,8 @@ pub struct Link {
     metrics: Arc<LinkMetrics>,
     backoff: Backoff,
     phase: Phase,
-    /// When the link was lost, to tell how long an outage took.
-    lost_at: Option<Instant>,
+    /// The outage that lasts, if the link was up before.
+    outage: Option<Outage>,
     /// Events known but not yet yielded; a frame brings at most a few notices.
     ready: VecDeque<LinkEvent>,
 }
@@ -244,7 +244,7 @@ impl Link {
             metrics,
             backoff: Backoff::default(),
             phase: Phase::Waiting(Box::pin(future::ready(()))),
-            lost_at: None,
+            outage: None,
             ready: VecDeque::new(),
         };
         (link, handle)
@@ -280,10 +280,11 @@ impl Link {
                     Ok(Received::Channels(changes)) => self.on_channels(&changes),
                     Err(error) => {
                         let life = connection.age();
-                        self.lost_at = Some(Instant::now());
+                        let outage = Outage { from: SystemTime::now(), reason: error.to_string() };
+                        self.outage = Some(outage.clone());
                         self.metrics.up.set(0);
                         self.on_end(&error, life);
-                        self.ready.push_back(LinkEvent::Down { reason: error.to_string() });
+                        self.ready.push_back(LinkEvent::Down(outage));
                     }
                 },
             }
@@ -302,7 +303,6 @@ impl Link {
 
     fn on_login(&mut self, socket: WebSocket) {
         info!(upstream = self.config.upstream, url = %self.config.url, "Authenticated successfully");
-        let outage = self.lost_at.take().map(|at| at.elapsed());
         let connection = Connection::new(
             socket,
             self.wanted.clone(),
@@ -318,7 +318,7 @@ impl Link {
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
         self.metrics.up.set(1);
-        self.ready.push_back(LinkEvent::Up { outage });
+        self.ready.push_back(LinkEvent::Up(self.outage.take()));
     }
 
     /// Decides when to try again. `life` is how long the connection had been logged in.

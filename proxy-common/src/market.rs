@@ -286,7 +286,7 @@ mod tests {
         for spelling in ["MATIC-USD", "X:MATIC-USD", "X:MATICUSD"] {
             assert_eq!(Market::Crypto.symbol_key(spelling), "MATIC-USD", "{spelling}");
         }
-        for odd in ["", "USD", "C:", "é€"] {
+        for odd in ["", "USD", "C:", "é"] {
             assert_eq!(Market::Forex.symbol_key(odd), odd.trim_start_matches("C:"), "{odd}");
         }
     }

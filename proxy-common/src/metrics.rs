@@ -2,9 +2,12 @@
 //!
 //! Handles are registered once and passed down; the hot path only adds to them. Labels come from enums alone.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, AtomicU64},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64},
+    },
+    time::SystemTime,
 };
 
 use prometheus_client::{
@@ -226,8 +229,16 @@ impl LinkMetrics {
 /// Memory and start time of this process, under the names that Prometheus' own exporters use.
 #[derive(Debug)]
 pub struct ProcessMetrics {
-    /// Seconds since 1970 at which the process began.
-    pub start: f64,
+    start: f64,
+}
+
+impl ProcessMetrics {
+    /// For a process that starts now.
+    #[expect(clippy::new_without_default, reason = "now is not a default")]
+    pub fn new() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { start: since.as_secs_f64() }
+    }
 }
 
 impl Collector for ProcessMetrics {

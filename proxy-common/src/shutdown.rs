@@ -1,8 +1,12 @@
-//! Turning signals into an orderly end.
+//! The frame of a program's life: configuration, signals, exit code.
+
+use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+use crate::config::Unparsed;
 
 /// The signals that end the program.
 #[derive(Debug)]
@@ -37,4 +41,69 @@ impl StopSignals {
             _ = self.terminate.recv() => "SIGTERM",
         }
     }
+}
+
+/// Ends with what kept the program from starting: help on standard output, or one line on standard error and code 2.
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a user asked for or has to mend"
+)]
+pub fn refuse(unparsed: Unparsed) -> ExitCode {
+    match unparsed {
+        Unparsed::Display(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Unparsed::Error(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs a whole program on a runtime of its own.
+pub fn block_on(program: impl Future<Output = Result<(), Unparsed>>) -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(Unparsed::system(error)),
+    };
+    let ended = runtime.block_on(program);
+    // Name resolution may hang in a thread that nothing can cancel.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(unparsed) => refuse(unparsed),
+    }
+}
+
+/// Runs a program's work until it ends by itself, which it does some time after `stop`, or until a second signal.
+///
+/// SIGINT and SIGTERM cancel `stop`; SIGHUP calls `reload`.
+///
+/// # Errors
+///
+/// Signals cannot be watched.
+pub async fn run(
+    work: impl Future<Output = ()>,
+    stop: CancellationToken,
+    reload: impl Fn(),
+) -> std::io::Result<()> {
+    let signals = StopSignals::install()?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let reloads = async {
+        loop {
+            // Only a closed runtime ends the stream.
+            if hangup.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            reload();
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = signals.watch(stop) => {}
+        () = reloads => {}
+    }
+    Ok(())
 }

@@ -1,0 +1,141 @@
+//! What all sessions together want of the upstream, counted, with `*` spelt out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use proxy_common::{channel::Channel, link::Wanted};
+use tokio::{sync::watch, time::Instant};
+
+/// The reference-counted union of the sessions' channels.
+#[derive(Debug)]
+pub struct Aggregate {
+    /// Held only for the length of one change: sessions change rarely and none waits for another here.
+    channels: Mutex<BTreeMap<Channel, Count>>,
+    wanted: watch::Sender<Wanted>,
+    all: BTreeSet<Channel>,
+    linger: Duration,
+}
+
+#[derive(Debug)]
+enum Count {
+    Held(usize),
+    /// Nobody holds it any more; it stays subscribed until then.
+    Lingering(Instant),
+}
+
+impl Aggregate {
+    /// An empty union. `all` is what `*` stands for upstream, where `*` itself means nothing.
+    pub fn new(all: BTreeSet<Channel>, linger: Duration) -> (Self, watch::Receiver<Wanted>) {
+        let (wanted, receiver) = watch::channel(Wanted::new());
+        (Self { channels: Mutex::default(), wanted, all, linger }, receiver)
+    }
+
+    /// Counts one more holder of each channel.
+    pub fn add<'a>(&self, channels: impl IntoIterator<Item = &'a Channel>) {
+        self.change(|counts| {
+            for channel in channels {
+                match counts.entry(channel.clone()).or_insert(Count::Held(0)) {
+                    Count::Held(n) => *n += 1,
+                    lingering @ Count::Lingering(_) => *lingering = Count::Held(1),
+                }
+            }
+        });
+    }
+
+    /// Counts one holder less of each channel. The last leaver's channels linger.
+    pub fn remove<'a>(&self, channels: impl IntoIterator<Item = &'a Channel>, now: Instant) {
+        self.change(|counts| {
+            for channel in channels {
+                if let Entry::Occupied(mut entry) = counts.entry(channel.clone()) {
+                    match entry.get_mut() {
+                        Count::Held(n) if *n > 1 => *n -= 1,
+                        last @ Count::Held(_) => *last = Count::Lingering(now + self.linger),
+                        Count::Lingering(_) => debug_assert!(false, "{channel} removed by nobody"),
+                    }
+                }
+            }
+        });
+    }
+
+    /// Drops channels that have lingered long enough. To be called about once a second.
+    pub fn expire(&self, now: Instant) {
+        self.change(|counts| {
+            counts.retain(|_, count| !matches!(count, Count::Lingering(until) if *until <= now));
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>)) {
+        let mut counts = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut counts);
+        let mut wanted: Wanted = counts.keys().cloned().collect();
+        if wanted.remove(&Channel::All) {
+            wanted.extend(self.all.iter().cloned());
+        }
+        self.wanted.send_if_modified(|before| {
+            let modified = *before != wanted;
+            if modified {
+                *before = wanted;
+            }
+            modified
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proxy_common::market::Market;
+
+    fn channels(list: &str) -> BTreeSet<Channel> {
+        let parse = |item| Channel::parse(item, Market::Stocks).unwrap();
+        proxy_common::channel::items(list).map(parse).collect()
+    }
+
+    fn wanted(receiver: &watch::Receiver<Wanted>) -> String {
+        receiver.borrow().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    #[test]
+    fn the_union_is_counted_and_lingers() {
+        let linger = Duration::from_secs(30);
+        let (union, receiver) = Aggregate::new(channels("T.*,Q.*"), linger);
+        let now = Instant::now();
+        let (a, b) = (channels("T.AAPL,T.MSFT"), channels("T.AAPL"));
+        union.add(&a);
+        union.add(&b);
+        assert_eq!(wanted(&receiver), "T.AAPL,T.MSFT");
+        union.remove(&a, now);
+        union.expire(now + linger - Duration::from_millis(1));
+        assert_eq!(wanted(&receiver), "T.AAPL,T.MSFT", "lingering");
+        union.expire(now + linger);
+        assert_eq!(wanted(&receiver), "T.AAPL");
+        union.remove(&b, now);
+        union.add(&b);
+        union.expire(now + 2 * linger);
+        assert_eq!(wanted(&receiver), "T.AAPL", "taken up again while lingering");
+    }
+
+    #[test]
+    fn star_is_spelt_out_and_never_passed_on() {
+        let (union, receiver) = Aggregate::new(channels("T.*,Q.*"), Duration::from_secs(1));
+        let star = channels("*,Q.*");
+        union.add(&star);
+        assert_eq!(wanted(&receiver), "T.*,Q.*");
+        union.remove(&channels("*"), Instant::now());
+        union.expire(Instant::now() + Duration::from_secs(2));
+        assert_eq!(wanted(&receiver), "Q.*");
+    }
+
+    #[test]
+    fn an_unchanged_union_wakes_nobody() {
+        let (union, mut receiver) = Aggregate::new(channels("T.*"), Duration::from_secs(1));
+        union.add(&channels("T.A"));
+        receiver.mark_unchanged();
+        union.add(&channels("T.A"));
+        union.expire(Instant::now());
+        assert!(!receiver.has_changed().unwrap());
+    }
+}

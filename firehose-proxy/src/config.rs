@@ -1,0 +1,173 @@
+//! The firehose's settings: what can be typed, and what it means.
+
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use proxy_common::{
+    channel::{Channel, items},
+    config::{
+        self, AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, count, duration, path, port,
+        secret_text, websocket_url,
+    },
+    market::{Kind, Market},
+};
+use secrecy::SecretString;
+use url::Url;
+
+/// Holds the one WebSocket connection that a Polygon.io (Massive) account may have, and broadcasts its raw frames.
+///
+/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above it.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None)]
+pub struct Args {
+    #[command(flatten)]
+    account: AccountArgs,
+    /// Where the market data comes from [default: wss://socket.polygon.io/<market>]
+    #[arg(long, env = "POLYGON_WS_URL", value_parser = websocket_url)]
+    polygon_ws_url: Option<Url>,
+    /// What * stands for upstream: event types or channels, separated by commas [default: all types of the market]
+    #[arg(long, env = "UPSTREAM_CHANNELS")]
+    upstream_channels: Option<String>,
+    /// Time for which channels that nobody wants any more stay subscribed upstream
+    #[arg(long, env = "UPSTREAM_LINGER", default_value = "30s", value_parser = duration)]
+    upstream_linger: Duration,
+    /// Host name or address to listen on, at every address that it stands for
+    #[arg(long, env = "FIREHOSE_HOST", default_value = "localhost")]
+    host: String,
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, env = "FIREHOSE_PORT", default_value = "8767", value_parser = port)]
+    port: u16,
+    /// Keys that downstreams may present, separated by commas [default: the account's key]
+    #[arg(long, env = "FIREHOSE_API_KEYS", hide_env_values = true, value_parser = secret_text)]
+    firehose_api_keys: Option<SecretString>,
+    /// File holding those keys, separated by commas or lines
+    #[arg(long, env = "FIREHOSE_API_KEYS_FILE", value_parser = path)]
+    firehose_api_keys_file: Option<PathBuf>,
+    /// Frames a downstream may lag behind before it loses some, which it is told
+    #[arg(long, env = "RING_FRAMES", default_value = "16384", value_parser = count)]
+    ring_frames: usize,
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Settings of the log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the market data comes from.
+    pub upstream: Url,
+    /// The key presented there.
+    pub key: SecretString,
+    /// What `*` stands for there.
+    pub upstream_channels: BTreeSet<Channel>,
+    /// How long unwanted channels stay subscribed there.
+    pub upstream_linger: Duration,
+    /// Host name to listen on.
+    pub host: String,
+    /// Port to listen on.
+    pub port: u16,
+    /// Keys that downstreams may present.
+    pub keys: Keys,
+    /// Frames a downstream may lag behind.
+    pub ring_frames: usize,
+    /// Settings of the port that both tiers share.
+    pub listen: ListenArgs,
+}
+
+impl TryFrom<&Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        let key = args.account.key()?.ok_or_else(|| {
+            ConfigError::missing("POLYGON_API_KEY", "the key of your Polygon.io (Massive) account")
+        })?;
+        let keys = config::secret(
+            "FIREHOSE_API_KEYS",
+            args.firehose_api_keys.as_ref(),
+            args.firehose_api_keys_file.as_deref(),
+        )?;
+        let keys = match keys {
+            Some(list) => Keys::parse("FIREHOSE_API_KEYS", &list)?,
+            None => Keys::parse("POLYGON_API_KEY", &key)?,
+        };
+        let market = args.listen.market;
+        let upstream = match &args.polygon_ws_url {
+            Some(url) => url.clone(),
+            None => websocket_url(&format!("wss://socket.polygon.io/{market}"))
+                .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
+        };
+        let upstream_channels = match &args.upstream_channels {
+            Some(list) => parse_channels(list, market)?,
+            None => market.default_kinds().iter().copied().map(Channel::Kind).collect(),
+        };
+        if args.ring_frames > MAX_RING_FRAMES {
+            return Err(ConfigError::invalid(
+                "RING_FRAMES",
+                args.ring_frames,
+                format!("expected at most {MAX_RING_FRAMES}"),
+            ));
+        }
+        Ok(Self {
+            upstream,
+            key,
+            upstream_channels,
+            upstream_linger: args.upstream_linger,
+            host: args.host.clone(),
+            port: args.port,
+            keys,
+            ring_frames: args.ring_frames,
+            listen: args.listen.clone(),
+        })
+    }
+}
+
+/// A ring of a million frames could hold several gigabytes.
+const MAX_RING_FRAMES: usize = 1 << 20;
+
+/// Reads `T,Q.*,AM.SPY`: a bare type stands for all its symbols.
+fn parse_channels(list: &str, market: Market) -> Result<BTreeSet<Channel>, ConfigError> {
+    let invalid = |why: String| ConfigError::invalid("UPSTREAM_CHANNELS", list, why);
+    let parse = |item: &str| match Kind::from_code(item.as_bytes()) {
+        Some(kind) if market.kinds().contains(&kind) => Ok(Channel::Kind(kind)),
+        _ => match Channel::parse(item, market) {
+            Ok(Channel::All) => {
+                Err(invalid("expected event types such as T,Q,AM: * stands for them".into()))
+            }
+            Ok(channel) => Ok(channel),
+            Err(error) => Err(invalid(error.to_string())),
+        },
+    };
+    let channels: BTreeSet<_> = items(list).map(parse).collect::<Result<_, _>>()?;
+    if channels.is_empty() {
+        return Err(invalid("expected event types such as T,Q,AM".into()));
+    }
+    Ok(channels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn bare_types_stand_for_all_their_symbols() {
+        let channels = parse_channels("T, Q.* ,AM.SPY", Market::Stocks).unwrap();
+        let shown: Vec<String> = channels.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["T.*", "Q.*", "AM.SPY"]);
+    }
+
+    #[test]
+    fn what_cannot_be_asked_upstream_is_refused() {
+        for list in ["", " , ", "*", "T,*", "ZZ", "XT", "AAPL", "T."] {
+            let error = parse_channels(list, Market::Stocks).unwrap_err().to_string();
+            assert!(error.starts_with("UPSTREAM_CHANNELS: invalid value "), "{error}");
+        }
+    }
+}

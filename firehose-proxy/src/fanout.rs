@@ -1,0 +1,143 @@
+//! Fan-out: the same frame to every session, over one ring with a cursor for each reader.
+
+use bytes::Bytes;
+use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
+
+/// What goes round the ring.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The text of one whole message.
+    pub text: Bytes,
+    /// How many events it holds.
+    pub events: u32,
+    /// Events published before this one, since the start: what tells a reader how many it missed.
+    before: u64,
+}
+
+/// The writing end. Publishing never waits for a reader.
+#[derive(Debug)]
+pub struct Fanout {
+    ring: broadcast::Sender<Published>,
+    published: u64,
+}
+
+/// Makes readers, from wherever sessions are.
+#[derive(Debug, Clone)]
+pub struct FanoutHandle(broadcast::Sender<Published>);
+
+/// One session's cursor.
+#[derive(Debug)]
+pub struct Reader {
+    ring: broadcast::Receiver<Published>,
+    /// Events up to here are read; unknown before the first message.
+    seen: Option<u64>,
+    lagged: u64,
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub enum Next {
+    /// The next message.
+    Message(Published),
+    /// Messages that the ring has overwritten stood here, then this one.
+    Gap {
+        /// How many messages.
+        frames: u64,
+        /// How many events they held, unless they were the first that this reader would have seen.
+        events: Option<u64>,
+        /// The message after them.
+        then: Published,
+    },
+}
+
+/// A ring for this many messages, rounded up to a power of two. A reader that lags further loses the oldest.
+pub fn ring(frames: usize) -> (Fanout, FanoutHandle) {
+    let (ring, _) = broadcast::channel(frames);
+    (Fanout { ring: ring.clone(), published: 0 }, FanoutHandle(ring))
+}
+
+impl Fanout {
+    /// Gives a message to every reader there is.
+    pub fn publish(&mut self, text: Bytes, events: u32) {
+        let published = Published { text, events, before: self.published };
+        self.published += u64::from(events);
+        // No reader is no error: nobody is there to miss anything.
+        let _ = self.ring.send(published);
+    }
+}
+
+impl FanoutHandle {
+    /// A reader of everything published from now on.
+    pub fn reader(&self) -> Reader {
+        Reader { ring: self.0.subscribe(), seen: None, lagged: 0 }
+    }
+}
+
+impl Reader {
+    /// Waits for the next message. `None` once the writing end is gone.
+    ///
+    /// Cancel-safe.
+    pub async fn next(&mut self) -> Option<Next> {
+        loop {
+            match self.ring.recv().await {
+                Ok(message) => return Some(self.take(message)),
+                Err(RecvError::Lagged(n)) => self.lagged += n,
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// The next message if it is there.
+    pub fn try_next(&mut self) -> Option<Next> {
+        loop {
+            match self.ring.try_recv() {
+                Ok(message) => return Some(self.take(message)),
+                Err(TryRecvError::Lagged(n)) => self.lagged += n,
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
+            }
+        }
+    }
+
+    fn take(&mut self, message: Published) -> Next {
+        let seen = self.seen.replace(message.before + u64::from(message.events));
+        match std::mem::take(&mut self.lagged) {
+            0 => Next::Message(message),
+            frames => {
+                Next::Gap { frames, events: seen.map(|seen| message.before - seen), then: message }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_lags_learns_exactly_what_it_missed() {
+        let (mut fanout, handle) = ring(4);
+        let mut reader = handle.reader();
+        let mut quick = handle.reader();
+        fanout.publish("a".into(), 1);
+        assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.text == "a"));
+        for n in 0..10 {
+            fanout.publish(Bytes::from(n.to_string()), 5);
+            assert!(matches!(quick.try_next(), Some(Next::Message(_))));
+        }
+        match reader.try_next() {
+            Some(Next::Gap { frames: 6, events: Some(30), then }) => assert_eq!(then.text, "6"),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.text == "7"));
+    }
+
+    #[test]
+    fn a_gap_before_the_first_message_has_unknown_events() {
+        let (mut fanout, handle) = ring(2);
+        let mut reader = handle.reader();
+        for n in 0..5 {
+            fanout.publish(Bytes::from(n.to_string()), 1);
+        }
+        assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: None, .. })));
+    }
+}

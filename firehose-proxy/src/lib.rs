@@ -1,0 +1,164 @@
+//! The firehose: holds the one upstream connection and gives its frames, raw, to every downstream that subscribed to
+//! anything.
+//!
+//! It does not filter: a downstream that asks for `T.AAPL` makes the firehose carry that channel, and gets everything that is
+//! carried. Filtering is the filtered proxy's work.
+
+pub mod aggregate;
+pub mod config;
+pub mod fanout;
+mod seat;
+
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use prometheus_client::registry::Registry;
+use proxy_common::{
+    config::{ConfigError, bind},
+    health::{Health, HealthReporter},
+    link::{Link, LinkConfig, LinkEvent, LinkHandle},
+    metrics::{LinkMetrics, ProcessMetrics, SessionMetrics},
+    notice::Notice,
+    outbound::Outbound,
+    server::{Bound, Server},
+    session::Tier,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use self::config::{Args, Config};
+use self::{
+    aggregate::Aggregate,
+    fanout::{Fanout, FanoutHandle},
+    seat::FirehoseSeat,
+};
+
+/// The tier's name in notices and metrics.
+const TIER: &str = "firehose";
+
+/// A firehose that listens but does not serve yet.
+#[derive(Debug)]
+pub struct Firehose {
+    bound: Bound,
+    server: Server<FirehoseTier>,
+    link: Link,
+    fanout: Fanout,
+}
+
+/// What sessions see of the firehose.
+#[derive(Debug)]
+pub struct FirehoseTier {
+    fanout: FanoutHandle,
+    aggregate: Arc<Aggregate>,
+    link: LinkHandle,
+    health: HealthReporter,
+    upstream: Arc<LinkMetrics>,
+    sessions: Arc<SessionMetrics>,
+}
+
+impl Firehose {
+    /// Binds the ports.
+    ///
+    /// # Errors
+    ///
+    /// The host is unknown or a port is taken.
+    pub async fn bind(config: Config) -> Result<Self, ConfigError> {
+        let bound = bind(
+            ("FIREHOSE_HOST", &config.host),
+            ("FIREHOSE_PORT", config.port),
+            config.listen.admin_port,
+        )
+        .await?;
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessMetrics::new()));
+        let prefixed = registry.sub_registry_with_prefix(TIER);
+        let upstream = LinkMetrics::register(prefixed);
+        let sessions = SessionMetrics::register(prefixed);
+        let (aggregate, wanted) = Aggregate::new(config.upstream_channels, config.upstream_linger);
+        let link_config = LinkConfig::new("Polygon", config.upstream, config.key);
+        let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
+        let (fanout, readers) = fanout::ring(config.ring_frames);
+        let tier = FirehoseTier {
+            fanout: readers,
+            aggregate: Arc::new(aggregate),
+            link: handle,
+            health: HealthReporter::new(config.listen.market),
+            upstream,
+            sessions: Arc::clone(&sessions),
+        };
+        let server = Server {
+            tier: Arc::new(tier),
+            registry,
+            metrics: sessions,
+            sessions: config.listen.sessions(config.keys),
+            max_connections: config.listen.max_connections,
+        };
+        Ok(Self { bound, server, link, fanout })
+    }
+
+    /// The addresses listened on.
+    ///
+    /// # Errors
+    ///
+    /// The system does not tell.
+    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.bound.addresses()
+    }
+
+    /// The link upstream.
+    pub fn link(&self) -> LinkHandle {
+        self.server.tier.link.clone()
+    }
+
+    /// Serves until `stop`, then lets the sessions say goodbye.
+    pub async fn serve(self, stop: CancellationToken) {
+        let pumping = pump(self.link, self.fanout, stop.clone());
+        tokio::join!(pumping, self.server.serve(self.bound, stop));
+    }
+}
+
+/// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
+async fn pump(mut link: Link, mut fanout: Fanout, stop: CancellationToken) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            event = link.next() => event,
+        };
+        match event {
+            LinkEvent::Frame { text, events } => {
+                fanout.publish(text, u32::try_from(events).unwrap_or(u32::MAX));
+            }
+            LinkEvent::Notice(object) => fanout.publish(Bytes::from(format!("[{object}]")), 0),
+            LinkEvent::Down(outage) => {
+                fanout.publish(Notice::upstream_down(TIER, &outage).text(), 0);
+            }
+            LinkEvent::Up(Some(outage)) => {
+                fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).text(), 0);
+            }
+            LinkEvent::Up(None) => {}
+        }
+    }
+}
+
+impl Tier for FirehoseTier {
+    type Seat = FirehoseSeat;
+
+    fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSeat {
+        FirehoseSeat::new(
+            Arc::clone(outbound),
+            self.fanout.clone(),
+            Arc::clone(&self.aggregate),
+            Arc::clone(&self.sessions),
+        )
+    }
+
+    fn health(&self) -> Health {
+        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+    }
+
+    fn tick(&self) {
+        self.health.sample(&self.upstream);
+        self.aggregate.expire(Instant::now());
+    }
+}

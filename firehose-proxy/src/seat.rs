@@ -1,0 +1,122 @@
+//! A session's place at the firehose: what it holds, and its cursor in the ring.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+use proxy_common::{
+    channel::Channel,
+    close::CloseReason,
+    metrics::{LossReason, SessionMetrics},
+    notice::Notice,
+    outbound::Outbound,
+    session::{Change, Seat},
+};
+use tokio::time::Instant;
+
+use crate::{
+    TIER,
+    aggregate::Aggregate,
+    fanout::{FanoutHandle, Next, Reader},
+};
+
+/// Most messages fetched before they are written: what a session holds outside the ring.
+const BATCH: usize = 64;
+
+/// A session's place. It reads the ring while it holds anything.
+#[derive(Debug)]
+pub struct FirehoseSeat {
+    outbound: Arc<Outbound>,
+    fanout: FanoutHandle,
+    aggregate: Arc<Aggregate>,
+    metrics: Arc<SessionMetrics>,
+    held: BTreeSet<Channel>,
+    reader: Option<Reader>,
+    batch: Vec<(Bytes, u32)>,
+}
+
+impl FirehoseSeat {
+    pub(crate) fn new(
+        outbound: Arc<Outbound>,
+        fanout: FanoutHandle,
+        aggregate: Arc<Aggregate>,
+        metrics: Arc<SessionMetrics>,
+    ) -> Self {
+        let held = BTreeSet::new();
+        Self { outbound, fanout, aggregate, metrics, held, reader: None, batch: Vec::new() }
+    }
+
+    fn subscribe(&mut self, channels: Vec<Channel>) {
+        // The cursor stands before the upstream is asked, so that nothing is missed in between.
+        self.reader.get_or_insert_with(|| self.fanout.reader());
+        let new: Vec<Channel> =
+            channels.into_iter().filter(|channel| self.held.insert(channel.clone())).collect();
+        self.metrics.subscriptions.inc_by(new.len() as i64);
+        self.aggregate.add(&new);
+    }
+
+    fn unsubscribe(&mut self, channels: &[Channel]) {
+        let gone: Vec<&Channel> =
+            channels.iter().filter(|channel| self.held.remove(channel)).collect();
+        self.metrics.subscriptions.dec_by(gone.len() as i64);
+        self.aggregate.remove(gone, Instant::now());
+        if self.held.is_empty() {
+            self.reader = None;
+        }
+    }
+
+    fn stow(&mut self, next: Next) {
+        match next {
+            Next::Message(message) => self.batch.push((message.text, message.events)),
+            Next::Gap { frames, events, then } => {
+                self.metrics.lost(LossReason::RingOverrun, events.unwrap_or(frames));
+                self.batch.push((Notice::gap(TIER, frames, events).text(), 0));
+                self.batch.push((then.text, then.events));
+            }
+        }
+    }
+}
+
+impl Seat for FirehoseSeat {
+    async fn change(&mut self, change: Change) {
+        if change.subscribe {
+            if !change.channels.is_empty() {
+                self.subscribe(change.channels);
+            }
+        } else {
+            self.unsubscribe(&change.channels);
+        }
+        let now = Instant::now();
+        for message in &change.reply {
+            self.outbound.send_message(message, now);
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    async fn pull(&mut self) -> Result<(), CloseReason> {
+        let Some(reader) = &mut self.reader else { return std::future::pending().await };
+        let Some(next) = reader.next().await else {
+            // The pump ends only when the program stops; the session is told by its own signal.
+            return std::future::pending().await;
+        };
+        self.stow(next);
+        while self.batch.len() < BATCH
+            && let Some(next) = self.reader.as_mut().and_then(Reader::try_next)
+        {
+            self.stow(next);
+        }
+        let messages = self.batch.iter().map(|(text, events)| (text, *events));
+        self.outbound.send_messages(messages, Instant::now());
+        self.batch.clear();
+        Ok(())
+    }
+}
+
+impl Drop for FirehoseSeat {
+    fn drop(&mut self) {
+        self.metrics.subscriptions.dec_by(self.held.len() as i64);
+        self.aggregate.remove(&self.held, Instant::now());
+    }
+}

@@ -1,0 +1,109 @@
+//! Notices: statuses of our own that tell clients what happened to their data. The vendor has none; its clients pass them on
+//! or log them.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::link::Outage;
+
+/// A notice, as the object that clients get. Absent fields do not apply.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Notice {
+    ev: &'static str,
+    status: &'static str,
+    message: String,
+    /// Which part of the chain says so: `firehose` or `filtered`.
+    tier: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Milliseconds since 1970, as the vendor's own times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frames: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<u64>,
+}
+
+impl Notice {
+    /// The tier's upstream is gone: what happens there from now on is missed.
+    pub fn upstream_down(tier: &'static str, outage: &Outage) -> Self {
+        Self {
+            message: format!("upstream of the {tier} lost, reconnecting: {}", outage.reason),
+            reason: Some(outage.reason.clone()),
+            from: Some(millis(outage.from)),
+            ..Self::new(tier, "upstream_down")
+        }
+    }
+
+    /// The tier's upstream is back: what happened in between is missed.
+    pub fn upstream_up(tier: &'static str, outage: &Outage, to: SystemTime) -> Self {
+        let (from, to) = (millis(outage.from), millis(to));
+        Self {
+            message: format!(
+                "upstream of the {tier} is back after {} ms; events of that time are missed",
+                to.saturating_sub(from)
+            ),
+            reason: Some(outage.reason.clone()),
+            from: Some(from),
+            to: Some(to),
+            ..Self::new(tier, "upstream_up")
+        }
+    }
+
+    /// Frames were lost between the tier and this session.
+    pub fn gap(tier: &'static str, frames: u64, events: Option<u64>) -> Self {
+        Self {
+            message: format!(
+                "{frames} frames lost at the {tier}: they came faster than they were read"
+            ),
+            reason: Some("ring_overrun".to_owned()),
+            frames: Some(frames),
+            events,
+            ..Self::new(tier, "gap")
+        }
+    }
+
+    fn new(tier: &'static str, status: &'static str) -> Self {
+        Self { ev: "status", status, tier, ..Self::default() }
+    }
+
+    /// The text of a message holding this notice alone.
+    pub fn text(&self) -> Bytes {
+        let object = serde_json::to_string(self).expect("strings and numbers always serialise");
+        Bytes::from(format!("[{object}]"))
+    }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn notices_are_statuses_with_a_message_and_fields_for_programs() {
+        let outage = Outage {
+            from: SystemTime::UNIX_EPOCH + Duration::from_millis(1_000),
+            reason: "r".into(),
+        };
+        let up = Notice::upstream_up("firehose", &outage, outage.from + Duration::from_millis(234));
+        assert_eq!(
+            up.text(),
+            r#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#
+        );
+        assert_eq!(
+            Notice::gap("firehose", 3, Some(7)).text(),
+            r#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#
+        );
+    }
+}
