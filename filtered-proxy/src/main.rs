@@ -1,1 +1,31 @@
-fn main() {}
+//! Starts the filtered proxy: configuration, log, signals, exit code. The work is in the library.
+
+use std::process::ExitCode;
+
+use filtered_proxy::{Args, Config, FilteredProxy};
+use proxy_common::{
+    config::{self, Unparsed},
+    shutdown,
+};
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    let args = match config::parse::<Args>() {
+        Ok(args) => args,
+        Err(unparsed) => return shutdown::refuse(unparsed),
+    };
+    let config = match Config::try_from(&args) {
+        Ok(config) => config,
+        Err(error) => return shutdown::refuse(Unparsed::Error(error)),
+    };
+    args.log.init();
+    shutdown::block_on(run(config))
+}
+
+async fn run(config: Config) -> Result<(), Unparsed> {
+    let proxy = FilteredProxy::bind(config).await.map_err(Unparsed::Error)?;
+    let link = proxy.link();
+    let stop = CancellationToken::new();
+    let work = proxy.serve(stop.clone());
+    shutdown::run(work, stop, || link.retry_now()).await.map_err(Unparsed::system)
+}

@@ -144,7 +144,7 @@ async fn pump(mut link: Link, mut fanout: Fanout, stop: CancellationToken) {
 impl Tier for FirehoseTier {
     type Seat = FirehoseSeat;
 
-    fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSeat {
+    async fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSeat {
         FirehoseSeat::new(
             Arc::clone(outbound),
             self.fanout.clone(),

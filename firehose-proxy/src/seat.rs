@@ -77,7 +77,7 @@ impl FirehoseSeat {
 }
 
 impl Seat for FirehoseSeat {
-    async fn change(&mut self, change: Change) {
+    async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
         if change.subscribe {
             if !change.channels.is_empty() {
                 self.subscribe(change.channels);
@@ -89,6 +89,7 @@ impl Seat for FirehoseSeat {
         for message in &change.reply {
             self.outbound.send_message(message, now);
         }
+        Ok(())
     }
 
     fn held(&self) -> usize {

@@ -257,6 +257,24 @@ impl Link {
         future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Waits for something to happen, then takes all that has, until the frames hold `bytes` or more.
+    ///
+    /// Cancel-safe: events are only taken when the future completes.
+    pub async fn next_batch(&mut self, events: &mut Vec<LinkEvent>, bytes: usize) {
+        future::poll_fn(|cx| {
+            let mut taken = 0;
+            while taken < bytes {
+                let Poll::Ready(event) = self.poll_next(cx) else { break };
+                if let LinkEvent::Frame { text, .. } = &event {
+                    taken += text.len();
+                }
+                events.push(event);
+            }
+            if events.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    }
+
     /// The next thing that happens, if it has happened already; otherwise the task is woken when it does.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent> {
         loop {

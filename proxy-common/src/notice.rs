@@ -68,6 +68,28 @@ impl Notice {
         }
     }
 
+    /// A frame could not be read to its end.
+    pub fn malformed(tier: &'static str) -> Self {
+        Self {
+            message: format!("a frame reached the {tier} damaged: events in it may be missing"),
+            reason: Some("malformed".to_owned()),
+            frames: Some(1),
+            ..Self::new(tier, "gap")
+        }
+    }
+
+    /// Events were longer than a message may be.
+    pub fn oversize(tier: &'static str, events: u64) -> Self {
+        Self {
+            message: format!(
+                "{events} events longer than a message may be were left out by the {tier}"
+            ),
+            reason: Some("oversize".to_owned()),
+            events: Some(events),
+            ..Self::new(tier, "gap")
+        }
+    }
+
     fn new(tier: &'static str, status: &'static str) -> Self {
         Self { ev: "status", status, tier, ..Self::default() }
     }

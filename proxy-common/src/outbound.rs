@@ -56,6 +56,11 @@ impl<'a> Chunk<'a> {
         Self { text, events, shared: OnceCell::from(text.clone()) }
     }
 
+    /// The events.
+    pub fn text(&self) -> &[u8] {
+        self.text
+    }
+
     fn share(&self) -> Bytes {
         self.shared.get_or_init(|| Bytes::copy_from_slice(self.text)).clone()
     }

@@ -76,7 +76,7 @@ pub trait Tier: Send + Sync + 'static {
     type Seat: Seat;
 
     /// Gives an authenticated session its place.
-    fn admit(&self, outbound: &Arc<Outbound>) -> Self::Seat;
+    fn admit(&self, outbound: &Arc<Outbound>) -> impl Future<Output = Self::Seat> + Send;
 
     /// What `/health` says.
     fn health(&self) -> crate::health::Health;
@@ -88,7 +88,11 @@ pub trait Tier: Send + Sync + 'static {
 /// A session's place among a tier's data.
 pub trait Seat: Send {
     /// Makes a change and sends its reply, in order with the events around it.
-    fn change(&mut self, change: Change) -> impl Future<Output = ()> + Send;
+    ///
+    /// # Errors
+    ///
+    /// The session has to end.
+    fn change(&mut self, change: Change) -> impl Future<Output = Result<(), CloseReason>> + Send;
 
     /// How many subscriptions the session holds.
     fn held(&self) -> usize;
@@ -225,18 +229,21 @@ impl<T: Tier> Session<'_, T> {
                 self.reply(&Status::auth_success());
                 // A second auth is answered like the first and changes nothing.
                 if self.seat.is_none() {
-                    self.seat = Some(self.tier.admit(&self.outbound));
+                    self.seat = Some(self.tier.admit(&self.outbound).await);
                 }
             }
-            Ok(Command::Subscribe(params)) => self.on_change(&params, true).await,
-            Ok(Command::Unsubscribe(params)) => self.on_change(&params, false).await,
+            Ok(Command::Subscribe(params)) => self.on_change(&params, true).await?,
+            Ok(Command::Unsubscribe(params)) => self.on_change(&params, false).await?,
             Err(error) => self.reply_error(error.to_string()),
         }
         Ok(())
     }
 
-    async fn on_change(&mut self, params: &str, subscribe: bool) {
-        let Some(seat) = &mut self.seat else { return self.reply(&Status::auth_required()) };
+    async fn on_change(&mut self, params: &str, subscribe: bool) -> Result<(), CloseReason> {
+        let Some(seat) = &mut self.seat else {
+            self.reply(&Status::auth_required());
+            return Ok(());
+        };
         let limit = self.config.max_subscriptions;
         let mut room = if subscribe { limit.saturating_sub(seat.held()) } else { usize::MAX };
         let mut channels = Vec::new();
@@ -262,11 +269,12 @@ impl<T: Tier> Session<'_, T> {
         refusals.append(&mut accepted);
         if refusals.is_empty() {
             let action = if subscribe { "subscribe" } else { "unsubscribe" };
-            return self.reply_error(format!(
+            self.reply_error(format!(
                 "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"
             ));
+            return Ok(());
         }
-        seat.change(Change { subscribe, channels, reply: status_messages(&refusals) }).await;
+        seat.change(Change { subscribe, channels, reply: status_messages(&refusals) }).await
     }
 
     fn reply_error(&self, message: impl Into<String>) {

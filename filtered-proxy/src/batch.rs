@@ -1,0 +1,284 @@
+//! From frames to chunks: which events of a batch go to which cohort, rendered once for each.
+//!
+//! Pure: frames in, deliveries out. A batch is what the link had ready at once; nothing is kept from one batch to the next.
+
+use bytes::Bytes;
+use proxy_common::{market::Market, outbound::Chunk, protocol::MAX_MESSAGE_BYTES};
+
+use crate::{
+    index::{CohortId, Index},
+    split::{Event, Malformed, split},
+};
+
+/// Most bytes of one chunk: a message less its brackets.
+const MAX_CHUNK_BYTES: usize = MAX_MESSAGE_BYTES - 2;
+
+/// Where events stand in a batch: one, or several that follow each other in a frame.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    frame: u32,
+    start: u32,
+    end: u32,
+    events: u32,
+}
+
+/// What a batch holds for one cohort.
+#[derive(Debug, Default)]
+struct Pending {
+    spans: Vec<Span>,
+    /// The number of the last event put here, so that no event is put here twice.
+    last: u64,
+}
+
+/// What became of the events of a batch.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Events found in the frames.
+    pub events: u64,
+    /// Events that nobody wanted.
+    pub unwanted: u64,
+    /// Events longer than a message may be, delivered to nobody.
+    pub oversize: u64,
+    /// Frames that were no array of objects from some point on.
+    pub malformed: u64,
+}
+
+/// The frames at hand and who gets what of them.
+#[derive(Debug, Default)]
+pub struct Batch {
+    frames: Vec<Bytes>,
+    bytes: usize,
+    /// By cohort. Buffers are kept for the cohort's next batch.
+    pending: Vec<Pending>,
+    /// Cohorts with something pending.
+    touched: Vec<CohortId>,
+    /// Everything, for cohorts that hold `*`.
+    all: Vec<Span>,
+    /// Whether an event was left out since the last one, so that what follows cannot join it.
+    skipped: bool,
+    event_number: u64,
+    tally: Tally,
+    /// Where a chunk is put together.
+    text: Vec<u8>,
+}
+
+impl Batch {
+    /// Adds a frame: finds its events and notes who wants them. Returns where the frame stops being one, if it does.
+    pub fn add<M>(&mut self, frame: Bytes, market: Market, index: &Index<M>) -> Option<Malformed> {
+        let number = self.frames.len() as u32;
+        self.bytes += frame.len();
+        let end = split(&frame, |event| self.sort(number, &event, market, index));
+        self.frames.push(frame);
+        self.tally.malformed += u64::from(end.is_err());
+        end.err()
+    }
+
+    /// Bytes of the frames at hand.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    #[inline(always)]
+    fn sort<M>(&mut self, frame: u32, event: &Event<'_>, market: Market, index: &Index<M>) {
+        self.tally.events += 1;
+        self.event_number += 1;
+        let span = Span { frame, start: event.start as u32, end: event.end as u32, events: 1 };
+        if event.end - event.start > MAX_CHUNK_BYTES {
+            self.tally.oversize += 1;
+            self.skipped = true;
+            return;
+        }
+        let mut wanted = !index.all().is_empty();
+        if wanted {
+            let joined = !std::mem::take(&mut self.skipped) && extend(&mut self.all, span);
+            if !joined {
+                self.all.push(span);
+            }
+        }
+        if let Some(kind) = event.kind {
+            let mut put = |cohort| {
+                wanted = true;
+                self.pending_of(cohort, span);
+            };
+            match &event.symbol {
+                Some(symbol) if market.has_symbol_forms() => {
+                    let symbol = String::from_utf8_lossy(symbol);
+                    index.lookup(kind, Some(market.symbol_key(&symbol).as_bytes()), &mut put);
+                }
+                symbol => index.lookup(kind, symbol.as_deref(), &mut put),
+            }
+        }
+        self.tally.unwanted += u64::from(!wanted);
+    }
+
+    #[inline]
+    fn pending_of(&mut self, cohort: CohortId, span: Span) {
+        if cohort >= self.pending.len() {
+            self.pending.resize_with(cohort + 1, Pending::default);
+        }
+        let pending = &mut self.pending[cohort];
+        if pending.last == self.event_number {
+            return;
+        }
+        pending.last = self.event_number;
+        if pending.spans.is_empty() {
+            self.touched.push(cohort);
+        }
+        pending.spans.push(span);
+    }
+
+    /// Hands out the chunks of each cohort that gets anything, none longer than a message may be, in the order of the events;
+    /// then forgets the batch. Returns what became of its events.
+    pub fn deliver<M>(
+        &mut self,
+        index: &Index<M>,
+        mut send: impl FnMut(CohortId, &[Chunk<'_>]),
+    ) -> Tally {
+        self.deliver_all(index, &mut send);
+        for cohort in self.touched.drain(..) {
+            let pending = &mut self.pending[cohort];
+            let mut events = 0;
+            self.text.clear();
+            for span in pending.spans.drain(..) {
+                let event =
+                    &self.frames[span.frame as usize][span.start as usize..span.end as usize];
+                if self.text.len() + 1 + event.len() > MAX_CHUNK_BYTES {
+                    send(cohort, &[Chunk::borrowed(&self.text, events)]);
+                    self.text.clear();
+                    events = 0;
+                }
+                if !self.text.is_empty() {
+                    self.text.push(b',');
+                }
+                self.text.extend_from_slice(event);
+                events += span.events;
+            }
+            send(cohort, &[Chunk::borrowed(&self.text, events)]);
+        }
+        self.frames.clear();
+        self.bytes = 0;
+        std::mem::take(&mut self.tally)
+    }
+
+    /// Cohorts with `*` get the frames' own bytes.
+    fn deliver_all<M>(&mut self, index: &Index<M>, send: &mut impl FnMut(CohortId, &[Chunk<'_>])) {
+        if self.all.is_empty() {
+            return;
+        }
+        let slices: Vec<(Bytes, u32)> = self
+            .all
+            .drain(..)
+            .map(|span| {
+                let text =
+                    self.frames[span.frame as usize].slice(span.start as usize..span.end as usize);
+                (text, span.events)
+            })
+            .collect();
+        let chunks: Vec<Chunk<'_>> =
+            slices.iter().map(|(text, events)| Chunk::shared(text, *events)).collect();
+        for &cohort in index.all() {
+            send(cohort, &chunks);
+        }
+    }
+}
+
+/// Lengthens the last span by the event behind it in the same frame, if the chunk does not get too long.
+#[inline]
+fn extend(spans: &mut [Span], span: Span) -> bool {
+    match spans.last_mut() {
+        Some(last)
+            if last.frame == span.frame && (span.end - last.start) as usize <= MAX_CHUNK_BYTES =>
+        {
+            last.end = span.end;
+            last.events += 1;
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proxy_common::channel::{Channel, items};
+
+    fn index(market: Market, sets: &[&str]) -> Index<usize> {
+        let mut index = Index::default();
+        for (session, list) in sets.iter().enumerate() {
+            index.join(session as u64, session);
+            let channels = items(list).map(|item| Channel::parse(item, market).unwrap());
+            index.change(session as u64, channels, true);
+        }
+        index
+    }
+
+    /// The texts that each session gets of these frames.
+    fn delivered(market: Market, sets: &[&str], frames: &[&str]) -> (Vec<Vec<String>>, Tally) {
+        let index = index(market, sets);
+        let mut batch = Batch::default();
+        for frame in frames {
+            batch.add(Bytes::copy_from_slice(frame.as_bytes()), market, &index);
+        }
+        let mut got = vec![Vec::new(); sets.len()];
+        let tally = batch.deliver(&index, |cohort, chunks| {
+            for &session in index.members(cohort) {
+                let texts =
+                    chunks.iter().map(|chunk| String::from_utf8(chunk.text().to_vec()).unwrap());
+                got[session].extend(texts);
+            }
+        });
+        assert_eq!(batch.bytes(), 0);
+        (got, tally)
+    }
+
+    #[test]
+    fn each_session_gets_its_events_once_in_order_and_as_they_came() {
+        let frames = [
+            r#"[{"ev":"T","sym":"A","p":1.50}, {"ev":"Q","sym":"A"},{"ev":"ZZ","sym":"A"}]"#,
+            r#"[{"ev":"LULD","h":1,"T":"A"},{"ev":"T","sym":"B"},{"ev":"Q","sym":"C"}]"#,
+        ];
+        let sets = ["T.A", "T.*,T.A", "*,T.A", "Q.A,LULD.A", "", "*"];
+        let (got, tally) = delivered(Market::Stocks, &sets, &frames);
+        assert_eq!(got[0], [r#"{"ev":"T","sym":"A","p":1.50}"#]);
+        assert_eq!(got[1], [r#"{"ev":"T","sym":"A","p":1.50},{"ev":"T","sym":"B"}"#]);
+        let whole: Vec<String> = frames.iter().map(|f| f[1..f.len() - 1].to_owned()).collect();
+        assert_eq!(got[2], whole);
+        assert_eq!(got[3], [r#"{"ev":"Q","sym":"A"},{"ev":"LULD","h":1,"T":"A"}"#]);
+        assert_eq!(got[4], [""; 0]);
+        assert_eq!(got[5], whole);
+        assert_eq!(tally, Tally { events: 6, ..Tally::default() });
+        let (_, tally) = delivered(Market::Stocks, &sets[..2], &frames);
+        assert_eq!(tally, Tally { events: 6, unwanted: 4, ..Tally::default() });
+    }
+
+    #[test]
+    fn pairs_meet_in_any_spelling() {
+        let frame = r#"[{"ev":"C","p":"EUR/USD"},{"ev":"FMV","fmv":1,"sym":"C:EURUSD"}]"#;
+        let (got, _) = delivered(Market::Forex, &["C.C:EUR-USD", "FMV.EUR/USD"], &[frame]);
+        assert_eq!(got[0], [r#"{"ev":"C","p":"EUR/USD"}"#]);
+        assert_eq!(got[1], [r#"{"ev":"FMV","fmv":1,"sym":"C:EURUSD"}"#]);
+    }
+
+    #[test]
+    fn chunks_stay_below_the_limit_and_what_cannot_is_counted() {
+        let event = |size: usize| format!(r#"{{"ev":"T","sym":"A","x":"{}"}}"#, "x".repeat(size));
+        let (small, huge) = (event(400_000), event(900_000));
+        let frame = format!("[{small},{huge},{small},{small}]");
+        let (got, tally) = delivered(Market::Stocks, &["T.A", "*"], &[&frame]);
+        for texts in &got {
+            assert!(texts.iter().all(|text| text.len() <= MAX_CHUNK_BYTES));
+            let together = texts.join(",");
+            assert_eq!(together, format!("{small},{small},{small}"));
+        }
+        assert_eq!(tally, Tally { events: 4, oversize: 1, ..Tally::default() });
+    }
+
+    #[test]
+    fn good_events_of_a_broken_frame_are_delivered() {
+        let frame = r#"[{"ev":"T","sym":"A"},{"ev":"T","sym":"A""#;
+        let (got, tally) = delivered(Market::Stocks, &["T.A", "*"], &[frame]);
+        assert_eq!(got[0], [r#"{"ev":"T","sym":"A"}"#]);
+        assert_eq!(got[1], got[0]);
+        assert_eq!(tally, Tally { events: 1, malformed: 1, ..Tally::default() });
+    }
+}

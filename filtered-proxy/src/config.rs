@@ -1,0 +1,119 @@
+//! The filtered proxy's settings: what can be typed, and what it means.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use proxy_common::config::{
+    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, path, port, secret, secret_text,
+    websocket_url,
+};
+use secrecy::SecretString;
+use url::Url;
+
+/// Gives each client exactly the events it subscribed to, out of one firehose.
+///
+/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above it.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about = None)]
+pub struct Args {
+    /// Where the firehose is
+    #[arg(long, env = "FIREHOSE_URL", default_value = "ws://localhost:8767", value_parser = websocket_url)]
+    firehose_url: Url,
+    /// Key presented to the firehose [default: the account's key]
+    #[arg(long, env = "FIREHOSE_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    firehose_api_key: Option<SecretString>,
+    /// File holding that key
+    #[arg(long, env = "FIREHOSE_API_KEY_FILE", value_parser = path)]
+    firehose_api_key_file: Option<PathBuf>,
+    /// Keys that clients may present, separated by commas [default: the account's key]
+    #[arg(long, env = "CLIENT_API_KEYS", hide_env_values = true, value_parser = secret_text)]
+    client_api_keys: Option<SecretString>,
+    /// File holding those keys, separated by commas or lines
+    #[arg(long, env = "CLIENT_API_KEYS_FILE", value_parser = path)]
+    client_api_keys_file: Option<PathBuf>,
+    #[command(flatten)]
+    account: AccountArgs,
+    /// Host name or address to listen on, at every address that it stands for
+    #[arg(long, env = "FILTERED_PROXY_HOST", default_value = "localhost")]
+    host: String,
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, env = "FILTERED_PROXY_PORT", default_value = "8765", value_parser = port)]
+    port: u16,
+    #[command(flatten)]
+    listen: ListenArgs,
+    /// Settings of the log.
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the firehose is.
+    pub firehose: Url,
+    /// The key presented there.
+    pub key: SecretString,
+    /// Keys that clients may present.
+    pub keys: Keys,
+    /// Host name to listen on.
+    pub host: String,
+    /// Port to listen on.
+    pub port: u16,
+    /// Settings of the port that both tiers share.
+    pub listen: ListenArgs,
+}
+
+impl TryFrom<&Args> for Config {
+    type Error = ConfigError;
+
+    fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        let account = args.account.key()?;
+        let expected = "the key of your Polygon.io (Massive) account";
+        let own = secret(
+            "FIREHOSE_API_KEY",
+            args.firehose_api_key.as_ref(),
+            args.firehose_api_key_file.as_deref(),
+        )?;
+        let key = match own.or_else(|| account.clone()) {
+            Some(key) => key,
+            None => {
+                let expected =
+                    format!("{expected}, or FIREHOSE_API_KEY with a key of the firehose");
+                return Err(ConfigError::missing("POLYGON_API_KEY", expected));
+            }
+        };
+        let clients = secret(
+            "CLIENT_API_KEYS",
+            args.client_api_keys.as_ref(),
+            args.client_api_keys_file.as_deref(),
+        )?;
+        let keys = match (clients, account) {
+            (Some(list), _) => Keys::parse("CLIENT_API_KEYS", &list)?,
+            (None, Some(key)) => Keys::parse("POLYGON_API_KEY", &key)?,
+            (None, None) => {
+                let expected =
+                    format!("{expected}, or CLIENT_API_KEYS with the keys of the clients");
+                return Err(ConfigError::missing("POLYGON_API_KEY", expected));
+            }
+        };
+        Ok(Self {
+            firehose: args.firehose_url.clone(),
+            key,
+            keys,
+            host: args.host.clone(),
+            port: args.port,
+            listen: args.listen.clone(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}

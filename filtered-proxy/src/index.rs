@@ -1,0 +1,429 @@
+//! The index: who wants this (kind, symbol)? Pure, no locks; the router owns it.
+//!
+//! Sessions that hold the same channels form a cohort, which costs as much as one session. An event is looked up once,
+//! however many sessions there are; the cost follows the cohorts that want it.
+
+use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, Hash, Hasher},
+};
+
+use foldhash::fast::RandomState;
+use hashbrown::{Equivalent, HashMap, HashTable};
+use proxy_common::{channel::Channel, market::Kind};
+use slab::Slab;
+
+/// Names a session.
+pub type SessionId = u64;
+/// Names a cohort, densely from 0; names of cohorts that ended are used again.
+pub type CohortId = usize;
+
+/// Sets up to this size are looked for among other sessions; a larger one is a cohort of its own, so that changing it
+/// costs what changes and not what is held.
+const SHARED_CHANNELS: usize = 64;
+
+/// Which sessions hold which channels. `M` is what the caller keeps for each session.
+#[derive(Debug)]
+pub struct Index<M> {
+    cohorts: Slab<Cohort<M>>,
+    sessions: HashMap<SessionId, CohortId, RandomState>,
+    /// Cohorts of up to [`SHARED_CHANNELS`] channels, by their channels.
+    by_channels: HashTable<CohortId>,
+    /// Cohorts that hold `*`; they stand in no other list.
+    all: Vec<CohortId>,
+    by_kind: [Vec<CohortId>; Kind::COUNT],
+    by_symbol: HashMap<Key, Vec<CohortId>, RandomState>,
+    subscriptions: usize,
+    hasher: RandomState,
+}
+
+#[derive(Debug)]
+struct Cohort<M> {
+    channels: BTreeSet<Channel>,
+    members: Vec<(SessionId, M)>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    kind: Kind,
+    symbol: Box<[u8]>,
+}
+
+struct KeyRef<'a> {
+    kind: Kind,
+    symbol: &'a [u8],
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        KeyRef { kind: self.kind, symbol: &self.symbol }.hash(state);
+    }
+}
+
+impl Hash for KeyRef<'_> {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u8(self.kind as u8);
+        state.write(self.symbol);
+    }
+}
+
+impl Equivalent<Key> for KeyRef<'_> {
+    #[inline]
+    fn equivalent(&self, key: &Key) -> bool {
+        self.kind == key.kind && *self.symbol == *key.symbol
+    }
+}
+
+impl<M> Default for Index<M> {
+    fn default() -> Self {
+        Self {
+            cohorts: Slab::new(),
+            sessions: HashMap::default(),
+            by_channels: HashTable::new(),
+            all: Vec::new(),
+            by_kind: std::array::from_fn(|_| Vec::new()),
+            by_symbol: HashMap::default(),
+            subscriptions: 0,
+            hasher: RandomState::default(),
+        }
+    }
+}
+
+impl<M> Index<M> {
+    /// Adds a session that holds nothing yet.
+    pub fn join(&mut self, session: SessionId, member: M) {
+        self.place(session, member, BTreeSet::new());
+    }
+
+    /// Adds or removes channels of a session; what it holds already, or does not hold, is passed over. Returns how many it
+    /// holds now, or `None` if there is no such session.
+    pub fn change(
+        &mut self,
+        session: SessionId,
+        channels: impl IntoIterator<Item = Channel>,
+        subscribe: bool,
+    ) -> Option<usize> {
+        let id = *self.sessions.get(&session)?;
+        let held = &self.cohorts[id].channels;
+        let delta: BTreeSet<Channel> =
+            channels.into_iter().filter(|channel| held.contains(channel) != subscribe).collect();
+        if delta.is_empty() {
+            return Some(held.len());
+        }
+        let count = if subscribe { held.len() + delta.len() } else { held.len() - delta.len() };
+        self.subscriptions = self.subscriptions - held.len() + count;
+        if self.cohorts[id].members.len() == 1 {
+            self.change_alone(id, delta, subscribe);
+        } else {
+            let mut channels = held.clone();
+            apply(&mut channels, delta, subscribe);
+            let member = self.take_member(id, session);
+            self.place(session, member, channels);
+        }
+        Some(count)
+    }
+
+    /// Removes a session and all it holds. Returns what the caller kept for it.
+    pub fn leave(&mut self, session: SessionId) -> Option<M> {
+        let id = self.sessions.remove(&session)?;
+        self.subscriptions -= self.cohorts[id].channels.len();
+        let member = self.take_member(id, session);
+        if self.cohorts[id].members.is_empty() {
+            self.dissolve(id);
+        }
+        Some(member)
+    }
+
+    /// The cohorts that hold `*`. [`lookup`](Self::lookup) passes them over.
+    pub fn all(&self) -> &[CohortId] {
+        &self.all
+    }
+
+    /// Calls `visit` with each cohort that wants this event for another reason than `*`; twice with one that holds both the
+    /// kind and the symbol.
+    #[inline]
+    pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
+        for &cohort in &self.by_kind[kind as usize] {
+            visit(cohort);
+        }
+        let Some(symbol) = symbol else { return };
+        if let Some(cohorts) = self.by_symbol.get(&KeyRef { kind, symbol }) {
+            for &cohort in cohorts {
+                visit(cohort);
+            }
+        }
+    }
+
+    /// What the caller keeps for the sessions of a cohort.
+    #[inline]
+    pub fn members(&self, cohort: CohortId) -> impl Iterator<Item = &M> {
+        self.cohorts.get(cohort).into_iter().flat_map(|cohort| &cohort.members).map(|(_, m)| m)
+    }
+
+    /// What the caller keeps for every session.
+    pub fn everyone(&self) -> impl Iterator<Item = &M> {
+        self.cohorts.iter().flat_map(|(_, cohort)| &cohort.members).map(|(_, member)| member)
+    }
+
+    /// What the caller keeps for one session.
+    pub fn member(&self, session: SessionId) -> Option<&M> {
+        let id = self.sessions.get(&session)?;
+        self.cohorts[*id].members.iter().find(|(other, _)| *other == session).map(|(_, m)| m)
+    }
+
+    /// How many subscriptions all sessions hold together.
+    pub fn subscriptions(&self) -> usize {
+        self.subscriptions
+    }
+
+    /// How many lists the index keeps; zero once everybody has left.
+    pub fn entries(&self) -> usize {
+        self.cohorts.len()
+            + self.by_channels.len()
+            + self.all.len()
+            + self.by_kind.iter().map(Vec::len).sum::<usize>()
+            + self.by_symbol.len()
+    }
+
+    /// Changes the channels of a cohort of one.
+    fn change_alone(&mut self, id: CohortId, delta: BTreeSet<Channel>, subscribe: bool) {
+        self.forget_channels(id);
+        let had_all = self.cohorts[id].channels.contains(&Channel::All);
+        if delta.contains(&Channel::All) || had_all {
+            // With `*` the other lists are left, without it they are entered.
+            self.unlist(id);
+            apply(&mut self.cohorts[id].channels, delta, subscribe);
+            self.list(id);
+        } else {
+            for channel in &delta {
+                if subscribe {
+                    self.enter(id, channel);
+                } else {
+                    self.cross_out(id, channel);
+                }
+            }
+            apply(&mut self.cohorts[id].channels, delta, subscribe);
+        }
+        if let Some(other) = self.find(&self.cohorts[id].channels) {
+            let (session, member) = self.cohorts[id].members.pop().expect("a cohort of one");
+            self.unlist(id);
+            self.cohorts.remove(id);
+            self.cohorts[other].members.push((session, member));
+            self.sessions.insert(session, other);
+        } else {
+            self.remember_channels(id);
+        }
+    }
+
+    /// Puts a session into the cohort with these channels, founding it if there is none.
+    fn place(&mut self, session: SessionId, member: M, channels: BTreeSet<Channel>) {
+        let id = match self.find(&channels) {
+            Some(id) => {
+                self.cohorts[id].members.push((session, member));
+                id
+            }
+            None => {
+                let id = self.cohorts.insert(Cohort { channels, members: vec![(session, member)] });
+                self.list(id);
+                self.remember_channels(id);
+                id
+            }
+        };
+        self.sessions.insert(session, id);
+    }
+
+    fn take_member(&mut self, id: CohortId, session: SessionId) -> M {
+        let members = &mut self.cohorts[id].members;
+        let at = members.iter().position(|(other, _)| *other == session);
+        members.swap_remove(at.expect("the session is a member of its cohort")).1
+    }
+
+    fn dissolve(&mut self, id: CohortId) {
+        self.forget_channels(id);
+        self.unlist(id);
+        self.cohorts.remove(id);
+    }
+
+    fn find(&self, channels: &BTreeSet<Channel>) -> Option<CohortId> {
+        if channels.len() > SHARED_CHANNELS {
+            return None;
+        }
+        let hash = self.hasher.hash_one(channels);
+        self.by_channels.find(hash, |&id| self.cohorts[id].channels == *channels).copied()
+    }
+
+    fn remember_channels(&mut self, id: CohortId) {
+        let channels = &self.cohorts[id].channels;
+        if channels.len() <= SHARED_CHANNELS {
+            let hash = self.hasher.hash_one(channels);
+            let (hasher, cohorts) = (&self.hasher, &self.cohorts);
+            let rehash = |&id: &CohortId| hasher.hash_one(&cohorts[id].channels);
+            self.by_channels.insert_unique(hash, id, rehash);
+        }
+    }
+
+    fn forget_channels(&mut self, id: CohortId) {
+        let hash = self.hasher.hash_one(&self.cohorts[id].channels);
+        if let Ok(entry) = self.by_channels.find_entry(hash, |&other| other == id) {
+            entry.remove();
+        }
+    }
+
+    fn list(&mut self, id: CohortId) {
+        if self.cohorts[id].channels.contains(&Channel::All) {
+            return self.enter(id, &Channel::All);
+        }
+        let channels = std::mem::take(&mut self.cohorts[id].channels);
+        for channel in &channels {
+            self.enter(id, channel);
+        }
+        self.cohorts[id].channels = channels;
+    }
+
+    fn unlist(&mut self, id: CohortId) {
+        if self.cohorts[id].channels.contains(&Channel::All) {
+            return self.cross_out(id, &Channel::All);
+        }
+        let channels = std::mem::take(&mut self.cohorts[id].channels);
+        for channel in &channels {
+            self.cross_out(id, channel);
+        }
+        self.cohorts[id].channels = channels;
+    }
+
+    fn enter(&mut self, id: CohortId, channel: &Channel) {
+        match channel {
+            Channel::All => self.all.push(id),
+            Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
+            Channel::Symbol(kind, symbol) => {
+                let key = KeyRef { kind: *kind, symbol: symbol.as_bytes() };
+                match self.by_symbol.get_mut(&key) {
+                    Some(cohorts) => cohorts.push(id),
+                    None => {
+                        let key = Key { kind: *kind, symbol: symbol.as_bytes().into() };
+                        self.by_symbol.insert(key, vec![id]);
+                    }
+                }
+            }
+        }
+    }
+
+    fn cross_out(&mut self, id: CohortId, channel: &Channel) {
+        match channel {
+            Channel::All => remove(&mut self.all, id),
+            Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
+            Channel::Symbol(kind, symbol) => {
+                let key = KeyRef { kind: *kind, symbol: symbol.as_bytes() };
+                if let Some(cohorts) = self.by_symbol.get_mut(&key) {
+                    remove(cohorts, id);
+                    if cohorts.is_empty() {
+                        self.by_symbol.remove(&key);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn apply(channels: &mut BTreeSet<Channel>, delta: BTreeSet<Channel>, subscribe: bool) {
+    if subscribe {
+        channels.extend(delta);
+    } else {
+        for channel in &delta {
+            channels.remove(channel);
+        }
+    }
+}
+
+fn remove(cohorts: &mut Vec<CohortId>, id: CohortId) {
+    if let Some(at) = cohorts.iter().position(|&other| other == id) {
+        cohorts.swap_remove(at);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proxy_common::{channel::items, market::Market};
+
+    fn channels(list: &str) -> Vec<Channel> {
+        items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
+    }
+
+    const NOBODY: [u64; 0] = [];
+
+    /// The sessions that get an event, in order of their names.
+    fn wanting(index: &Index<u64>, kind: Kind, symbol: &str) -> Vec<u64> {
+        let mut cohorts: BTreeSet<CohortId> = index.all().iter().copied().collect();
+        index.lookup(kind, Some(symbol.as_bytes()), |cohort| {
+            cohorts.insert(cohort);
+        });
+        let mut sessions: Vec<u64> =
+            cohorts.into_iter().flat_map(|cohort| index.members(cohort)).copied().collect();
+        sessions.sort_unstable();
+        sessions
+    }
+
+    fn with_sessions(sets: &[&str]) -> Index<u64> {
+        let mut index = Index::default();
+        for (session, list) in (0..).zip(sets) {
+            index.join(session, session);
+            index.change(session, channels(list), true);
+        }
+        index
+    }
+
+    #[test]
+    fn entries_are_independent_of_each_other() {
+        let mut index = with_sessions(&["T.*,T.AAPL,*", "T.AAPL", ""]);
+        assert_eq!(wanting(&index, Kind::T, "AAPL"), [0, 1]);
+        assert_eq!(index.change(0, channels("*"), false), Some(2));
+        assert_eq!(wanting(&index, Kind::T, "MSFT"), [0]);
+        assert_eq!(wanting(&index, Kind::Q, "AAPL"), NOBODY);
+        index.change(0, channels("T.*"), false);
+        assert_eq!(wanting(&index, Kind::T, "AAPL"), [0, 1]);
+        assert_eq!(wanting(&index, Kind::T, "MSFT"), NOBODY);
+        index.change(0, channels("T.AAPL,T.AAPL,Q.X"), false);
+        assert_eq!(wanting(&index, Kind::T, "AAPL"), [1]);
+    }
+
+    #[test]
+    fn sessions_with_equal_channels_are_one_cohort() {
+        let mut index = with_sessions(&["T.A,Q.B", "Q.B,T.A", "T.A", "Q.B"]);
+        assert_eq!(index.cohorts.len(), 3);
+        index.change(2, channels("Q.B"), true);
+        assert_eq!(index.cohorts.len(), 2, "joined by changing");
+        index.change(0, channels("T.C"), true);
+        assert_eq!(index.cohorts.len(), 3, "left by changing");
+        assert_eq!(wanting(&index, Kind::T, "A"), [0, 1, 2]);
+        assert_eq!(wanting(&index, Kind::T, "C"), [0]);
+    }
+
+    #[test]
+    fn large_sets_are_cohorts_of_their_own() {
+        let many: Vec<String> = (0..100).map(|n| format!("T.S{n}")).collect();
+        let many = many.join(",");
+        let mut index = with_sessions(&[&many, &many]);
+        assert_eq!(index.cohorts.len(), 2);
+        assert_eq!(wanting(&index, Kind::T, "S7"), [0, 1]);
+        let most = channels(&many)[1..].to_vec();
+        index.change(0, most.clone(), false);
+        index.change(1, most, false);
+        assert_eq!(index.cohorts.len(), 1, "small again, and equal");
+        assert_eq!(wanting(&index, Kind::T, "S7"), NOBODY);
+        assert_eq!(wanting(&index, Kind::T, "S0"), [0, 1]);
+    }
+
+    #[test]
+    fn nothing_is_left_when_everybody_has_left() {
+        let mut index = with_sessions(&["*", "T.*,T.A", "T.A,Q.B", "T.A,Q.B", ""]);
+        assert_eq!(index.subscriptions(), 7);
+        for session in 0..5 {
+            assert_eq!(index.leave(session), Some(session));
+        }
+        assert_eq!(index.leave(0), None);
+        assert_eq!(index.change(0, channels("T.A"), true), None);
+        assert_eq!((index.subscriptions(), index.entries()), (0, 0));
+    }
+}

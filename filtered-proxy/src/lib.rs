@@ -1,0 +1,136 @@
+//! The filtered proxy: takes everything from one firehose and gives each client exactly the events it subscribed to.
+//!
+//! A frame's way: [`split`] finds its events, [`index`] tells who wants each, [`batch`] renders one chunk for each set of
+//! sessions that want the same, [`router`] writes it. It never talks to the vendor and passes no subscription on.
+
+pub mod batch;
+pub mod config;
+pub mod index;
+pub mod metrics;
+pub mod router;
+pub mod split;
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+
+use prometheus_client::registry::Registry;
+use proxy_common::{
+    channel::Channel,
+    config::{ConfigError, bind},
+    health::{Health, HealthReporter},
+    link::{Link, LinkConfig, LinkHandle, Wanted},
+    metrics::{LinkMetrics, ProcessMetrics, SessionMetrics},
+    outbound::Outbound,
+    server::{Bound, Server},
+    session::Tier,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use self::config::{Args, Config};
+use self::{
+    metrics::RouterMetrics,
+    router::{Router, RouterHandle, RouterSeat},
+};
+
+/// The tier's name in notices and metrics.
+const TIER: &str = "filtered";
+
+/// A filtered proxy that listens but does not serve yet.
+#[derive(Debug)]
+pub struct FilteredProxy {
+    bound: Bound,
+    server: Server<FilteredTier>,
+    link: Link,
+    router: Router,
+    /// What the link asks for never changes; the sender only has to live.
+    wanted: watch::Sender<Wanted>,
+}
+
+/// What sessions see of the filtered proxy.
+#[derive(Debug)]
+pub struct FilteredTier {
+    router: RouterHandle,
+    link: LinkHandle,
+    health: HealthReporter,
+    upstream: Arc<LinkMetrics>,
+    sessions: Arc<SessionMetrics>,
+}
+
+impl FilteredProxy {
+    /// Binds the ports.
+    ///
+    /// # Errors
+    ///
+    /// The host is unknown or a port is taken.
+    pub async fn bind(config: Config) -> Result<Self, ConfigError> {
+        let bound = bind(
+            ("FILTERED_PROXY_HOST", &config.host),
+            ("FILTERED_PROXY_PORT", config.port),
+            config.listen.admin_port,
+        )
+        .await?;
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessMetrics::new()));
+        let prefixed = registry.sub_registry_with_prefix(TIER);
+        let upstream = LinkMetrics::register(prefixed);
+        let sessions = SessionMetrics::register(prefixed);
+        let routing = RouterMetrics::register(prefixed);
+        let (wanted, receiver) = watch::channel(BTreeSet::from([Channel::All]));
+        let link_config = LinkConfig::new("firehose", config.firehose, config.key);
+        let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
+        let market = config.listen.market;
+        let (router, router_handle) = Router::new(market, routing, Arc::clone(&sessions));
+        let tier = FilteredTier {
+            router: router_handle,
+            link: handle,
+            health: HealthReporter::new(market),
+            upstream,
+            sessions: Arc::clone(&sessions),
+        };
+        let server = Server {
+            tier: Arc::new(tier),
+            registry,
+            metrics: sessions,
+            sessions: config.listen.sessions(config.keys),
+            max_connections: config.listen.max_connections,
+        };
+        Ok(Self { bound, server, link, router, wanted })
+    }
+
+    /// The addresses listened on.
+    ///
+    /// # Errors
+    ///
+    /// The system does not tell.
+    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.bound.addresses()
+    }
+
+    /// The link to the firehose.
+    pub fn link(&self) -> LinkHandle {
+        self.server.tier.link.clone()
+    }
+
+    /// Serves until `stop`, then lets the sessions say goodbye.
+    pub async fn serve(self, stop: CancellationToken) {
+        let routing = self.router.run(self.link, stop.clone());
+        tokio::join!(routing, self.server.serve(self.bound, stop));
+        drop(self.wanted);
+    }
+}
+
+impl Tier for FilteredTier {
+    type Seat = RouterSeat;
+
+    async fn admit(&self, outbound: &Arc<Outbound>) -> RouterSeat {
+        self.router.join(Arc::clone(outbound)).await
+    }
+
+    fn health(&self) -> Health {
+        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+    }
+
+    fn tick(&self) {
+        self.health.sample(&self.upstream);
+    }
+}

@@ -1,0 +1,255 @@
+//! The router: one task that owns the index, takes frames off the link and writes each session's events.
+//!
+//! Changes of subscriptions come to it one at a time and are answered by it, between batches. So a session's events and
+//! acknowledgements stand in one order: nothing before the acknowledgement of a subscription was enabled by it, and nothing
+//! after the acknowledgement of an unsubscription still matches it.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use bytes::Bytes;
+use proxy_common::{
+    close::CloseReason,
+    link::{Link, LinkEvent},
+    market::Market,
+    metrics::{LossReason, SessionMetrics},
+    notice::Notice,
+    outbound::Outbound,
+    session::{Change, Seat},
+};
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{
+    TIER,
+    batch::Batch,
+    index::{Index, SessionId},
+    metrics::RouterMetrics,
+};
+
+/// Inputs waiting for the router. A session whose change finds no room waits, and so reads no further commands.
+const INPUTS: usize = 1_024;
+/// Frames taken before what they hold is written. What the link has ready beyond waits in the socket.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// What sessions ask of the router.
+#[derive(Debug)]
+enum Input {
+    Join(SessionId, Arc<Outbound>),
+    /// The answer is how many subscriptions the session holds now.
+    Change(SessionId, Change, oneshot::Sender<usize>),
+}
+
+/// What sessions and router share.
+#[derive(Debug)]
+struct Shared {
+    next_session: AtomicU64,
+    /// Sessions that ended, to be removed by the router. Held for a push or a swap only; bounded by the number of sessions.
+    gone: Mutex<Vec<SessionId>>,
+    someone_left: Notify,
+}
+
+/// The way to the router.
+#[derive(Debug, Clone)]
+pub struct RouterHandle {
+    inputs: mpsc::Sender<Input>,
+    shared: Arc<Shared>,
+}
+
+/// The task that routes.
+#[derive(Debug)]
+pub struct Router {
+    market: Market,
+    index: Index<Arc<Outbound>>,
+    batch: Batch,
+    inputs: mpsc::Receiver<Input>,
+    shared: Arc<Shared>,
+    metrics: RouterMetrics,
+    sessions: Arc<SessionMetrics>,
+}
+
+impl Router {
+    /// A router without sessions, and the way to it.
+    pub fn new(
+        market: Market,
+        metrics: RouterMetrics,
+        sessions: Arc<SessionMetrics>,
+    ) -> (Self, RouterHandle) {
+        let (sender, inputs) = mpsc::channel(INPUTS);
+        let shared = Arc::new(Shared {
+            next_session: AtomicU64::new(0),
+            gone: Mutex::default(),
+            someone_left: Notify::new(),
+        });
+        let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
+        let (index, batch) = (Index::default(), Batch::default());
+        (Self { market, index, batch, inputs, shared, metrics, sessions }, handle)
+    }
+
+    /// Routes until `stop`.
+    pub async fn run(mut self, mut link: Link, stop: CancellationToken) {
+        let mut events = Vec::new();
+        loop {
+            // In no order of preference: neither changes nor data may keep the other waiting.
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.shared.someone_left.notified() => self.sweep(),
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.apply(input),
+                    None => return,
+                },
+                () = link.next_batch(&mut events, BATCH_BYTES) => self.route(&mut events),
+            }
+        }
+    }
+
+    fn route(&mut self, events: &mut Vec<LinkEvent>) {
+        for event in events.drain(..) {
+            match event {
+                LinkEvent::Frame { text, .. } => self.route_frame(text),
+                LinkEvent::Notice(object) => self.notify(&Bytes::from(format!("[{object}]"))),
+                LinkEvent::Down(outage) => {
+                    self.notify(&Notice::upstream_down(TIER, &outage).text());
+                }
+                LinkEvent::Up(Some(outage)) => {
+                    self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).text());
+                }
+                LinkEvent::Up(None) => {}
+            }
+        }
+        self.deliver();
+    }
+
+    fn route_frame(&mut self, text: Bytes) {
+        let length = text.len();
+        if let Some(malformed) = self.batch.add(text, self.market, &self.index) {
+            // The metric counts them all; one line in a thousand is enough for the log.
+            if self.metrics.malformed.inc().is_multiple_of(1_000) {
+                warn!(at = malformed.at, length, "malformed frame: what follows there is dropped");
+            }
+            self.notify(&Notice::malformed(TIER).text());
+        }
+    }
+
+    /// Tells every session, in order with the events around it.
+    fn notify(&mut self, message: &Bytes) {
+        self.deliver();
+        let now = Instant::now();
+        for outbound in self.index.everyone() {
+            outbound.send_message(message, now);
+        }
+    }
+
+    fn deliver(&mut self) {
+        if self.batch.bytes() == 0 {
+            return;
+        }
+        let (index, now) = (&self.index, Instant::now());
+        let tally = self.batch.deliver(index, |cohort, chunks| {
+            for outbound in index.members(cohort) {
+                outbound.deliver(chunks, now);
+            }
+        });
+        self.metrics.events.inc_by(tally.events);
+        self.metrics.unwanted.inc_by(tally.unwanted);
+        if tally.oversize > 0 {
+            warn!(events = tally.oversize, "events longer than a message may be dropped");
+            self.sessions.lost(LossReason::Oversize, tally.oversize);
+            self.notify(&Notice::oversize(TIER, tally.oversize).text());
+        }
+    }
+
+    fn apply(&mut self, input: Input) {
+        match input {
+            Input::Join(session, outbound) => self.index.join(session, outbound),
+            Input::Change(session, change, done) => {
+                let held = self.index.change(session, change.channels, change.subscribe);
+                if let Some(outbound) = self.index.member(session) {
+                    let now = Instant::now();
+                    for message in &change.reply {
+                        outbound.send_message(message, now);
+                    }
+                }
+                self.count_subscriptions();
+                // The session may have ended while it waited.
+                let _ = done.send(held.unwrap_or(0));
+            }
+        }
+    }
+
+    /// Removes sessions that ended. Their joining stands in the inputs before, so these come first.
+    fn sweep(&mut self) {
+        let mut gone = Vec::new();
+        std::mem::swap(&mut gone, &mut *self.shared.gone());
+        for _ in 0..self.inputs.len() {
+            if let Ok(input) = self.inputs.try_recv() {
+                self.apply(input);
+            }
+        }
+        for session in gone {
+            self.index.leave(session);
+        }
+        self.count_subscriptions();
+    }
+
+    fn count_subscriptions(&self) {
+        self.sessions.subscriptions.set(self.index.subscriptions() as i64);
+    }
+}
+
+impl Shared {
+    fn gone(&self) -> std::sync::MutexGuard<'_, Vec<SessionId>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RouterHandle {
+    /// Gives a session its place. The router that is gone is noticed at the first change.
+    pub async fn join(&self, outbound: Arc<Outbound>) -> RouterSeat {
+        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+        let _ = self.inputs.send(Input::Join(session, outbound)).await;
+        RouterSeat { session, router: self.clone(), held: 0 }
+    }
+}
+
+/// A session's place with the router.
+#[derive(Debug)]
+pub struct RouterSeat {
+    session: SessionId,
+    router: RouterHandle,
+    held: usize,
+}
+
+impl Seat for RouterSeat {
+    async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
+        let (done, answer) = oneshot::channel();
+        let input = Input::Change(self.session, change, done);
+        self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
+        self.held = answer.await.map_err(|_| CloseReason::Internal)?;
+        Ok(())
+    }
+
+    fn held(&self) -> usize {
+        self.held
+    }
+
+    async fn pull(&mut self) -> Result<(), CloseReason> {
+        std::future::pending().await
+    }
+}
+
+impl Drop for RouterSeat {
+    fn drop(&mut self) {
+        self.router.shared.gone().push(self.session);
+        self.router.shared.someone_left.notify_one();
+    }
+}
