@@ -1,1 +1,148 @@
-fn main() {}
+//! The demo: a simulated market, the firehose and the filtered proxy in one process, on the standard ports.
+//!
+//! Everything but the market is the real thing: the tiers are the libraries behind the two programs, and the delay shown is
+//! what a real client of the filtered proxy measures.
+
+mod probe;
+mod screen;
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Context;
+use clap::Parser;
+use filtered_proxy::FilteredProxy;
+use firehose_proxy::Firehose;
+use polygon_sim::{Profile, SimConfig, Simulator};
+use proxy_common::{
+    config::{ConfigError, Unparsed, duration, parse_flags, port},
+    shutdown,
+    telemetry::{self, LogFormat},
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use screen::{Figures, Screen};
+
+/// The key of the simulated account, for the firehose and for clients.
+const KEY: &str = "demo-key";
+
+/// Runs a simulated market, the firehose and the filtered proxy together, and shows what flows.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Args {
+    /// Events a second of the simulated market
+    #[arg(long, default_value = "5000")]
+    rate: f64,
+    /// Symbols of the simulated market
+    #[arg(long, default_value = "8000")]
+    symbols: usize,
+    /// Course of the rate: steady, or a burst at the open
+    #[arg(long, value_enum, default_value = "steady")]
+    profile: Profile,
+    /// Seed of the simulated market
+    #[arg(long, default_value = "1")]
+    seed: u64,
+    /// Ends by itself after this time (for example 10s)
+    #[arg(long, value_parser = duration)]
+    exit_after: Option<Duration>,
+    /// Port of the filtered proxy, where clients connect; 0 takes any free one
+    #[arg(long, default_value = "8765", value_parser = port)]
+    filtered_port: u16,
+    /// Port of the firehose; 0 takes any free one
+    #[arg(long, default_value = "8767", value_parser = port)]
+    firehose_port: u16,
+    /// Port of the simulated market; 0 takes any free one
+    #[arg(long, default_value = "8766", value_parser = port)]
+    market_port: u16,
+    /// What is logged, on standard error
+    #[arg(long, default_value = "warn")]
+    log_level: String,
+}
+
+fn main() -> ExitCode {
+    let args = match parse_flags_of_process() {
+        Ok(args) => args,
+        Err(unparsed) => return shutdown::refuse(unparsed),
+    };
+    telemetry::init(telemetry::filter(&args.log_level), Some(LogFormat::Text));
+    shutdown::block_on(async { run(args).await.map_err(|e| Unparsed::system(format!("{e:#}"))) })
+}
+
+fn parse_flags_of_process() -> Result<Args, Unparsed> {
+    let flags: Vec<String> = std::env::args().skip(1).collect();
+    parse_flags(&flags.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let sim_config = SimConfig {
+        rate: args.rate,
+        symbols: args.symbols,
+        seed: args.seed,
+        profile: args.profile,
+        keys: vec![KEY.to_owned()],
+        ..SimConfig::default()
+    };
+    let market = Simulator::bind(("127.0.0.1", args.market_port), sim_config)
+        .await
+        .with_context(|| format!("port {} of the simulated market", args.market_port))?;
+    let firehose = bind_firehose(&args, &market.url()).await?;
+    let firehose_addr = first(firehose.addresses()?)?;
+    let filtered = bind_filtered(&args, firehose_addr).await?;
+    let filtered_addr = first(filtered.addresses()?)?;
+
+    let figures = Figures::new(&firehose, &filtered);
+    let screen = Screen::new(KEY, market.addr(), firehose_addr, filtered_addr);
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let (probe, delays) = probe::new(format!("ws://{filtered_addr}/stocks"), KEY);
+    tasks.spawn(probe.run(stop.clone()));
+    tasks.spawn(screen.run(figures, delays, stop.clone()));
+    tasks.spawn(firehose.serve(stop.clone()));
+    tasks.spawn(filtered.serve(stop.clone()));
+    let simulated = market.serve(stop.clone());
+    tasks.spawn(async {
+        if let Err(error) = simulated.await {
+            tracing::error!(%error, "the simulated market ended");
+        }
+    });
+    if let Some(time) = args.exit_after {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(time) => stop.cancel(),
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+    let all = async { while tasks.join_next().await.is_some() {} };
+    shutdown::run(all, stop, || {}).await?;
+    Ok(())
+}
+
+async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<Firehose> {
+    let port = args.firehose_port.to_string();
+    let flags = ["--polygon-api-key", KEY, "--polygon-ws-url", market, "--port", &port];
+    let args = parse_flags::<firehose_proxy::Args>(&flags).map_err(explain)?;
+    Ok(Firehose::bind((&args).try_into()?).await?)
+}
+
+async fn bind_filtered(
+    args: &Args,
+    firehose: std::net::SocketAddr,
+) -> anyhow::Result<FilteredProxy> {
+    let (port, url) = (args.filtered_port.to_string(), format!("ws://{firehose}"));
+    let flags = ["--polygon-api-key", KEY, "--firehose-url", &url, "--port", &port];
+    let args = parse_flags::<filtered_proxy::Args>(&flags).map_err(explain)?;
+    Ok(FilteredProxy::bind((&args).try_into()?).await?)
+}
+
+fn explain(unparsed: Unparsed) -> ConfigError {
+    match unparsed {
+        Unparsed::Error(error) => error,
+        Unparsed::Display(text) => ConfigError::invalid("flags", text, "expected settings"),
+    }
+}
+
+fn first(addresses: Vec<std::net::SocketAddr>) -> anyhow::Result<std::net::SocketAddr> {
+    addresses.into_iter().next().context("no address is listened on")
+}

@@ -111,6 +111,11 @@ impl FilteredProxy {
         self.server.tier.link.clone()
     }
 
+    /// What is counted about the link and about sessions.
+    pub fn metrics(&self) -> (Arc<LinkMetrics>, Arc<SessionMetrics>) {
+        (Arc::clone(&self.server.tier.upstream), Arc::clone(&self.server.metrics))
+    }
+
     /// Serves until `stop`, then lets the sessions say goodbye.
     pub async fn serve(self, stop: CancellationToken) {
         let routing = self.router.run(self.link, stop.clone());

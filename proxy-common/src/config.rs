@@ -85,6 +85,20 @@ pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, Unparsed> {
         .map_err(|error| explain(&T::command(), &error))
 }
 
+/// Reads flags alone, passing over the environment and any `.env`: for programs that start a tier inside themselves.
+///
+/// # Errors
+///
+/// As of [`parse`].
+pub fn parse_flags<T: CommandFactory + FromArgMatches>(flags: &[&str]) -> Result<T, Unparsed> {
+    let name = T::command().get_name().to_owned();
+    T::command()
+        .mut_args(|arg| arg.env(None::<&str>))
+        .try_get_matches_from(std::iter::once(name.as_str()).chain(flags.iter().copied()))
+        .and_then(|matches| T::from_arg_matches(&matches))
+        .map_err(|error| explain(&T::command(), &error))
+}
+
 fn explain(command: &clap::Command, error: &clap::Error) -> Unparsed {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),

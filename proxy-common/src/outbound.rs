@@ -500,13 +500,14 @@ impl Lane {
         self.advance(written);
     }
 
-    /// Frames what goes next: control frames, a whole message, or all chunks that fit one message.
+    /// Frames what goes next: control frames, and a whole message or all chunks that fit one message. False if there is nothing.
     fn frame_next(&mut self, since: Instant) -> bool {
-        if !self.control.is_empty() {
-            let control = std::mem::take(&mut self.control);
+        let control = std::mem::take(&mut self.control);
+        let any_control = !control.is_empty();
+        if any_control {
             self.put(control.into());
         }
-        let Some(first) = self.queue.front() else { return !self.wire.is_empty() };
+        let Some(first) = self.queue.front() else { return any_control };
         self.wire_since = since;
         if first.whole {
             let item = self.take_item();

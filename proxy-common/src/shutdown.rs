@@ -30,9 +30,12 @@ impl StopSignals {
 
     /// Cancels `stop` on the first signal; returns on the second, for those who will not wait.
     pub async fn watch(mut self, stop: CancellationToken) {
-        info!(signal = self.next().await, "stopping; a second signal stops at once");
+        // Awaited outside the log lines: those are not evaluated when their level is off.
+        let signal = self.next().await;
+        info!(signal, "stopping; a second signal stops at once");
         stop.cancel();
-        warn!(signal = self.next().await, "second signal: leaving without waiting for sessions");
+        let signal = self.next().await;
+        warn!(signal, "second signal: leaving without waiting for sessions");
     }
 
     async fn next(&mut self) -> &'static str {

@@ -14,6 +14,11 @@ pub enum LogFormat {
     Json,
 }
 
+/// The filter that a setting such as `info` or `info,proxy_common::link=debug` means; what is no filter means `info`.
+pub fn filter(setting: &str) -> EnvFilter {
+    EnvFilter::try_new(setting).unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
 /// Sends logs to standard error; without a format, text to a terminal and JSON to anything else.
 ///
 /// # Panics

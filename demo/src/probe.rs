@@ -1,0 +1,100 @@
+//! A client like any other that measures how long events take from the simulated market through both tiers.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{SinkExt, StreamExt};
+use hdrhistogram::Histogram;
+use serde::Deserialize;
+use tokio::time::{sleep, timeout};
+use tokio_tungstenite::{connect_async, tungstenite::Message};
+use tokio_util::sync::CancellationToken;
+
+/// What a delay longer than this is recorded as.
+const MAX_DELAY_NS: u64 = 60_000_000_000;
+
+/// Delays measured since they were last taken, in nanoseconds.
+#[derive(Debug, Clone)]
+pub(crate) struct Delays(Arc<Mutex<Histogram<u64>>>);
+
+impl Delays {
+    /// Takes what was measured: median and 99th percentile, if anything was.
+    pub(crate) fn take(&self) -> Option<(Duration, Duration)> {
+        let mut histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if histogram.is_empty() {
+            return None;
+        }
+        let at = |quantile| Duration::from_nanos(histogram.value_at_quantile(quantile));
+        let found = (at(0.5), at(0.99));
+        histogram.reset();
+        Some(found)
+    }
+
+    fn record(&self, nanos: u64) {
+        let mut histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        histogram.saturating_record(nanos.clamp(1, MAX_DELAY_NS));
+    }
+}
+
+/// The measuring client.
+pub(crate) struct Probe {
+    url: String,
+    key: &'static str,
+    delays: Delays,
+}
+
+/// A probe for the filtered proxy at this address, and what it will have measured.
+pub(crate) fn new(url: String, key: &'static str) -> (Probe, Delays) {
+    let histogram =
+        Histogram::new_with_bounds(1, MAX_DELAY_NS, 2).expect("the bounds are in order");
+    let delays = Delays(Arc::new(Mutex::new(histogram)));
+    (Probe { url, key, delays: delays.clone() }, delays)
+}
+
+/// The only kind that carries the time of its making to the nanosecond and comes often.
+#[derive(Deserialize)]
+struct FairMarketValue {
+    #[serde(default)]
+    ev: String,
+    #[serde(default)]
+    t: u64,
+}
+
+impl Probe {
+    /// Measures until `stop`; connects again when the connection ends.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                result = self.measure() => if let Err(error) = result {
+                    tracing::debug!(%error, "probe disconnected");
+                },
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(Duration::from_millis(200)) => {}
+            }
+        }
+    }
+
+    async fn measure(&self) -> anyhow::Result<()> {
+        let (mut socket, _) =
+            timeout(Duration::from_secs(5), connect_async(self.url.as_str())).await??;
+        for (action, params) in [("auth", self.key), ("subscribe", "FMV.*")] {
+            let command = serde_json::json!({ "action": action, "params": params });
+            socket.send(Message::text(command.to_string())).await?;
+        }
+        while let Some(message) = socket.next().await {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
+            if let Message::Text(text) = message? {
+                let events: Vec<FairMarketValue> = serde_json::from_str(&text)?;
+                for event in events.iter().filter(|event| event.ev == "FMV") {
+                    self.delays.record(now.saturating_sub(event.t));
+                }
+            }
+        }
+        Ok(())
+    }
+}

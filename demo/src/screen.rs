@@ -1,0 +1,138 @@
+//! What the demo prints: how to connect, then once a second what flows.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use filtered_proxy::FilteredProxy;
+use firehose_proxy::Firehose;
+use proxy_common::metrics::{LinkMetrics, SessionMetrics};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::probe::Delays;
+
+/// Where the figures come from.
+pub(crate) struct Figures {
+    upstream: Arc<LinkMetrics>,
+    clients: Arc<SessionMetrics>,
+}
+
+impl Figures {
+    pub(crate) fn new(firehose: &Firehose, filtered: &FilteredProxy) -> Self {
+        Self { upstream: firehose.metrics().0, clients: filtered.metrics().1 }
+    }
+
+    fn totals(&self) -> (u64, u64) {
+        (self.upstream.events.get(), self.clients.events_delivered.get())
+    }
+}
+
+/// Prints the demo's text.
+pub(crate) struct Screen {
+    key: &'static str,
+    market: SocketAddr,
+    firehose: SocketAddr,
+    filtered: SocketAddr,
+    /// On a terminal the figures stay in one line; elsewhere each second is a line.
+    terminal: bool,
+}
+
+impl Screen {
+    pub(crate) fn new(
+        key: &'static str,
+        market: SocketAddr,
+        firehose: SocketAddr,
+        filtered: SocketAddr,
+    ) -> Self {
+        Self { key, market, firehose, filtered, terminal: io::stdout().is_terminal() }
+    }
+
+    /// Prints until `stop`, or until nobody reads any more.
+    pub(crate) async fn run(self, figures: Figures, delays: Delays, stop: CancellationToken) {
+        if self.print(&self.introduction()).is_err() {
+            return;
+        }
+        let mut seconds = interval(Duration::from_secs(1));
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        seconds.tick().await;
+        let (mut before, mut at) = (figures.totals(), Instant::now());
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = seconds.tick() => {}
+            }
+            let (now, elapsed) = (figures.totals(), at.elapsed().as_secs_f64());
+            at = Instant::now();
+            let rate = |now: u64, before: u64| (now - before) as f64 / elapsed;
+            let line = format!(
+                "upstream {:>8.0} events/s | delivered {:>8.0} events/s | clients {:>4} | added delay {}",
+                rate(now.0, before.0),
+                rate(now.1, before.1),
+                figures.clients.sessions.get(),
+                delay(delays.take()),
+            );
+            before = now;
+            let line = if self.terminal { format!("\r\x1b[K{line}") } else { line + "\n" };
+            if self.print(&line).is_err() {
+                return;
+            }
+        }
+        // Nobody is left to tell if this fails.
+        let _ = self.print("\nstopped\n");
+    }
+
+    fn print(&self, text: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(text.as_bytes())?;
+        out.flush()
+    }
+
+    fn introduction(&self) -> String {
+        let Self { key, market, firehose, filtered, .. } = self;
+        let (host, port) = ("localhost", filtered.port());
+        format!(
+            "\
+SIMULATED DATA: nothing shown here is a real market.
+
+  simulated market  ws://{market}
+  firehose          ws://{firehose}     http://{firehose}/health
+  filtered proxy    ws://{filtered}     http://{filtered}/health
+
+Connect a client of your own (key: {key}):
+
+  python   from massive import WebSocketClient
+           WebSocketClient(api_key=\"{key}\", feed=\"{host}:{port}\", secure=False,
+                           subscriptions=[\"T.AAPL\", \"Q.AAPL\"]).run(print)
+
+  js       import {{ websocketClient }} from \"@massive.com/client-js\";
+           const ws = websocketClient(\"{key}\", \"ws://{host}:{port}\").stocks();
+           ws.onmessage = (m) => {{
+             console.log(m.data);
+             if (JSON.parse(m.data)[0].status === \"auth_success\")
+               ws.send('{{\"action\":\"subscribe\",\"params\":\"T.AAPL\"}}');
+           }};
+
+  websocat websocat ws://{host}:{port}/stocks   and type:
+           {{\"action\":\"auth\",\"params\":\"{key}\"}}
+           {{\"action\":\"subscribe\",\"params\":\"T.AAPL,Q.AAPL\"}}
+
+  script   POLYGON_API_KEY={key} python3 tests/test_client.py --url ws://{host}:{port} --symbols \"T.AAPL\"
+
+Ctrl-C ends everything. The delay is what a client in here measures from market to client (median / 99 %).
+
+"
+        )
+    }
+}
+
+fn delay(measured: Option<(Duration, Duration)>) -> String {
+    let millis = |time: Duration| time.as_secs_f64() * 1_000.0;
+    match measured {
+        Some((median, p99)) => format!("{:.2} / {:.2} ms", millis(median), millis(p99)),
+        None => "-".to_owned(),
+    }
+}

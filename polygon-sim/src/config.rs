@@ -1,0 +1,137 @@
+//! What a simulated market is made of, and the checks on it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+
+use crate::Market;
+
+/// How a simulator behaves from its start; [`SimHandle`](crate::SimHandle) changes some of it later.
+#[derive(Debug, Clone)]
+pub struct SimConfig {
+    /// Market served: `stocks`, `options`, `forex`, `crypto`, `indices` or `futures`; the retired
+    /// Launchpad product's `launchpad-stocks`, `-options`, `-forex`, `-crypto` work too and are
+    /// served under the plain market's path. Default `stocks`.
+    pub market: String,
+    /// Events generated per second while anyone is subscribed to anything; 0 sends scripted events
+    /// only. Events of channels nobody holds count too. Default 0.
+    pub rate: f64,
+    /// Symbols the generator draws from, the most active first. Default 1,000.
+    pub symbols: usize,
+    /// Seed of the generator. Default 1.
+    pub seed: u64,
+    /// Keys that authenticate. Default `sim-key` alone.
+    pub keys: Vec<String>,
+    /// Kinds the plan lacks (`FMV`): answered `not authorized`. Default none.
+    pub refuse: Vec<String>,
+    /// Most generated events in a frame while the consumer keeps up. Default 50.
+    pub frame_events: usize,
+    /// How long generated events are gathered before they are sent. Default 5 ms.
+    pub tick: Duration,
+    /// Course of the rate over time. Default [`Profile::Steady`].
+    pub profile: Profile,
+    /// Keep every data frame sent, for [`SimHandle::sent`](crate::SimHandle::sent). Default off.
+    pub record: bool,
+    /// Authenticated connections the account may hold; one more evicts the oldest. Default 1.
+    pub max_connections: usize,
+    /// Bytes that may wait for one connection before it is killed as a slow consumer. The vendor
+    /// shows the size of its buffer per account and does not publish it. Default 64 MiB.
+    pub buffer_bytes: usize,
+    /// How long a connection may stay without an `auth` request. The vendor's delay is not
+    /// published. Default 10 s.
+    pub auth_timeout: Duration,
+}
+
+impl Default for SimConfig {
+    fn default() -> Self {
+        Self {
+            market: "stocks".to_owned(),
+            rate: 0.0,
+            symbols: 1_000,
+            seed: 1,
+            keys: vec!["sim-key".to_owned()],
+            refuse: Vec::new(),
+            frame_events: 50,
+            tick: Duration::from_millis(5),
+            profile: Profile::Steady,
+            record: false,
+            max_connections: 1,
+            buffer_bytes: 64 << 20,
+            auth_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl SimConfig {
+    /// The market this configuration names.
+    ///
+    /// # Errors
+    /// Names the first setting that cannot be served and what is expected of it.
+    pub fn validate(&self) -> Result<Market> {
+        let market: Market = self.market.parse()?;
+        check_rate(self.rate)?;
+        ensure!(self.symbols > 0, "symbols must be 1 or more");
+        ensure!(self.frame_events > 0, "frame events must be 1 or more");
+        ensure!(!self.tick.is_zero(), "tick must be longer than 0");
+        ensure!(self.max_connections > 0, "max connections must be 1 or more");
+        for kind in &self.refuse {
+            market.kind(kind).with_context(|| {
+                let known: Vec<_> = market.kinds().iter().map(|kind| kind.ev).collect();
+                format!("unknown kind {kind:?} to refuse, {market} has {}", known.join(", "))
+            })?;
+        }
+        Ok(market)
+    }
+}
+
+/// Checks a generation rate, in events per second.
+pub(crate) fn check_rate(rate: f64) -> Result<()> {
+    ensure!(rate.is_finite() && rate >= 0.0, "rate {rate} must be 0 or more events per second");
+    Ok(())
+}
+
+/// Course of the rate over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// The same rate all the time.
+    Steady,
+    /// Ten times the rate at the open (the moment the first subscription comes in), decaying to
+    /// the plain rate with a time constant of 15 s.
+    Open,
+}
+
+impl Profile {
+    /// Factor on the rate at this time since the open.
+    pub(crate) fn factor(self, since_open: Duration) -> f64 {
+        match self {
+            Self::Steady => 1.0,
+            Self::Open => 1.0 + 9.0 * (-since_open.as_secs_f64() / 15.0).exp(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_the_bad_setting() {
+        let fails = |config: SimConfig| config.validate().unwrap_err().to_string();
+        assert!(SimConfig::default().validate().is_ok());
+        assert!(
+            fails(SimConfig { market: "bonds".into(), ..Default::default() }).contains("bonds")
+        );
+        assert!(fails(SimConfig { rate: f64::NAN, ..Default::default() }).contains("rate"));
+        assert!(fails(SimConfig { symbols: 0, ..Default::default() }).contains("symbols"));
+        let refused = fails(SimConfig { refuse: vec!["XT".into()], ..Default::default() });
+        assert!(refused.contains("XT") && refused.contains("LULD"), "{refused}");
+    }
+
+    #[test]
+    fn the_open_decays() {
+        assert!((Profile::Open.factor(Duration::ZERO) - 10.0).abs() < 1e-9);
+        assert!(Profile::Open.factor(Duration::from_secs(120)) < 1.01);
+        assert!((Profile::Steady.factor(Duration::ZERO) - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,410 @@
+//! One client's connection as the service sees it: how far it got, what it holds, and what waits
+//! to be sent to it.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Market,
+    event::{Batch, EventFrame, Subject},
+    interest::{Channel, Interest},
+    lock::lock,
+    stats::Counters,
+    status,
+};
+
+/// Most bytes of a frame packed for a lagging consumer. The vendor's limit is not published; its
+/// own Go client gives up at 1,000,000.
+const PACKED_BYTES: usize = 960_000;
+
+/// Something to send.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// A frame of statuses.
+    Status(String),
+    /// A frame of events.
+    Events(EventFrame),
+    /// A scripted frame sent as it is, with the number of elements it holds.
+    Raw(Arc<str>, usize),
+    /// A text frame that is no data.
+    Garbage(&'static str),
+    /// A binary frame.
+    Binary(&'static str),
+    /// A close frame, then the end.
+    Close(u16),
+    /// The end of the TCP connection, without a close frame.
+    Drop,
+}
+
+impl Item {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Status(text) => text.len(),
+            Self::Events(frame) => frame.text.len(),
+            Self::Raw(text, _) => text.len(),
+            Self::Garbage(text) | Self::Binary(text) => text.len(),
+            Self::Close(_) | Self::Drop => 0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    Authenticated,
+    /// The last item is queued, or the connection is cut.
+    Leaving,
+}
+
+/// A connection; its session reads and writes the socket, everyone else goes through here.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    market: Market,
+    /// Bytes that may wait. A connection past them is killed as a slow consumer.
+    limit: usize,
+    counters: Arc<Counters>,
+    /// A lock, not a task's own state: an acknowledgement and the interest it announces must take
+    /// effect in one step as publishers see it. Never held across an await.
+    state: Mutex<State>,
+    ready: Notify,
+    cut: CancellationToken,
+    reset: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct State {
+    stage: Stage,
+    interest: Interest,
+    items: VecDeque<Item>,
+    bytes: usize,
+    newest_tick: u64,
+    status_in_data: bool,
+}
+
+impl Connection {
+    /// A connection that nothing was sent on yet. `reset` is set when it must end by TCP reset.
+    pub(crate) fn new(
+        market: Market,
+        limit: usize,
+        counters: Arc<Counters>,
+        reset: Arc<AtomicBool>,
+    ) -> Self {
+        let state = State {
+            stage: Stage::Open,
+            interest: Interest::new(market),
+            items: VecDeque::new(),
+            bytes: 0,
+            newest_tick: 0,
+            status_in_data: false,
+        };
+        let (ready, cut) = (Notify::new(), CancellationToken::new());
+        Self { market, limit, counters, state: Mutex::new(state), ready, cut, reset }
+    }
+
+    /// Completes when the connection has to end at once.
+    pub(crate) async fn cut(&self) {
+        self.cut.cancelled().await;
+    }
+
+    /// Ends the connection at once, unsent items lost.
+    pub(crate) fn abort(&self) {
+        let mut state = lock(&self.state);
+        state.stage = Stage::Leaving;
+        state.items.clear();
+        self.cut.cancel();
+    }
+
+    pub(crate) fn is_authenticated(&self) -> bool {
+        lock(&self.state).stage == Stage::Authenticated
+    }
+
+    /// Whether events are wanted here.
+    pub(crate) fn is_subscribed(&self) -> bool {
+        let state = lock(&self.state);
+        state.stage == Stage::Authenticated && !state.interest.is_empty()
+    }
+
+    /// Adds the channels held to a set, if authenticated.
+    pub(crate) fn collect_channels(&self, into: &mut BTreeSet<String>) {
+        let state = lock(&self.state);
+        if state.stage == Stage::Authenticated {
+            state.interest.collect(into);
+        }
+    }
+
+    /// Takes the next item to send, waiting for one.
+    ///
+    /// Cancel-safe. A lagging consumer gets what was generated in several ticks in one frame:
+    /// `per_frame` events and as many again for each tick it is behind.
+    pub(crate) async fn next(&self, per_frame: usize) -> Item {
+        loop {
+            if let Some(item) = lock(&self.state).take(per_frame) {
+                return item;
+            }
+            self.ready.notified().await;
+        }
+    }
+
+    /// Queues one status frame.
+    pub(crate) fn send_status(&self, text: (&str, &str)) {
+        self.push(&mut lock(&self.state), Item::Status(status::frame(text)));
+    }
+
+    /// Queues these and lets nothing follow.
+    pub(crate) fn send_last(&self, items: impl IntoIterator<Item = Item>) {
+        let mut state = lock(&self.state);
+        for item in items {
+            self.push(&mut state, item);
+        }
+        state.stage = Stage::Leaving;
+    }
+
+    /// Announces success and takes data from now on. False when it was authenticated before.
+    pub(crate) fn admit(&self) -> bool {
+        let mut state = lock(&self.state);
+        let newcomer = state.stage == Stage::Open;
+        if newcomer {
+            state.stage = Stage::Authenticated;
+        }
+        self.push(&mut state, Item::Status(status::frame(status::AUTH_SUCCESS)));
+        newcomer
+    }
+
+    /// Ends an authenticated connection the way the one-connection rule does.
+    pub(crate) fn evict(&self) {
+        if self.is_authenticated() {
+            self.counters.evictions.one();
+            let told = Item::Status(status::frame(status::MAX_CONNECTIONS));
+            self.send_last([told, Item::Close(1008)]);
+        }
+    }
+
+    /// Adds the items of a `subscribe`, refusals told before acknowledgements, all in one frame.
+    pub(crate) fn subscribe(&self, params: &str, refused: &[usize]) {
+        let mut state = lock(&self.state);
+        let (mut refusals, mut acks) = (Vec::new(), Vec::new());
+        for (item, channel) in channels(self.market, params) {
+            if refused.contains(&channel.kind) {
+                refusals.push(status::object(status::NOT_AUTHORIZED));
+            } else if state.interest.add(channel) {
+                acks.push(status::object(("success", &format!("subscribed to: {item}"))));
+            }
+        }
+        refusals.append(&mut acks);
+        self.answer(&mut state, &refusals);
+    }
+
+    /// Removes the items of an `unsubscribe` that are held, and acknowledges those.
+    pub(crate) fn unsubscribe(&self, params: &str) {
+        let mut state = lock(&self.state);
+        let mut acks = Vec::new();
+        for (item, channel) in channels(self.market, params) {
+            if state.interest.remove(channel) {
+                acks.push(status::object(("success", &format!("unsubscribed to: {item}"))));
+            }
+        }
+        self.answer(&mut state, &acks);
+    }
+
+    fn answer(&self, state: &mut MutexGuard<'_, State>, statuses: &[String]) {
+        if !statuses.is_empty() {
+            self.push(state, Item::Status(format!("[{}]", statuses.join(","))));
+        }
+    }
+
+    /// Queues the events of a batch that are held, in frames of at most `per_frame`.
+    pub(crate) fn offer(
+        &self,
+        batch: &Batch,
+        forms: &[String],
+        per_frame: usize,
+        tick: Option<u64>,
+    ) {
+        let mut state = lock(&self.state);
+        if state.stage != Stage::Authenticated {
+            return;
+        }
+        state.newest_tick = state.newest_tick.max(tick.unwrap_or(0));
+        let mut frame = EventFrame::new(tick);
+        let mut start = 0;
+        for event in &batch.events {
+            if state.interest.wants(event.kind, &forms[event.symbol]) {
+                frame.push(&batch.text[start..event.end]);
+                if frame.events == per_frame {
+                    let full = std::mem::replace(&mut frame, EventFrame::new(tick));
+                    self.push(&mut state, Item::Events(full.close()));
+                }
+            }
+            start = event.end;
+        }
+        if frame.events > 0 {
+            self.push(&mut state, Item::Events(frame.close()));
+        }
+    }
+
+    /// Queues the scripted events that are held as one frame.
+    pub(crate) fn publish(&self, events: &[(Subject, &str)]) {
+        let mut state = lock(&self.state);
+        if state.stage != Stage::Authenticated {
+            return;
+        }
+        let mut frame = EventFrame::new(None);
+        for (subject, event) in events {
+            let wanted = match subject {
+                Subject::Of(kind, form) => state.interest.wants(*kind, form),
+                Subject::Status => true,
+                Subject::Unknown => false,
+            };
+            if wanted {
+                frame.push(event);
+            }
+        }
+        if frame.events > 0 {
+            self.push(&mut state, Item::Events(frame.close()));
+        }
+    }
+
+    /// Queues an item if authenticated.
+    pub(crate) fn send_authenticated(&self, item: Item) {
+        let mut state = lock(&self.state);
+        if state.stage == Stage::Authenticated {
+            self.push(&mut state, item);
+        }
+    }
+
+    /// Lets the next frame of events carry a status.
+    pub(crate) fn put_status_in_data(&self) {
+        lock(&self.state).status_in_data = true;
+    }
+
+    fn push(&self, state: &mut State, item: Item) {
+        if state.stage == Stage::Leaving {
+            return;
+        }
+        state.bytes += item.bytes();
+        state.items.push_back(item);
+        if state.bytes > self.limit {
+            self.counters.slow_kills.one();
+            state.stage = Stage::Leaving;
+            state.items.clear();
+            self.reset.store(true, Relaxed);
+            self.cut.cancel();
+        }
+        self.ready.notify_one();
+    }
+}
+
+impl State {
+    fn take(&mut self, per_frame: usize) -> Option<Item> {
+        let mut item = self.items.pop_front()?;
+        self.bytes -= item.bytes();
+        if let Item::Events(frame) = &mut item {
+            self.pack(frame, per_frame);
+            if std::mem::take(&mut self.status_in_data) {
+                let channel = format!("{}.NTEST.Q", self.interest.first_kind());
+                frame.insert(&status::object(("success", &format!("subscribed to: {channel}"))));
+            }
+        }
+        Some(item)
+    }
+
+    fn pack(&mut self, frame: &mut EventFrame, per_frame: usize) {
+        let Some(tick) = frame.tick else { return };
+        let behind = usize::try_from(self.newest_tick.saturating_sub(tick)).unwrap_or(usize::MAX);
+        let most = per_frame.saturating_mul(behind.saturating_add(1));
+        while let Some(Item::Events(next)) = self.items.front() {
+            let fits = next.tick.is_some()
+                && frame.events + next.events <= most
+                && frame.text.len() + next.text.len() <= PACKED_BYTES;
+            if !fits {
+                return;
+            }
+            self.bytes -= next.text.len();
+            frame.append(next);
+            self.items.pop_front();
+        }
+    }
+}
+
+/// The items of a request that name a channel, trimmed, each with its channel; the vendor ignores
+/// the others.
+fn channels(market: Market, params: &str) -> impl Iterator<Item = (&str, Channel<'_>)> {
+    let items = params.split(',').map(str::trim);
+    items.filter_map(move |item| Some((item, Channel::parse(market, item)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::BatchEvent;
+
+    fn connection(limit: usize) -> Connection {
+        let connection = Connection::new(Market::Stocks, limit, Arc::default(), Arc::default());
+        connection.admit();
+        connection.subscribe("T.*", &[]);
+        connection
+    }
+
+    fn batch(events: usize) -> Batch {
+        let mut batch = Batch::default();
+        for _ in 0..events {
+            batch.text.push_str("{}");
+            let kind = Market::Stocks.kind("T").unwrap();
+            batch.events.push(BatchEvent { end: batch.text.len(), kind, symbol: 0 });
+        }
+        batch
+    }
+
+    fn sizes(connection: &Connection) -> Vec<usize> {
+        let mut state = lock(&connection.state);
+        let mut sizes = Vec::new();
+        while let Some(item) = state.take(10) {
+            if let Item::Events(frame) = item {
+                sizes.push(frame.events);
+            }
+        }
+        assert_eq!(state.bytes, 0);
+        sizes
+    }
+
+    #[test]
+    fn frames_grow_as_the_consumer_lags() {
+        let (connection, forms) = (connection(1 << 20), ["AAPL".to_owned()]);
+        connection.offer(&batch(25), &forms, 10, Some(1));
+        assert_eq!(sizes(&connection), [10, 10, 5], "keeping up");
+        for tick in 2..=4 {
+            connection.offer(&batch(25), &forms, 10, Some(tick));
+        }
+        assert_eq!(sizes(&connection), [25, 20, 15, 10, 5], "two ticks behind, then less and less");
+    }
+
+    #[test]
+    fn a_consumer_past_the_bound_is_cut_once() {
+        let connection = connection(1_000);
+        for tick in 0..100 {
+            connection.offer(&batch(25), &["AAPL".to_owned()], 10, Some(tick));
+        }
+        assert!(connection.cut.is_cancelled() && connection.reset.load(Relaxed));
+        assert_eq!(connection.counters.snapshot(0).slow_kills, 1);
+    }
+
+    #[test]
+    fn nothing_follows_the_last_item() {
+        let connection = connection(1_000);
+        connection.evict();
+        connection.evict();
+        connection.send_status(status::CONNECTED);
+        connection.offer(&batch(1), &["AAPL".to_owned()], 10, Some(1));
+        let state = lock(&connection.state);
+        assert!(matches!(state.items.back(), Some(Item::Close(1008))));
+        assert_eq!(connection.counters.snapshot(0).evictions, 1);
+    }
+}

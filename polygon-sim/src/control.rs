@@ -1,0 +1,105 @@
+//! The HTTP endpoint that steers a running simulator from outside its process.
+//!
+//! | request | body | answer |
+//! | --- | --- | --- |
+//! | `GET /stats` | | [`SimStats`](crate::SimStats) as JSON |
+//! | `POST /fault` | a [`Fault`] as JSON: `{"fault":"evict"}` | 204 |
+//! | `POST /rate` | events per second, a JSON number | 204 |
+//!
+//! A body that cannot be read gets 400 and a line saying why, anything else 404.
+
+use std::{convert::Infallible, time::Duration};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use crate::{Fault, SimHandle};
+
+/// Most bytes of a body.
+const BODY: usize = 64 << 10;
+/// How long one request and its answer may take.
+const REQUEST: Duration = Duration::from_secs(10);
+
+/// Serves the endpoint until `stop`.
+pub async fn serve(listener: TcpListener, handle: SimHandle, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, _)) => {
+                let exchange = exchange(tcp, handle.clone());
+                let stop = stop.clone();
+                tasks.spawn(async move { stop.run_until_cancelled(exchange).await });
+            }
+            Err(error) => {
+                debug!(%error, "failed to accept a control connection");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    tasks.close();
+    tasks.wait().await;
+}
+
+/// Answers one request on a connection and closes it.
+async fn exchange(tcp: TcpStream, handle: SimHandle) {
+    let service = service_fn(|request| {
+        let handle = handle.clone();
+        async move { Ok::<_, Infallible>(answer(request, &handle).await) }
+    });
+    let connection =
+        http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(tcp), service);
+    match timeout(REQUEST, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "control connection failed"),
+        Err(_) => debug!("control connection took too long"),
+    }
+}
+
+async fn answer(request: Request<Incoming>, handle: &SimHandle) -> Response<Full<Bytes>> {
+    let (parts, body) = request.into_parts();
+    let done = match (parts.method, parts.uri.path()) {
+        (Method::GET, "/stats") => serde_json::to_string(&handle.stats()).map_err(Into::into),
+        (Method::POST, "/fault") => read::<Fault>(body).await.map(|fault| {
+            handle.inject(fault);
+            String::new()
+        }),
+        (Method::POST, "/rate") => match read(body).await {
+            Ok(rate) => handle.try_set_rate(rate).map(|()| String::new()),
+            Err(error) => Err(error),
+        },
+        _ => return reply(StatusCode::NOT_FOUND, "try GET /stats, POST /fault, POST /rate\n"),
+    };
+    match done {
+        Ok(text) if text.is_empty() => reply(StatusCode::NO_CONTENT, ""),
+        Ok(text) => reply(StatusCode::OK, text),
+        Err(error) => reply(StatusCode::BAD_REQUEST, format!("{error:#}\n")),
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(body: Incoming) -> Result<T> {
+    let body = Limited::new(body, BODY).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!("failed to read the body: {error}"))?;
+    serde_json::from_slice(&body.to_bytes()).context("failed to understand the body")
+}
+
+fn reply(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    response
+}

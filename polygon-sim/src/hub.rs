@@ -1,0 +1,269 @@
+//! The service behind all connections: who is connected, what is published, which faults are on.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Result;
+use tokio::sync::watch;
+
+use crate::{
+    Fault, Generator, Market, SimConfig, SimStats,
+    connection::{Connection, Item},
+    event::{Batch, BatchEvent, Subject},
+    journal::Journal,
+    lock::lock,
+    stats::Counters,
+    status,
+    wire::Pace,
+};
+
+/// Generated events that share one reading of the clock.
+const EVENTS_PER_CLOCK: usize = 64;
+
+/// Most events of a frame made by fault.
+const HUGE_FRAME_EVENTS: usize = 1_000_000;
+
+/// A cut-off array.
+const GARBAGE: &str = r#"[{"ev":"T","sym":"AAPL","p":231."#;
+const BINARY: &str = r#"[{"ev":"status","status":"success","message":"subscribed to: T.NTEST.Q"}]"#;
+
+/// Faults that last.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Switches {
+    refuse_auth: bool,
+    plan_lacks_market: bool,
+    evict_on_auth: bool,
+    no_verdict: bool,
+    pub(crate) no_greeting: bool,
+    pub(crate) refuse_tcp: bool,
+    pub(crate) refuse_upgrade: Option<u16>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Hub {
+    pub(crate) config: SimConfig,
+    pub(crate) market: Market,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) journal: Journal,
+    pub(crate) pace: Arc<Pace>,
+    silent: watch::Sender<bool>,
+    rate: AtomicU64,
+    /// Positions of the kinds the plan lacks.
+    refused: Vec<usize>,
+    /// The generator's symbols in their matching form.
+    forms: Vec<String>,
+    /// Drawn from by the feed and by a fault; a batch at a time, never across an await.
+    generator: Mutex<Generator>,
+    switches: Mutex<Switches>,
+    /// Open connections; authenticated ones stand in the order of their `auth`. Locked before a
+    /// connection's own state, never the other way round.
+    connections: Mutex<Vec<Arc<Connection>>>,
+}
+
+impl Hub {
+    pub(crate) fn new(config: SimConfig) -> Result<Self> {
+        let market = config.validate()?;
+        let generator = Generator::new(market.name(), config.symbols, config.seed)?;
+        Ok(Self {
+            market,
+            counters: Arc::default(),
+            journal: Journal::default(),
+            pace: Arc::default(),
+            silent: watch::Sender::new(false),
+            rate: AtomicU64::new(config.rate.to_bits()),
+            refused: config.refuse.iter().filter_map(|kind| market.kind(kind)).collect(),
+            forms: generator.symbols().map(|symbol| market.matching_form(symbol)).collect(),
+            generator: Mutex::new(generator),
+            switches: Mutex::default(),
+            connections: Mutex::default(),
+            config,
+        })
+    }
+
+    pub(crate) fn switches(&self) -> Switches {
+        *lock(&self.switches)
+    }
+
+    pub(crate) fn silence(&self) -> watch::Receiver<bool> {
+        self.silent.subscribe()
+    }
+
+    pub(crate) fn rate(&self) -> f64 {
+        f64::from_bits(self.rate.load(Relaxed))
+    }
+
+    pub(crate) fn set_rate(&self, rate: f64) {
+        self.rate.store(rate.to_bits(), Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> SimStats {
+        self.counters.snapshot(lock(&self.connections).len() as u64)
+    }
+
+    pub(crate) fn subscriptions(&self) -> BTreeSet<String> {
+        let mut held = BTreeSet::new();
+        for connection in lock(&self.connections).iter() {
+            connection.collect_channels(&mut held);
+        }
+        held
+    }
+
+    /// Whether anyone is subscribed to anything.
+    pub(crate) fn has_audience(&self) -> bool {
+        lock(&self.connections).iter().any(|connection| connection.is_subscribed())
+    }
+
+    /// Enters a connection until the guard is dropped, and greets it.
+    pub(crate) fn enter(self: &Arc<Self>, reset: Arc<AtomicBool>) -> Entered {
+        let counters = Arc::clone(&self.counters);
+        let connection =
+            Arc::new(Connection::new(self.market, self.config.buffer_bytes, counters, reset));
+        self.counters.connections_accepted.one();
+        if !self.switches().no_greeting {
+            connection.send_status(status::CONNECTED);
+        }
+        lock(&self.connections).push(Arc::clone(&connection));
+        Entered { hub: Arc::clone(self), connection }
+    }
+
+    /// Answers an `auth`.
+    pub(crate) fn authenticate(&self, connection: &Arc<Connection>, key: &str) {
+        let switches = self.switches();
+        let refusal = if switches.no_verdict {
+            return;
+        } else if switches.plan_lacks_market {
+            Some(status::PLAN_LACKS_MARKET)
+        } else if switches.refuse_auth || !self.config.keys.iter().any(|known| known == key) {
+            Some(status::AUTH_FAILED)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.counters.auth_failures.one();
+            connection.send_last([Item::Status(status::frame(refusal)), Item::Drop]);
+            return;
+        }
+        self.counters.auths.one();
+        if switches.evict_on_auth {
+            connection.admit();
+            connection.evict();
+        } else {
+            self.admit(connection);
+        }
+    }
+
+    /// Admits a newcomer and evicts the oldest past the account's connections.
+    fn admit(&self, newcomer: &Arc<Connection>) {
+        let mut connections = lock(&self.connections);
+        if !newcomer.admit() {
+            return;
+        }
+        connections.retain(|connection| !Arc::ptr_eq(connection, newcomer));
+        connections.push(Arc::clone(newcomer));
+        let held: Vec<_> = connections.iter().filter(|one| one.is_authenticated()).collect();
+        let over = held.len().saturating_sub(self.config.max_connections);
+        held[..over].iter().for_each(|oldest| oldest.evict());
+    }
+
+    pub(crate) fn subscribe(&self, connection: &Connection, params: &str) {
+        connection.subscribe(params, &self.refused);
+    }
+
+    /// Generates events and offers them in frames of `per_frame`.
+    pub(crate) fn generate(&self, count: usize, per_frame: usize, tick: Option<u64>) {
+        let mut batch = Batch { text: String::with_capacity(count * 176), ..Batch::default() };
+        {
+            let mut generator = lock(&self.generator);
+            let mut now_ns = 0;
+            for n in 0..count {
+                if n % EVENTS_PER_CLOCK == 0 {
+                    now_ns = unix_ns();
+                }
+                let drawn = generator.next(now_ns, &mut batch.text);
+                let end = batch.text.len();
+                batch.events.push(BatchEvent { end, kind: drawn.kind, symbol: drawn.symbol });
+            }
+        }
+        self.counters.events_generated.add(count);
+        self.each(|connection| connection.offer(&batch, &self.forms, per_frame, tick));
+    }
+
+    pub(crate) fn publish(&self, events: &[String]) {
+        let read = |event: &'_ String| Subject::read(self.market, event);
+        let events: Vec<_> = events.iter().map(|event| (read(event), event.as_str())).collect();
+        self.each(|connection| connection.publish(&events));
+    }
+
+    pub(crate) fn publish_raw(&self, text: &str) {
+        let elements = serde_json::from_str::<Vec<serde::de::IgnoredAny>>(text);
+        let (text, elements) = (Arc::<str>::from(text), elements.map_or(0, |found| found.len()));
+        self.each(|connection| {
+            connection.send_authenticated(Item::Raw(Arc::clone(&text), elements));
+        });
+    }
+
+    /// Does something with every connection, unless the service is silent.
+    fn each(&self, act: impl Fn(&Connection)) {
+        if *self.silent.borrow() {
+            return;
+        }
+        let connections = lock(&self.connections).clone();
+        connections.iter().for_each(|connection| act(connection));
+    }
+
+    pub(crate) fn inject(&self, fault: Fault) {
+        let switches = || lock(&self.switches);
+        match fault {
+            Fault::RefuseAuth { on } => switches().refuse_auth = on,
+            Fault::PlanLacksMarket { on } => switches().plan_lacks_market = on,
+            Fault::EvictOnAuth { on } => switches().evict_on_auth = on,
+            Fault::NoGreeting { on } => switches().no_greeting = on,
+            Fault::NoVerdict { on } => switches().no_verdict = on,
+            Fault::RefuseTcp { on } => switches().refuse_tcp = on,
+            Fault::RefuseUpgrade { status } => switches().refuse_upgrade = status,
+            Fault::Silence { on } => {
+                self.silent.send_replace(on);
+            }
+            Fault::Slow { bytes_per_second } => self.pace.set(bytes_per_second),
+            Fault::HugeFrame { events } => {
+                self.generate(events.min(HUGE_FRAME_EVENTS), usize::MAX, None);
+            }
+            Fault::Evict => self.each(Connection::evict),
+            // A cut reaches a silent connection too.
+            Fault::Abort => lock(&self.connections).iter().for_each(|one| one.abort()),
+            Fault::CloseWith { code } => {
+                self.each(|connection| connection.send_last([Item::Close(code)]));
+            }
+            Fault::Garbage => {
+                self.each(|connection| connection.send_authenticated(Item::Garbage(GARBAGE)));
+            }
+            Fault::Binary => {
+                self.each(|connection| connection.send_authenticated(Item::Binary(BINARY)));
+            }
+            Fault::StatusInData => self.each(Connection::put_status_in_data),
+        }
+    }
+}
+
+/// A connection entered in the hub; leaves it when dropped.
+pub(crate) struct Entered {
+    hub: Arc<Hub>,
+    pub(crate) connection: Arc<Connection>,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        lock(&self.hub.connections).retain(|one| !Arc::ptr_eq(one, &self.connection));
+    }
+}
+
+fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,187 @@
+//! The simulator as a program: reads its settings, serves until a signal, exits 0.
+
+use std::{
+    io::{self, IsTerminal},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use polygon_sim::{
+    Profile, SimConfig, Simulator, control,
+    plan::{Plan, parse_duration},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+use tracing_subscriber::EnvFilter;
+
+/// A simulated Polygon.io market-data WebSocket. Everything it sends is made up.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    /// Port clients connect to; 0 takes a free one.
+    #[arg(long, env = "SIM_PORT", default_value_t = 8766)]
+    port: u16,
+    /// Address or host name to listen on.
+    #[arg(long, env = "SIM_HOST", default_value = "127.0.0.1")]
+    host: String,
+    /// Market: stocks, options, forex, crypto, indices or futures.
+    #[arg(long, env = "SIM_MARKET", default_value = "stocks")]
+    market: String,
+    /// Events generated per second while anyone is subscribed; 0 for none.
+    #[arg(long, env = "SIM_RATE", default_value_t = 5_000.0, allow_negative_numbers = true)]
+    rate: f64,
+    /// Number of symbols, the most active first.
+    #[arg(long, env = "SIM_SYMBOLS", default_value_t = 10_000)]
+    symbols: usize,
+    /// Seed of the generated events.
+    #[arg(long, env = "SIM_SEED", default_value_t = 1)]
+    seed: u64,
+    /// Keys that authenticate, repeated or separated by commas.
+    #[arg(long = "key", env = "SIM_KEY", value_delimiter = ',', default_value = "sim-key")]
+    #[arg(hide_env_values = true)]
+    keys: Vec<String>,
+    /// Event kinds the plan lacks, repeated or separated by commas: FMV,NOI.
+    #[arg(long, env = "SIM_REFUSE", value_delimiter = ',')]
+    refuse: Vec<String>,
+    /// Course of the rate: steady, or ten times as much at the open and decaying.
+    #[arg(long, env = "SIM_PROFILE", value_enum, default_value_t = Profile::Steady)]
+    profile: Profile,
+    /// Most events in a frame while the client keeps up.
+    #[arg(long, env = "SIM_FRAME_EVENTS", default_value_t = 50)]
+    frame_events: usize,
+    /// How long events are gathered before they are sent: 5ms.
+    #[arg(long, env = "SIM_TICK", default_value = "5ms", value_parser = parse_duration)]
+    tick: Duration,
+    /// Connections the account may hold; one more evicts the oldest.
+    #[arg(long, env = "SIM_MAX_CONNECTIONS", default_value_t = 1)]
+    max_connections: usize,
+    /// Port of the HTTP control endpoint on 127.0.0.1 (GET /stats, POST /fault, POST /rate);
+    /// without it there is none.
+    #[arg(long, env = "SIM_CONTROL_PORT")]
+    control_port: Option<u16>,
+    /// File of faults to inject, a JSON object a line: {"at":"12s","fault":{"fault":"evict"}}.
+    #[arg(long, env = "SIM_PLAN")]
+    plan: Option<PathBuf>,
+    /// Log filter, as tracing understands it.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// Form of the log: by default text on a terminal, JSON elsewhere.
+    #[arg(long, env = "LOG_FORMAT", value_enum)]
+    log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let args = Args::parse();
+    if let Err(error) = start_log(&args) {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    match run(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log(args: &Args) -> Result<()> {
+    let filter = EnvFilter::try_new(&args.log_level)
+        .with_context(|| format!("LOG_LEVEL {:?} is not a log filter", args.log_level))?;
+    let json = match args.log_format {
+        Some(format) => format == LogFormat::Json,
+        None => !io::stderr().is_terminal(),
+    };
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    if json {
+        log.json().flatten_event(true).init();
+    } else {
+        log.with_ansi(io::stderr().is_terminal()).init();
+    }
+    Ok(())
+}
+
+async fn run(args: Args) -> Result<()> {
+    let plan = match &args.plan {
+        Some(path) => read_plan(path)?,
+        None => Plan::parse("")?,
+    };
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to watch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("failed to watch SIGTERM")?;
+
+    let control_port = args.control_port;
+    let host = args.host.clone();
+    let simulator = Simulator::bind((host.as_str(), args.port), config(args)).await?;
+    let handle = simulator.handle();
+    let control = match control_port {
+        Some(port) => {
+            let listener = TcpListener::bind(("127.0.0.1", port))
+                .await
+                .with_context(|| format!("failed to bind the control port {port}"))?;
+            info!(addr = %listener.local_addr()?, "control endpoint ready");
+            Some(listener)
+        }
+        None => None,
+    };
+    info!(addr = %simulator.addr(), url = simulator.url(), "listening");
+
+    let stop = CancellationToken::new();
+    let serving = async {
+        let served = simulator.serve(stop.clone()).await;
+        stop.cancel();
+        served
+    };
+    let steering = async {
+        if let Some(listener) = control {
+            control::serve(listener, handle.clone(), stop.clone()).await;
+        }
+    };
+    let planned = stop.run_until_cancelled(plan.run(handle.clone()));
+    let signals = async {
+        tokio::select! {
+            _ = interrupt.recv() => info!("stopping"),
+            _ = terminate.recv() => info!("stopping"),
+            () = stop.cancelled() => {}
+        }
+        stop.cancel();
+    };
+    let (served, (), _, ()) = tokio::join!(serving, steering, planned, signals);
+    info!("stopped");
+    served
+}
+
+fn read_plan(path: &std::path::Path) -> Result<Plan> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("failed to read the plan {}", path.display()))?;
+    Plan::parse(&text)
+}
+
+fn config(args: Args) -> SimConfig {
+    SimConfig {
+        market: args.market,
+        rate: args.rate,
+        symbols: args.symbols,
+        seed: args.seed,
+        keys: args.keys,
+        refuse: args.refuse,
+        frame_events: args.frame_events,
+        tick: args.tick,
+        profile: args.profile,
+        max_connections: args.max_connections,
+        ..SimConfig::default()
+    }
+}

@@ -1,0 +1,249 @@
+//! The life of one connection: upgrade, commands in, items out.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures_util::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use serde::Deserialize;
+use tokio::{
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_tungstenite::{
+    WebSocketStream, accept_hdr_async_with_config,
+    tungstenite::{
+        Error, Message, Utf8Bytes,
+        error::ProtocolError,
+        handshake::server::{ErrorResponse, Request, Response},
+        http::StatusCode,
+        protocol::CloseFrame,
+    },
+};
+
+use crate::{
+    connection::{Connection, Item},
+    hub::Hub,
+    status,
+    wire::Wire,
+};
+
+/// How long a peer has for its upgrade request.
+const UPGRADE: Duration = Duration::from_secs(10);
+/// How long a peer has to answer a close frame before its TCP connection is dropped.
+const CLOSE_ANSWER: Duration = Duration::from_secs(2);
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was reset before anything was read, by fault.
+    Refused,
+    /// No WebSocket came of it.
+    NotUpgraded,
+    /// The client closed it or went away.
+    ClientLeft,
+    /// We closed it with a close frame.
+    Closed,
+    /// We dropped it without one.
+    Dropped,
+    /// Cut by fault, or killed as a slow consumer.
+    Cut,
+}
+
+/// Serves one TCP connection until it ends.
+pub(crate) async fn run(tcp: TcpStream, hub: Arc<Hub>) -> End {
+    hub.counters.tcp_accepted.one();
+    let reset = Arc::new(AtomicBool::new(hub.switches().refuse_tcp));
+    let refused = reset.load(Relaxed);
+    let wire = Wire::new(tcp, Arc::clone(&hub.pace), Arc::clone(&reset));
+    if refused {
+        hub.counters.tcp_refused.one();
+        return End::Refused;
+    }
+    let upgraded = frozen_while(hub.silence(), timeout(UPGRADE, upgrade(wire, &hub))).await;
+    let Ok(Ok(socket)) = upgraded else { return End::NotUpgraded };
+    let entered = hub.enter(reset);
+    let (sink, stream) = socket.split();
+    let connection = &entered.connection;
+    let conversation = async {
+        tokio::select! {
+            end = listen(stream, connection, &hub) => end,
+            end = talk(sink, connection, &hub) => end,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = connection.cut() => End::Cut,
+        end = frozen_while(hub.silence(), conversation) => end,
+    }
+}
+
+/// Runs a future, but not a step of it while `silent` holds.
+async fn frozen_while<F: Future>(mut silent: watch::Receiver<bool>, inner: F) -> F::Output {
+    tokio::pin!(inner);
+    loop {
+        let frozen = *silent.borrow_and_update();
+        tokio::select! {
+            biased;
+            changed = silent.changed() => {
+                // The hub outlives its sessions.
+                debug_assert!(changed.is_ok(), "silence ended with the hub");
+            }
+            output = &mut inner, if !frozen => return output,
+        }
+    }
+}
+
+async fn upgrade(wire: Wire, hub: &Hub) -> Result<WebSocketStream<Wire>, Error> {
+    #[expect(clippy::result_large_err, reason = "the WebSocket library's signature")]
+    let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+        let status = match hub.switches().refuse_upgrade {
+            Some(status) => StatusCode::from_u16(status)
+                .ok()
+                .filter(|status| status.is_client_error() || status.is_server_error())
+                .unwrap_or(StatusCode::FORBIDDEN),
+            None if hub.market.serves_path(request.uri().path()) => return Ok(response),
+            None => StatusCode::NOT_FOUND,
+        };
+        hub.counters.upgrades_refused.one();
+        let mut refusal = ErrorResponse::new(Some(format!("{status}\n")));
+        *refusal.status_mut() = status;
+        Err(refusal)
+    };
+    accept_hdr_async_with_config(wire, check, None).await
+}
+
+/// Reads until the peer is gone. Pings are answered by the WebSocket library as they are read.
+async fn listen(
+    mut stream: SplitStream<WebSocketStream<Wire>>,
+    connection: &Arc<Connection>,
+    hub: &Hub,
+) -> End {
+    let deadline = Instant::now() + hub.config.auth_timeout;
+    let mut auth_seen = false;
+    loop {
+        let message = tokio::select! {
+            () = sleep_until(deadline), if !auth_seen => {
+                auth_seen = true;
+                hub.counters.auth_timeouts.one();
+                let told = Item::Status(status::frame(status::AUTH_TIMEOUT));
+                connection.send_last([told, Item::Close(1008)]);
+                continue;
+            }
+            message = stream.next() => message,
+        };
+        match message {
+            Some(Ok(Message::Text(text))) => auth_seen |= obey(&text, connection, hub),
+            Some(Ok(Message::Binary(_))) => refuse(connection, hub),
+            Some(Ok(Message::Ping(_))) => hub.counters.pings_received.one(),
+            Some(Ok(Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
+            Some(Err(_)) | None => return End::ClientLeft,
+        }
+    }
+}
+
+/// A request, both fields read whatever else the object carries.
+#[derive(Deserialize)]
+struct Command {
+    action: String,
+    params: String,
+}
+
+/// Carries out one request; true when it was an `auth`.
+fn obey(text: &str, connection: &Arc<Connection>, hub: &Hub) -> bool {
+    hub.journal.command(text, &hub.config.keys);
+    let Ok(command) = serde_json::from_str::<Command>(text) else {
+        refuse(connection, hub);
+        return false;
+    };
+    match command.action.as_str() {
+        "auth" => {
+            hub.authenticate(connection, &command.params);
+            return true;
+        }
+        "subscribe" => hub.counters.subscribe_requests.one(),
+        "unsubscribe" => hub.counters.unsubscribe_requests.one(),
+        _ => {
+            refuse(connection, hub);
+            return false;
+        }
+    }
+    if !connection.is_authenticated() {
+        connection.send_status(status::AUTH_REQUIRED);
+    } else if command.action == "subscribe" {
+        hub.subscribe(connection, &command.params);
+    } else {
+        connection.unsubscribe(&command.params);
+    }
+    false
+}
+
+fn refuse(connection: &Connection, hub: &Hub) {
+    hub.counters.malformed_requests.one();
+    connection.send_status(status::MALFORMED);
+}
+
+/// Writes what is queued until the last item.
+async fn talk(
+    mut sink: SplitSink<WebSocketStream<Wire>, Message>,
+    connection: &Connection,
+    hub: &Hub,
+) -> End {
+    loop {
+        let sent = match connection.next(hub.config.frame_events).await {
+            Item::Status(text) => {
+                hub.counters.statuses_sent.one();
+                sink.send(Message::text(text)).await
+            }
+            Item::Events(frame) => send_data(&mut sink, frame.text.into(), frame.events, hub).await,
+            Item::Raw(text, events) => send_data(&mut sink, (&*text).into(), events, hub).await,
+            Item::Garbage(text) => sink.send(Message::text(text)).await,
+            Item::Binary(text) => sink.send(Message::binary(text)).await,
+            Item::Close(code) => {
+                let close = CloseFrame { code: code.into(), reason: Utf8Bytes::default() };
+                // The listening half ends the session earlier, on the peer's answer.
+                if sink.send(Message::Close(Some(close))).await.is_ok() {
+                    sleep(CLOSE_ANSWER).await;
+                }
+                return End::Closed;
+            }
+            Item::Drop => return End::Dropped,
+        };
+        match sent {
+            Ok(()) => {}
+            Err(Error::ConnectionClosed | Error::Protocol(ProtocolError::SendAfterClosing)) => {
+                // The peer is closing: the listening half has yet to write the answer.
+                sleep(CLOSE_ANSWER).await;
+                return End::ClientLeft;
+            }
+            Err(_) => return End::ClientLeft,
+        }
+    }
+}
+
+async fn send_data(
+    sink: &mut SplitSink<WebSocketStream<Wire>, Message>,
+    text: Utf8Bytes,
+    events: usize,
+    hub: &Hub,
+) -> Result<(), Error> {
+    let entry = hub.config.record.then(|| hub.journal.frame(&text));
+    let bytes = text.len();
+    sink.send(Message::Text(text)).await?;
+    if let Some(entry) = entry {
+        entry.written();
+    }
+    hub.counters.frames_sent.one();
+    hub.counters.events_sent.add(events);
+    hub.counters.bytes_sent.add(bytes);
+    hub.counters.largest_frame_events.at_least(events);
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! The vendor's status objects.
+//!
+//! Texts measured on the live service unless marked otherwise; key order `ev, status, message` in
+//! every capture.
+
+pub(crate) const CONNECTED: (&str, &str) = ("connected", "Connected Successfully");
+pub(crate) const AUTH_SUCCESS: (&str, &str) = ("auth_success", "authenticated");
+pub(crate) const AUTH_FAILED: (&str, &str) = ("auth_failed", "authentication failed");
+pub(crate) const PLAN_LACKS_MARKET: (&str, &str) = (
+    "auth_failed",
+    "Your plan doesn't include websocket access. Visit https://polygon.io/pricing to upgrade.",
+);
+/// Status documented; text as one user reported it.
+pub(crate) const AUTH_TIMEOUT: (&str, &str) =
+    ("auth_timeout", "No authentication request received.");
+/// Status documented; nobody has published its text, so this one is the simulator's.
+pub(crate) const AUTH_REQUIRED: (&str, &str) = ("auth_required", "authentication required");
+pub(crate) const NOT_AUTHORIZED: (&str, &str) = ("error", "not authorized");
+pub(crate) const MAX_CONNECTIONS: (&str, &str) = (
+    "max_connections",
+    "Maximum number of websocket connections exceeded. You have reached the connection limit for \
+     your account. Please contact support at https://polygon.io/contact to increase your limit.",
+);
+/// What the vendor answers to a malformed command is unknown; this is the simulator's answer.
+pub(crate) const MALFORMED: (&str, &str) = ("error", "invalid request");
+
+/// One status object.
+pub(crate) fn object((status, message): (&str, &str)) -> String {
+    let message = serde_json::Value::from(message);
+    format!("{{\"ev\":\"status\",\"status\":\"{status}\",\"message\":{message}}}")
+}
+
+/// A frame holding one status alone.
+pub(crate) fn frame(status: (&str, &str)) -> String {
+    format!("[{}]", object(status))
+}
