@@ -97,11 +97,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (probe, delays) = probe::new(format!("ws://{filtered_addr}/stocks"), KEY);
     tasks.spawn(probe.run(stop.clone()));
     tasks.spawn(screen.run(figures, delays, stop.clone()));
-    tasks.spawn(firehose.serve(stop.clone()));
-    tasks.spawn(filtered.serve(stop.clone()));
-    let simulated = market.serve(stop.clone());
+    // The end begins with the clients and goes upstream, so that nobody loses what still serves it.
+    let (firehose_stop, market_stop) = (CancellationToken::new(), CancellationToken::new());
+    let work = filtered.serve(stop.clone());
+    tasks.spawn(then(work, firehose_stop.clone()));
+    let work = firehose.serve(firehose_stop);
+    tasks.spawn(then(work, market_stop.clone()));
+    let work = market.serve(market_stop);
     tasks.spawn(async {
-        if let Err(error) = simulated.await {
+        if let Err(error) = work.await {
             tracing::error!(%error, "the simulated market ended");
         }
     });
@@ -117,6 +121,12 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let all = async { while tasks.join_next().await.is_some() {} };
     shutdown::run(all, stop, || {}).await?;
     Ok(())
+}
+
+/// Does some work, then stops the next.
+async fn then(work: impl Future<Output = ()>, next: CancellationToken) {
+    work.await;
+    next.cancel();
 }
 
 async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<Firehose> {

@@ -118,8 +118,11 @@ impl FilteredProxy {
 
     /// Serves until `stop`, then lets the sessions say goodbye.
     pub async fn serve(self, stop: CancellationToken) {
-        let routing = self.router.run(self.link, stop.clone());
-        tokio::join!(routing, self.server.serve(self.bound, stop));
+        // Data flows until the last session has gone.
+        tokio::select! {
+            () = self.router.run(self.link) => {}
+            () = self.server.serve(self.bound, stop) => {}
+        }
         drop(self.wanted);
     }
 }

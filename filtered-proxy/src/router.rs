@@ -26,7 +26,6 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
@@ -95,13 +94,12 @@ impl Router {
         (Self { market, index, batch, inputs, shared, metrics, sessions }, handle)
     }
 
-    /// Routes until `stop`.
-    pub async fn run(mut self, mut link: Link, stop: CancellationToken) {
+    /// Routes until dropped, or until nobody is left who could bring a session.
+    pub async fn run(mut self, mut link: Link) {
         let mut events = Vec::new();
         loop {
             // In no order of preference: neither changes nor data may keep the other waiting.
             tokio::select! {
-                () = stop.cancelled() => return,
                 () = self.shared.someone_left.notified() => self.sweep(),
                 input = self.inputs.recv() => match input {
                     Some(input) => self.apply(input),

@@ -117,20 +117,18 @@ impl Firehose {
 
     /// Serves until `stop`, then lets the sessions say goodbye.
     pub async fn serve(self, stop: CancellationToken) {
-        let pumping = pump(self.link, self.fanout, stop.clone());
-        tokio::join!(pumping, self.server.serve(self.bound, stop));
+        // Data flows until the last session has gone.
+        tokio::select! {
+            () = pump(self.link, self.fanout) => {}
+            () = self.server.serve(self.bound, stop) => {}
+        }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(mut link: Link, mut fanout: Fanout, stop: CancellationToken) {
+async fn pump(mut link: Link, mut fanout: Fanout) {
     loop {
-        let event = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            event = link.next() => event,
-        };
-        match event {
+        match link.next().await {
             LinkEvent::Frame { text, events } => {
                 fanout.publish(text, u32::try_from(events).unwrap_or(u32::MAX));
             }
