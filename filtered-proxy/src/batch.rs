@@ -7,7 +7,7 @@ use proxy_common::{market::Market, outbound::Chunk, protocol::MAX_MESSAGE_BYTES}
 
 use crate::{
     index::{CohortId, Index},
-    split::{Event, Malformed, split},
+    split::{Event, EventKind, Malformed, split},
 };
 
 /// Most bytes of one chunk: a message less its brackets.
@@ -39,8 +39,8 @@ pub struct Tally {
     pub unwanted: u64,
     /// Events longer than a message may be, delivered to nobody.
     pub oversize: u64,
-    /// Frames that were no array of objects from some point on.
-    pub malformed: u64,
+    /// Objects without an `ev`, delivered to nobody.
+    pub nameless: u64,
 }
 
 /// The frames at hand and who gets what of them.
@@ -69,7 +69,6 @@ impl Batch {
         self.bytes += frame.len();
         let end = split(&frame, |event| self.sort(number, &event, market, index));
         self.frames.push(frame);
-        self.tally.malformed += u64::from(end.is_err());
         end.err()
     }
 
@@ -80,6 +79,11 @@ impl Batch {
 
     #[inline(always)]
     fn sort<M>(&mut self, frame: u32, event: &Event<'_>, market: Market, index: &Index<M>) {
+        if event.kind == EventKind::Missing {
+            self.tally.nameless += 1;
+            self.skipped = true;
+            return;
+        }
         self.tally.events += 1;
         self.event_number += 1;
         let span = Span { frame, start: event.start as u32, end: event.end as u32, events: 1 };
@@ -95,7 +99,7 @@ impl Batch {
                 self.all.push(span);
             }
         }
-        if let Some(kind) = event.kind {
+        if let EventKind::Known(kind) = event.kind {
             let mut put = |cohort| {
                 wanted = true;
                 self.pending_of(cohort, span);
@@ -274,11 +278,20 @@ mod tests {
     }
 
     #[test]
+    fn objects_without_a_kind_reach_nobody() {
+        let frame = r#"[{"ev":"T","sym":"A"},{"sym":"A"},{},{"ev":"T","sym":"B"},{"ev":"ZZ"}]"#;
+        let (got, tally) = delivered(Market::Stocks, &["T.*", "*"], &[frame]);
+        assert_eq!(got[0], [r#"{"ev":"T","sym":"A"},{"ev":"T","sym":"B"}"#]);
+        assert_eq!(got[1], [r#"{"ev":"T","sym":"A"}"#, r#"{"ev":"T","sym":"B"},{"ev":"ZZ"}"#]);
+        assert_eq!(tally, Tally { events: 3, nameless: 2, ..Tally::default() });
+    }
+
+    #[test]
     fn good_events_of_a_broken_frame_are_delivered() {
         let frame = r#"[{"ev":"T","sym":"A"},{"ev":"T","sym":"A""#;
         let (got, tally) = delivered(Market::Stocks, &["T.A", "*"], &[frame]);
         assert_eq!(got[0], [r#"{"ev":"T","sym":"A"}"#]);
         assert_eq!(got[1], got[0]);
-        assert_eq!(tally, Tally { events: 1, malformed: 1, ..Tally::default() });
+        assert_eq!(tally, Tally { events: 1, ..Tally::default() });
     }
 }

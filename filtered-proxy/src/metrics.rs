@@ -10,7 +10,7 @@ pub struct RouterMetrics {
     pub events: Count,
     /// Events that no session wanted.
     pub unwanted: Count,
-    /// Frames that stopped being an array of objects.
+    /// Frames that stopped being an array of objects, and objects without a type.
     pub malformed: Count,
 }
 
@@ -25,8 +25,8 @@ impl RouterMetrics {
             metrics.unwanted.clone(),
         );
         registry.register(
-            "frames_broken",
-            "Frames that stopped being an array of events",
+            "malformed",
+            "Frames that stopped being an array of events, and objects that were none",
             metrics.malformed.clone(),
         );
         metrics

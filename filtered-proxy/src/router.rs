@@ -5,6 +5,7 @@
 //! after the acknowledgement of an unsubscription still matches it.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -14,6 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
+    channel::Channel,
     close::CloseReason,
     link::{Link, LinkEvent},
     market::Market,
@@ -26,7 +28,7 @@ use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     TIER,
@@ -44,8 +46,8 @@ const BATCH_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 enum Input {
     Join(SessionId, Arc<Outbound>),
-    /// The answer is how many subscriptions the session holds now.
-    Change(SessionId, Change, oneshot::Sender<usize>),
+    /// Answered once it holds.
+    Change(SessionId, Change, oneshot::Sender<()>),
 }
 
 /// What sessions and router share.
@@ -130,12 +132,18 @@ impl Router {
     fn route_frame(&mut self, text: Bytes) {
         let length = text.len();
         if let Some(malformed) = self.batch.add(text, self.market, &self.index) {
-            // The metric counts them all; one line in a thousand is enough for the log.
-            if self.metrics.malformed.inc().is_multiple_of(1_000) {
-                warn!(at = malformed.at, length, "malformed frame: what follows there is dropped");
-            }
-            self.notify(&Notice::malformed(TIER).text());
+            debug!(at = malformed.at, length, "malformed frame");
+            self.complain("a frame that is no array of events", 1);
         }
+    }
+
+    /// Something was dropped because it is no event.
+    fn complain(&mut self, what: &str, count: u64) {
+        // The metric counts them all; one line in a thousand is enough for the log.
+        if self.metrics.malformed.inc_by(count).is_multiple_of(1_000) {
+            warn!(what, "malformed data from upstream dropped");
+        }
+        self.notify(&Notice::malformed(TIER).text());
     }
 
     /// Tells every session, in order with the events around it.
@@ -159,6 +167,9 @@ impl Router {
         });
         self.metrics.events.inc_by(tally.events);
         self.metrics.unwanted.inc_by(tally.unwanted);
+        if tally.nameless > 0 {
+            self.complain("objects without a type", tally.nameless);
+        }
         if tally.oversize > 0 {
             warn!(events = tally.oversize, "events longer than a message may be dropped");
             self.sessions.lost(LossReason::Oversize, tally.oversize);
@@ -170,7 +181,7 @@ impl Router {
         match input {
             Input::Join(session, outbound) => self.index.join(session, outbound),
             Input::Change(session, change, done) => {
-                let held = self.index.change(session, change.channels, change.subscribe);
+                self.index.change(session, change.channels, change.subscribe);
                 if let Some(outbound) = self.index.member(session) {
                     let now = Instant::now();
                     for message in &change.reply {
@@ -179,7 +190,7 @@ impl Router {
                 }
                 self.count_subscriptions();
                 // The session may have ended while it waited.
-                let _ = done.send(held.unwrap_or(0));
+                let _ = done.send(());
             }
         }
     }
@@ -215,7 +226,7 @@ impl RouterHandle {
     pub async fn join(&self, outbound: Arc<Outbound>) -> RouterSeat {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
         let _ = self.inputs.send(Input::Join(session, outbound)).await;
-        RouterSeat { session, router: self.clone(), held: 0 }
+        RouterSeat { session, router: self.clone(), held: BTreeSet::new() }
     }
 }
 
@@ -224,20 +235,24 @@ impl RouterHandle {
 pub struct RouterSeat {
     session: SessionId,
     router: RouterHandle,
-    held: usize,
+    held: BTreeSet<Channel>,
 }
 
 impl Seat for RouterSeat {
     async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
+        if change.subscribe {
+            self.held.extend(change.channels.iter().cloned());
+        } else {
+            self.held.retain(|channel| !change.channels.contains(channel));
+        }
         let (done, answer) = oneshot::channel();
         let input = Input::Change(self.session, change, done);
         self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
-        self.held = answer.await.map_err(|_| CloseReason::Internal)?;
-        Ok(())
+        answer.await.map_err(|_| CloseReason::Internal)
     }
 
-    fn held(&self) -> usize {
-        self.held
+    fn held(&self) -> &BTreeSet<Channel> {
+        &self.held
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {

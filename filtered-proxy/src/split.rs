@@ -16,10 +16,21 @@ pub struct Event<'a> {
     pub start: usize,
     /// Where its object ends.
     pub end: usize,
-    /// Its kind; `None` for kinds unknown to this program and for objects without one.
-    pub kind: Option<Kind>,
+    /// Its kind.
+    pub kind: EventKind,
     /// Its symbol, from the field that its kind keeps it in; `None` where that field is missing or no string.
     pub symbol: Option<Cow<'a, [u8]>>,
+}
+
+/// What the `ev` of an event says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// A kind of the vendor's.
+    Known(Kind),
+    /// A kind that this program does not know; only `*` brings it.
+    Unknown,
+    /// There is no `ev`, or it is no string: no event at all. Official clients die of such objects.
+    Missing,
 }
 
 /// The frame stops being an array of objects here. Events before it are good.
@@ -233,7 +244,7 @@ fn head(frame: &[u8], start: usize, end: usize) -> Event<'_> {
 
 /// A string of the frame, borrowed unless it had escapes.
 type Text<'a> = Cow<'a, [u8]>;
-type Head<'a> = (Option<Kind>, Option<Text<'a>>);
+type Head<'a> = (EventKind, Option<Text<'a>>);
 
 /// The head of an event that begins as the feed writes most of them: `ev`, then the symbol. `None` for any other.
 #[inline(always)]
@@ -254,7 +265,7 @@ fn feed_head(text: &[u8]) -> Option<Head<'_>> {
         SymbolField::P => rest.strip_prefix(br#","p":""#)?,
     };
     let end = rest.iter().position(|&byte| matches!(byte, b'"' | b'\\'))?;
-    (rest[end] == b'"').then(|| (Some(kind), Some(Cow::Borrowed(&rest[..end]))))
+    (rest[end] == b'"').then(|| (EventKind::Known(kind), Some(Cow::Borrowed(&rest[..end]))))
 }
 
 /// The head of an event of any form, by walking its keys.
@@ -275,10 +286,9 @@ fn any_head(text: &[u8]) -> Head<'_> {
             *slot = Some(value);
         }
     }
-    let Some(kind) = ev.flatten().and_then(|code| Kind::from_code(&code)) else {
-        return (None, None);
-    };
-    (Some(kind), symbols[kind.symbol_field() as usize].take().flatten())
+    let Some(code) = ev.flatten() else { return (EventKind::Missing, None) };
+    let Some(kind) = Kind::from_code(&code) else { return (EventKind::Unknown, None) };
+    (EventKind::Known(kind), symbols[kind.symbol_field() as usize].take().flatten())
 }
 
 /// The members of an object: keys, and values where they are strings.
@@ -358,7 +368,7 @@ fn trim_start(mut text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{EventKind::*, *};
 
     /// What `split` finds, one line an event: text, kind, symbol.
     fn found(frame: &str) -> (Vec<String>, Result<(), Malformed>) {
@@ -371,7 +381,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(frame: &str, expected: &[(&str, Option<Kind>, Option<&str>)]) {
+    fn check(frame: &str, expected: &[(&str, EventKind, Option<&str>)]) {
         let expected: Vec<String> = expected
             .iter()
             .map(|(text, kind, symbol)| format!("{text} {kind:?} {symbol:?}"))
@@ -387,9 +397,9 @@ mod tests {
         check(
             &format!("[{trade},{luld},{fmv}]"),
             &[
-                (trade, Some(Kind::T), Some("AAPL")),
-                (luld, Some(Kind::LULD), Some("ABCX")),
-                (fmv, Some(Kind::FMV), Some("AAPL")),
+                (trade, Known(Kind::T), Some("AAPL")),
+                (luld, Known(Kind::LULD), Some("ABCX")),
+                (fmv, Known(Kind::FMV), Some("AAPL")),
             ],
         );
         check("[]", &[]);
@@ -399,25 +409,25 @@ mod tests {
     #[test]
     fn any_shape_that_json_allows() {
         for (object, kind, symbol) in [
-            (r#"{"sym":"A","ev":"T"}"#, Some(Kind::T), Some("A")),
-            ("{ \"ev\" :\n\"T\" , \"sym\" : \"A\" }", Some(Kind::T), Some("A")),
-            (r#"{"ev":"T","sym":"A\u0041\"B"}"#, Some(Kind::T), Some("AA\"B")),
-            (r#"{"\u0065v":"T","x":"]}","sym":"A"}"#, Some(Kind::T), Some("A")),
-            (r#"{"ev":"T","x":"\"sym\":\"NO\"","sym":"A"}"#, Some(Kind::T), Some("A")),
+            (r#"{"sym":"A","ev":"T"}"#, Known(Kind::T), Some("A")),
+            ("{ \"ev\" :\n\"T\" , \"sym\" : \"A\" }", Known(Kind::T), Some("A")),
+            (r#"{"ev":"T","sym":"A\u0041\"B"}"#, Known(Kind::T), Some("AA\"B")),
+            (r#"{"\u0065v":"T","x":"]}","sym":"A"}"#, Known(Kind::T), Some("A")),
+            (r#"{"ev":"T","x":"\"sym\":\"NO\"","sym":"A"}"#, Known(Kind::T), Some("A")),
             (
                 r#"{"ev":"T","x":{"sym":"NO"},"y":[[{"sym":"NO"}]],"sym":"A"}"#,
-                Some(Kind::T),
+                Known(Kind::T),
                 Some("A"),
             ),
-            (r#"{"ev":"T","sym":"A","sym":"B","ev":"Q"}"#, Some(Kind::T), Some("A")),
-            (r#"{"ev":"T","sym":7,"sym":"A"}"#, Some(Kind::T), None),
-            (r#"{"ev":"C","p":"EUR/USD","a":1}"#, Some(Kind::C), Some("EUR/USD")),
-            (r#"{"ev":"NOI","sym":"NO","T":"GE"}"#, Some(Kind::NOI), Some("GE")),
-            (r#"{"ev":"T","p":"NO","T":"NO"}"#, Some(Kind::T), None),
-            (r#"{"ev":"ZZ","sym":"A"}"#, None, None),
-            (r#"{"ev":7,"sym":"A"}"#, None, None),
-            (r#"{"sym":"A"}"#, None, None),
-            ("{}", None, None),
+            (r#"{"ev":"T","sym":"A","sym":"B","ev":"Q"}"#, Known(Kind::T), Some("A")),
+            (r#"{"ev":"T","sym":7,"sym":"A"}"#, Known(Kind::T), None),
+            (r#"{"ev":"C","p":"EUR/USD","a":1}"#, Known(Kind::C), Some("EUR/USD")),
+            (r#"{"ev":"NOI","sym":"NO","T":"GE"}"#, Known(Kind::NOI), Some("GE")),
+            (r#"{"ev":"T","p":"NO","T":"NO"}"#, Known(Kind::T), None),
+            (r#"{"ev":"ZZ","sym":"A"}"#, Unknown, None),
+            (r#"{"ev":7,"sym":"A"}"#, Missing, None),
+            (r#"{"sym":"A"}"#, Missing, None),
+            ("{}", Missing, None),
         ] {
             let frame = format!("[{object} ,{object}]");
             check(&frame, &[(object, kind, symbol), (object, kind, symbol)]);
@@ -477,7 +487,7 @@ mod tests {
                 let slashes = "\\".repeat(run);
                 let inner = if run % 2 == 0 { "" } else { "\"]}" };
                 let object = format!(r#"{{"ev":"T","x":"{filler}{slashes}{inner}","sym":"A"}}"#);
-                check(&format!("[{object}]"), &[(&object, Some(Kind::T), Some("A"))]);
+                check(&format!("[{object}]"), &[(&object, Known(Kind::T), Some("A"))]);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::{channel::Channel, link::Wanted};
+use proxy_common::{channel::Channel, link::Wanted, market::Kind};
 use tokio::{sync::watch, time::Instant};
 
 /// The reference-counted union of the sessions' channels.
@@ -74,6 +74,10 @@ impl Aggregate {
         if wanted.remove(&Channel::All) {
             wanted.extend(self.all.iter().cloned());
         }
+        // Whether the vendor would send an event twice for two subscriptions that match it is unknown.
+        let kinds: BTreeSet<Kind> = wanted.iter().filter_map(whole_kind).collect();
+        wanted
+            .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if kinds.contains(kind)));
         self.wanted.send_if_modified(|before| {
             let modified = *before != wanted;
             if modified {
@@ -81,6 +85,13 @@ impl Aggregate {
             }
             modified
         });
+    }
+}
+
+fn whole_kind(channel: &Channel) -> Option<Kind> {
+    match channel {
+        Channel::Kind(kind) => Some(*kind),
+        Channel::All | Channel::Symbol(..) => None,
     }
 }
 
@@ -127,6 +138,17 @@ mod tests {
         union.remove(&channels("*"), Instant::now());
         union.expire(Instant::now() + Duration::from_secs(2));
         assert_eq!(wanted(&receiver), "Q.*");
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_its_symbols_while_it_is_wanted() {
+        let (union, receiver) = Aggregate::new(channels("T.*"), Duration::from_secs(1));
+        union.add(&channels("T.A,Q.A"));
+        union.add(&channels("*"));
+        assert_eq!(wanted(&receiver), "T.*,Q.A");
+        union.remove(&channels("*"), Instant::now());
+        union.expire(Instant::now() + Duration::from_secs(2));
+        assert_eq!(wanted(&receiver), "T.A,Q.A");
     }
 
     #[test]

@@ -15,16 +15,19 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use proxy_common::{
     config::{ConfigError, bind},
+    frame::{Cut, cut},
     health::{Health, HealthReporter},
     link::{Link, LinkConfig, LinkEvent, LinkHandle},
-    metrics::{LinkMetrics, ProcessMetrics, SessionMetrics},
+    metrics::{LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
     notice::Notice,
     outbound::Outbound,
+    protocol::MAX_MESSAGE_BYTES,
     server::{Bound, Server},
     session::Tier,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
@@ -118,17 +121,21 @@ impl Firehose {
     /// Serves until `stop`, then lets the sessions say goodbye.
     pub async fn serve(self, stop: CancellationToken) {
         // Data flows until the last session has gone.
+        let metrics = Arc::clone(&self.server.metrics);
         tokio::select! {
-            () = pump(self.link, self.fanout) => {}
+            () = pump(self.link, self.fanout, metrics) => {}
             () = self.server.serve(self.bound, stop) => {}
         }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(mut link: Link, mut fanout: Fanout) {
+async fn pump(mut link: Link, mut fanout: Fanout, metrics: Arc<SessionMetrics>) {
     loop {
         match link.next().await {
+            LinkEvent::Frame { text, .. } if text.len() > MAX_MESSAGE_BYTES => {
+                publish_cut(&mut fanout, &text, &metrics);
+            }
             LinkEvent::Frame { text, events } => {
                 fanout.publish(text, u32::try_from(events).unwrap_or(u32::MAX));
             }
@@ -140,6 +147,26 @@ async fn pump(mut link: Link, mut fanout: Fanout) {
                 fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).text(), 0);
             }
             LinkEvent::Up(None) => {}
+        }
+    }
+}
+
+/// A frame longer than a message to clients may be: rare enough to be parsed.
+fn publish_cut(fanout: &mut Fanout, text: &Bytes, metrics: &SessionMetrics) {
+    match cut(text) {
+        Ok(Cut { arrays, oversize }) => {
+            for (array, events) in arrays {
+                fanout.publish(array, events);
+            }
+            if oversize > 0 {
+                warn!(oversize, "events longer than a message may be dropped");
+                metrics.lost(LossReason::Oversize, oversize);
+                fanout.publish(Notice::oversize(TIER, oversize).text(), 0);
+            }
+        }
+        Err(_) => {
+            warn!(bytes = text.len(), "malformed frame dropped");
+            fanout.publish(Notice::malformed(TIER).text(), 0);
         }
     }
 }

@@ -45,20 +45,18 @@ impl FirehoseSeat {
         Self { outbound, fanout, aggregate, metrics, held, reader: None, batch: Vec::new() }
     }
 
-    fn subscribe(&mut self, channels: Vec<Channel>) {
+    fn subscribe(&mut self, channels: BTreeSet<Channel>) {
         // The cursor stands before the upstream is asked, so that nothing is missed in between.
         self.reader.get_or_insert_with(|| self.fanout.reader());
-        let new: Vec<Channel> =
-            channels.into_iter().filter(|channel| self.held.insert(channel.clone())).collect();
-        self.metrics.subscriptions.inc_by(new.len() as i64);
-        self.aggregate.add(&new);
+        self.metrics.subscriptions.inc_by(channels.len() as i64);
+        self.aggregate.add(&channels);
+        self.held.extend(channels);
     }
 
-    fn unsubscribe(&mut self, channels: &[Channel]) {
-        let gone: Vec<&Channel> =
-            channels.iter().filter(|channel| self.held.remove(channel)).collect();
-        self.metrics.subscriptions.dec_by(gone.len() as i64);
-        self.aggregate.remove(gone, Instant::now());
+    fn unsubscribe(&mut self, channels: &BTreeSet<Channel>) {
+        self.metrics.subscriptions.dec_by(channels.len() as i64);
+        self.aggregate.remove(channels, Instant::now());
+        self.held.retain(|channel| !channels.contains(channel));
         if self.held.is_empty() {
             self.reader = None;
         }
@@ -78,12 +76,10 @@ impl FirehoseSeat {
 
 impl Seat for FirehoseSeat {
     async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
-        if change.subscribe {
-            if !change.channels.is_empty() {
-                self.subscribe(change.channels);
-            }
-        } else {
-            self.unsubscribe(&change.channels);
+        match (change.subscribe, change.channels.is_empty()) {
+            (_, true) => {}
+            (true, false) => self.subscribe(change.channels),
+            (false, false) => self.unsubscribe(&change.channels),
         }
         let now = Instant::now();
         for message in &change.reply {
@@ -92,8 +88,8 @@ impl Seat for FirehoseSeat {
         Ok(())
     }
 
-    fn held(&self) -> usize {
-        self.held.len()
+    fn held(&self) -> &BTreeSet<Channel> {
+        &self.held
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {

@@ -7,7 +7,7 @@ use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::protocol::UpstreamStatus;
+use crate::protocol::{MAX_MESSAGE_BYTES, UpstreamStatus};
 
 /// A frame taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +109,48 @@ fn separate_array(text: &Bytes) -> Result<Separated, Malformed> {
     Ok(Separated { data, events, statuses })
 }
 
+/// An array cut into shorter ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The arrays' texts and how many events each holds.
+    pub arrays: Vec<(Bytes, u32)>,
+    /// How many events were left out because each alone is longer than a message may be.
+    pub oversize: u64,
+}
+
+/// Cuts an array that is longer than a message may be between its events, into arrays that are not.
+///
+/// # Errors
+///
+/// The text is no JSON array.
+pub fn cut(text: &Bytes) -> Result<Cut, Malformed> {
+    let objects: Vec<&RawValue> = serde_json::from_slice(text).map_err(|_| Malformed)?;
+    let mut arrays = Vec::new();
+    let mut oversize = 0;
+    let mut array = String::new();
+    let mut events = 0;
+    let mut finish = |array: &mut String, events: &mut u32| {
+        if !array.is_empty() {
+            array.push(']');
+            arrays.push((Bytes::from(std::mem::take(array)), std::mem::take(events)));
+        }
+    };
+    for object in objects.iter().map(|object| object.get()) {
+        if object.len() + 2 > MAX_MESSAGE_BYTES {
+            oversize += 1;
+            continue;
+        }
+        if array.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
+            finish(&mut array, &mut events);
+        }
+        array.push(if array.is_empty() { '[' } else { ',' });
+        array.push_str(object);
+        events += 1;
+    }
+    finish(&mut array, &mut events);
+    Ok(Cut { arrays, oversize })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +196,24 @@ mod tests {
     fn a_lone_object_becomes_an_array() {
         check(r#"{"ev":"T","sym":"A"}"#, Some(r#"[{"ev":"T","sym":"A"}]"#), 1, &[]);
         check(r#" {"ev":"status","status":"success"}"#, None, 0, &["success"]);
+    }
+
+    #[test]
+    fn long_arrays_are_cut_between_events() {
+        let event =
+            |n: usize| format!("{{\"ev\":\"T\",\"n\":{n},\"x\":\"{}\"}}", "],".repeat(1_000));
+        let mut events: Vec<String> = (0..1_000).map(event).collect();
+        let expected = events.join(",");
+        events.insert(7, format!("{{\"ev\":\"{}\"}}", "x".repeat(MAX_MESSAGE_BYTES)));
+        let Cut { arrays, oversize } =
+            cut(&Bytes::from(format!("[{}]", events.join(" , ")))).unwrap();
+        assert_eq!(oversize, 1);
+        assert!(arrays.iter().all(|(text, _)| text.len() <= MAX_MESSAGE_BYTES));
+        assert_eq!(arrays.iter().map(|(_, events)| events).sum::<u32>(), 1_000);
+        let inner = |text: &Bytes| String::from_utf8(text[1..text.len() - 1].to_vec()).unwrap();
+        let joined: Vec<String> = arrays.iter().map(|(text, _)| inner(text)).collect();
+        assert_eq!(joined.join(","), expected);
+        assert_eq!(cut(&Bytes::from_static(b"[{]")), Err(Malformed));
     }
 
     #[test]

@@ -15,7 +15,11 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{net::TcpStream, sync::Notify, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Control, Data, OpCode},
@@ -89,6 +93,7 @@ struct Lane {
     wire_since: Instant,
     /// Framed control frames; they go out at the next frame border, ahead of the queue.
     control: Vec<u8>,
+    control_since: Instant,
     queue: VecDeque<Item>,
     queue_bytes: usize,
     queue_events: u64,
@@ -131,12 +136,14 @@ pub enum Flushed {
 impl Outbound {
     /// The write half over this socket.
     pub fn new(socket: TcpStream, limits: SlowLimits, metrics: Arc<SessionMetrics>) -> Self {
+        let now = Instant::now();
         let lane = Lane {
             wire: VecDeque::new(),
             wire_bytes: 0,
             wire_events: 0,
-            wire_since: Instant::now(),
+            wire_since: now,
             control: Vec::new(),
+            control_since: now,
             queue: VecDeque::new(),
             queue_bytes: 0,
             queue_events: 0,
@@ -202,6 +209,9 @@ impl Outbound {
         if !matches!(lane.state, State::Open) {
             return;
         }
+        if lane.control.is_empty() {
+            lane.control_since = Instant::now();
+        }
         lane.control.extend_from_slice(framed);
         if lane.control.len() > MAX_CONTROL_BYTES {
             self.condemn(&mut lane, CloseReason::ControlFlood);
@@ -237,36 +247,40 @@ impl Outbound {
     /// The session is condemned or its socket failed.
     pub async fn run_writer(&self) -> Result<(), CloseReason> {
         loop {
-            let (state, backlog) = {
+            let (state, oldest) = {
                 let lane = self.lock();
-                (lane.state, !lane.is_empty())
+                (lane.state, lane.oldest())
             };
             match state {
                 State::Condemned(reason) => return Err(reason),
                 State::Broken => return Err(CloseReason::ClientGone),
                 State::Open | State::Closing => {}
             }
-            if !backlog {
+            let Some(oldest) = oldest else {
                 self.attention.notified().await;
                 continue;
-            }
-            self.socket.writable().await.map_err(|_| CloseReason::ClientGone)?;
-            match self.flush() {
-                Flushed::Empty => return Ok(()),
-                Flushed::Blocked => {}
-                Flushed::Broken => return Err(CloseReason::ClientGone),
+            };
+            tokio::select! {
+                ready = self.socket.writable() => {
+                    ready.map_err(|_| CloseReason::ClientGone)?;
+                    match self.flush() {
+                        Flushed::Empty => return Ok(()),
+                        Flushed::Blocked => {}
+                        Flushed::Broken => return Err(CloseReason::ClientGone),
+                    }
+                }
+                () = self.attention.notified() => {}
+                () = sleep_until(oldest + self.limits.max_lag) => self.check_age(Instant::now()),
             }
         }
     }
 
-    /// Applies the limit on age, for sessions that get nothing new. Returns the time at which to look again.
-    pub fn check_age(&self, now: Instant) -> Option<Instant> {
+    /// Applies the limit on age to a session that waits for room.
+    fn check_age(&self, now: Instant) {
         let mut lane = self.lock();
-        let since = lane.oldest()?;
         if lane.state == State::Open {
             self.judge(&mut lane, now);
         }
-        Some(since + self.limits.max_lag + Duration::from_millis(1))
     }
 
     /// Ends the stream: what is queued goes out if the reason lets it, then the close frame. Nothing can be sent afterwards.
@@ -421,8 +435,8 @@ impl Outbound {
         loop {
             if lane.wire.is_empty() {
                 self.metrics.delivered(std::mem::take(&mut lane.wire_events), 0);
-                let now = lane.queue.front().map_or(lane.wire_since, |item| item.since);
-                if !lane.frame_next(now) {
+                let since = lane.oldest().unwrap_or(lane.wire_since);
+                if !lane.frame_next(since) {
                     self.report(lane);
                     return Flushed::Empty;
                 }
@@ -473,12 +487,13 @@ impl Lane {
         self.wire_bytes = 0;
     }
 
+    /// Since when something has been waiting, if anything is.
     fn oldest(&self) -> Option<Instant> {
-        if self.wire.is_empty() {
-            self.queue.front().map(|item| item.since)
-        } else {
-            Some(self.wire_since)
+        if !self.wire.is_empty() {
+            return Some(self.wire_since);
         }
+        let queued = self.queue.front().map(|item| item.since);
+        queued.or_else(|| (!self.control.is_empty()).then_some(self.control_since))
     }
 
     fn push(&mut self, text: Bytes, events: u32, since: Instant, whole: bool) {
@@ -507,8 +522,8 @@ impl Lane {
         if any_control {
             self.put(control.into());
         }
-        let Some(first) = self.queue.front() else { return any_control };
         self.wire_since = since;
+        let Some(first) = self.queue.front() else { return any_control };
         if first.whole {
             let item = self.take_item();
             let mut head = Vec::with_capacity(MAX_HEAD);

@@ -31,6 +31,8 @@ use crate::{
 const SPARE_CONNECTIONS: usize = 256;
 /// How long to wait when the system has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
+/// How long a request that is half sent, or a handshake, may take to end when the program stops.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Connections the system holds for us while we are busy.
 const BACKLOG: i32 = 4_096;
 
@@ -260,7 +262,7 @@ impl<T: Tier> Port<T> {
                 served = &mut connection => served,
                 () = self.stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
-                    match timeout(limit, connection).await {
+                    match timeout(STOP_PATIENCE, connection).await {
                         Ok(served) => served,
                         Err(_) => return None,
                     }

@@ -1,6 +1,7 @@
 //! One accepted downstream WebSocket, from the greeting to the close: the vendor's protocol, the same on both ports.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read, Write},
     sync::Arc,
     time::Duration,
@@ -64,8 +65,8 @@ pub struct SessionConfig {
 pub struct Change {
     /// Whether the channels are added or removed.
     pub subscribe: bool,
-    /// The channels, repetitions included.
-    pub channels: Vec<Channel>,
+    /// The channels that the session does not hold yet, or holds still.
+    pub channels: BTreeSet<Channel>,
     /// The messages that answer the command: to be sent once the change holds, and before any event that it enables.
     pub reply: Vec<Bytes>,
 }
@@ -94,8 +95,8 @@ pub trait Seat: Send {
     /// The session has to end.
     fn change(&mut self, change: Change) -> impl Future<Output = Result<(), CloseReason>> + Send;
 
-    /// How many subscriptions the session holds.
-    fn held(&self) -> usize;
+    /// The subscriptions that the session holds.
+    fn held(&self) -> &BTreeSet<Channel>;
 
     /// Waits for data and sends it, where the tier lets its sessions fetch their data; never returns otherwise. Only called
     /// while nothing is queued. Must be cancel-safe.
@@ -178,10 +179,7 @@ impl<T: Tier> Session<'_, T> {
         if self.seat.is_none() {
             deadline = deadline.min(self.started + self.config.auth_timeout);
         }
-        match self.outbound.check_age(Instant::now()) {
-            Some(overdue) => deadline.min(overdue),
-            None => deadline,
-        }
+        deadline
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
@@ -245,18 +243,26 @@ impl<T: Tier> Session<'_, T> {
             return Ok(());
         };
         let limit = self.config.max_subscriptions;
-        let mut room = if subscribe { limit.saturating_sub(seat.held()) } else { usize::MAX };
-        let mut channels = Vec::new();
+        let held = seat.held();
+        let mut channels = BTreeSet::new();
         let mut refusals = Vec::new();
         let mut accepted = Vec::new();
         for item in items(params) {
             match Channel::parse(item, self.config.market) {
-                Ok(_) if room == 0 => refusals.push(Status::error(format!(
-                    "subscription limit of {limit} reached: {item:?} not subscribed"
-                ))),
+                Ok(channel)
+                    if subscribe
+                        && held.len() + channels.len() >= limit
+                        && !held.contains(&channel)
+                        && !channels.contains(&channel) =>
+                {
+                    refusals.push(Status::error(format!(
+                        "subscription limit of {limit} reached: {item:?} not subscribed"
+                    )));
+                }
                 Ok(channel) => {
-                    room -= 1;
-                    channels.push(channel);
+                    if held.contains(&channel) != subscribe {
+                        channels.insert(channel);
+                    }
                     accepted.push(if subscribe {
                         Status::subscribed(item)
                     } else {

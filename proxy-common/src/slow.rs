@@ -28,7 +28,7 @@ impl SlowLimits {
     pub fn judge(&self, queued: usize, age: Duration) -> Verdict {
         if queued > self.queue_bytes {
             Verdict::TooMuch
-        } else if age > self.max_lag {
+        } else if age >= self.max_lag {
             Verdict::TooOld
         } else {
             Verdict::Keep
@@ -41,13 +41,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_may_reach_its_limits_but_not_pass_them() {
+    fn a_session_is_given_up_at_its_limits() {
         let limits = SlowLimits { queue_bytes: 100, max_lag: Duration::from_secs(5) };
         let judge = |bytes, millis| limits.judge(bytes, Duration::from_millis(millis));
         assert_eq!(judge(0, 0), Verdict::Keep);
-        assert_eq!(judge(100, 5_000), Verdict::Keep);
+        assert_eq!(judge(100, 4_999), Verdict::Keep);
         assert_eq!(judge(101, 0), Verdict::TooMuch);
-        assert_eq!(judge(1, 5_001), Verdict::TooOld);
+        assert_eq!(judge(1, 5_000), Verdict::TooOld);
         assert_eq!(judge(101, 5_001), Verdict::TooMuch);
     }
 }

@@ -76,6 +76,18 @@ impl UpstreamChannels {
         if self.in_flight.is_some() {
             return None;
         }
+        let batch = self.next_batch();
+        if batch.is_empty() {
+            return self.next_surplus();
+        }
+        let params = join(&batch);
+        let open = batch.into_iter().map(|channel| (channel.to_string(), channel)).collect();
+        self.in_flight = Some(InFlight { open, refusals: 0, deadline: now + ANSWER_TIMEOUT });
+        Some(Request { action: "subscribe", params })
+    }
+
+    /// What is not wanted any more goes last, so that a wildcard and its symbols replace each other without a gap.
+    fn next_surplus(&mut self) -> Option<Request> {
         let surplus: Vec<Channel> = self
             .answers
             .keys()
@@ -83,20 +95,13 @@ impl UpstreamChannels {
             .take(BATCH)
             .cloned()
             .collect();
-        if !surplus.is_empty() {
-            for channel in &surplus {
-                self.answers.remove(channel);
-            }
-            return Some(Request { action: "unsubscribe", params: join(&surplus) });
-        }
-        let batch = self.next_batch();
-        if batch.is_empty() {
+        if surplus.is_empty() {
             return None;
         }
-        let params = join(&batch);
-        let open = batch.into_iter().map(|channel| (channel.to_string(), channel)).collect();
-        self.in_flight = Some(InFlight { open, refusals: 0, deadline: now + ANSWER_TIMEOUT });
-        Some(Request { action: "subscribe", params })
+        for channel in &surplus {
+            self.answers.remove(channel);
+        }
+        Some(Request { action: "unsubscribe", params: join(&surplus) })
     }
 
     fn next_batch(&self) -> Vec<Channel> {
@@ -290,8 +295,10 @@ mod tests {
         params(&mut up, now);
         up.on_status(&status("success", "subscribed to: T.A"));
         up.want(channels("T.B"));
-        assert_eq!(params(&mut up, now), "unsubscribe T.A");
         assert_eq!(params(&mut up, now), "subscribe T.B");
+        assert_eq!(params(&mut up, now), "");
+        up.on_status(&status("success", "subscribed to: T.B"));
+        assert_eq!(params(&mut up, now), "unsubscribe T.A");
         up.reset();
         assert_eq!(params(&mut up, now), "subscribe T.B", "a new connection holds nothing");
     }
