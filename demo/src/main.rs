@@ -15,7 +15,7 @@ use firehose_proxy::Firehose;
 use polygon_sim::{Profile, SimConfig, Simulator};
 use proxy_common::{
     config::{ConfigError, Unparsed, duration, parse_flags, port},
-    shutdown,
+    process::{self, Threads},
     telemetry::{self, LogFormat},
 };
 use tokio::task::JoinSet;
@@ -62,10 +62,12 @@ struct Args {
 fn main() -> ExitCode {
     let args = match parse_flags_of_process() {
         Ok(args) => args,
-        Err(unparsed) => return shutdown::refuse(unparsed),
+        Err(unparsed) => return process::refuse(unparsed),
     };
     telemetry::init(telemetry::filter(&args.log_level), Some(LogFormat::Text));
-    shutdown::block_on(async { run(args).await.map_err(|e| Unparsed::system(format!("{e:#}"))) })
+    process::block_on(Threads::PerCore, async {
+        run(args).await.map_err(|e| Unparsed::system(format!("{e:#}")))
+    })
 }
 
 fn parse_flags_of_process() -> Result<Args, Unparsed> {
@@ -119,7 +121,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         });
     }
     let all = async { while tasks.join_next().await.is_some() {} };
-    shutdown::run(all, stop, || {}).await?;
+    process::run(all, stop, || {}).await?;
     Ok(())
 }
 

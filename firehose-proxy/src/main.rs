@@ -5,21 +5,21 @@ use std::process::ExitCode;
 use firehose_proxy::{Config, Firehose};
 use proxy_common::{
     config::{self, Unparsed},
-    shutdown,
+    process::{self, Threads},
 };
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
     let args = match config::parse::<firehose_proxy::Args>() {
         Ok(args) => args,
-        Err(unparsed) => return shutdown::refuse(unparsed),
+        Err(unparsed) => return process::refuse(unparsed),
     };
     let config = match Config::try_from(&args) {
         Ok(config) => config,
-        Err(error) => return shutdown::refuse(Unparsed::Error(error)),
+        Err(error) => return process::refuse(Unparsed::Error(error)),
     };
     args.log.init();
-    shutdown::block_on(run(config))
+    process::block_on(Threads::One, run(config))
 }
 
 async fn run(config: Config) -> Result<(), Unparsed> {
@@ -27,5 +27,5 @@ async fn run(config: Config) -> Result<(), Unparsed> {
     let link = firehose.link();
     let stop = CancellationToken::new();
     let work = firehose.serve(stop.clone());
-    shutdown::run(work, stop, || link.retry_now()).await.map_err(Unparsed::system)
+    process::run(work, stop, || link.retry_now()).await.map_err(Unparsed::system)
 }

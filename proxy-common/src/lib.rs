@@ -2,8 +2,8 @@
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`close`], [`slow`], [`backoff`] | each other, downwards |
-//! | one side effect each | [`config`], [`telemetry`], [`shutdown`], [`metrics`], [`health`] | the pure layer |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`frame`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
+//! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`] | the pure layer |
 //! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
@@ -20,10 +20,10 @@ pub mod market;
 pub mod metrics;
 pub mod notice;
 pub mod outbound;
+pub mod process;
 pub mod protocol;
 pub mod server;
 pub mod session;
-pub mod shutdown;
 pub mod slow;
 pub mod telemetry;
 pub mod upstream_channels;

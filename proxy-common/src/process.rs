@@ -1,8 +1,11 @@
-//! The frame of a program's life: configuration, signals, exit code.
+//! The frame of a program's life: descriptors, runtime, signals, exit code.
 
 use std::process::ExitCode;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{Signal, SignalKind, signal},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -65,9 +68,26 @@ pub fn refuse(unparsed: Unparsed) -> ExitCode {
     }
 }
 
+/// How many threads a program works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// One, for a program with few sessions: what it reads it writes in larger portions, without waking other threads.
+    One,
+    /// One for each core, beside the one that runs the program itself.
+    PerCore,
+}
+
 /// Runs a whole program on a runtime of its own.
-pub fn block_on(program: impl Future<Output = Result<(), Unparsed>>) -> ExitCode {
-    let runtime = match tokio::runtime::Runtime::new() {
+pub fn block_on(threads: Threads, program: impl Future<Output = Result<(), Unparsed>>) -> ExitCode {
+    let mut builder = match threads {
+        Threads::One => Builder::new_current_thread(),
+        Threads::PerCore => Builder::new_multi_thread(),
+    };
+    // Each client costs a descriptor, and systems allow few unless asked. What the system grants is what there is.
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        warn!(%error, "failed to raise the limit on open files");
+    }
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return refuse(Unparsed::system(error)),
     };

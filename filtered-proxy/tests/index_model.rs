@@ -1,0 +1,452 @@
+//! `Index` and `Batch` against models that know nothing but strings: who wants an event, and who gets which bytes.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use filtered_proxy::{
+    batch::{Batch, Tally},
+    index::{Index, SessionId},
+};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::{Index as Place, select},
+    test_runner::FileFailurePersistence,
+};
+use proxy_common::{
+    channel::Channel,
+    market::{Kind, Market},
+    protocol::MAX_MESSAGE_BYTES,
+};
+use serde_json::{Value, value::RawValue};
+
+/// Sessions take turns, so that they come to hold the same channels often.
+const SESSIONS: u64 = 7;
+const KINDS: [&str; 4] = ["T", "Q", "LULD", "FMV"];
+const SYMBOLS: [&str; 5] = ["A", "B", "BRK.B", "X:Y", "S3"];
+
+/// What the caller does.
+#[derive(Debug, Clone)]
+enum Step {
+    Join(SessionId),
+    Change(SessionId, Vec<String>, bool),
+    Leave(SessionId),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let session = || 0..SESSIONS;
+    prop_oneof![
+        3 => session().prop_map(Step::Join),
+        8 => (session(), channels(), any::<bool>()).prop_map(|(s, c, on)| Step::Change(s, c, on)),
+        2 => session().prop_map(Step::Leave),
+    ]
+}
+
+/// Few channels, or more than the sets that sessions share may have.
+fn channels() -> impl Strategy<Value = Vec<String>> {
+    let channel = prop_oneof![
+        1 => Just("*".to_owned()),
+        2 => select(KINDS.to_vec()).prop_map(|kind| format!("{kind}.*")),
+        5 => (select(KINDS.to_vec()), select(SYMBOLS.to_vec())).prop_map(|(k, s)| format!("{k}.{s}")),
+    ];
+    prop_oneof![
+        6 => vec(channel, 0..5),
+        1 => (0..3_usize, 50..80_usize).prop_map(|(from, count)| {
+            (from..from + count).map(|n| format!("T.S{n}")).collect()
+        }),
+    ]
+}
+
+fn parse(channels: &[String], market: Market) -> Vec<Channel> {
+    let parse = |item: &String| Channel::parse(item, market).expect("a channel of the market");
+    channels.iter().map(parse).collect()
+}
+
+/// Who holds what, as text.
+#[derive(Debug, Default)]
+struct Model(Vec<(SessionId, BTreeSet<String>)>);
+
+impl Model {
+    fn get(&mut self, session: SessionId) -> Option<&mut BTreeSet<String>> {
+        self.0.iter_mut().find(|(other, _)| *other == session).map(|(_, held)| held)
+    }
+
+    /// The sessions that want an event, in order of their names.
+    fn wanting(&self, kind: &str, symbol: Option<&str>) -> Vec<SessionId> {
+        let wants = |held: &BTreeSet<String>| {
+            held.contains("*")
+                || held.contains(&format!("{kind}.*"))
+                || symbol.is_some_and(|symbol| held.contains(&format!("{kind}.{symbol}")))
+        };
+        let mut sessions: Vec<_> =
+            self.0.iter().filter(|(_, held)| wants(held)).map(|(session, _)| *session).collect();
+        sessions.sort_unstable();
+        sessions
+    }
+
+    fn subscriptions(&self) -> usize {
+        self.0.iter().map(|(_, held)| held.len()).sum()
+    }
+}
+
+/// The index, and the model beside it. What is kept for a session is its name.
+#[derive(Debug, Default)]
+struct Pair {
+    index: Index<SessionId>,
+    model: Model,
+}
+
+impl Pair {
+    /// Does the same to both; the answers agree.
+    fn take(&mut self, step: &Step, market: Market) -> Result<(), TestCaseError> {
+        match step {
+            Step::Join(session) => {
+                if self.model.get(*session).is_none() {
+                    self.index.join(*session, *session);
+                    self.model.0.push((*session, BTreeSet::new()));
+                }
+            }
+            Step::Change(session, channels, subscribe) => {
+                let count = self.index.change(*session, parse(channels, market), *subscribe);
+                let held = self.model.get(*session).map(|held| {
+                    for channel in channels {
+                        match subscribe {
+                            true => drop(held.insert(channel.clone())),
+                            false => drop(held.remove(channel)),
+                        }
+                    }
+                    held.len()
+                });
+                prop_assert_eq!(count, held);
+            }
+            Step::Leave(session) => {
+                let left = self.index.leave(*session);
+                let held = self.model.get(*session).is_some();
+                prop_assert_eq!(left, held.then_some(*session));
+                self.model.0.retain(|(other, _)| other != session);
+            }
+        }
+        Ok(())
+    }
+
+    fn agree(&self) -> Result<(), TestCaseError> {
+        let symbols = SYMBOLS.iter().chain(&["S60", "NONE", "*", ""]).copied().map(Some);
+        for symbol in symbols.chain([None]) {
+            for kind in Kind::ALL {
+                let expected = self.model.wanting(kind.name(), symbol);
+                prop_assert_eq!(self.wanting(kind, symbol)?, expected, "{} {:?}", kind, symbol);
+            }
+        }
+        prop_assert_eq!(self.index.subscriptions(), self.model.subscriptions());
+        let mut everyone: Vec<_> = self.index.everyone().copied().collect();
+        everyone.sort_unstable();
+        let mut joined: Vec<_> = self.model.0.iter().map(|(session, _)| *session).collect();
+        joined.sort_unstable();
+        prop_assert_eq!(&everyone, &joined);
+        for session in 0..SESSIONS {
+            let member = joined.contains(&session).then_some(&session);
+            prop_assert_eq!(self.index.member(session), member);
+        }
+        Ok(())
+    }
+
+    /// The sessions that get an event, each once: cohorts with `*` are in one list, all others come from the lookup.
+    fn wanting(&self, kind: Kind, symbol: Option<&str>) -> Result<Vec<SessionId>, TestCaseError> {
+        let mut found = Vec::new();
+        self.index.lookup(kind, symbol.map(str::as_bytes), |cohort| found.push(cohort));
+        for cohort in &found {
+            prop_assert!(!self.index.all().contains(cohort), "a cohort with * is in no other list");
+            prop_assert!(found.iter().filter(|other| *other == cohort).count() <= 2);
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.extend(self.index.all());
+        let members = found.iter().flat_map(|&cohort| self.index.members(cohort)).copied();
+        let mut sessions: Vec<_> = members.collect();
+        sessions.sort_unstable();
+        Ok(sessions)
+    }
+}
+
+/// An event's text and what a reader of it knows: kind (none if it names none) and symbol.
+#[derive(Debug, Clone)]
+struct Event {
+    text: String,
+    kind: Option<String>,
+    symbol: Option<String>,
+}
+
+impl Event {
+    fn parse(text: &str) -> Self {
+        let object: Value = serde_json::from_str(text).expect("an event parses");
+        let string = |key: &str| object[key].as_str().map(str::to_owned);
+        let kind = string("ev");
+        let field = match kind.as_deref() {
+            Some("LULD") => "T",
+            Some("C") => "p",
+            Some("CA" | "XT" | "XQ") => "pair",
+            _ => "sym",
+        };
+        Self { text: text.to_owned(), kind, symbol: string(field) }
+    }
+}
+
+fn stock_event() -> impl Strategy<Value = Event> {
+    let kind = select(vec!["T", "T", "Q", "LULD", "FMV", "A", "ZZ"]);
+    let symbol = select([&SYMBOLS[..], &["S60", "NONE"]].concat());
+    let shape = 0..8_usize;
+    (kind, symbol, shape, 0..1_000_u32).prop_map(|(kind, symbol, shape, n)| {
+        let field = if kind == "LULD" { "T" } else { "sym" };
+        Event::parse(&match shape {
+            0 => format!(r#"{{ "n" : {n}, "{field}": "{symbol}" ,"ev": "{kind}" }}"#),
+            1 => format!(
+                r#"{{"x":["]}}",{{"{field}":"NO"}}],"{field}":"{symbol}","ev":"{kind}","n":{n}}}"#
+            ),
+            2 => format!(r#"{{"ev":"{kind}","n":{n}}}"#),
+            3 => format!(r#"{{"{field}":"{symbol}","n":{n}}}"#),
+            4 => format!(r#"{{"ev":7,"{field}":"{symbol}","n":{n}}}"#),
+            _ => format!(r#"{{"ev":"{kind}","{field}":"{symbol}","n":{n},"p":1.50,"c":[12,37]}}"#),
+        })
+    })
+}
+
+/// Frames of a batch, each with blanks between its events or without.
+fn frames(
+    event: impl Strategy<Value = Event>,
+    most: usize,
+) -> impl Strategy<Value = Vec<(Vec<Event>, bool)>> {
+    vec((vec(event, 0..most), any::<bool>()), 0..6)
+}
+
+fn frame_text(events: &[Event], blanks: bool) -> String {
+    let texts: Vec<_> = events.iter().map(|event| event.text.as_str()).collect();
+    if blanks { format!(" [ {} ]\n", texts.join(" ,\n")) } else { format!("[{}]", texts.join(",")) }
+}
+
+/// Delivers a batch of frames, and checks what each session gets and what is counted. `name` is the text under which a
+/// channel's symbol and an event's meet.
+fn deliver(
+    batch: &mut Batch,
+    pair: &Pair,
+    frames: &[(Vec<Event>, bool)],
+    market: Market,
+    name: impl Fn(&str) -> String,
+) -> Result<(), TestCaseError> {
+    let mut tally = Tally::default();
+    let mut expected = vec![Vec::new(); SESSIONS as usize];
+    let mut bytes = 0;
+    for (events, blanks) in frames {
+        let text = frame_text(events, *blanks);
+        bytes += text.len();
+        prop_assert_eq!(batch.add(Bytes::from(text), market, &pair.index), None);
+        prop_assert_eq!(batch.bytes(), bytes);
+        for event in events {
+            let Some(kind) = &event.kind else {
+                tally.nameless += 1;
+                continue;
+            };
+            tally.events += 1;
+            if event.text.len() + 2 > MAX_MESSAGE_BYTES {
+                tally.oversize += 1;
+                continue;
+            }
+            let symbol = event.symbol.as_deref().map(&name);
+            let sessions = pair.model.wanting(kind, symbol.as_deref());
+            tally.unwanted += u64::from(sessions.is_empty());
+            for session in sessions {
+                expected[session as usize].push(event.text.clone());
+            }
+        }
+    }
+    let mut got = vec![Vec::new(); SESSIONS as usize];
+    let mut longest = 0;
+    let counted = batch.deliver(&pair.index, |cohort, chunks| {
+        for chunk in chunks {
+            longest = longest.max(chunk.text().len());
+            let array = [b"[", chunk.text(), b"]"].concat();
+            let events: Vec<&RawValue> =
+                serde_json::from_slice(&array).expect("a chunk is the inside of an array");
+            assert!(!events.is_empty(), "an empty chunk");
+            for &session in pair.index.members(cohort) {
+                got[session as usize].extend(events.iter().map(|event| event.get().to_owned()));
+            }
+        }
+    });
+    prop_assert_eq!(counted, tally);
+    prop_assert!(longest + 2 <= MAX_MESSAGE_BYTES, "a chunk of {} bytes", longest);
+    for (session, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        prop_assert!(
+            got == expected,
+            "session {} got {:?} instead of {:?}",
+            session,
+            short(got),
+            short(expected)
+        );
+    }
+    prop_assert_eq!(batch.bytes(), 0);
+    Ok(())
+}
+
+fn short(events: &[String]) -> Vec<String> {
+    events.iter().map(|event| event.chars().take(80).collect()).collect()
+}
+
+fn cases(cases: u32) -> ProptestConfig {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/index_model.proptest-regressions");
+    ProptestConfig {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(80))]
+
+    #[test]
+    fn the_index_agrees_with_a_list_of_texts(steps in vec(step(), 0..50)) {
+        let mut pair = Pair::default();
+        for step in &steps {
+            pair.take(step, Market::Stocks)?;
+            pair.agree()?;
+        }
+        for session in 0..SESSIONS {
+            pair.take(&Step::Leave(session), Market::Stocks)?;
+        }
+        prop_assert_eq!((pair.index.subscriptions(), pair.index.entries()), (0, 0));
+    }
+
+    #[test]
+    fn each_session_gets_its_events_once_in_order_and_as_they_came(
+        rounds in vec((vec(step(), 0..20), frames(stock_event(), 12)), 1..5),
+    ) {
+        let (mut pair, mut batch) = (Pair::default(), Batch::default());
+        for session in 0..SESSIONS {
+            pair.take(&Step::Join(session), Market::Stocks)?;
+        }
+        for (steps, frames) in &rounds {
+            for step in steps {
+                pair.take(step, Market::Stocks)?;
+            }
+            deliver(&mut batch, &pair, frames, Market::Stocks, str::to_owned)?;
+        }
+    }
+
+    /// Subscriptions and events of pairs meet, however each is written.
+    #[test]
+    fn pairs_meet_in_every_spelling(
+        wishes in vec((0..SESSIONS, select(vec!["C", "CA", "FMV"]), 0..PAIRS.len(), 0..6_usize), 0..12),
+        frames in frames(pair_event(), 8),
+    ) {
+        let (mut pair, mut batch) = (Pair::default(), Batch::default());
+        for session in 0..SESSIONS {
+            pair.take(&Step::Join(session), Market::Forex)?;
+        }
+        for (session, kind, symbol, spelling) in wishes {
+            let channel = format!("{kind}.{}", spell(symbol, spelling));
+            pair.index.change(session, parse(&[channel], Market::Forex), true);
+            let held = pair.model.get(session).expect("it has joined");
+            held.insert(format!("{kind}.{}", letters(&spell(symbol, spelling))));
+        }
+        deliver(&mut batch, &pair, &frames, Market::Forex, letters)?;
+    }
+
+    #[test]
+    fn a_frame_cut_off_gives_its_whole_events(
+        events in vec(stock_event(), 1..12), blanks in any::<bool>(), at in any::<Place>(),
+    ) {
+        let (mut pair, mut batch) = (Pair::default(), Batch::default());
+        for (session, channel) in (0..).zip(["*", "T.*"]) {
+            pair.take(&Step::Join(session), Market::Stocks)?;
+            pair.take(&Step::Change(session, vec![channel.to_owned()], true), Market::Stocks)?;
+        }
+        let text = frame_text(&events, blanks);
+        let at = at.index(text.trim_end().len());
+        let mut end = 0;
+        let whole: Vec<_> = events
+            .into_iter()
+            .take_while(|event| {
+                end += text[end..].find(&event.text).expect("it is in the frame");
+                end += event.text.len();
+                end <= at
+            })
+            .collect();
+        let cut = Bytes::from(text[..at].to_owned());
+        prop_assert!(batch.add(cut, Market::Stocks, &pair.index).is_some());
+        let texts = |batch: &mut Batch| {
+            let mut texts = Vec::new();
+            let tally = batch.deliver(&pair.index, |cohort, chunks| {
+                let chunks: Vec<_> = chunks.iter().map(|chunk| chunk.text().to_vec()).collect();
+                texts.push((cohort, chunks));
+            });
+            (texts, tally)
+        };
+        let got = texts(&mut batch);
+        let mut good = Batch::default();
+        good.add(Bytes::from(frame_text(&whole, blanks)), Market::Stocks, &pair.index);
+        prop_assert_eq!(got, texts(&mut good));
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(6))]
+
+    /// Events so long that a message holds few of them, or not even one.
+    #[test]
+    fn no_chunk_is_longer_than_a_message_may_be(
+        sizes in vec((select(KINDS.to_vec()), prop_oneof![
+            6 => 1..400_000_usize,
+            1 => MAX_MESSAGE_BYTES - 60..MAX_MESSAGE_BYTES + 60,
+        ]), 1..8),
+        split_at in any::<Place>(),
+        blanks in any::<bool>(),
+    ) {
+        let mut pair = Pair::default();
+        for (session, list) in (0..).zip(["*", "T.*", "T.A,Q.A", "LULD.*,T.A"]) {
+            pair.take(&Step::Join(session), Market::Stocks)?;
+            let channels = list.split(',').map(str::to_owned).collect();
+            pair.take(&Step::Change(session, channels, true), Market::Stocks)?;
+        }
+        let mut events: Vec<Event> = sizes
+            .iter()
+            .map(|(kind, size)| {
+                let field = if *kind == "LULD" { "T" } else { "sym" };
+                Event::parse(&format!(
+                    r#"{{"ev":"{kind}","{field}":"A","x":"{}"}}"#, "x".repeat(*size)
+                ))
+            })
+            .collect();
+        let second = events.split_off(split_at.index(events.len()));
+        let frames = [(events, blanks), (second, false)];
+        deliver(&mut Batch::default(), &pair, &frames, Market::Stocks, str::to_owned)?;
+    }
+}
+
+const PAIRS: [[&str; 2]; 4] = [["EUR", "USD"], ["USD", "EUR"], ["GBP", "JPY"], ["USDT", "EUR"]];
+
+/// A pair in one of the spellings that clients and events use.
+fn spell(pair: usize, spelling: usize) -> String {
+    let [base, quote] = PAIRS[pair];
+    match spelling {
+        0 => format!("{base}/{quote}"),
+        1 => format!("{base}-{quote}"),
+        2 => format!("C:{base}-{quote}"),
+        3 => format!("C:{base}{quote}"),
+        4 => format!("C:{base}/{quote}"),
+        _ => format!("{base}{quote}"),
+    }
+}
+
+/// The letters of a pair alone: what all its spellings share, and what no two of [`PAIRS`] do.
+fn letters(symbol: &str) -> String {
+    symbol.trim_start_matches("C:").replace(['/', '-'], "")
+}
+
+fn pair_event() -> impl Strategy<Value = Event> {
+    let kind = select(vec!["C", "CA", "FMV"]);
+    (kind, 0..PAIRS.len(), 0..6_usize, 0..1_000_u32).prop_map(|(kind, pair, spelling, n)| {
+        let (field, symbol) = (if kind == "C" { "p" } else { "pair" }, spell(pair, spelling));
+        let field = if kind == "FMV" { "sym" } else { field };
+        Event::parse(&format!(r#"{{"ev":"{kind}","{field}":"{symbol}","n":{n}}}"#))
+    })
+}
