@@ -13,6 +13,9 @@ use crate::{
 /// Most bytes of one chunk: a message less its brackets.
 const MAX_CHUNK_BYTES: usize = MAX_MESSAGE_BYTES - 2;
 
+/// Room that a cohort keeps from one batch to the next; what a burst took beyond is given back.
+const KEPT_SPANS: usize = 256;
+
 /// Where events stand in a batch: one, or several that follow each other in a frame.
 #[derive(Debug, Clone, Copy)]
 struct Span {
@@ -158,7 +161,9 @@ impl Batch {
                 events += span.events;
             }
             send(cohort, &[Chunk::borrowed(&self.text, events)]);
+            pending.spans.shrink_to(KEPT_SPANS);
         }
+        self.text.shrink_to(MAX_MESSAGE_BYTES);
         self.frames.clear();
         self.bytes = 0;
         std::mem::take(&mut self.tally)

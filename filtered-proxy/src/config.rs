@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use proxy_common::config::{
-    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, path, port, secret, secret_text,
-    websocket_url,
+    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, check_market, path, port, secret,
+    secret_text, websocket_url,
 };
 use secrecy::SecretString;
 use url::Url;
@@ -17,7 +17,7 @@ use url::Url;
 #[command(version, about, long_about = None)]
 pub struct Args {
     /// Where the firehose is
-    #[arg(long, env = "FIREHOSE_URL", default_value = "ws://localhost:8767", value_parser = websocket_url)]
+    #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]
     firehose_url: Url,
     /// Key presented to the firehose [default: the account's key]
     #[arg(long, env = "FIREHOSE_API_KEY", hide_env_values = true, value_parser = secret_text)]
@@ -96,8 +96,14 @@ impl TryFrom<&Args> for Config {
                 return Err(ConfigError::missing("POLYGON_API_KEY", expected));
             }
         };
+        let market = args.listen.market;
+        let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
+        if firehose.path() == "/" {
+            // A firehose of another market then refuses the connection.
+            firehose.set_path(market.name());
+        }
         Ok(Self {
-            firehose: args.firehose_url.clone(),
+            firehose,
             key,
             keys,
             host: args.host.clone(),

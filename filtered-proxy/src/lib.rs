@@ -10,7 +10,7 @@ pub mod metrics;
 pub mod router;
 pub mod split;
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
@@ -76,7 +76,9 @@ impl FilteredProxy {
         let sessions = SessionMetrics::register(prefixed);
         let routing = RouterMetrics::register(prefixed);
         let (wanted, receiver) = watch::channel(BTreeSet::from([Channel::All]));
-        let link_config = LinkConfig::new("firehose", config.firehose, config.key);
+        let mut link_config = LinkConfig::new("firehose", config.firehose, config.key);
+        // Our own firehose does not mind being asked often, and may have been given the right keys meanwhile.
+        link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
         let market = config.listen.market;
         let (router, router_handle) = Router::new(market, routing, Arc::clone(&sessions));

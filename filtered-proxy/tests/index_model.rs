@@ -301,7 +301,7 @@ fn cases(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(cases(80))]
+    #![proptest_config(cases(300))]
 
     #[test]
     fn the_index_agrees_with_a_list_of_texts(steps in vec(step(), 0..50)) {
@@ -389,7 +389,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(6))]
+    #![proptest_config(cases(8))]
 
     /// Events so long that a message holds few of them, or not even one.
     #[test]
@@ -449,4 +449,33 @@ fn pair_event() -> impl Strategy<Value = Event> {
         let field = if kind == "FMV" { "sym" } else { field };
         Event::parse(&format!(r#"{{"ev":"{kind}","{field}":"{symbol}","n":{n}}}"#))
     })
+}
+
+/// Two events that just fill a message together, and two that are one byte too long for that.
+#[test]
+fn a_message_is_filled_to_the_last_byte() {
+    let event = |length: usize| {
+        let frame = r#"{"ev":"T","sym":"A","x":""}"#;
+        Event::parse(&frame.replace(r#""""#, &format!("\"{}\"", "x".repeat(length - frame.len()))))
+    };
+    for (more, chunks) in [(0, 1), (1, 2)] {
+        let mut pair = Pair::default();
+        for (session, channel) in (0..).zip(["*", "T.A"]) {
+            pair.index.join(session, session);
+            pair.index.change(session, parse(&[channel.to_owned()], Market::Stocks), true);
+        }
+        // The brackets and the comma are three.
+        let events = [event(500_000), event(MAX_MESSAGE_BYTES - 500_000 - 3 + more)];
+        let mut batch = Batch::default();
+        let frame = Bytes::from(frame_text(&events, false));
+        assert_eq!(batch.add(frame, Market::Stocks, &pair.index), None);
+        let mut counts = Vec::new();
+        batch.deliver(&pair.index, |cohort, chunks| {
+            counts.extend(vec![cohort; chunks.len()]);
+        });
+        for cohort in 0..2 {
+            let count = counts.iter().filter(|other| **other == cohort).count();
+            assert_eq!(count, chunks, "chunks of cohort {cohort}");
+        }
+    }
 }

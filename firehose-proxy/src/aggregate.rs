@@ -6,12 +6,17 @@ use std::{
     time::Duration,
 };
 
-use proxy_common::{channel::Channel, link::Wanted, market::Kind};
+use proxy_common::{
+    channel::Channel,
+    link::Wanted,
+    market::{Kind, Market},
+};
 use tokio::{sync::watch, time::Instant};
 
 /// The reference-counted union of the sessions' channels.
 #[derive(Debug)]
 pub struct Aggregate {
+    market: Market,
     /// Held only for the length of one change: sessions change rarely and none waits for another here.
     channels: Mutex<BTreeMap<Channel, Count>>,
     wanted: watch::Sender<Wanted>,
@@ -28,9 +33,13 @@ enum Count {
 
 impl Aggregate {
     /// An empty union. `all` is what `*` stands for upstream, where `*` itself means nothing.
-    pub fn new(all: BTreeSet<Channel>, linger: Duration) -> (Self, watch::Receiver<Wanted>) {
+    pub fn new(
+        market: Market,
+        all: BTreeSet<Channel>,
+        linger: Duration,
+    ) -> (Self, watch::Receiver<Wanted>) {
         let (wanted, receiver) = watch::channel(Wanted::new());
-        (Self { channels: Mutex::default(), wanted, all, linger }, receiver)
+        (Self { market, channels: Mutex::default(), wanted, all, linger }, receiver)
     }
 
     /// Counts one more holder of each channel.
@@ -42,6 +51,7 @@ impl Aggregate {
                     lingering @ Count::Lingering(_) => *lingering = Count::Held(1),
                 }
             }
+            true
         });
     }
 
@@ -57,25 +67,32 @@ impl Aggregate {
                     }
                 }
             }
+            // Everything goes on lingering.
+            false
         });
     }
 
     /// Drops channels that have lingered long enough. To be called about once a second.
     pub fn expire(&self, now: Instant) {
         self.change(|counts| {
+            let before = counts.len();
             counts.retain(|_, count| !matches!(count, Count::Lingering(until) if *until <= now));
+            counts.len() != before
         });
     }
 
-    fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>)) {
+    /// `change` tells whether it may have changed what is wanted.
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>) -> bool) {
         let mut counts = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut counts);
+        if !change(&mut counts) {
+            return;
+        }
         let mut wanted: Wanted = counts.keys().cloned().collect();
         if wanted.remove(&Channel::All) {
             wanted.extend(self.all.iter().cloned());
         }
         // Whether the vendor would send an event twice for two subscriptions that match it is unknown.
-        let kinds: BTreeSet<Kind> = wanted.iter().filter_map(whole_kind).collect();
+        let kinds: BTreeSet<Kind> = wanted.iter().filter_map(|c| self.whole_kind(c)).collect();
         wanted
             .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if kinds.contains(kind)));
         self.wanted.send_if_modified(|before| {
@@ -86,19 +103,19 @@ impl Aggregate {
             modified
         });
     }
-}
 
-fn whole_kind(channel: &Channel) -> Option<Kind> {
-    match channel {
-        Channel::Kind(kind) => Some(*kind),
-        Channel::All | Channel::Symbol(..) => None,
+    /// The kind of a wildcard that the vendor serves; of others, such as option quotes, the symbols are asked for all the same.
+    fn whole_kind(&self, channel: &Channel) -> Option<Kind> {
+        match channel {
+            Channel::Kind(kind) if self.market.default_kinds().contains(kind) => Some(*kind),
+            Channel::All | Channel::Kind(_) | Channel::Symbol(..) => None,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::market::Market;
 
     fn channels(list: &str) -> BTreeSet<Channel> {
         let parse = |item| Channel::parse(item, Market::Stocks).unwrap();
@@ -112,7 +129,7 @@ mod tests {
     #[test]
     fn the_union_is_counted_and_lingers() {
         let linger = Duration::from_secs(30);
-        let (union, receiver) = Aggregate::new(channels("T.*,Q.*"), linger);
+        let (union, receiver) = Aggregate::new(Market::Stocks, channels("T.*,Q.*"), linger);
         let now = Instant::now();
         let (a, b) = (channels("T.AAPL,T.MSFT"), channels("T.AAPL"));
         union.add(&a);
@@ -131,7 +148,8 @@ mod tests {
 
     #[test]
     fn star_is_spelt_out_and_never_passed_on() {
-        let (union, receiver) = Aggregate::new(channels("T.*,Q.*"), Duration::from_secs(1));
+        let (union, receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*,Q.*"), Duration::from_secs(1));
         let star = channels("*,Q.*");
         union.add(&star);
         assert_eq!(wanted(&receiver), "T.*,Q.*");
@@ -142,7 +160,8 @@ mod tests {
 
     #[test]
     fn a_wildcard_stands_for_its_symbols_while_it_is_wanted() {
-        let (union, receiver) = Aggregate::new(channels("T.*"), Duration::from_secs(1));
+        let (union, receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A,Q.A"));
         union.add(&channels("*"));
         assert_eq!(wanted(&receiver), "T.*,Q.A");
@@ -153,7 +172,8 @@ mod tests {
 
     #[test]
     fn an_unchanged_union_wakes_nobody() {
-        let (union, mut receiver) = Aggregate::new(channels("T.*"), Duration::from_secs(1));
+        let (union, mut receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A"));
         receiver.mark_unchanged();
         union.add(&channels("T.A"));

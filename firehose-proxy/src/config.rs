@@ -23,7 +23,7 @@ pub struct Args {
     #[command(flatten)]
     account: AccountArgs,
     /// Where the market data comes from [default: wss://socket.polygon.io/<market>]
-    #[arg(long, env = "POLYGON_WS_URL", value_parser = websocket_url)]
+    #[arg(long, env = "POLYGON_WS_URL", hide_env_values = true, value_parser = websocket_url)]
     polygon_ws_url: Option<Url>,
     /// What * stands for upstream: event types or channels, separated by commas [default: all types of the market]
     #[arg(long, env = "UPSTREAM_CHANNELS")]
@@ -94,7 +94,7 @@ impl TryFrom<&Args> for Config {
         };
         let market = args.listen.market;
         let upstream = match &args.polygon_ws_url {
-            Some(url) => url.clone(),
+            Some(url) => config::check_market("POLYGON_WS_URL", url, market)?,
             None => websocket_url(&format!("wss://socket.polygon.io/{market}"))
                 .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
         };

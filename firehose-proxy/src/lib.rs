@@ -77,7 +77,9 @@ impl Firehose {
         let prefixed = registry.sub_registry_with_prefix(TIER);
         let upstream = LinkMetrics::register(prefixed);
         let sessions = SessionMetrics::register(prefixed);
-        let (aggregate, wanted) = Aggregate::new(config.upstream_channels, config.upstream_linger);
+        let market = config.listen.market;
+        let (aggregate, wanted) =
+            Aggregate::new(market, config.upstream_channels, config.upstream_linger);
         let link_config = LinkConfig::new("Polygon", config.upstream, config.key);
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
         let (fanout, readers) = fanout::ring(config.ring_frames);
@@ -85,7 +87,7 @@ impl Firehose {
             fanout: readers,
             aggregate: Arc::new(aggregate),
             link: handle,
-            health: HealthReporter::new(config.listen.market),
+            health: HealthReporter::new(market),
             upstream,
             sessions: Arc::clone(&sessions),
         };

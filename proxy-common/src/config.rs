@@ -112,6 +112,8 @@ fn explain(command: &clap::Command, error: &clap::Error) -> Unparsed {
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             let name = setting_name(command, flag);
             let value = text(ContextKind::InvalidValue).unwrap_or_default();
+            // The value of a URL may hold a password or a key.
+            let value = if value.contains(['@', '?']) { "(not shown)" } else { value };
             let source = std::error::Error::source(error).map(ToString::to_string);
             let expected = source.unwrap_or_else(|| match error.get(ContextKind::ValidValue) {
                 Some(ContextValue::Strings(values)) => {
@@ -270,17 +272,19 @@ pub async fn bind(
     })
 }
 
-/// Reads a secret given as a value or as a file (whose last line break is not part of it).
+/// Reads a secret given as a value or as a file, without blanks around it. An empty value counts as none.
 ///
 /// # Errors
 ///
-/// Both are set, the file cannot be read, or the value is empty.
+/// Both are set, or the file cannot be read or is empty.
 pub fn secret(
     variable: &str,
     value: Option<&SecretString>,
     file: Option<&Path>,
 ) -> Result<Option<SecretString>, ConfigError> {
     let file_variable = format!("{variable}_FILE");
+    // A variable that is there but empty, as in a copied example, is not set.
+    let value = value.filter(|value| !value.expose_secret().trim().is_empty());
     let secret = match (value, file) {
         (Some(_), Some(_)) => {
             return Err(ConfigError(format!(
@@ -297,13 +301,14 @@ pub fn secret(
                     format!("expected a readable file: {error}"),
                 )
             })?;
-            SecretString::from(text.trim_end_matches(['\n', '\r']).to_owned())
+            SecretString::from(text)
         }
     };
-    if secret.expose_secret().trim().is_empty() {
-        return Err(ConfigError::missing(variable, "a key, not an empty value"));
+    let trimmed = secret.expose_secret().trim();
+    if trimmed.is_empty() {
+        return Err(ConfigError::missing(&file_variable, "a file that holds a key"));
     }
-    Ok(Some(secret))
+    Ok(Some(SecretString::from(trimmed)))
 }
 
 /// The keys that clients may present.
@@ -361,7 +366,7 @@ pub async fn addresses(
     };
     let found = tokio::net::lookup_host((host, port)).await.map_err(|e| unknown(e.to_string()))?;
     let mut found: Vec<SocketAddr> = found.collect();
-    found.sort_by_key(SocketAddr::is_ipv6);
+    found.sort();
     found.dedup();
     if found.is_empty() {
         return Err(unknown("it has no address".to_owned()));
@@ -434,7 +439,33 @@ pub fn websocket_url(text: &str) -> Result<url::Url, String> {
     Ok(url)
 }
 
+/// Checks that a URL does not end in the name of another market.
+///
+/// # Errors
+///
+/// It does.
+pub fn check_market(
+    variable: &str,
+    url: &url::Url,
+    market: Market,
+) -> Result<url::Url, ConfigError> {
+    let last = url.path().rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
+    match last.parse::<Market>() {
+        Ok(other) if other != market => {
+            let expected = format!("expected a path ending in /{market}, as MARKET is {market}");
+            Err(ConfigError::invalid(variable, url.path(), expected))
+        }
+        Ok(_) | Err(_) => Ok(url.clone()),
+    }
+}
+
 fn log_filter(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    // A filter takes a word alone for the name of a module, and then logs nothing else.
+    let filter = text.contains([',', '=']) || LEVELS.contains(&text.to_ascii_lowercase().as_str());
+    if !filter {
+        return Err("expected error, warn, info, debug, trace or a tracing filter".to_owned());
+    }
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| {
         format!("expected error, warn, info, debug, trace or a tracing filter ({error})")
     })
@@ -477,9 +508,11 @@ mod tests {
         assert_eq!(read(None, Some(file.path())), Ok(Some("from-file".to_owned())));
         let both = read(Some(&value), Some(file.path())).unwrap_err();
         assert_eq!(both.to_string(), "KEY: set beside KEY_FILE: expected one of them");
-        let nothing = SecretString::from("");
-        let empty = read(Some(&nothing), None).unwrap_err();
-        assert_eq!(empty.to_string(), "KEY: not set: expected a key, not an empty value");
+        let nothing = SecretString::from(" ");
+        assert_eq!(read(Some(&nothing), None), Ok(None));
+        assert_eq!(read(Some(&nothing), Some(file.path())), Ok(Some("from-file".to_owned())));
+        let padded = SecretString::from(" k\t");
+        assert_eq!(read(Some(&padded), None), Ok(Some("k".to_owned())));
         assert!(
             read(None, Some(Path::new("/no/such/file"))).unwrap_err().to_string().starts_with(
                 "KEY_FILE: invalid value \"/no/such/file\": expected a readable file: "

@@ -65,7 +65,7 @@ pub struct UpstreamHealth {
 }
 
 /// Channels asked of the upstream.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct ChannelHealth {
     /// Acknowledged by the upstream.
     pub carried: Vec<String>,

@@ -59,7 +59,7 @@ impl<T: Tier> HttpFace<T> {
         request: Request<Incoming>,
         slot: &AcceptedSlot,
     ) -> Response<Full<Bytes>> {
-        if request.headers().contains_key(UPGRADE) && self.upgrades {
+        if self.upgrades && asks_for_websocket(&request) {
             return self.upgrade(request, slot);
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -171,6 +171,13 @@ impl<T: Tier> HttpFace<T> {
         );
         response
     }
+}
+
+/// Other upgrades, such as to HTTP/2, may be passed over (RFC 9110).
+fn asks_for_websocket(request: &Request<Incoming>) -> bool {
+    let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
+    upgrade
+        .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("websocket")))
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

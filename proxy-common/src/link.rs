@@ -34,8 +34,6 @@ mod login;
 use connection::{Connection, Received};
 use login::WebSocket;
 
-/// After a refused login the key is tried again at this interval, or on [`LinkHandle::retry_now`].
-const REFUSED_INTERVAL: Duration = Duration::from_secs(15 * 60);
 /// After an eviction the slot is left to the other process for this long, and up to half as much again.
 const EVICTED_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -53,15 +51,23 @@ pub struct LinkConfig {
     pub key: SecretString,
     /// Most time for connecting, for the greeting and for the verdict each.
     pub login_timeout: Duration,
+    /// After a refused login the key is tried again at this interval, or on [`LinkHandle::retry_now`].
+    pub refused_interval: Duration,
     /// Time between pings. A link on which nothing arrived during two of them is dead.
     pub ping_interval: Duration,
 }
 
 impl LinkConfig {
-    /// A configuration with the usual times: 10 s for each step of the login, pings every 15 s.
+    /// A configuration with the usual times: 10 s for each step of the login, 15 min after a refused one, pings every 15 s.
     pub fn new(upstream: &'static str, url: Url, key: SecretString) -> Self {
-        let login_timeout = Duration::from_secs(10);
-        Self { upstream, url, key, login_timeout, ping_interval: Duration::from_secs(15) }
+        Self {
+            upstream,
+            url,
+            key,
+            login_timeout: Duration::from_secs(10),
+            refused_interval: Duration::from_secs(15 * 60),
+            ping_interval: Duration::from_secs(15),
+        }
     }
 }
 
@@ -227,11 +233,7 @@ impl Link {
             since: SystemTime::now(),
             last_error: None,
             connects: 0,
-            channels: ChannelHealth {
-                carried: Vec::new(),
-                refused: Vec::new(),
-                pending: Vec::new(),
-            },
+            channels: ChannelHealth::default(),
         };
         let (status, receiver) = watch::channel(status);
         let retry = Arc::new(Notify::new());
@@ -320,7 +322,8 @@ impl Link {
     }
 
     fn on_login(&mut self, socket: WebSocket) {
-        info!(upstream = self.config.upstream, url = %self.config.url, "Authenticated successfully");
+        let url = shown(&self.config.url);
+        info!(upstream = self.config.upstream, url, "Authenticated successfully");
         let connection = Connection::new(
             socket,
             self.wanted.clone(),
@@ -331,7 +334,9 @@ impl Link {
             status.state = LinkState::Up;
             status.since = SystemTime::now();
             status.connects += 1;
-            status.channels = connection.channels();
+            if let Some(channels) = connection.channels() {
+                status.channels = channels;
+            }
         });
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
@@ -345,7 +350,7 @@ impl Link {
         let chance = fastrand::f64();
         let by_backoff = self.backoff.after(life, chance);
         let (wait, state) = match error {
-            LinkError::AuthFailed(_) => (REFUSED_INTERVAL, LinkState::Refused),
+            LinkError::AuthFailed(_) => (self.config.refused_interval, LinkState::Refused),
             LinkError::MaxConnections(_) => {
                 (EVICTED_INTERVAL.mul_f64(1.0 + chance / 2.0), LinkState::Waiting)
             }
@@ -369,6 +374,7 @@ impl Link {
             if status.state == LinkState::Up {
                 status.since = SystemTime::now();
             }
+            status.channels = ChannelHealth::default();
             status.state = state;
             status.last_error = Some(error.to_string());
         });
@@ -383,9 +389,15 @@ impl Link {
 
     fn on_channels(&mut self, changes: &[Change]) {
         let upstream = self.config.upstream;
+        let symbols = changes.iter().filter(|c| matches!(c, Change::Carried(Channel::Symbol(..))));
+        match symbols.count() {
+            0 => {}
+            symbols => info!(upstream, symbols, "subscribed"),
+        }
         for change in changes {
             match change {
                 Change::Carried(Channel::All) => info!(upstream, "Subscribed to wildcard (*)"),
+                Change::Carried(Channel::Symbol(..)) => {}
                 Change::Carried(channel) => info!(upstream, %channel, "subscribed"),
                 Change::Refused(channel, why) => {
                     warn!(upstream, %channel, why, "upstream refuses this channel; the others go on");
@@ -395,14 +407,24 @@ impl Link {
                 }
             }
         }
-        if let Phase::Up(connection) = &self.phase {
-            self.status.send_modify(|status| status.channels = connection.channels());
+        if let Phase::Up(connection) = &self.phase
+            && let Some(channels) = connection.channels()
+        {
+            self.status.send_modify(|status| status.channels = channels);
         }
     }
 
     fn set_state(&self, state: LinkState) {
         self.status.send_modify(|status| status.state = state);
     }
+}
+
+/// An address without what may be a secret in it.
+fn shown(url: &Url) -> String {
+    let (scheme, path) = (url.scheme(), url.path());
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{path}")
 }
 
 impl fmt::Debug for Link {

@@ -270,7 +270,9 @@ impl Outbound {
                     }
                 }
                 () = self.attention.notified() => {}
-                () = sleep_until(oldest + self.limits.max_lag) => self.check_age(Instant::now()),
+                () = sleep_until(oldest + self.limits.max_lag), if state == State::Open => {
+                    self.check_age(Instant::now());
+                }
             }
         }
     }

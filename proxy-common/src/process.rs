@@ -1,6 +1,6 @@
 //! The frame of a program's life: descriptors, runtime, signals, exit code.
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use tokio::{
     runtime::Builder,
@@ -102,7 +102,7 @@ pub fn block_on(threads: Threads, program: impl Future<Output = Result<(), Unpar
 
 /// Runs a program's work until it ends by itself, which it does some time after `stop`, or until a second signal.
 ///
-/// SIGINT and SIGTERM cancel `stop`; SIGHUP calls `reload`.
+/// SIGINT and SIGTERM cancel `stop`. SIGHUP calls `reload`, unless it comes because the terminal closed: that stops as well.
 ///
 /// # Errors
 ///
@@ -114,18 +114,24 @@ pub async fn run(
 ) -> std::io::Result<()> {
     let signals = StopSignals::install()?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let had_terminal = std::io::stderr().is_terminal();
     let reloads = async {
         loop {
             // Only a closed runtime ends the stream.
             if hangup.recv().await.is_none() {
                 std::future::pending::<()>().await;
             }
-            reload();
+            if had_terminal && !std::io::stderr().is_terminal() {
+                info!("the terminal is gone: stopping");
+                stop.cancel();
+            } else {
+                reload();
+            }
         }
     };
     tokio::select! {
         () = work => {}
-        () = signals.watch(stop) => {}
+        () = signals.watch(stop.clone()) => {}
         () = reloads => {}
     }
     Ok(())

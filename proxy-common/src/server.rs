@@ -29,6 +29,12 @@ use crate::{
 
 /// Connections beyond the sessions' limit, for probes and for telling others that there is no room.
 const SPARE_CONNECTIONS: usize = 256;
+/// Files open beside connections: listeners, the link, the log, the runtime's own.
+const OTHER_FILES: usize = 64;
+/// More open files than any system grants.
+const MAX_FILES: usize = 1 << 30;
+/// How long a connection may speak plain HTTP, whatever it asks.
+const HTTP_LIFETIME: Duration = Duration::from_secs(60);
 /// How long to wait when the system has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// How long a request that is half sent, or a handshake, may take to end when the program stops.
@@ -101,7 +107,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
     address.is_ipv6()
-        && matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported)
+        && !matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
 /// A tier's server, ready to be served.
@@ -124,8 +130,9 @@ impl<T: Tier> Server<T> {
     pub async fn serve(self, bound: Bound, stop: CancellationToken) {
         let tracker = TaskTracker::new();
         let registry = Arc::new(self.registry);
-        let room = Arc::new(Semaphore::new(self.max_connections));
-        let connections = Arc::new(Semaphore::new(self.max_connections + SPARE_CONNECTIONS));
+        let max_sessions = affordable(self.max_connections);
+        let room = Arc::new(Semaphore::new(max_sessions));
+        let connections = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
         let sessions = Arc::new(self.sessions);
         let face = |upgrades, probes| {
             Arc::new(HttpFace {
@@ -161,6 +168,20 @@ impl<T: Tier> Server<T> {
         tracker.close();
         tracker.wait().await;
     }
+}
+
+/// How many sessions the system's limit on open files leaves room for, at most `wanted`.
+fn affordable(wanted: usize) -> usize {
+    let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let files = usize::try_from(limit).unwrap_or(usize::MAX).min(MAX_FILES);
+    let affordable = files.saturating_sub(SPARE_CONNECTIONS + OTHER_FILES).max(1);
+    if wanted > affordable {
+        warn!(
+            wanted,
+            affordable, files, "fewer sessions than MAX_CONNECTIONS: raise the limit on open files"
+        );
+    }
+    wanted.min(affordable)
 }
 
 async fn tick<T: Tier>(tier: Arc<T>, stop: CancellationToken) {
@@ -259,7 +280,10 @@ impl<T: Tier> Port<T> {
                 .with_upgrades();
             tokio::pin!(connection);
             let served = tokio::select! {
-                served = &mut connection => served,
+                served = timeout(HTTP_LIFETIME, &mut connection) => match served {
+                    Ok(served) => served,
+                    Err(_) => return None,
+                },
                 () = self.stop.cancelled() => {
                     connection.as_mut().graceful_shutdown();
                     match timeout(STOP_PATIENCE, connection).await {

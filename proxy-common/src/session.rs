@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     net::TcpStream,
+    task::coop::consume_budget,
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_tungstenite::tungstenite::{
@@ -197,9 +198,9 @@ impl<T: Tier> Session<'_, T> {
     }
 
     async fn on_message(&mut self, message: Result<Message, Error>) -> Result<(), CloseReason> {
+        // Reading and writing on the spot never yield by themselves: a client that talks without pause would keep its thread.
+        consume_budget().await;
         self.last_heard = Instant::now();
-        // Answers to pings stand in the lane now.
-        self.outbound.flush();
         match message {
             Ok(Message::Text(text)) => self.on_command(&text).await,
             Ok(Message::Binary(_)) => {
@@ -247,7 +248,8 @@ impl<T: Tier> Session<'_, T> {
         let mut channels = BTreeSet::new();
         let mut refusals = Vec::new();
         let mut accepted = Vec::new();
-        for item in items(params) {
+        let mut named = items(params);
+        for item in named.by_ref().take(limit) {
             match Channel::parse(item, self.config.market) {
                 Ok(channel)
                     if subscribe
@@ -271,6 +273,12 @@ impl<T: Tier> Session<'_, T> {
                 }
                 Err(error) => refusals.push(Status::error(error.to_string())),
             }
+        }
+        let ignored = named.count();
+        if ignored > 0 {
+            refusals.push(Status::error(format!(
+                "a command may name {limit} channels at most: the last {ignored} were ignored"
+            )));
         }
         refusals.append(&mut accepted);
         if refusals.is_empty() {
@@ -332,8 +340,9 @@ impl<T: Tier> Session<'_, T> {
                 tokio::select! {
                     written = self.outbound.run_writer() => if written.is_err() { return },
                     message = read(&mut self.websocket, &self.outbound) => match message {
-                        Ok(Message::Close(_)) | Err(_) => return,
-                        Ok(_) => {}
+                        Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::Io(_)) => return,
+                        Ok(_) => consume_budget().await,
+                        Err(_) => return discard(&self.outbound).await,
                     },
                 }
             }
@@ -344,7 +353,7 @@ impl<T: Tier> Session<'_, T> {
     }
 }
 
-/// Reads the next message. Cancel-safe: what was read stays in the context.
+/// Reads the next message, and sends what the library answers to it. Cancel-safe: what was read stays in the context.
 async fn read(websocket: &mut WebSocketContext, outbound: &Outbound) -> Result<Message, Error> {
     loop {
         let mut io = SessionIo { outbound };
@@ -352,7 +361,26 @@ async fn read(websocket: &mut WebSocketContext, outbound: &Outbound) -> Result<M
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
                 outbound.socket().readable().await?;
             }
+            Ok(message @ (Message::Ping(_) | Message::Close(_))) => {
+                // The library keeps its answer until it is used again. That a close ends it is no news.
+                let _ = websocket.flush(&mut io);
+                outbound.flush();
+                return Ok(message);
+            }
             other => return other,
+        }
+    }
+}
+
+/// Reads what nobody understands any more, until the peer leaves.
+async fn discard(outbound: &Outbound) {
+    let mut buffer = [0; READ_BYTES];
+    while outbound.socket().readable().await.is_ok() {
+        match outbound.socket().try_read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => consume_budget().await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
         }
     }
 }

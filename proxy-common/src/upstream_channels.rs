@@ -65,12 +65,6 @@ impl UpstreamChannels {
         self.wanted = wanted;
     }
 
-    /// Forgets all answers: a new connection holds nothing.
-    pub fn reset(&mut self) {
-        self.answers.clear();
-        self.in_flight = None;
-    }
-
     /// The next request to send, if one is due.
     pub fn next_request(&mut self, now: Instant) -> Option<Request> {
         if self.in_flight.is_some() {
@@ -299,7 +293,6 @@ mod tests {
         assert_eq!(params(&mut up, now), "");
         up.on_status(&status("success", "subscribed to: T.B"));
         assert_eq!(params(&mut up, now), "unsubscribe T.A");
-        up.reset();
-        assert_eq!(params(&mut up, now), "subscribe T.B", "a new connection holds nothing");
+        assert_eq!(params(&mut up, now), "");
     }
 }

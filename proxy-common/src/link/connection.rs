@@ -29,6 +29,9 @@ use crate::{
 /// Pings without a sign of life after which the connection counts as dead.
 const MAX_SILENT_PINGS: u8 = 2;
 
+/// In a flood, timers and requests are looked after this often. Reading 64 messages takes a part of the runtime's budget only.
+const MESSAGES_BETWEEN_CHORES: u32 = 64;
+
 /// What a connection yields.
 pub(super) enum Received {
     Data { text: Bytes, events: u64 },
@@ -52,6 +55,10 @@ pub(super) struct Connection {
     separator: Separator,
     metrics: Arc<LinkMetrics>,
     ready: VecDeque<Received>,
+    /// Messages read since timers and requests were last looked after.
+    since_chores: u32,
+    /// Why the connection ends, to be told behind what came before.
+    end: Option<LinkError>,
     /// The status with which upstream announced the end, to be told when it comes.
     farewell: Option<String>,
 }
@@ -81,6 +88,8 @@ impl Connection {
             separator: Separator::default(),
             metrics,
             ready: VecDeque::new(),
+            since_chores: 0,
+            end: None,
             farewell: None,
         }
     }
@@ -90,19 +99,26 @@ impl Connection {
         self.since.elapsed()
     }
 
-    pub(super) fn channels(&self) -> ChannelHealth {
-        self.channels.health()
+    /// What is known of the channels; `None` while an answer is awaited that would change it at once.
+    pub(super) fn channels(&self) -> Option<ChannelHealth> {
+        self.channels.deadline().is_none().then(|| self.channels.health())
     }
 
-    /// Frames come first, so that upstream never waits for us; the rest is looked after whenever no frame is there, which the
-    /// runtime's cooperative budget makes sure of even in a flood.
+    /// Frames come first, so that upstream never waits for us. The rest is looked after whenever no frame is there, and after
+    /// every so many frames in a flood, while the runtime still grants this task its timers.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, LinkError>> {
         loop {
             if let Some(received) = self.ready.pop_front() {
                 return Poll::Ready(Ok(received));
             }
+            if let Some(error) = self.end.take() {
+                return Poll::Ready(Err(error));
+            }
+            if self.since_chores >= MESSAGES_BETWEEN_CHORES {
+                self.do_chores(cx)?;
+            }
             match self.socket.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(message))) => self.on_message(message)?,
+                Poll::Ready(Some(Ok(message))) => self.on_message(message),
                 Poll::Ready(Some(Err(error))) => {
                     return Poll::Ready(Err(self.lost(error.to_string())));
                 }
@@ -110,16 +126,21 @@ impl Connection {
                     return Poll::Ready(Err(self.lost("end of stream".to_owned())));
                 }
                 Poll::Pending => {
-                    self.poll_wanted(cx);
-                    self.poll_channels(cx)?;
-                    self.poll_ping(cx)?;
-                    self.poll_flush(cx)?;
+                    self.do_chores(cx)?;
                     if self.ready.is_empty() {
                         return Poll::Pending;
                     }
                 }
             }
         }
+    }
+
+    fn do_chores(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
+        self.since_chores = 0;
+        self.poll_wanted(cx);
+        self.poll_channels(cx)?;
+        self.poll_ping(cx)?;
+        self.poll_flush(cx)
     }
 
     fn poll_wanted(&mut self, cx: &mut Context<'_>) {
@@ -179,26 +200,25 @@ impl Connection {
         Ok(())
     }
 
-    fn on_message(&mut self, message: Message) -> Result<(), LinkError> {
+    fn on_message(&mut self, message: Message) {
         self.silent_pings = 0;
+        self.since_chores += 1;
         match message {
             Message::Text(text) => self.on_text(&Bytes::from(text)),
-            Message::Binary(bytes) => {
-                self.malformed(bytes.len(), "binary");
-                Ok(())
+            Message::Binary(bytes) => self.malformed(bytes.len(), "binary"),
+            Message::Close(frame) => {
+                self.end = Some(match closed(frame) {
+                    LinkError::Closed(why) => self.lost(why),
+                    other => other,
+                });
             }
-            Message::Close(frame) => Err(match closed(frame) {
-                LinkError::Closed(why) => self.lost(why),
-                other => other,
-            }),
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => Ok(()),
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
         }
     }
 
-    fn on_text(&mut self, text: &Bytes) -> Result<(), LinkError> {
+    fn on_text(&mut self, text: &Bytes) {
         let Ok(separated) = self.separator.separate(text) else {
-            self.malformed(text.len(), "no JSON array");
-            return Ok(());
+            return self.malformed(text.len(), "no JSON array");
         };
         if let Some(text) = separated.data {
             self.metrics.frames.inc();
@@ -206,15 +226,15 @@ impl Connection {
             self.metrics.bytes.inc_by(text.len() as u64);
             self.ready.push_back(Received::Data { text, events: separated.events });
         }
+        let mut changes = Vec::new();
         for frame_status in separated.statuses {
-            self.on_status(frame_status.status, frame_status.text)?;
+            changes.append(&mut self.channels.on_status(&frame_status.status));
+            self.on_status(frame_status.status, frame_status.text);
         }
-        Ok(())
+        self.changed(changes);
     }
 
-    fn on_status(&mut self, status: UpstreamStatus, text: String) -> Result<(), LinkError> {
-        let changes = self.channels.on_status(&status);
-        self.changed(changes);
+    fn on_status(&mut self, status: UpstreamStatus, text: String) {
         match status.status.as_str() {
             "success" | "error" | "connected" | "auth_success" => {
                 debug!(?status, "upstream status");
@@ -223,12 +243,9 @@ impl Connection {
             _ => {
                 warn!(status = status.status, message = status.message, "upstream status");
                 self.farewell = Some(format!("{}: {}", status.status, status.message));
-                if let Some(error) = login::login_error(status) {
-                    return Err(error);
-                }
+                self.end = login::login_error(status).or(self.end.take());
             }
         }
-        Ok(())
     }
 
     fn changed(&mut self, changes: Vec<Change>) {

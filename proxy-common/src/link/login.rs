@@ -1,12 +1,15 @@
 //! From nothing to a logged-in connection: TCP, TLS, upgrade, greeting, key, verdict.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
 use secrecy::ExposeSecret;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
     tungstenite::{Error, Message, protocol::WebSocketConfig},
@@ -24,6 +27,9 @@ pub(super) type WebSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 /// The longest frame taken. The vendor names no limit; a consumer that lags gets larger ones.
 const MAX_FRAME_BYTES: usize = 64 << 20;
 
+/// How long one address of the host may take to answer.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Opens a connection.
 pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError> {
     let unreachable = |error: &dyn std::fmt::Display| LinkError::Unreachable(error.to_string());
@@ -31,7 +37,7 @@ pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError>
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = url.port_or_known_default().unwrap_or(443);
     let open = async {
-        let tcp = TcpStream::connect((host, port)).await.map_err(|error| unreachable(&error))?;
+        let tcp = connect_tcp(host, port).await.map_err(|error| unreachable(&error))?;
         tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
         let limits = WebSocketConfig::default()
             .max_frame_size(Some(MAX_FRAME_BYTES))
@@ -52,6 +58,22 @@ pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError>
         }
     };
     within(config.login_timeout, "connection", open).await
+}
+
+/// Tries each address of a host for a while, so that one that swallows packets does not hide the others.
+async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in lookup_host((host, port)).await? {
+        match timeout(ADDRESS_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(error)) => failure = error,
+            Err(_) => {
+                let what = format!("no answer from {address}");
+                failure = io::Error::new(io::ErrorKind::TimedOut, what);
+            }
+        }
+    }
+    Err(failure)
 }
 
 fn tls() -> Result<Arc<ClientConfig>, LinkError> {
