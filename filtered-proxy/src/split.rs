@@ -60,9 +60,8 @@ pub fn split<'a>(frame: &'a [u8], mut visit: impl FnMut(Event<'a>)) -> Result<()
         block[..rest.len()].copy_from_slice(rest);
         walk.take(blocks.len() * 64, strings.outside(&Masks::of(&block)), &mut visit)?;
     }
-    let end = Malformed { at: frame.len() };
-    if !walk.done || strings.open() {
-        return Err(end);
+    if !walk.done {
+        return Err(Malformed { at: frame.len() });
     }
     walk.blank(walk.last, frame.len())
 }
@@ -228,10 +227,6 @@ impl Strings {
         self.escaping = u64::from(carry);
         (EVEN ^ (ends << 1)) & follows
     }
-
-    fn open(&self) -> bool {
-        self.inside != 0
-    }
 }
 
 /// Reads kind and symbol of the event at `start..end`.
@@ -274,21 +269,39 @@ fn any_head(text: &[u8]) -> Head<'_> {
     let mut ev = None;
     let mut symbols = [None, None, None, None];
     while let Some((key, value)) = fields.next() {
-        let slot = match &*key {
-            b"ev" => &mut ev,
-            b"sym" => &mut symbols[SymbolField::Sym as usize],
-            b"T" => &mut symbols[SymbolField::T as usize],
-            b"pair" => &mut symbols[SymbolField::Pair as usize],
-            b"p" => &mut symbols[SymbolField::P as usize],
+        let slot = match key.decode().as_deref() {
+            Some(b"ev") => &mut ev,
+            Some(b"sym") => &mut symbols[SymbolField::Sym as usize],
+            Some(b"T") => &mut symbols[SymbolField::T as usize],
+            Some(b"pair") => &mut symbols[SymbolField::Pair as usize],
+            Some(b"p") => &mut symbols[SymbolField::P as usize],
             _ => continue,
         };
         if slot.is_none() {
-            *slot = Some(value);
+            *slot = Some(value.and_then(Quoted::decode));
         }
     }
     let Some(code) = ev.flatten() else { return (EventKind::Missing, None) };
     let Some(kind) = Kind::from_code(&code) else { return (EventKind::Unknown, None) };
     (EventKind::Known(kind), symbols[kind.symbol_field() as usize].take().flatten())
+}
+
+/// A string as it stands in the frame, with its quotes.
+#[derive(Clone, Copy)]
+struct Quoted<'a> {
+    text: &'a [u8],
+    escapes: bool,
+}
+
+impl<'a> Quoted<'a> {
+    /// What the string says; `None` if that is no text, as with half of a surrogate pair.
+    fn decode(self) -> Option<Text<'a>> {
+        if !self.escapes {
+            return Some(Cow::Borrowed(&self.text[1..self.text.len() - 1]));
+        }
+        let decoded: String = serde_json::from_slice(self.text).ok()?;
+        Some(Cow::Owned(decoded.into_bytes()))
+    }
 }
 
 /// The members of an object: keys, and values where they are strings.
@@ -298,7 +311,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// The next key and its value. `None` at the end, or where this is no object.
-    fn next(&mut self) -> Option<(Text<'a>, Option<Text<'a>>)> {
+    fn next(&mut self) -> Option<(Quoted<'a>, Option<Quoted<'a>>)> {
         self.rest = trim_start(self.rest);
         if let [b',', rest @ ..] = self.rest {
             self.rest = trim_start(rest);
@@ -313,14 +326,16 @@ impl<'a> Fields<'a> {
         Some((key, None))
     }
 
-    /// The string at hand, without quotes and escapes.
-    fn string(&mut self) -> Option<Text<'a>> {
+    /// Takes the string at hand.
+    fn string(&mut self) -> Option<Quoted<'a>> {
         let text = self.rest;
-        let inner = text.strip_prefix(b"\"")?;
+        if text.first() != Some(&b'"') {
+            return None;
+        }
         let mut escapes = false;
-        let mut i = 0;
+        let mut i = 1;
         loop {
-            match inner.get(i)? {
+            match text.get(i)? {
                 b'"' => break,
                 b'\\' => {
                     escapes = true;
@@ -329,12 +344,8 @@ impl<'a> Fields<'a> {
                 _ => i += 1,
             }
         }
-        self.rest = &inner[i + 1..];
-        if !escapes {
-            return Some(Cow::Borrowed(&inner[..i]));
-        }
-        let decoded: String = serde_json::from_slice(&text[..i + 2]).ok()?;
-        Some(Cow::Owned(decoded.into_bytes()))
+        self.rest = &text[i + 1..];
+        Some(Quoted { text: &text[..=i], escapes })
     }
 
     /// Passes a value that is no string: up to the comma or bracket that ends it on its own level.

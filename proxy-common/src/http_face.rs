@@ -28,6 +28,9 @@ const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client
 /// Seconds after which a client that found no room may come again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
+/// Why a connection is turned away before the upgrade: the values of the metric label `reason`.
+pub const REFUSALS: [&str; 5] = ["full", "stopping", "path", "handshake", "connections"];
+
 /// Answers the requests of one port.
 pub struct HttpFace<T> {
     pub(crate) tier: Arc<T>,

@@ -149,16 +149,27 @@ pub enum LinkError {
 }
 
 impl LinkError {
+    /// Every value of [`label`](Self::label).
+    pub const LABELS: [&str; 7] = [
+        "unreachable",
+        "timeout",
+        "auth_failed",
+        "max_connections",
+        "protocol",
+        "silent",
+        "closed",
+    ];
+
     /// The value of the metric label `reason`.
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Unreachable(_) => "unreachable",
-            Self::Timeout(_) => "timeout",
-            Self::AuthFailed(_) => "auth_failed",
-            Self::MaxConnections(_) => "max_connections",
-            Self::Protocol(_) => "protocol",
-            Self::Silent => "silent",
-            Self::Closed(_) => "closed",
+            Self::Unreachable(_) => Self::LABELS[0],
+            Self::Timeout(_) => Self::LABELS[1],
+            Self::AuthFailed(_) => Self::LABELS[2],
+            Self::MaxConnections(_) => Self::LABELS[3],
+            Self::Protocol(_) => Self::LABELS[4],
+            Self::Silent => Self::LABELS[5],
+            Self::Closed(_) => Self::LABELS[6],
         }
     }
 }

@@ -21,7 +21,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use crate::close::CloseReason;
+use crate::{close::CloseReason, http_face::REFUSALS, link::LinkError};
 
 /// A counter that starts at zero when the program does.
 pub type Count = Counter<u64, AtomicU64>;
@@ -118,6 +118,9 @@ impl SessionMetrics {
         for reason in CloseReason::ALL {
             drop(metrics.closed.get_or_create(&Reason::new(reason.label())));
         }
+        for reason in REFUSALS {
+            drop(metrics.refused.get_or_create(&Reason::new(reason)));
+        }
         for reason in LossReason::ALL {
             drop(metrics.events_lost.get_or_create(&Reason::new(reason.label())));
         }
@@ -202,6 +205,9 @@ impl LinkMetrics {
     /// Registers everything under the registry's prefix.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let metrics = Self::default();
+        for label in LinkError::LABELS {
+            drop(metrics.disconnects.get_or_create(&Reason::new(label)));
+        }
         registry.register("upstream_up", "1 while logged in upstream", metrics.up.clone());
         registry.register("upstream_connects", "Logins upstream", metrics.connects.clone());
         registry.register(

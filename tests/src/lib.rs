@@ -1,1 +1,23 @@
-//! tests
+//! The harness of the end-to-end tests.
+//!
+//! Everything here uses the product as its users do: the real programs, started as processes with an environment of
+//! their own, and sockets. Nothing of the product is linked, so nothing of it can agree with itself by mistake: the
+//! protocol's texts stand literally in the tests and [`oracle`] models subscriptions over a real JSON parser.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`wait`] | deadlines on everything: [`wait::within`], [`wait::eventually`], [`wait::holds_for`] |
+//! | [`program`] | a product binary as a process: settings, log lines, signals, exit code |
+//! | [`stack`] | simulator, firehose and filtered proxies, wired up in one call |
+//! | [`client`] | a WebSocket client that keeps the bytes of what it receives |
+//! | [`http`] | plain HTTP requests |
+//! | [`oracle`] | which events a client must have received |
+//! | [`clients`] | the vendor's official clients, run as they come |
+
+pub mod client;
+pub mod clients;
+pub mod http;
+pub mod oracle;
+pub mod program;
+pub mod stack;
+pub mod wait;

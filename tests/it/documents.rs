@@ -1,0 +1,553 @@
+//! What the documents say is so: settings, endpoints, snippets, types, metrics, the demo.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tests::{
+    client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
+    clients::{Client, run_script},
+    http::{get, refused_upgrade},
+    program::{Finished, Launch, Program, Signal, binaries},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
+    wait::{SOON, eventually, within},
+};
+use tokio::{
+    net::TcpStream,
+    process::Command,
+    time::{interval, timeout},
+};
+
+use crate::events::{quote, trade};
+
+/// The project's directory.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn document(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The rows of the table with these first headings, each its cells.
+fn table(document: &str, headings: [&str; 2]) -> Vec<Vec<String>> {
+    let start = format!("| {} | {} ", headings[0], headings[1]);
+    let rows: Vec<_> = document
+        .lines()
+        .skip_while(|line| !line.starts_with(&start))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()
+        })
+        .collect();
+    assert!(!rows.is_empty(), "a table headed {headings:?}");
+    rows
+}
+
+/// What stands between backticks.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The one block of code in this language that holds this text.
+fn block<'a>(document: &'a str, language: &str, holds: &str) -> &'a str {
+    let fence = format!("```{language}\n");
+    let blocks = document.split(&fence).skip(1).filter_map(|rest| rest.split("```").next());
+    let found: Vec<_> = blocks.filter(|block| block.contains(holds)).collect();
+    assert_eq!(found.len(), 1, "blocks of {language} with {holds:?}");
+    found[0]
+}
+
+/// A text with one part replaced, which stands there once.
+fn replaced(text: &str, part: &str, by: &str) -> String {
+    assert_eq!(text.matches(part).count(), 1, "{part:?} in {text}");
+    text.replace(part, by)
+}
+
+const TIERS: [(&str, &str); 2] = [("firehose", "firehose-proxy"), ("filtered", "filtered-proxy")];
+
+/// The variables that a program's `--help` lists, with their defaults.
+async fn settings(binary: &'static str) -> BTreeMap<String, Option<String>> {
+    let Finished { stdout, .. } = Launch::new(binary).arg("--help").run(SOON).await;
+    let in_brackets = |text: &str, name: &str| {
+        let start = text.find(&format!("[{name}: "))? + name.len() + 3;
+        text[start..].split(']').next().map(str::to_owned)
+    };
+    let mut settings = BTreeMap::new();
+    for option in stdout.split("\n      --").skip(1) {
+        let Some(variable) = in_brackets(option, "env") else { continue };
+        let variable = variable.trim_end_matches('=').to_owned();
+        assert!(settings.insert(variable, in_brackets(option, "default")).is_none());
+    }
+    assert!(settings.len() > 10, "{stdout}");
+    settings
+}
+
+/// How the README writes a default that `--help` writes so.
+fn default_cell(help: Option<&str>) -> String {
+    match help {
+        None | Some("none") => "none".to_owned(),
+        Some("the account's key") => "`POLYGON_API_KEY`".to_owned(),
+        Some("all types of the market") => "all types of the market".to_owned(),
+        Some("text on a terminal, json otherwise") => "by output".to_owned(),
+        Some(value) => format!("`{value}`"),
+    }
+}
+
+#[tokio::test]
+async fn the_readme_lists_every_setting_with_its_default() {
+    let readme = document("README.md");
+    let rows = table(&readme, ["variable", "tier"]);
+    let secrets = readme.split("Secrets (").nth(1).and_then(|rest| rest.split(')').next());
+    let secrets = quoted(secrets.expect("the README names the secrets"));
+    let mut files = BTreeSet::new();
+    for (tier, binary) in TIERS {
+        let mut listed = settings(binary).await;
+        files
+            .extend(listed.keys().filter_map(|name| name.strip_suffix("_FILE")).map(str::to_owned));
+        listed.retain(|name, _| !name.ends_with("_FILE"));
+        // An alias, told in the row of the setting itself.
+        assert_eq!(listed.remove("MASSIVE_API_KEY"), Some(None));
+        let listed: BTreeMap<_, _> = listed
+            .into_iter()
+            .map(|(name, default)| (format!("`{name}`"), default_cell(default.as_deref())))
+            .collect();
+        let told: BTreeMap<_, _> = rows
+            .iter()
+            .filter(|row| row[1] == tier || row[1] == "both")
+            .map(|row| (row[0].clone(), row[2].clone()))
+            .collect();
+        assert_eq!(told, listed, "settings of {binary}: README and --help");
+    }
+    assert!(rows.iter().all(|row| ["both", "firehose", "filtered"].contains(&row[1].as_str())));
+    assert!(rows.iter().any(|row| row[3].contains("`MASSIVE_API_KEY`")), "the alias");
+    assert_eq!(files, secrets.into_iter().map(str::to_owned).collect(), "secrets from files");
+}
+
+#[tokio::test]
+async fn the_example_of_a_dotenv_shows_settings_that_exist_and_their_defaults() {
+    let mut known = BTreeMap::new();
+    for (_, binary) in TIERS {
+        known.extend(settings(binary).await);
+    }
+    let example = document(".env.example");
+    let mut shown = 0;
+    for line in example.lines() {
+        let Some((name, value)) = line.trim_start_matches('#').split_once('=') else {
+            assert!(line.is_empty() || line.starts_with("# "), "{line}");
+            continue;
+        };
+        let default = known.get(name).unwrap_or_else(|| panic!("no setting {name}"));
+        let default = default.as_deref().unwrap_or_default().replace("<market>", "stocks");
+        assert!(
+            value == default || (value.is_empty() && line.contains("KEY")),
+            "{line}: {default}"
+        );
+        shown += 1;
+    }
+    assert!(shown > 3, "{example}");
+    // As it is, and with a key in it.
+    let dotenv = replaced(&example, "\nPOLYGON_API_KEY=\n", "\nPOLYGON_API_KEY=some-key\n");
+    for (_, binary) in TIERS {
+        let launch = || Launch::new(binary).arg("--port").arg(0);
+        let refused = launch().file(".env", &example).run(SOON).await;
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("POLYGON_API_KEY") && refused.stderr.contains("not set"));
+        let unreachable = ReservedPort::new();
+        let upstream = format!("ws://{}", unreachable.addr());
+        let launch = launch().file(".env", &dotenv);
+        launch.env("POLYGON_WS_URL", &upstream).env("FIREHOSE_URL", &upstream).start().await;
+    }
+}
+
+#[tokio::test]
+async fn every_endpoint_of_the_readme_answers() {
+    let stack = Stack::start().await;
+    for row in table(&document("README.md"), ["path", "answer"]) {
+        let path = row[0].trim_matches('`');
+        for program in [&stack.firehose, &stack.filtered[0]] {
+            let response = get(program.addr(), path).await;
+            assert_eq!(response.status, 200, "{path}: {response:?}");
+            let kind = response.header("content-type").to_owned();
+            assert_eq!(kind.starts_with("application/json"), row[1].starts_with("JSON"), "{kind}");
+        }
+    }
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let names = ["README.md", "QUICKSTART.md", "CHANGELOG.md"].map(PathBuf::from);
+    let docs = std::fs::read_dir(root().join("docs")).expect("there are documents");
+    let docs = docs.map(|entry| Path::new("docs").join(entry.expect("an entry").file_name()));
+    for name in
+        names.into_iter().chain(docs).filter(|name| name.extension().is_some_and(|e| e == "md"))
+    {
+        let text = document(name.to_str().expect("a readable name"));
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            let local = !target.contains("://") && !target.is_empty();
+            let place = root().join(&name).with_file_name(target);
+            assert!(!local || place.exists(), "{}: {target} is missing", name.display());
+        }
+    }
+}
+
+/// Runs until one ends: a program, and a market that sends the same events again and again.
+async fn while_publishing<T>(stack: &Stack, events: &[String], work: impl Future<Output = T>) -> T {
+    let mut ticks = interval(Duration::from_millis(50));
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            _ = ticks.tick() => stack.publish(events),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_python_snippet_works_as_it_stands() {
+    let stack = Stack::start().await;
+    let document = document("QUICKSTART.md");
+    let snippet = block(&document, "python", "WebSocketClient(");
+    let snippet = replaced(snippet, "localhost:8765", &stack.addr().to_string());
+    let script = format!(
+        "import os\nfrom massive import WebSocketClient\nKEY = os.environ['POLYGON_API_KEY']\n\
+         client = {snippet}\nseen = set()\n\
+         def show(events):\n    for event in events:\n        seen.add((event.event_type, event.symbol))\n    \
+         if len(seen) == 2:\n        print(sorted(seen), flush=True)\n        os._exit(0)\n\
+         client.run(show)\n"
+    );
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    let path = dir.path().join("snippet.py");
+    std::fs::write(&path, script).expect("write a script");
+    let events = [trade("AAPL", 1), quote("AAPL", 2), trade("MSFT", 3)];
+    let run = run_script(path.to_str().expect("a readable path"), &[], CLIENT_KEY, SOON);
+    let Some(done) = while_publishing(&stack, &events, run).await else { return };
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert_eq!(done.stdout.trim(), "[('Q', 'AAPL'), ('T', 'AAPL')]");
+}
+
+#[tokio::test]
+async fn the_javascript_snippet_works_as_it_stands() {
+    let stack = Stack::start().await;
+    // Installs the packages.
+    let Some(client) = Client::JsMassive.start(stack.addr(), CLIENT_KEY, "").await else { return };
+    client.finish().await;
+    let test = std::env::current_exe().expect("the path of the running test");
+    let target = test.ancestors().nth(3).expect("a test lies in TARGET/PROFILE/deps");
+    let document = document("QUICKSTART.md");
+    let snippet = block(&document, "js", "websocketClient(");
+    let snippet = replaced(snippet, "localhost:8765", &stack.addr().to_string());
+    let line = document.lines().find(|line| line.starts_with("JavaScript ("));
+    let packages = quoted(line.expect("QUICKSTART names the packages"));
+    assert_eq!(packages.len(), 2, "{packages:?}");
+    for package in packages {
+        let script = format!(
+            "import {{ websocketClient }} from {package:?};\nconst KEY = process.env.POLYGON_API_KEY;\n{snippet}\n\
+             ws.onmessage = ({{ data }}) => {{\n  const first = JSON.parse(data)[0];\n  \
+             if (first.status === 'auth_success') ws.send('{{\"action\":\"subscribe\",\"params\":\"T.AAPL\"}}');\n  \
+             if (first.ev === 'T') {{ console.log(data); process.exit(0); }}\n}};\n"
+        );
+        let mut node = Command::new("node");
+        node.args(["--input-type=module", "--eval", &script])
+            .current_dir(target.join("clients").join("node"))
+            .env("POLYGON_API_KEY", CLIENT_KEY)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let events = [quote("AAPL", 1), trade("AAPL", 2)];
+        let run = within(SOON, package, node.output());
+        let done = while_publishing(&stack, &events, run).await.expect("run node");
+        assert!(done.status.success(), "{package}: {done:?}");
+        let out = String::from_utf8_lossy(&done.stdout);
+        assert!(out.starts_with(&format!("[{}", events[1])), "{package}: {out}");
+    }
+}
+
+#[tokio::test]
+async fn the_plain_commands_of_the_quick_start_work() {
+    let stack = Stack::start().await;
+    let document = document("QUICKSTART.md");
+    let place = document.lines().find(|line| line.starts_with("Anything that speaks WebSocket"));
+    let path = place.and_then(|line| line.split("localhost:8765").nth(1)?.split('`').next());
+    let block = block(&document, "text", "\"action\"");
+    let (login, subscription) = block.trim().split_once('\n').expect("two commands");
+    let mut client = TestClient::connect_to(stack.addr(), path.expect("an address")).await;
+    client.expect(GREETING).await;
+    client.send_raw(&replaced(login, "<key>", CLIENT_KEY)).await;
+    client.expect(AUTHENTICATED).await;
+    client.send_raw(subscription).await;
+    client.expect(&acks("subscribed", "T.AAPL,Q.AAPL,LULD.*")).await;
+}
+
+#[tokio::test]
+async fn the_nginx_configuration_spreads_clients() {
+    let Ok(version) = Command::new("nginx").arg("-v").output().await else {
+        // Written past the test runner, which hides the output of tests that pass.
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no nginx ***");
+        return;
+    };
+    assert!(version.status.success(), "{version:?}");
+    let stack = Stack::with(StackConfig { filtered: 3, ..StackConfig::default() }).await;
+    let front = ReservedPort::new();
+    let document = document("QUICKSTART.md");
+    let mut servers = block(&document, "nginx", "upstream").to_owned();
+    servers = replaced(&servers, "listen 8080;", &format!("listen {};", front.addr()));
+    for (port, proxy) in [8765, 8775, 8785].into_iter().zip(&stack.filtered) {
+        servers = replaced(&servers, &format!("127.0.0.1:{port}"), &proxy.addr().to_string());
+    }
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    let place = dir.path().display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {place}/{name};\n"))
+        .concat();
+    let config = format!(
+        "daemon off;\nmaster_process off;\npid {place}/pid;\nerror_log stderr;\nevents {{}}\n\
+         http {{\naccess_log off;\n{temporary}{servers}}}\n"
+    );
+    let file = dir.path().join("nginx.conf");
+    std::fs::write(&file, config).expect("write a configuration");
+    let nginx = || {
+        let mut nginx = Command::new("nginx");
+        nginx
+            .arg("-p")
+            .arg(dir.path())
+            .arg("-e")
+            .arg("stderr")
+            .arg("-c")
+            .arg(&file)
+            .kill_on_drop(true);
+        nginx
+    };
+    let check = within(SOON, "nginx -t", nginx().arg("-t").output()).await.expect("run nginx");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    let mut running = nginx().spawn().expect("start nginx");
+    listens(front.addr()).await;
+
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = TestClient::login(front.addr(), CLIENT_KEY).await;
+        client.subscribe("T.AAPL").await;
+        clients.push(client);
+    }
+    for proxy in &stack.filtered {
+        assert_eq!(proxy.metric("filtered_sessions").await, Some(2.0), "spread evenly");
+    }
+    stack.publish(&[quote("AAPL", 1), trade("AAPL", 2)]);
+    for client in &mut clients {
+        client.expect_objects(&[trade("AAPL", 2)]).await;
+    }
+    assert_eq!(get(front.addr(), "/health").await.status, 200);
+    running.kill().await.expect("end nginx");
+}
+
+/// Waits until something listens there.
+async fn listens(addr: SocketAddr) {
+    let what = format!("a listener at {addr}");
+    eventually(SOON, &what, async || TcpStream::connect(addr).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn each_market_takes_the_types_of_the_table_and_no_other() {
+    let wire = document("docs/WIRE.md");
+    let rows = table(&wire, ["market", "types"]);
+    let every: BTreeSet<_> = rows.iter().flat_map(|row| quoted(&row[1])).collect();
+    let markets: Vec<_> = rows.iter().map(|row| row[0].as_str()).collect();
+    let readme = document("README.md");
+    let settings = table(&readme, ["variable", "tier"]);
+    let market = settings.iter().find(|row| row[0] == "`MARKET`").expect("a setting");
+    assert_eq!(quoted(&market[3]), markets, "markets of README and WIRE");
+    let checks = rows.iter().map(async |row| {
+        let (market, types) = (&row[0], quoted(&row[1]));
+        let nowhere = ReservedPort::new();
+        let firehose = stack::firehose(&format!("ws://{}", nowhere.addr()));
+        let filtered = stack::filtered(nowhere.addr());
+        for (launch, key) in [(firehose, FIREHOSE_KEY), (filtered, CLIENT_KEY)] {
+            let program = launch.env("MARKET", market).start().await;
+            let mut client = TestClient::connect_to(program.addr(), &format!("/{market}")).await;
+            client.log_in(key).await;
+            for kind in &every {
+                for channel in [format!("{kind}.*"), format!("{kind}.X:ABC-USD")] {
+                    client.command("subscribe", &channel).await;
+                    if types.contains(kind) {
+                        client.expect_status("success", &format!("subscribed to: {channel}")).await;
+                    } else {
+                        let text = format!(
+                            "unknown channel type in {channel:?}: expected one of {} before the first dot",
+                            types.join(", ")
+                        );
+                        client.expect_status("error", &text).await;
+                    }
+                }
+            }
+        }
+    });
+    join_all(checks).await;
+}
+
+/// What `/metrics` shows: names and types, less the tier's prefix, and the reasons of each.
+async fn metrics(
+    program: &Program,
+    prefix: &str,
+) -> (BTreeMap<String, String>, BTreeMap<String, BTreeSet<String>>) {
+    let text = get(program.addr(), "/metrics").await.body;
+    let short = |name: &str| name.strip_prefix(prefix).unwrap_or(name).to_owned();
+    let mut shown = BTreeMap::new();
+    let mut reasons = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in text.lines() {
+        if let Some((name, kind)) =
+            line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' '))
+        {
+            let ending = if kind == "counter" { "_total" } else { "" };
+            shown.insert(short(name) + ending, kind.to_owned());
+        } else if let Some((name, labels)) = line.split_once('{') {
+            let value = labels.strip_prefix("reason=\"").and_then(|rest| rest.split('"').next());
+            let value = value.unwrap_or_else(|| panic!("a label that is no reason: {line}"));
+            reasons.entry(short(name)).or_default().insert(value.to_owned());
+        }
+    }
+    (shown, reasons)
+}
+
+#[tokio::test]
+async fn the_document_of_metrics_is_complete_and_right() {
+    let document = document("docs/METRICS.md");
+    let rows = table(&document, ["metric", "tier"]);
+    let told_reasons: BTreeMap<_, BTreeSet<_>> = table(&document, ["metric", "values of `reason`"])
+        .iter()
+        .map(|row| {
+            (
+                row[0].trim_matches('`').to_owned(),
+                quoted(&row[1]).into_iter().map(str::to_owned).collect(),
+            )
+        })
+        .collect();
+    let nowhere = ReservedPort::new();
+    let firehose = stack::firehose(&format!("ws://{}", nowhere.addr()));
+    let filtered = stack::filtered(nowhere.addr());
+    for (launch, key, tier) in
+        [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
+    {
+        // Some show only once there is something to count: a failed try upstream and a client turned away.
+        let program = launch.env("MAX_CONNECTIONS", 1).start().await;
+        let _client = TestClient::login(program.addr(), key).await;
+        refused_upgrade(program.addr(), "/").await;
+        eventually(SOON, "a try fails", async || {
+            !program.health_text("/upstream/last_error").await.is_empty()
+        })
+        .await;
+        let (shown, reasons) = metrics(&program, &format!("{tier}_")).await;
+        let told: BTreeMap<_, _> = rows
+            .iter()
+            .filter(|row| row[1] == "both" || row[1] == tier)
+            .map(|row| (row[0].trim_matches('`').to_owned(), row[2].clone()))
+            .collect();
+        assert_eq!(told, shown, "METRICS.md and /metrics of the {tier} tier");
+        assert!(reasons.keys().eq(told_reasons.keys()), "{reasons:?} {told_reasons:?}");
+        for (name, reasons) in reasons {
+            let told = &told_reasons[&name];
+            let all = matches!(name.as_str(), "sessions_closed_total" | "events_lost_total");
+            assert!(reasons.is_subset(told) && (!all || reasons == *told), "{name}: {reasons:?}");
+        }
+    }
+}
+
+/// The demo, built as the other programs are.
+async fn demo() -> Launch {
+    let profile_dir = binaries();
+    let target = profile_dir.parent().expect("a profile's directory lies in the target directory");
+    let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(profile) => profile,
+    };
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
+    // With the same packages, so that none is built again with other features.
+    cargo
+        .args(["build", "--quiet", "--bins", "-p", "firehose-proxy", "-p", "filtered-proxy"])
+        .args(["-p", "polygon-sim", "-p", "demo", "--profile", profile, "--target-dir"])
+        .arg(target)
+        .current_dir(root());
+    let built = within(30 * SOON, "building the demo", cargo.output()).await.expect("run cargo");
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    ["--market-port", "--firehose-port", "--filtered-port"]
+        .into_iter()
+        .fold(Launch::new("demo"), |launch, flag| launch.arg(flag).arg(0))
+}
+
+#[tokio::test]
+async fn the_demo_shows_what_flows_and_serves_clients() {
+    let done = demo().await.arg("--exit-after").arg("3s").run(SOON).await;
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.took >= Duration::from_secs(3), "{done:?}");
+    assert!(done.stdout.starts_with("SIMULATED DATA"), "{done:?}");
+    assert!(done.stdout.trim_end().ends_with("stopped"), "{done:?}");
+
+    let mut program = demo().await.spawn();
+    let shown =
+        |text: &str| text.lines().find(|line| line.contains("filtered proxy ")).map(str::to_owned);
+    eventually(SOON, "where to connect", async || shown(&program.log_text()).is_some()).await;
+    let line = shown(&program.log_text()).expect("it is there");
+    let addr = line.split("ws://").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+    let mut client = TestClient::login(addr.expect("an address"), "demo-key").await;
+    client.subscribe("T.*").await;
+    assert!(client.next_but_notices().await.starts_with(r#"{"ev":"T","sym":""#));
+    eventually(SOON, "figures of a running feed", async || {
+        program.log_text().lines().filter(|line| line.starts_with("upstream ")).any(|line| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let rate: f64 = words[1].parse().expect("a rate");
+            rate > 0.0 && line.contains("| added delay ") && line.ends_with(" ms")
+        })
+    })
+    .await;
+    program.signal(Signal::SIGTERM);
+    assert_ne!(client.end(SOON).await, Received::Dropped, "the demo says goodbye");
+    assert_eq!(program.wait_exit(SOON).await.code(), Some(0), "{}", program.log_text());
+}
+
+#[tokio::test]
+async fn both_programs_serve_at_every_log_level() {
+    for level in ["error", "warn", "info", "debug", "trace"] {
+        let sim = Sim::start().await;
+        // Where nothing is logged, nobody learns a port that was taken freely.
+        let (upper, lower) = (ReservedPort::new(), ReservedPort::new());
+        let launch = stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", upper.addr().port());
+        let firehose = launch.env("LOG_LEVEL", level).spawn();
+        let launch = stack::filtered(upper.addr()).env("FILTERED_PROXY_PORT", lower.addr().port());
+        let filtered = launch.env("LOG_LEVEL", level).spawn();
+        for (addr, key) in [(upper.addr(), FIREHOSE_KEY), (lower.addr(), CLIENT_KEY)] {
+            listens(addr).await;
+            let mut client = TestClient::login(addr, key).await;
+            client.command("subscribe", "T.AAPL").await;
+            client.expect_status("success", "subscribed to: T.AAPL").await;
+            let what = format!("an event at LOG_LEVEL={level}");
+            let mut ticks = interval(Duration::from_millis(50));
+            let event = async {
+                loop {
+                    ticks.tick().await;
+                    sim.handle.publish(&[trade("AAPL", 1)]);
+                    let wait = Duration::from_millis(200);
+                    if let Ok(object) = timeout(wait, client.next_but_notices()).await {
+                        return object;
+                    }
+                }
+            };
+            assert_eq!(within(SOON, &what, event).await, trade("AAPL", 1));
+        }
+        for mut program in [filtered, firehose] {
+            program.signal(Signal::SIGTERM);
+            let status = program.wait_exit(SOON).await;
+            assert_eq!(status.code(), Some(0), "LOG_LEVEL={level}: {}", program.log_text());
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! End-to-end tests: the real programs behind real sockets, a simulated market above them.
+//!
+//! Every rule of the protocol that clients rely on stands here with its texts written out. One binary, so that the
+//! programs under test are built once and tests share the machine well.
+
+mod big;
+mod commands;
+mod config;
+mod documents;
+mod events;
+mod filter;
+mod half_open;
+mod http;
+mod login;
+mod official_clients;
+mod oracle_churn;
+mod scale;
+mod shapes;
+mod stop;
+mod tidy;
+mod upstream;
+
+use std::net::SocketAddr;
+
+use tests::stack::{CLIENT_KEY, FIREHOSE_KEY, Stack};
+
+/// Both ports with the keys they take: what speaks the vendor's protocol.
+fn doors(stack: &Stack) -> [(SocketAddr, &'static str); 2] {
+    [(stack.addr(), CLIENT_KEY), (stack.firehose.addr(), FIREHOSE_KEY)]
+}

@@ -1,0 +1,238 @@
+//! The vendor's official clients, unmodified but for the host, against both tiers; plain WebSocket libraries beside
+//! them, and our own two client programs.
+
+mod scripts;
+
+use futures_util::future::join_all;
+use tests::{
+    clients::{Client, Running},
+    program::Signal,
+    stack::{CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack, StackConfig, filtered, firehose},
+    wait::SOON,
+};
+
+use crate::events::{quote, trade};
+
+/// Ends a published sequence: every client of a test is subscribed to it.
+const END: &str = r#"{"ev":"AM","sym":"END","v":1}"#;
+
+/// A client on the stack's filtered proxy, subscribed to these items and nothing else; none where it can not run.
+async fn subscriber(client: Client, stack: &Stack, params: &str) -> Option<Running> {
+    let mut running = client.start(stack.addr(), CLIENT_KEY, params).await?;
+    running.subscribed(params).await;
+    Some(running)
+}
+
+#[tokio::test]
+async fn official_clients_get_exactly_their_events_byte_for_byte() {
+    let stack = Stack::start().await;
+    let events = [
+        trade("AAPL", 0),
+        quote("AAPL", 1),
+        trade("BRK.B", 2),
+        quote("BRK.B", 3),
+        // The symbol after an array, in `T`, and times beyond what a double holds.
+        r#"{"ev":"LULD","h":14.28,"l":12.92,"i":[16],"z":3,"T":"BRK.B","t":1790604301733018455,"q":4}"#.to_owned(),
+        r#"{"ev":"NOI","T":"GE","t":1790625000114203904,"at":1600,"a":"C","i":5,"x":10,"o":41200,"b":287.35}"#.to_owned(),
+        r#"{"ev":"FMV","fmv":231.416,"sym":"AAPL","t":1790604301418204112}"#.to_owned(),
+        r#"{"ev":"A","sym":"AAPL","v":7,"o":185.10,"c":1.8512e2,"dv":"7.0","s":1790604301000}"#.to_owned(),
+        // Nothing of this survives a parser and a writer.
+        r#"{ "ev" : "T", "sym" : "AAPL" , "p" : 231.40, "s" : 1E2, "u" : "\u00e9é\/[{,\"", "x":-0 }"#.to_owned(),
+        r#"{"ev":"T","sym":"BRK.A","i":"\"sym\":\"AAPL\"","p":1}"#.to_owned(),
+        trade("BRK", 10),
+    ];
+    // More than a message may hold for any of the clients: Python takes 1 MiB, Go's limit is 1,000,000 bytes.
+    let many: Vec<String> = (0..12_000).map(|n| trade("MANY", n)).collect();
+    assert!(many.iter().map(String::len).sum::<usize>() > 1 << 20);
+
+    let cases: [(Client, &str, &[usize], bool); 6] = [
+        (Client::PythonMassive, "T.AAPL,Q.BRK.B,LULD.BRK.B,T.MANY", &[0, 3, 4, 8], true),
+        (Client::PythonPolygon, "*", &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], true),
+        (Client::PythonPlain, "T.BRK.B,NOI.GE,FMV.AAPL,A.*", &[2, 5, 6, 7], false),
+        (Client::JsMassive, "*", &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], true),
+        (Client::JsPolygon, "T.*,Q.AAPL", &[0, 1, 2, 8, 9, 10], true),
+        (Client::JsPlain, "LULD.*,NOI.*,FMV.*,T.BRK", &[4, 5, 6, 10], false),
+    ];
+    let clients = join_all(cases.map(async |(client, params, expected, wants_many)| {
+        let running = subscriber(client, &stack, &format!("{params},AM.END")).await?;
+        Some((running, expected, wants_many))
+    }));
+    let clients = clients.await;
+    for event in &events {
+        stack.publish(&[event]);
+    }
+    stack.publish(&events);
+    stack.publish(&many);
+    stack.publish(&[END]);
+    for (mut client, expected, wants_many) in clients.into_iter().flatten() {
+        let once = expected.iter().map(|&n| &events[n]);
+        client.expect_objects(&once.clone().chain(once).collect::<Vec<_>>()).await;
+        if wants_many {
+            client.expect_objects(&many).await;
+        }
+        client.expect_objects(&[END]).await;
+        client.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn official_clients_read_the_firehose_too() {
+    let stack = Stack::start().await;
+    let addr = stack.firehose.addr();
+    let clients = [Client::PythonMassive, Client::JsMassive].map(async |client| {
+        let mut running = client.start(addr, FIREHOSE_KEY, "T.AAPL").await?;
+        running.subscribed("T.AAPL").await;
+        Some(running)
+    });
+    let clients = join_all(clients).await;
+    // It does not filter: whatever anyone wants goes to everyone.
+    let events = [trade("AAPL", 1), quote("MSFT", 2)];
+    stack.publish(&events);
+    for mut client in clients.into_iter().flatten() {
+        client.expect_objects(&events).await;
+        client.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn each_official_client_reports_a_wrong_key_in_its_own_way() {
+    let stack = Stack::start().await;
+    let checks = Client::ALL.map(async |client| {
+        let Some(mut running) = client.start(stack.addr(), "wrong-key", "T.AAPL").await else {
+            return;
+        };
+        let by = match client {
+            Client::PythonMassive | Client::PythonPolygon => "AuthError",
+            Client::PythonPlain | Client::JsMassive | Client::JsPolygon | Client::JsPlain => {
+                "auth_failed"
+            }
+        };
+        let said = (by.to_owned(), "authentication failed".to_owned());
+        assert_eq!(running.refused().await, said, "{client:?}");
+    });
+    join_all(checks).await;
+}
+
+#[tokio::test]
+async fn the_python_client_makes_objects_of_events() {
+    let stack = Stack::start().await;
+    for client in [Client::PythonMassive, Client::PythonPolygon] {
+        let params = "T.AAPL,Q.AAPL,A.AAPL,LULD.ABCX,NOI.GE,FMV.AAPL";
+        let Some(mut running) = client.start_parsed(stack.addr(), CLIENT_KEY, params).await else {
+            continue;
+        };
+        for _ in params.split(',') {
+            // The client asks for them in an order of its own, and tells of the answers in its log alone.
+            running.logged("status: subscribed to: ").await;
+        }
+        stack.publish(&[
+            trade("AAPL", 1),
+            quote("AAPL", 2),
+            trade("MSFT", 3),
+            r#"{"ev":"A","sym":"AAPL","v":18422,"o":185.1,"c":185.12,"e":1790604302000}"#
+                .to_owned(),
+            r#"{"ev":"LULD","h":14.28,"l":12.92,"i":[16],"T":"ABCX","t":1790604301733018455}"#
+                .to_owned(),
+            r#"{"ev":"NOI","T":"GE","at":1600,"a":"C","b":287.35}"#.to_owned(),
+            r#"{"ev":"FMV","fmv":231.416,"sym":"AAPL","t":1790604301418204112}"#.to_owned(),
+        ]);
+        let expected = [
+            ("EquityTrade", "price", "231.4175"),
+            ("EquityQuote", "bid_price", "498.21"),
+            ("EquityAgg", "volume", "18422"),
+            ("LimitUpLimitDown", "timestamp", "1790604301733018455"),
+            ("Imbalance", "book_clearing_price", "287.35"),
+            ("FairMarketValue", "fmv", "231.416"),
+        ];
+        for (class, field, value) in expected {
+            let (found, fields) = running.next_event().await;
+            assert_eq!(
+                (found.as_str(), fields[field].to_string().as_str()),
+                (class, value),
+                "{fields}"
+            );
+        }
+        running.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn the_python_client_changes_its_subscriptions_as_it_runs() {
+    let stack = Stack::start().await;
+    for client in [Client::PythonMassive, Client::PythonPolygon] {
+        let Some(mut running) = subscriber(client, &stack, "T.AAPL,AM.END").await else { continue };
+        let events = [trade("AAPL", 1), trade("MSFT", 2), quote("AAPL", 3), END.to_owned()];
+        let check = async |running: &mut Running, expected: &[usize]| {
+            stack.publish(&events);
+            let expected = expected.iter().map(|&n| &events[n]).chain([&events[3]]);
+            running.expect_objects(&expected.collect::<Vec<_>>()).await;
+        };
+        check(&mut running, &[0]).await;
+        // The client subscribes to the wildcard and then gives up what it covers: that must leave no hole.
+        running.tell("subscribe", "T.*").await;
+        running.subscribed("T.*").await;
+        running.unsubscribed("T.AAPL").await;
+        check(&mut running, &[0, 1]).await;
+        running.tell("subscribe", "Q.AAPL").await;
+        running.subscribed("Q.AAPL").await;
+        check(&mut running, &[0, 1, 2]).await;
+        running.tell("unsubscribe", "T.*").await;
+        running.unsubscribed("T.*").await;
+        check(&mut running, &[2]).await;
+        running.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn the_python_client_survives_restarts_of_both_tiers() {
+    let (upper, lower) = (ReservedPort::new(), ReservedPort::new());
+    let mut stack = Stack::with(StackConfig {
+        firehose_env: vec![("FIREHOSE_PORT", upper.addr().port().to_string())],
+        filtered_env: vec![("FILTERED_PROXY_PORT", lower.addr().port().to_string())],
+        ..StackConfig::default()
+    })
+    .await;
+    let mut clients = Vec::new();
+    for client in [Client::PythonMassive, Client::PythonPolygon] {
+        clients.extend(subscriber(client, &stack, "T.AAPL,AM.END").await);
+    }
+    delivers(&stack, &mut clients, 1).await;
+
+    // The firehose goes and comes back: the clients' sessions stay, and nothing is asked for again.
+    let opened = "filtered_sessions_opened_total";
+    let sessions = stack.filtered[0].metric(opened).await.expect("a counter");
+    stack.firehose.stop().await;
+    let launch = firehose(&stack.sim.url("stocks")).env("FIREHOSE_PORT", upper.addr().port());
+    stack.firehose = launch.start().await;
+    stack.linked().await;
+    delivers(&stack, &mut clients, 2).await;
+    assert_eq!(stack.filtered[0].metric(opened).await, Some(sessions));
+
+    // The filtered proxy goes, once as an operator ends it and once as in a crash: the clients come back by themselves.
+    for (n, signal) in [(3, Signal::SIGTERM), (4, Signal::SIGKILL)] {
+        let mut proxy = stack.filtered.remove(0);
+        proxy.signal(signal);
+        proxy.wait_exit(SOON).await;
+        let launch = filtered(upper.addr()).env("FILTERED_PROXY_PORT", lower.addr().port());
+        stack.filtered.push(launch.start().await);
+        for client in &mut clients {
+            client.subscribed("T.AAPL,AM.END").await;
+        }
+        stack.linked().await;
+        delivers(&stack, &mut clients, n).await;
+    }
+    for client in clients {
+        client.finish().await;
+    }
+}
+
+/// Publishes a trade with this number, and checks that it is what every client gets next, notices aside.
+async fn delivers(stack: &Stack, clients: &mut [Running], n: usize) {
+    let events = [trade("AAPL", n), END.to_owned()];
+    stack.publish(&events);
+    for client in clients {
+        for expected in &events {
+            assert_eq!(&client.next_unless_notice().await, expected);
+        }
+    }
+}

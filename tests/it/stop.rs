@@ -1,0 +1,177 @@
+//! Stopping: exit code 0 in time, clients told to come back.
+
+use std::time::{Duration, Instant};
+
+use tests::{
+    client::{GREETING, Received, TestClient},
+    http::get,
+    program::Signal,
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
+    wait::{SOON, eventually},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::events::trade;
+
+/// The longest a program may take to stop.
+const IN_TIME: Duration = Duration::from_secs(10);
+/// The service restarts: every official client comes back.
+const RESTART: Received = Received::Closed(Some(1012));
+
+#[tokio::test]
+async fn both_signals_end_both_programs_with_code_0_and_clients_with_1012() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let sim = Sim::start().await;
+        let firehose = stack::firehose(&sim.url("stocks")).start().await;
+        let filtered = stack::filtered(firehose.addr()).start().await;
+        is_up(&filtered).await;
+        for (mut program, key) in [(filtered, CLIENT_KEY), (firehose, FIREHOSE_KEY)] {
+            let mut subscribed = TestClient::login(program.addr(), key).await;
+            subscribed.subscribe("*").await;
+            let mut idle = TestClient::login(program.addr(), key).await;
+            let mut stranger = TestClient::connect(program.addr()).await;
+            stranger.expect(GREETING).await;
+            let started = Instant::now();
+            program.signal(signal);
+            for client in [&mut subscribed, &mut idle, &mut stranger] {
+                assert_eq!(client.end(IN_TIME).await, RESTART);
+            }
+            let status = program.wait_exit(IN_TIME).await;
+            assert_eq!(status.code(), Some(0), "after {signal}");
+            assert!(started.elapsed() < IN_TIME);
+        }
+    }
+}
+
+#[tokio::test]
+async fn programs_without_an_upstream_stop_as_well() {
+    let port = ReservedPort::new();
+    let programs = [
+        stack::filtered(port.addr()).start().await,
+        stack::firehose(&format!("ws://{}/stocks", port.addr())).start().await,
+    ];
+    for program in programs {
+        eventually(SOON, "a try fails", async || {
+            !program.health_text("/upstream/last_error").await.is_empty()
+        })
+        .await;
+        program.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_queued_is_delivered_before_the_close() {
+    let mut stack = Stack::with(StackConfig {
+        filtered_env: vec![("CLIENT_MAX_LAG", "60s".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    let mut late = TestClient::connect_narrow(stack.addr(), 4_096).await;
+    late.log_in(CLIENT_KEY).await;
+    late.subscribe("*").await;
+    let mut witness = stack.subscriber("*").await;
+    let events: Vec<_> = (0..60_000).map(|n| trade("AAPL", n)).collect();
+    for frame in events.chunks(500) {
+        stack.publish(frame);
+    }
+    witness.expect_objects(&events).await;
+    let filtered = stack.filtered.remove(0);
+    eventually(SOON, "something is queued", async || {
+        filtered.metric("filtered_queue_bytes").await > Some(0.0)
+    })
+    .await;
+    filtered.signal(Signal::SIGTERM);
+    let mut filtered = filtered;
+    assert_eq!(witness.end(IN_TIME).await, RESTART);
+    late.expect_objects(&events).await;
+    assert_eq!(late.end(IN_TIME).await, RESTART);
+    assert_eq!(filtered.wait_exit(IN_TIME).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_can_not_hold_up_the_stop() {
+    let mut stack = Stack::with(StackConfig {
+        filtered_env: vec![
+            ("CLIENT_MAX_LAG", "60s".to_owned()),
+            ("DRAIN_TIMEOUT", "1s".to_owned()),
+        ],
+        ..StackConfig::default()
+    })
+    .await;
+    let mut stuck = TestClient::connect_narrow(stack.addr(), 4_096).await;
+    stuck.log_in(CLIENT_KEY).await;
+    stuck.subscribe("*").await;
+    let events: Vec<_> = (0..60_000).map(|n| trade("AAPL", n)).collect();
+    for frame in events.chunks(500) {
+        stack.publish(frame);
+    }
+    let mut filtered = stack.filtered.remove(0);
+    eventually(SOON, "something is queued", async || {
+        filtered.metric("filtered_queue_bytes").await > Some(0.0)
+    })
+    .await;
+    let mut reader = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    filtered.signal(Signal::SIGTERM);
+    assert_eq!(reader.end(IN_TIME).await, RESTART);
+    assert_eq!(filtered.wait_exit(IN_TIME).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_port_is_free_for_the_successor_at_once() {
+    let port = ReservedPort::new();
+    let sim = Sim::start().await;
+    let launch = || stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port());
+    for _ in 0..3 {
+        let firehose = launch().start().await;
+        let mut client = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+        let (end, ()) = tokio::join!(client.end(SOON), firehose.stop());
+        assert_eq!(end, RESTART);
+    }
+}
+
+#[tokio::test]
+async fn an_unfinished_request_can_not_hold_up_the_stop() {
+    let sim = Sim::start().await;
+    let firehose = stack::firehose(&sim.url("stocks")).env("AUTH_TIMEOUT", "60s").start().await;
+    let filtered = stack::filtered(firehose.addr()).env("AUTH_TIMEOUT", "60s").start().await;
+    is_up(&filtered).await;
+    for program in [filtered, firehose] {
+        let mut open = Vec::new();
+        for head in ["", "GET /stocks HTTP/1.1\r\nHost: x\r\nUpgrade: webs"] {
+            let mut stream = TcpStream::connect(program.addr()).await.expect("connect");
+            stream.write_all(head.as_bytes()).await.expect("send half a request");
+            open.push(stream);
+        }
+        // Both have arrived: the answer to a later request says so.
+        assert_eq!(get(program.addr(), "/livez").await.status, 200);
+        program.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut stack = Stack::with(StackConfig {
+        filtered_env: vec![("CLIENT_MAX_LAG", "60s".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    let mut stuck = TestClient::connect_narrow(stack.addr(), 4_096).await;
+    stuck.log_in(CLIENT_KEY).await;
+    stuck.subscribe("*").await;
+    let events: Vec<_> = (0..60_000).map(|n| trade("AAPL", n)).collect();
+    for frame in events.chunks(500) {
+        stack.publish(frame);
+    }
+    let mut filtered = stack.filtered.remove(0);
+    eventually(SOON, "something is queued", async || {
+        filtered.metric("filtered_queue_bytes").await > Some(0.0)
+    })
+    .await;
+    filtered.signal(Signal::SIGTERM);
+    filtered.logged("stopping; a second signal stops at once").await;
+    let started = Instant::now();
+    filtered.signal(Signal::SIGTERM);
+    filtered.wait_exit(IN_TIME).await;
+    // The client would have had 8 s.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}

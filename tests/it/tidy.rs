@@ -1,0 +1,112 @@
+//! What the project promises of its own sources: layers, boundaries, nothing left undone, no key.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// All text files of the project but what is built, installed, pinned or hidden.
+fn files() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut dirs = vec![root()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).expect("read a directory") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let skipped = ["target", "node_modules", "Cargo.lock", "package-lock.json", ".env"];
+            if skipped.contains(&name) || name == ".git" {
+                continue;
+            }
+            if path.is_dir() {
+                dirs.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                found.push((path, text));
+            }
+        }
+    }
+    assert!(found.len() > 50, "the project's files");
+    found
+}
+
+/// The code of a module: without its tests and comments.
+fn code(text: &str) -> String {
+    let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn pure_modules_know_no_runtime_no_clock_and_no_log() {
+    let common =
+        ["backoff", "channel", "close", "frame", "market", "protocol", "slow", "upstream_channels"];
+    let filtered = ["split", "index", "batch"];
+    let modules = common
+        .map(|name| format!("proxy-common/src/{name}.rs"))
+        .into_iter()
+        .chain(filtered.map(|name| format!("filtered-proxy/src/{name}.rs")));
+    for module in modules {
+        let code = code(&read(&module));
+        assert!(code.contains("pub "), "{module}");
+        for effect in ["tokio", "tracing", "::now()", "std::net", "std::fs", "std::env", "thread"] {
+            assert!(!code.contains(effect), "{module} is pure, but knows {effect:?}");
+        }
+    }
+}
+
+#[test]
+fn tiers_know_neither_each_other_nor_the_simulator() {
+    let forbidden = [
+        ("proxy-common", &["firehose-proxy", "filtered-proxy", "polygon-sim"][..]),
+        ("firehose-proxy", &["filtered-proxy", "polygon-sim"]),
+        ("filtered-proxy", &["firehose-proxy", "polygon-sim"]),
+        ("polygon-sim", &["proxy-common", "firehose-proxy", "filtered-proxy"]),
+        ("tests", &["proxy-common", "firehose-proxy", "filtered-proxy"]),
+    ];
+    for (package, others) in forbidden {
+        let manifest = read(format!("{package}/Cargo.toml"));
+        for line in manifest.lines().filter(|line| !line.starts_with("name =")) {
+            let dependency = line.split(['.', ' ', '=']).next().unwrap_or_default();
+            assert!(!others.contains(&dependency), "{package} depends on {dependency}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_undone() {
+    // Put together here, so that this file is not found.
+    let marks =
+        ["TO", "FIX", "XX", "unimplemented", "to"].into_iter().zip(["DO", "ME", "X", "!", "do!("]);
+    let marks: Vec<_> = marks.map(|(begin, end)| format!("{begin}{end}")).collect();
+    for (path, text) in
+        files().iter().filter(|(path, _)| path.extension().is_some_and(|e| e == "rs"))
+    {
+        for mark in &marks {
+            assert!(!text.contains(mark), "{mark} in {}", path.display());
+        }
+    }
+}
+
+/// The vendor's keys are words of 32 letters and digits, mixed.
+#[test]
+fn no_key_lies_about() {
+    let is_key = |word: &str| {
+        word.len() == 32
+            && word.contains(|c: char| c.is_ascii_digit())
+            && word.contains(|c: char| c.is_ascii_uppercase())
+            && word.contains(|c: char| c.is_ascii_lowercase())
+    };
+    assert!(is_key(&"aB3_".repeat(8)));
+    for (path, text) in files() {
+        let mut words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        assert!(!words.any(is_key), "something like a key in {}", path.display());
+    }
+}

@@ -1,0 +1,402 @@
+//! Both links: one connection for everyone, losses, refusals, any order of starting.
+
+use std::time::Duration;
+
+use polygon_sim::{Fault, SimConfig};
+use serde_json::{Value, json};
+use tests::{
+    client::TestClient,
+    program::{Program, Signal},
+    stack::{
+        self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, in_state, is_up,
+    },
+    wait::{SOON, eventually, holds_for},
+};
+
+use crate::events::{quote, trade};
+
+/// The channels of the stock market.
+const STOCKS: [&str; 7] = ["A.*", "AM.*", "FMV.*", "LULD.*", "NOI.*", "Q.*", "T.*"];
+
+async fn carries(program: &Program, expected: &[&str]) -> bool {
+    let health = program.health().await;
+    if health["upstream"]["state"] != "up" {
+        return false;
+    }
+    let carried = health["channels"]["carried"].as_array().cloned().unwrap_or_default();
+    let mut carried: Vec<_> = carried.iter().filter_map(Value::as_str).collect();
+    carried.sort_unstable();
+    carried == expected
+}
+
+/// Waits until a filtered proxy's firehose is linked to the simulator and everything is subscribed on the way.
+async fn is_linked(sim: &Sim, filtered: &Program) {
+    eventually(SOON, "everything is subscribed", async || {
+        let all = STOCKS.map(str::to_owned).into();
+        carries(filtered, &["*"]).await && sim.handle.subscriptions() == all
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn any_number_of_proxies_and_clients_share_one_connection_and_one_login() {
+    let stack = Stack::with(StackConfig { filtered: 2, ..StackConfig::default() }).await;
+    let mut clients = Vec::new();
+    for n in 0..40 {
+        let mut client = TestClient::login(stack.filtered[n % 2].addr(), CLIENT_KEY).await;
+        client.subscribe(["T.AAPL", "*", "Q.AAPL,T.*", "T.MSFT"][n / 2 % 4]).await;
+        clients.push(client);
+    }
+    let events = [trade("AAPL", 1), quote("AAPL", 2), trade("MSFT", 3)];
+    stack.publish(&events);
+    for (n, client) in clients.iter_mut().enumerate() {
+        let expected: &[usize] = [&[0][..], &[0, 1, 2], &[0, 1, 2], &[2]][n / 2 % 4];
+        client.expect_objects(&expected.iter().map(|&n| &events[n]).collect::<Vec<_>>()).await;
+    }
+    let stats = stack.sim.handle.stats();
+    assert_eq!((stats.tcp_accepted, stats.auths, stats.connections_now), (1, 1, 1));
+    assert_eq!(stack.sim.handle.subscriptions(), STOCKS.map(str::to_owned).into());
+}
+
+/// Whether the vendor delivers twice what a connection holds twice is not known, so nothing is asked for twice.
+#[tokio::test]
+async fn a_channel_within_a_wildcard_is_not_asked_for_again() {
+    let stack = Stack::start().await;
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("T.AAPL,Q.*").await;
+    let mut other = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    // Asked in order, so the commands before this one have been heard once it is.
+    other.subscribe("LV.AAPL").await;
+    eventually(SOON, "a channel outside every wildcard is asked for", async || {
+        stack.sim.handle.commands().iter().any(|command| command.contains("LV.AAPL"))
+    })
+    .await;
+    assert_eq!(stack.sim.handle.subscriptions(), STOCKS.map(str::to_owned).into());
+}
+
+#[tokio::test]
+async fn channels_are_asked_of_the_vendor_one_by_one_and_never_all_at_once() {
+    let stack = Stack::start().await;
+    let client = stack.subscriber("*,T.AAPL,Q.*").await;
+    client.close().await;
+    let mut asked = Vec::new();
+    for command in stack.sim.handle.commands() {
+        let command: Value = serde_json::from_str(&command).expect("a command of ours is JSON");
+        if command["action"] != "auth" {
+            assert_eq!(command["action"], "subscribe", "{command}");
+            asked.push(command["params"].as_str().expect("params are a string").to_owned());
+        }
+    }
+    asked.sort_unstable();
+    assert_eq!(asked, STOCKS, "a client's subscription never goes upstream");
+}
+
+#[tokio::test]
+async fn upstream_channels_can_be_chosen() {
+    let stack = Stack::with(StackConfig {
+        firehose_env: vec![("UPSTREAM_CHANNELS", "T.*, Q.AAPL".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    eventually(SOON, "both are carried", async || {
+        carries(&stack.firehose, &["Q.AAPL", "T.*"]).await
+    })
+    .await;
+    assert_eq!(
+        stack.sim.handle.subscriptions(),
+        ["Q.AAPL", "T.*"].map(str::to_owned).into(),
+        "nothing else is asked for"
+    );
+    let mut client = stack.subscriber("*").await;
+    let events = [trade("MSFT", 1), quote("MSFT", 2), quote("AAPL", 3)];
+    stack.publish(&events);
+    client.expect_objects(&[&events[0], &events[2]]).await;
+}
+
+#[tokio::test]
+async fn a_firehose_asks_for_what_its_clients_want_and_drops_it_after_the_last_one_left() {
+    let sim = Sim::start().await;
+    let firehose =
+        stack::firehose(&sim.url("stocks")).env("UPSTREAM_LINGER", "200ms").start().await;
+    is_up(&firehose).await;
+    let held = async |expected: &[&str]| {
+        let expected = expected.iter().map(|&channel| channel.to_owned()).collect();
+        let what = format!("upstream holds {expected:?}");
+        eventually(SOON, &what, async || sim.handle.subscriptions() == expected).await;
+    };
+    let mut one = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    let mut two = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    one.subscribe("T.AAPL,T.MSFT").await;
+    held(&["T.AAPL", "T.MSFT"]).await;
+    two.subscribe("T.AAPL,Q.*").await;
+    held(&["Q.*", "T.AAPL", "T.MSFT"]).await;
+    one.close().await;
+    held(&["Q.*", "T.AAPL"]).await;
+    two.unsubscribe("Q.*").await;
+    held(&["T.AAPL"]).await;
+    drop(two);
+    held(&[]).await;
+    assert_eq!(sim.handle.stats().connections_accepted, 1);
+}
+
+#[tokio::test]
+async fn a_refused_channel_is_reported_and_the_rest_goes_on() {
+    let sim =
+        SimConfig { refuse: vec!["FMV".to_owned(), "NOI".to_owned()], ..SimConfig::default() };
+    let stack = Stack::with(StackConfig { sim, ..StackConfig::default() }).await;
+    eventually(SOON, "what can be carried is", async || {
+        carries(&stack.firehose, &["A.*", "AM.*", "LULD.*", "Q.*", "T.*"]).await
+    })
+    .await;
+    let response = tests::http::get(stack.firehose.addr(), "/health").await;
+    assert_eq!(response.status, 200);
+    let health = response.json();
+    assert_eq!(health["status"], "degraded");
+    let mut refused: Vec<_> = health["channels"]["refused"].as_array().cloned().unwrap_or_default();
+    refused.sort_by_key(ToString::to_string);
+    assert_eq!(refused, [json!("FMV.*"), json!("NOI.*")]);
+    let mut client = stack.subscriber("*").await;
+    stack.publish(&[trade("AAPL", 1)]);
+    client.expect_objects(&[trade("AAPL", 1)]).await;
+    assert_eq!(stack.sim.handle.stats().connections_accepted, 1);
+}
+
+#[tokio::test]
+async fn clients_stay_through_every_way_of_losing_the_vendor() {
+    let stack = Stack::start().await;
+    let mut client = stack.subscriber("T.AAPL").await;
+    // Few, since retries come later after each.
+    let losses = [Fault::Abort, Fault::CloseWith { code: 1000 }, Fault::CloseWith { code: 1012 }];
+    for (n, loss) in losses.into_iter().enumerate() {
+        let logins = stack.sim.handle.stats().auths;
+        stack.sim.handle.inject(loss);
+        eventually(SOON, "the firehose is back", async || {
+            stack.sim.handle.stats().auths == logins + 1
+        })
+        .await;
+        eventually(SOON, "everything is subscribed again", async || {
+            stack.sim.handle.subscriptions() == STOCKS.map(str::to_owned).into()
+        })
+        .await;
+        stack.publish(&[quote("AAPL", n), trade("AAPL", n)]);
+        client.expect_event(&trade("AAPL", n)).await;
+    }
+    let health = stack.firehose.health().await;
+    assert_eq!(health["upstream"]["reconnects"], losses.len(), "{health}");
+    assert!(health["upstream"]["last_error"].is_string(), "{health}");
+    client.command("subscribe", "T.MSFT").await;
+    client.expect_status("success", "subscribed to: T.MSFT").await;
+}
+
+#[tokio::test]
+async fn an_outage_is_told_in_frames_of_its_own() {
+    let stack = Stack::start().await;
+    let mut client = stack.subscriber("T.AAPL").await;
+    let before = unix_millis();
+    stack.sim.handle.inject(Fault::Abort);
+    let down: Value = serde_json::from_str(&client.next_text().await).expect("a frame");
+    let up: Value = serde_json::from_str(&client.next_text().await).expect("a frame");
+    for (frame, status) in [(&down, "upstream_down"), (&up, "upstream_up")] {
+        let notices = frame.as_array().expect("an array");
+        assert_eq!(notices.len(), 1, "{frame}");
+        assert_eq!(notices[0]["ev"], "status", "{frame}");
+        assert_eq!(notices[0]["status"], status, "{frame}");
+        assert_eq!(notices[0]["tier"], "firehose", "{frame}");
+        assert!(notices[0]["message"].is_string() && notices[0]["reason"].is_string(), "{frame}");
+        assert!(notices[0]["from"].as_u64() >= Some(before), "{frame}");
+    }
+    let (from, to) = (up[0]["from"].as_u64(), up[0]["to"].as_u64());
+    assert_eq!(from, down[0]["from"].as_u64());
+    assert!(from <= to && to <= Some(unix_millis()), "{up}");
+}
+
+fn unix_millis() -> u64 {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock past 1970");
+    u64::try_from(since.as_millis()).expect("not so late")
+}
+
+#[tokio::test]
+async fn the_first_retry_comes_at_once() {
+    let stack = Stack::start().await;
+    let before = std::time::Instant::now();
+    stack.sim.handle.inject(Fault::Abort);
+    eventually(SOON, "the firehose is back", async || stack.sim.handle.stats().auths == 2).await;
+    // Under 250 ms by design; the rest is what a busy machine may need.
+    let took = before.elapsed();
+    assert!(took < Duration::from_secs(2), "back after {took:?}");
+}
+
+#[tokio::test]
+async fn login_waits_for_a_slow_vendor_and_survives_a_broken_one() {
+    let sim = Sim::start().await;
+    sim.handle.inject(Fault::RefuseTcp { on: true });
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    eventually(SOON, "a try fails", async || sim.handle.stats().tcp_refused > 0).await;
+    in_state(&firehose, "waiting").await;
+    sim.handle.inject(Fault::RefuseTcp { on: false });
+    sim.handle.inject(Fault::RefuseUpgrade { status: Some(503) });
+    eventually(SOON, "a try fails", async || sim.handle.stats().upgrades_refused > 0).await;
+    sim.handle.inject(Fault::RefuseUpgrade { status: None });
+    sim.handle.inject(Fault::NoVerdict { on: true });
+    in_state(&firehose, "authenticating").await;
+    sim.handle.inject(Fault::NoVerdict { on: false });
+    sim.handle.inject(Fault::Abort);
+    is_up(&firehose).await;
+}
+
+#[tokio::test]
+async fn a_refused_key_is_reported_and_not_hammered() {
+    let sim = Sim::start().await;
+    sim.handle.inject(Fault::RefuseAuth { on: true });
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    let filtered = stack::filtered(firehose.addr()).start().await;
+    in_state(&firehose, "refused").await;
+    let response = tests::http::get(firehose.addr(), "/health").await;
+    assert_eq!(response.status, 503);
+    let health = response.json();
+    assert_eq!(health["status"], "down");
+    let reason = health["upstream"]["last_error"].as_str().unwrap_or_default();
+    assert!(reason.contains("auth_failed") && reason.contains("authentication failed"), "{reason}");
+    // Clients are served all the same: they wait for data.
+    is_up(&filtered).await;
+    let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL").await;
+    holds_for(Duration::from_secs(3), "one try with a refused key", async || {
+        sim.handle.stats().auth_failures == 1
+    })
+    .await;
+    // The operator may ask for another try, which tells the plan's reason here.
+    sim.handle.inject(Fault::RefuseAuth { on: false });
+    sim.handle.inject(Fault::PlanLacksMarket { on: true });
+    firehose.signal(Signal::SIGHUP);
+    eventually(SOON, "a second try", async || sim.handle.stats().auth_failures == 2).await;
+    eventually(SOON, "the vendor's reason in /health", async || {
+        let reason = firehose.health_text("/upstream/last_error").await;
+        reason.contains("Your plan doesn't include websocket access.")
+    })
+    .await;
+    sim.handle.inject(Fault::PlanLacksMarket { on: false });
+    firehose.signal(Signal::SIGHUP);
+    is_linked(&sim, &filtered).await;
+    sim.handle.publish(&[trade("AAPL", 1)]);
+    client.expect_event(&trade("AAPL", 1)).await;
+}
+
+#[tokio::test]
+async fn a_proxy_with_a_wrong_key_says_so_and_waits() {
+    let sim = Sim::start().await;
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    let filtered = stack::filtered(firehose.addr()).env("FIREHOSE_API_KEY", "wrong").start().await;
+    in_state(&filtered, "refused").await;
+    let reason = filtered.health_text("/upstream/last_error").await;
+    assert!(reason.contains("auth_failed"), "{reason}");
+    holds_for(Duration::from_secs(2), "one try with a refused key", async || {
+        firehose.metric("firehose_sessions_opened_total").await == Some(1.0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_account_used_elsewhere_is_left_alone_for_a_while() {
+    for evict_newcomer in [false, true] {
+        let stack = Stack::start().await;
+        let mut client = stack.subscriber("T.AAPL").await;
+        if evict_newcomer {
+            stack.sim.handle.inject(Fault::EvictOnAuth { on: true });
+            stack.sim.handle.inject(Fault::Abort);
+        } else {
+            stack.sim.handle.inject(Fault::Evict);
+        }
+        in_state(&stack.firehose, "waiting").await;
+        eventually(SOON, "the reason in /health", async || {
+            let reason = stack.firehose.health_text("/upstream/last_error").await;
+            reason.contains("max_connections") && reason.contains("another process")
+        })
+        .await;
+        let tries = stack.sim.handle.stats().auths;
+        holds_for(Duration::from_secs(2), "no further try", async || {
+            stack.sim.handle.stats().auths == tries
+        })
+        .await;
+        assert!(tries <= 2, "{tries} logins");
+        // Nobody downstream is thrown out for it.
+        client.command("subscribe", "Q.AAPL").await;
+        client.expect_status("success", "subscribed to: Q.AAPL").await;
+    }
+}
+
+#[tokio::test]
+async fn a_filtered_proxy_may_start_first() {
+    let port = ReservedPort::new();
+    let sim = Sim::start().await;
+    let filtered = stack::filtered(port.addr()).start().await;
+    let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL").await;
+    let response = tests::http::get(filtered.addr(), "/health").await;
+    assert_eq!(response.status, 503);
+    assert_eq!(response.json()["status"], "down");
+    let firehose =
+        stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port()).start().await;
+    assert_eq!(firehose.addr(), port.addr());
+    is_linked(&sim, &filtered).await;
+    sim.handle.publish(&[trade("AAPL", 1)]);
+    client.expect_event(&trade("AAPL", 1)).await;
+}
+
+#[tokio::test]
+async fn clients_do_not_notice_a_restart_of_the_firehose() {
+    let port = ReservedPort::new();
+    let sim = Sim::start().await;
+    let launch = || stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port());
+    let firehose = launch().start().await;
+    let filtered =
+        [stack::filtered(port.addr()).start().await, stack::filtered(port.addr()).start().await];
+    let mut clients = Vec::new();
+    for proxy in &filtered {
+        is_linked(&sim, proxy).await;
+        let mut client = TestClient::login(proxy.addr(), CLIENT_KEY).await;
+        client.subscribe("T.AAPL").await;
+        clients.push(client);
+    }
+    sim.handle.publish(&[trade("AAPL", 1)]);
+    for client in &mut clients {
+        client.expect_event(&trade("AAPL", 1)).await;
+    }
+    firehose.stop().await;
+    eventually(SOON, "the vendor sees it go", async || sim.handle.subscriptions().is_empty()).await;
+    for proxy in &filtered {
+        eventually(SOON, "the loss is seen", async || {
+            proxy.health_text("/upstream/state").await != "up"
+        })
+        .await;
+        assert!(!proxy.health_text("/upstream/last_error").await.is_empty());
+    }
+    // While there is no firehose, clients may come and change what they hold.
+    for client in &mut clients {
+        client.command("subscribe", "Q.AAPL").await;
+        client.expect_status("success", "subscribed to: Q.AAPL").await;
+    }
+    let mut late = TestClient::login(filtered[0].addr(), CLIENT_KEY).await;
+    late.subscribe("T.AAPL").await;
+    clients.push(late);
+    let _firehose = launch().start().await;
+    for proxy in &filtered {
+        is_linked(&sim, proxy).await;
+    }
+    let events = [trade("AAPL", 2), quote("AAPL", 3), trade("AAPL", 4)];
+    sim.handle.publish(&events);
+    for (n, client) in clients.iter_mut().enumerate() {
+        let expected: &[usize] = if n == 2 { &[0, 2] } else { &[0, 1, 2] };
+        for &n in expected {
+            client.expect_event(&events[n]).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn success_is_logged_in_the_words_of_the_quick_start() {
+    let mut stack = Stack::start().await;
+    stack.firehose.logged("Authenticated successfully").await;
+    stack.filtered[0].logged("Authenticated successfully").await;
+    stack.filtered[0].logged("Subscribed to wildcard (*)").await;
+}

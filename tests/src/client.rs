@@ -1,0 +1,391 @@
+//! A WebSocket client that keeps the bytes of what it receives.
+
+use std::{borrow::Cow, collections::VecDeque, net::SocketAddr, time::Duration};
+
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Value, value::RawValue};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Error, Message, error::ProtocolError},
+};
+
+use crate::wait::{SOON, within};
+
+/// The greeting, alone in its frame.
+pub const GREETING: &str =
+    r#"[{"ev":"status","status":"connected","message":"Connected Successfully"}]"#;
+/// The verdict on a right key, alone in its frame.
+pub const AUTHENTICATED: &str =
+    r#"[{"ev":"status","status":"auth_success","message":"authenticated"}]"#;
+
+/// One connection. What arrives is never re-serialised: objects are given out as the bytes that came.
+#[derive(Debug)]
+pub struct TestClient {
+    ws: WebSocketStream<TcpStream>,
+    /// Objects of the last frame not yet given out.
+    objects: VecDeque<String>,
+    /// Pings received.
+    pings: usize,
+}
+
+/// What comes in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    /// A text message.
+    Text(String),
+    /// The peer closed, with this code; none if its close frame had none.
+    Closed(Option<u16>),
+    /// The connection ended without a close frame.
+    Dropped,
+}
+
+impl TestClient {
+    /// Connects to `/stocks`; nothing is read yet.
+    ///
+    /// # Panics
+    ///
+    /// The connection or the upgrade fails.
+    pub async fn connect(addr: SocketAddr) -> Self {
+        Self::connect_to(addr, "/stocks").await
+    }
+
+    /// Connects to this path; nothing is read yet.
+    ///
+    /// # Panics
+    ///
+    /// The connection or the upgrade fails.
+    pub async fn connect_to(addr: SocketAddr, path: &str) -> Self {
+        let stream = within(SOON, "connecting", TcpStream::connect(addr)).await;
+        Self::upgrade(stream.expect("connect"), addr, path).await
+    }
+
+    /// Connects to `/stocks` with a receive buffer of about this many bytes: what is not read soon holds up the sender.
+    ///
+    /// # Panics
+    ///
+    /// The connection or the upgrade fails.
+    pub async fn connect_narrow(addr: SocketAddr, buffer_bytes: u32) -> Self {
+        let socket = TcpSocket::new_v4().expect("make a socket");
+        socket.set_recv_buffer_size(buffer_bytes).expect("set the receive buffer");
+        let stream = within(SOON, "connecting", socket.connect(addr)).await;
+        Self::upgrade(stream.expect("connect"), addr, "/stocks").await
+    }
+
+    async fn upgrade(stream: TcpStream, addr: SocketAddr, path: &str) -> Self {
+        stream.set_nodelay(true).expect("set TCP_NODELAY");
+        let request = format!("ws://{addr}{path}");
+        let upgrade = within(SOON, "upgrading", client_async(&request, stream)).await;
+        let (ws, response) = upgrade.unwrap_or_else(|error| panic!("upgrade of {path}: {error}"));
+        let extensions = response.headers().get("sec-websocket-extensions");
+        assert_eq!(extensions, None, "extensions nobody offered");
+        Self { ws, objects: VecDeque::new(), pings: 0 }
+    }
+
+    /// Connects to `/stocks` and logs in, checking each step.
+    ///
+    /// # Panics
+    ///
+    /// Anything goes otherwise than it should.
+    pub async fn login(addr: SocketAddr, key: &str) -> Self {
+        let mut client = Self::connect(addr).await;
+        client.log_in(key).await;
+        client
+    }
+
+    /// Logs in on a fresh connection, checking each step.
+    ///
+    /// # Panics
+    ///
+    /// Anything goes otherwise than it should.
+    pub async fn log_in(&mut self, key: &str) {
+        self.expect(GREETING).await;
+        self.command("auth", key).await;
+        self.expect(AUTHENTICATED).await;
+    }
+
+    /// Sends this text as one message.
+    ///
+    /// # Panics
+    ///
+    /// The connection does not take it.
+    pub async fn send_raw(&mut self, text: &str) {
+        self.send(Message::text(text)).await;
+    }
+
+    /// Sends any message.
+    ///
+    /// # Panics
+    ///
+    /// The connection does not take it.
+    pub async fn send(&mut self, message: Message) {
+        within(SOON, "sending", self.ws.send(message)).await.expect("send a message");
+    }
+
+    /// Sends a command as the official clients write it, compact.
+    ///
+    /// # Panics
+    ///
+    /// The connection does not take it.
+    pub async fn command(&mut self, action: &str, params: &str) {
+        let params = Value::from(params);
+        self.send_raw(&format!(r#"{{"action":"{action}","params":{params}}}"#)).await;
+    }
+
+    /// Subscribes on a silent connection: the next frame is the acknowledgement of these items and of nothing else.
+    ///
+    /// # Panics
+    ///
+    /// It is not.
+    pub async fn subscribe(&mut self, params: &str) {
+        self.command("subscribe", params).await;
+        self.expect(&acks("subscribed", params)).await;
+    }
+
+    /// Unsubscribes on a silent connection: the next frame is the acknowledgement of these items and of nothing else.
+    ///
+    /// # Panics
+    ///
+    /// It is not.
+    pub async fn unsubscribe(&mut self, params: &str) {
+        self.command("unsubscribe", params).await;
+        self.expect(&acks("unsubscribed", params)).await;
+    }
+
+    /// What comes next, control frames aside.
+    ///
+    /// # Panics
+    ///
+    /// Nothing comes within the limit, or a binary message does.
+    pub async fn next(&mut self, limit: Duration) -> Received {
+        within(limit, "receiving", self.receive()).await
+    }
+
+    async fn receive(&mut self) -> Received {
+        loop {
+            match self.ws.next().await {
+                Some(Ok(Message::Text(text))) => return Received::Text(text.as_str().to_owned()),
+                Some(Ok(Message::Binary(bytes))) => panic!("a binary message: {bytes:?}"),
+                Some(Ok(Message::Ping(_))) => self.pings += 1,
+                Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Close(frame))) => {
+                    // The answer stands in the library's buffer; a peer that has left does not need it.
+                    let _answered = self.ws.flush().await;
+                    return Received::Closed(frame.map(|frame| u16::from(frame.code)));
+                }
+                Some(Err(Error::Io(_) | Error::ConnectionClosed))
+                | Some(Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)))
+                | None => return Received::Dropped,
+                Some(Err(error)) => panic!("the peer broke the WebSocket protocol: {error}"),
+            }
+        }
+    }
+
+    /// The next text message.
+    ///
+    /// # Panics
+    ///
+    /// None comes before long.
+    pub async fn next_text(&mut self) -> String {
+        match self.next(SOON).await {
+            Received::Text(text) => text,
+            end => panic!("{end:?} instead of a message"),
+        }
+    }
+
+    /// Takes the next message, which is this, byte for byte.
+    ///
+    /// # Panics
+    ///
+    /// It is not.
+    pub async fn expect(&mut self, text: &str) {
+        assert!(self.objects.is_empty(), "objects not taken: {:?}", self.objects);
+        assert_eq!(self.next_text().await, text);
+    }
+
+    /// The next frame as the bytes of its objects.
+    ///
+    /// # Panics
+    ///
+    /// None comes before long, or it is no array of objects that official clients can read.
+    pub async fn next_frame(&mut self) -> Vec<String> {
+        objects(&self.next_text().await)
+    }
+
+    /// The bytes of the next object, in whatever frame.
+    ///
+    /// # Panics
+    ///
+    /// None comes before long.
+    pub async fn next_object(&mut self) -> String {
+        while self.objects.is_empty() {
+            self.objects = self.next_frame().await.into();
+        }
+        self.objects.pop_front().expect("there is an object")
+    }
+
+    /// Takes the next objects, which are these, byte for byte, in whatever frames.
+    ///
+    /// To see that nothing else comes, end with an event that the client is known to get.
+    ///
+    /// # Panics
+    ///
+    /// They are not.
+    pub async fn expect_objects<T: AsRef<str>>(&mut self, expected: &[T]) {
+        for (n, expected) in expected.iter().enumerate() {
+            assert_eq!(self.next_object().await, expected.as_ref(), "object {n}");
+        }
+    }
+
+    /// The bytes of the next object that is no notice of the proxy about its upstream.
+    ///
+    /// # Panics
+    ///
+    /// None comes before long.
+    pub async fn next_but_notices(&mut self) -> String {
+        loop {
+            let object = self.next_object().await;
+            if !is_notice(&object) {
+                return object;
+            }
+        }
+    }
+
+    /// Takes the next object, which is this event; notices of the proxy about its upstream may come before it.
+    ///
+    /// # Panics
+    ///
+    /// It is not.
+    pub async fn expect_event(&mut self, event: &str) {
+        assert_eq!(self.next_but_notices().await, event);
+    }
+
+    /// Takes the next object, which is this status; notices of the proxy about its upstream may come before it.
+    ///
+    /// # Panics
+    ///
+    /// It is not.
+    pub async fn expect_status(&mut self, status: &str, message: &str) {
+        let message = Value::from(message);
+        let expected = format!(r#"{{"ev":"status","status":"{status}","message":{message}}}"#);
+        assert_eq!(self.next_but_notices().await, expected);
+    }
+
+    /// Reads until the connection ends and says how, skipping messages.
+    ///
+    /// # Panics
+    ///
+    /// It does not end within the limit.
+    pub async fn end(&mut self, limit: Duration) -> Received {
+        let end = async {
+            loop {
+                match self.receive().await {
+                    Received::Text(_) => {}
+                    end => return end,
+                }
+            }
+        };
+        within(limit, "the end of a connection", end).await
+    }
+
+    /// The objects received but not yet taken.
+    pub fn take_objects(&mut self) -> Vec<String> {
+        self.objects.drain(..).collect()
+    }
+
+    /// Pings received until now.
+    #[must_use]
+    pub fn pings(&self) -> usize {
+        self.pings
+    }
+
+    /// Sends a ping and waits for its pong; the frames that overtook it are counted and kept as objects.
+    ///
+    /// # Panics
+    ///
+    /// No pong with the same payload comes before long.
+    pub async fn ping(&mut self, payload: &'static [u8]) -> usize {
+        self.send(Message::Ping(payload.into())).await;
+        let pong = async {
+            let mut before = 0;
+            loop {
+                match self.ws.next().await {
+                    Some(Ok(Message::Pong(answer))) => {
+                        assert_eq!(answer, payload, "payload of a pong");
+                        return before;
+                    }
+                    Some(Ok(Message::Text(text))) => {
+                        before += 1;
+                        self.objects.extend(objects(text.as_str()));
+                    }
+                    Some(Ok(Message::Ping(_))) => self.pings += 1,
+                    other => panic!("{other:?} instead of a pong"),
+                }
+            }
+        };
+        within(SOON, "a pong", pong).await
+    }
+
+    /// Closes as official clients do and waits for the answer.
+    ///
+    /// # Panics
+    ///
+    /// The close is not answered before long.
+    pub async fn close(mut self) {
+        within(SOON, "closing", self.ws.close(None)).await.expect("close");
+        self.end(SOON).await;
+    }
+}
+
+/// Whether an object is a notice of the proxy about what happened upstream.
+fn is_notice(object: &str) -> bool {
+    let value: Value = serde_json::from_str(object).expect("an object parses");
+    let notices = ["gap", "upstream_down", "upstream_up"];
+    value["ev"] == "status" && notices.iter().any(|notice| value["status"] == *notice)
+}
+
+/// The frame that acknowledges these items: one object each, in their order, compact.
+#[must_use]
+pub fn acks(verb: &str, params: &str) -> String {
+    let items = params.split(',').map(|item| {
+        let message = Value::from(format!("{verb} to: {item}"));
+        format!(r#"{{"ev":"status","status":"success","message":{message}}}"#)
+    });
+    format!("[{}]", items.collect::<Vec<_>>().join(","))
+}
+
+/// Splits a frame into the bytes of its objects with a real JSON parser.
+///
+/// # Panics
+///
+/// It is no array of objects, an object lacks `ev`, or a status lacks `status` or `message`: each kills an official
+/// client.
+#[must_use]
+pub fn objects(frame: &str) -> Vec<String> {
+    let raw: Vec<&RawValue> = serde_json::from_str(frame)
+        .unwrap_or_else(|error| panic!("a frame that is no JSON array ({error}): {frame}"));
+    assert!(frame.len() < 900_000, "a message of {} bytes", frame.len());
+    raw.into_iter().map(|raw| checked(raw.get()).to_owned()).collect()
+}
+
+/// What official clients read of every object.
+#[derive(Deserialize)]
+struct Head<'a> {
+    #[serde(borrow)]
+    ev: Cow<'a, str>,
+    status: Option<Value>,
+    message: Option<Value>,
+}
+
+fn checked(object: &str) -> &str {
+    let head: Head<'_> = serde_json::from_str(object).unwrap_or_else(|error| {
+        panic!("an object that official clients can not read ({error}): {object}")
+    });
+    if head.ev == "status" {
+        let texts = [&head.status, &head.message];
+        let complete = texts.iter().all(|text| text.as_ref().is_some_and(Value::is_string));
+        assert!(complete, "a status that official clients can not read: {object}");
+    }
+    object
+}

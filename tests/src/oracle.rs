@@ -1,0 +1,328 @@
+//! An independent model of subscriptions: which of the events that were sent a client must have received.
+//!
+//! Written from the vendor's documents over a real JSON parser; it shares no line and no idea of speed with the product.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::Value;
+
+/// The field that holds the symbol of this market's events of this kind; none for kinds the market does not have.
+#[must_use]
+pub fn symbol_field(market: &str, kind: &str) -> Option<&'static str> {
+    Some(match (market, kind) {
+        ("stocks", "LULD" | "NOI") | ("indices", "V") => "T",
+        ("stocks", "T" | "Q" | "A" | "AM" | "FMV" | "LV")
+        | ("options", "T" | "Q" | "A" | "AM" | "FMV" | "LV")
+        | ("indices", "A" | "AM")
+        | ("futures", "T" | "Q" | "A" | "AM")
+        | ("forex" | "crypto", "FMV" | "AM" | "LV") => "sym",
+        ("forex", "CA" | "CAS") | ("crypto", "XT" | "XQ" | "XA" | "XAS" | "XL2") => "pair",
+        ("forex", "C") => "p",
+        _ => return None,
+    })
+}
+
+/// Whether someone who holds this channel alone gets this event.
+///
+/// # Panics
+///
+/// The event has no `ev`.
+#[must_use]
+pub fn matches(market: &str, channel: &str, event: &Value) -> bool {
+    let held = HashSet::from([entry(market, channel)]);
+    Sent::new(market, event).is_wanted(&held)
+}
+
+/// A channel in the form in which subscriptions and events meet: pairs are spelled in several ways, nothing else is.
+fn entry(market: &str, channel: &str) -> String {
+    match channel.split_once('.') {
+        Some((kind, symbol)) => format!("{kind}.{}", symbol_form(market, symbol)),
+        None => channel.to_owned(),
+    }
+}
+
+fn symbol_form(market: &str, symbol: &str) -> String {
+    let prefix = match market {
+        "forex" => "C:",
+        "crypto" => "X:",
+        _ => return symbol.to_owned(),
+    };
+    symbol.strip_prefix(prefix).unwrap_or(symbol).replace(['/', '-'], "")
+}
+
+/// The entries that match an event: all there is to know about it.
+#[derive(Debug)]
+struct Sent {
+    /// `T.*` and `T.AAPL`; none for a kind that the market does not have, which only `*` matches.
+    entries: Option<(String, String)>,
+}
+
+impl Sent {
+    fn new(market: &str, event: &Value) -> Self {
+        let kind = event["ev"].as_str().expect("every event has ev");
+        let entries = symbol_field(market, kind).map(|field| {
+            let symbol = event[field].as_str().unwrap_or_default();
+            (format!("{kind}.*"), format!("{kind}.{}", symbol_form(market, symbol)))
+        });
+        Self { entries }
+    }
+
+    fn is_wanted(&self, held: &HashSet<String>) -> bool {
+        let named =
+            |(kind, symbol): &(String, String)| held.contains(kind) || held.contains(symbol);
+        held.contains("*") || self.entries.as_ref().is_some_and(named)
+    }
+}
+
+/// What one client saw, in order.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// The bytes of an event.
+    Event(String),
+    /// The acknowledgement of a change.
+    Changed {
+        /// Items acknowledged as subscribed.
+        added: Vec<String>,
+        /// Items acknowledged as unsubscribed.
+        removed: Vec<String>,
+        /// How many events had been handed to the simulator when the acknowledgement was read. The change took effect
+        /// before any event after them.
+        sent_before: usize,
+    },
+}
+
+/// Knows all events sent, in order, and judges what clients received of them.
+#[derive(Debug)]
+pub struct Oracle {
+    market: String,
+    sent: Vec<Sent>,
+    positions: HashMap<String, usize>,
+}
+
+/// Where in the sequence of events a change of subscriptions may have taken effect: before the event at any of these
+/// positions. Always an interval, because what extends it does so one event at a time.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    earliest: usize,
+    latest: usize,
+}
+
+impl Oracle {
+    /// An oracle over the bytes of all events sent, in order.
+    ///
+    /// # Panics
+    ///
+    /// Two events have the same bytes: a received one could not be told apart.
+    #[must_use]
+    pub fn new(market: &str, events: &[String]) -> Self {
+        let sent = events.iter().map(|event| {
+            let value = serde_json::from_str(event).expect("an event that was sent parses");
+            Sent::new(market, &value)
+        });
+        let sent = sent.collect();
+        let mut positions = HashMap::with_capacity(events.len());
+        for (position, event) in events.iter().enumerate() {
+            let earlier = positions.insert(event.clone(), position);
+            assert_eq!(earlier, None, "sent twice: {event}");
+        }
+        Self { market: market.to_owned(), sent, positions }
+    }
+
+    /// Checks all that a client saw, from its login to the last event sent, which it must have received.
+    ///
+    /// Between two changes the client must have received exactly the matching events, in order. Where exactly among the
+    /// events a change took effect is the product's choice, but one place must explain both sides of it, and it must lie
+    /// before all events sent after the acknowledgement.
+    ///
+    /// # Errors
+    ///
+    /// Says which event is foreign, missing, repeated or out of order.
+    pub fn check(&self, steps: &[Step]) -> Result<(), String> {
+        let mut held = HashSet::new();
+        let mut cut = Cut { earliest: 0, latest: 0 };
+        let mut last: Option<usize> = None;
+        for (at, step) in steps.iter().enumerate() {
+            match step {
+                Step::Event(event) => {
+                    let position = self.positions.get(event);
+                    let position = *position.ok_or(format!("step {at}: never sent: {event}"))?;
+                    self.check_event(position, last, cut, &held)
+                        .map_err(|wrong| format!("step {at}: {wrong}: {event}"))?;
+                    last = Some(position);
+                }
+                Step::Changed { added, removed, sent_before } => {
+                    cut = self.next_cut(last, cut, &held, *sent_before).ok_or(format!(
+                        "step {at}: no place for the change +{added:?} -{removed:?}: {cut:?}, {last:?}"
+                    ))?;
+                    last = None;
+                    held.extend(added.iter().map(|item| entry(&self.market, item)));
+                    for item in removed {
+                        held.remove(&entry(&self.market, item));
+                    }
+                }
+            }
+        }
+        if last.is_none_or(|last| last + 1 < self.sent.len()) {
+            return Err(format!("ends at {last:?} of {} events", self.sent.len()));
+        }
+        Ok(())
+    }
+
+    fn check_event(
+        &self,
+        position: usize,
+        last: Option<usize>,
+        cut: Cut,
+        held: &HashSet<String>,
+    ) -> Result<(), String> {
+        if !self.sent[position].is_wanted(held) {
+            return Err(format!("event {position} matches nothing of {held:?}"));
+        }
+        // Before the first event since a change, the change may yet have to take effect.
+        let expected_from = match last {
+            Some(last) if position <= last => return Err(format!("event {position} after {last}")),
+            Some(last) => last + 1,
+            None if position < cut.earliest => {
+                return Err(format!("event {position} after a change at {cut:?}"));
+            }
+            None => cut.latest.min(position),
+        };
+        match self.first_wanted(expected_from, held) {
+            missing if missing < position => {
+                Err(format!("event {missing} is missing before event {position}, held: {held:?}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where the next change may take effect: after all that was received, before the first event missed.
+    fn next_cut(
+        &self,
+        last: Option<usize>,
+        cut: Cut,
+        held: &HashSet<String>,
+        sent_before: usize,
+    ) -> Option<Cut> {
+        let (earliest, expected_from) = match last {
+            Some(last) => (last + 1, last + 1),
+            None => (cut.earliest, cut.latest),
+        };
+        let latest = self.first_wanted(expected_from, held).min(sent_before);
+        (earliest <= latest).then_some(Cut { earliest, latest })
+    }
+
+    /// The first event from here on that matches; the number of events if none does.
+    fn first_wanted(&self, from: usize, held: &HashSet<String>) -> usize {
+        let wanted = (from..self.sent.len()).find(|&position| self.sent[position].is_wanted(held));
+        wanted.unwrap_or(self.sent.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trade(symbol: &str, n: usize) -> String {
+        format!(r#"{{"ev":"T","sym":"{symbol}","q":{n}}}"#)
+    }
+
+    /// Events 0 to 7 alternate between A and B; the last, event 8, is of C.
+    fn events() -> Vec<String> {
+        let alternate = (0..8).map(|n| trade(if n % 2 == 0 { "A" } else { "B" }, n));
+        alternate.chain([trade("C", 8)]).collect()
+    }
+
+    fn add(item: &str, sent_before: usize) -> Step {
+        Step::Changed { added: vec![item.to_owned()], removed: Vec::new(), sent_before }
+    }
+
+    fn remove(item: &str, sent_before: usize) -> Step {
+        Step::Changed { added: Vec::new(), removed: vec![item.to_owned()], sent_before }
+    }
+
+    #[track_caller]
+    fn check(steps: &[Step], received: &[usize], expected: Result<(), &str>) {
+        let events = events();
+        let mut received = received.iter().map(|&n| Step::Event(events[n].clone()));
+        let mut all = Vec::new();
+        for step in steps {
+            match step {
+                // A placeholder for this many of the received events.
+                Step::Event(count) => {
+                    all.extend(received.by_ref().take(count.parse().unwrap()));
+                }
+                change @ Step::Changed { .. } => all.push(change.clone()),
+            }
+        }
+        all.extend(received);
+        match (Oracle::new("stocks", &events).check(&all), expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+            (result, _) => panic!("{result:?} instead of {expected:?}"),
+        }
+    }
+
+    fn then(count: usize) -> Step {
+        Step::Event(count.to_string())
+    }
+
+    #[test]
+    fn what_is_complete_passes() {
+        let start = [add("C.C", 0), add("T.A", 0), add("T.C", 0)];
+        check(&start, &[0, 2, 4, 6, 8], Ok(()));
+        check(&[add("*", 3)], &[3, 4, 5, 6, 7, 8], Ok(()));
+        check(&[add("*", 3)], &[0, 1, 2, 3, 4, 5, 6, 7, 8], Ok(()));
+        // One place explains both sides: B gone before event 5, C come before event 8.
+        check(
+            &[add("T.*", 0), then(5), remove("T.*", 9), add("T.A", 9), add("T.C", 9)],
+            &[0, 1, 2, 3, 4, 6, 8],
+            Ok(()),
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_found() {
+        check(&[add("*", 0)], &[0, 1, 3, 4, 5, 6, 7, 8], Err("event 2 is missing"));
+        check(&[add("*", 3)], &[4, 5, 6, 7, 8], Err("event 3 is missing"));
+        check(&[add("*", 0)], &[0, 1, 2, 3, 4, 5, 6, 7], Err("ends at"));
+        check(&[add("*", 0), remove("*", 9)], &[], Err("ends at"));
+        // Held from before event 1 to after event 8 at the earliest: events of both were due.
+        let steps = [add("T.*", 1), then(2), remove("T.*", 9), add("T.C", 9)];
+        check(&steps, &[1, 4, 8], Err("missing"));
+        let steps = [add("T.*", 1), then(1), remove("T.A", 9), then(1)];
+        check(&steps, &[1, 3, 4, 5, 6, 7, 8], Err("missing"));
+    }
+
+    #[test]
+    fn what_is_foreign_or_out_of_order_is_found() {
+        check(&[add("T.A", 0)], &[0, 1], Err("matches nothing"));
+        check(&[add("T.A", 0)], &[2], Err("event 0 is missing"));
+        check(&[add("*", 0)], &[0, 0], Err("event 0 after 0"));
+        check(&[add("*", 0), then(2), add("T.A", 9)], &[0, 1, 0], Err("after a change"));
+        check(&[], &[0], Err("matches nothing"));
+        let foreign = [add("*", 0), Step::Event("1".into())];
+        let mut steps = foreign[..1].to_vec();
+        steps.push(Step::Event(trade("A", 99)));
+        let error = Oracle::new("stocks", &events()).check(&steps).unwrap_err();
+        assert!(error.contains("never sent"), "{error}");
+    }
+
+    #[test]
+    fn channels_match_by_the_vendors_table() {
+        let check = |market, channel, event: &str, expected| {
+            let event: Value = serde_json::from_str(event).unwrap();
+            assert_eq!(matches(market, channel, &event), expected, "{channel} {event}");
+        };
+        check("stocks", "T.BRK.B", r#"{"ev":"T","sym":"BRK.B"}"#, true);
+        check("stocks", "T.BRK", r#"{"ev":"T","sym":"BRK.B"}"#, false);
+        check("stocks", "LULD.X", r#"{"ev":"LULD","i":[16],"T":"X"}"#, true);
+        check("stocks", "LULD.X", r#"{"ev":"LULD","sym":"X"}"#, false);
+        check("stocks", "ZZ.*", r#"{"ev":"ZZ","sym":"X"}"#, false);
+        check("stocks", "*", r#"{"ev":"ZZ","sym":"X"}"#, true);
+        check("stocks", "A.*", r#"{"ev":"AM","sym":"X"}"#, false);
+        check("forex", "C.C:EUR-USD", r#"{"ev":"C","p":"EUR/USD"}"#, true);
+        check("crypto", "XT.X:BTC-USD", r#"{"ev":"XT","pair":"BTC-USD"}"#, true);
+        check("crypto", "FMV.BTC-USD", r#"{"ev":"FMV","sym":"X:BTC-USD"}"#, true);
+        check("indices", "V.I:SPX", r#"{"ev":"V","val":1,"T":"I:SPX"}"#, true);
+    }
+}

@@ -1,0 +1,463 @@
+//! The product's binaries as processes, with an environment of their own.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use nix::{sys::signal::kill, unistd::Pid};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    process::{Child, Command},
+    task::JoinSet,
+};
+
+pub use nix::sys::signal::Signal;
+
+use crate::{
+    http,
+    wait::{SOON, eventually, within},
+};
+
+/// How many of a program's last lines are shown when a test fails.
+const TAIL: usize = 60;
+
+/// A program about to be started: which, with which settings.
+///
+/// It gets nothing of the tests' environment but `PATH` and runs in an empty directory of its own, so no `.env` and no
+/// exported key of the machine can have a say.
+#[derive(Debug)]
+pub struct Launch {
+    binary: &'static str,
+    settings: Vec<(String, String)>,
+    args: Vec<String>,
+    dir: TempDir,
+}
+
+impl Launch {
+    /// The binary of this name, without any setting.
+    ///
+    /// # Panics
+    ///
+    /// No temporary directory can be made.
+    #[must_use]
+    pub fn new(binary: &'static str) -> Self {
+        let dir = tempfile::tempdir().expect("make a temporary directory");
+        Self { binary, settings: Vec::new(), args: Vec::new(), dir }
+    }
+
+    /// With this environment variable, in place of an earlier value.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "texts and numbers read alike at the call")]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self = self.without(name);
+        self.settings.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// With these environment variables, in place of earlier values.
+    #[must_use]
+    pub fn envs<'a>(self, settings: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        settings.into_iter().fold(self, |launch, (name, value)| launch.env(name, value))
+    }
+
+    /// Without this environment variable.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.settings.retain(|(set, _)| set != name);
+        self
+    }
+
+    /// With one more argument.
+    #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "texts and numbers read alike at the call")]
+    pub fn arg(mut self, arg: impl ToString) -> Self {
+        self.args.push(arg.to_string());
+        self
+    }
+
+    /// With a file of this name in the directory it runs in.
+    ///
+    /// # Panics
+    ///
+    /// The file can not be written.
+    #[must_use]
+    pub fn file(self, name: &str, content: &str) -> Self {
+        std::fs::write(self.dir.path().join(name), content).expect("write a file for a program");
+        self
+    }
+
+    /// The directory it will run in.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(binaries().join(self.binary));
+        command
+            .args(&self.args)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(self.settings.iter().map(|(name, value)| (name, value)))
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts it and waits until it says where it listens.
+    ///
+    /// # Panics
+    ///
+    /// It does not start, ends, or does not listen before long.
+    pub async fn start(self) -> Program {
+        let mut program = self.spawn();
+        program.addr = Some(program.bound("listening").await);
+        program
+    }
+
+    /// Starts it without waiting for anything.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    #[must_use]
+    pub fn spawn(self) -> Program {
+        let mut child = self.command().spawn().expect("start a program");
+        let log = Arc::new(Log::default());
+        let mut readers = JoinSet::new();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        readers.spawn(collect(stdout, Arc::clone(&log)));
+        readers.spawn(collect(stderr, Arc::clone(&log)));
+        Program { binary: self.binary, child, log, readers, addr: None, _dir: self.dir }
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Panics
+    ///
+    /// It does not start or does not end within the limit.
+    pub async fn run(self, limit: Duration) -> Finished {
+        let mut command = self.command();
+        let started = Instant::now();
+        let mut child = command.spawn().expect("start a program");
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        let mut out = child.stdout.take().expect("stdout is piped");
+        let mut err = child.stderr.take().expect("stderr is piped");
+        let end = async {
+            let (out, err, status) = tokio::join!(
+                out.read_to_string(&mut stdout),
+                err.read_to_string(&mut stderr),
+                child.wait()
+            );
+            out.expect("read the output of a program");
+            err.expect("read the errors of a program");
+            status.expect("wait for the end of a program")
+        };
+        let what = format!("the end of {} {:?} with {:?}", self.binary, self.args, self.settings);
+        let status = within(limit, &what, end).await;
+        Finished { code: status.code(), stdout, stderr, took: started.elapsed() }
+    }
+}
+
+/// What a program left behind.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to its standard output.
+    pub stdout: String,
+    /// What it wrote to its standard error.
+    pub stderr: String,
+    /// How long it ran.
+    pub took: Duration,
+}
+
+/// A running program. Dropping it kills it and, in a failing test, shows its last lines.
+#[derive(Debug)]
+pub struct Program {
+    binary: &'static str,
+    child: Child,
+    log: Arc<Log>,
+    /// The tasks that read its output; they end with it.
+    readers: JoinSet<()>,
+    addr: Option<SocketAddr>,
+    /// The directory it runs in, removed with it.
+    _dir: TempDir,
+}
+
+impl Program {
+    /// Where it listens.
+    ///
+    /// # Panics
+    ///
+    /// It was started by [`Launch::spawn`], which does not wait for that.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr.expect("the program was started with Launch::start")
+    }
+
+    /// The address in its first log line with this message, once it is there.
+    ///
+    /// # Panics
+    ///
+    /// There is none before long.
+    pub async fn bound(&mut self, message: &str) -> SocketAddr {
+        let line = self.logged(message).await;
+        let addr = line.pointer("/fields/addr").and_then(Value::as_str);
+        addr.and_then(|addr| addr.parse().ok())
+            .unwrap_or_else(|| panic!("no address in the log line {line}"))
+    }
+
+    /// Its first log line with this message, once it is there.
+    ///
+    /// # Panics
+    ///
+    /// There is none before long, or the program ended without it.
+    pub async fn logged(&mut self, message: &str) -> Value {
+        let what = format!("{} logs {message:?}", self.binary);
+        let mut found = None;
+        eventually(SOON, &what, async || {
+            found = self.log.find(message);
+            if found.is_none() && self.readers.try_join_next().is_some() {
+                panic!("{} ended before it logged {message:?}:\n{}", self.binary, self.log.text());
+            }
+            found.is_some()
+        })
+        .await;
+        found.expect("the condition held")
+    }
+
+    /// How many of its log lines have this message.
+    #[must_use]
+    pub fn log_count(&self, message: &str) -> usize {
+        self.log.lines().iter().filter(|line| has_message(line, message)).count()
+    }
+
+    /// All it wrote until now.
+    #[must_use]
+    pub fn log_text(&self) -> String {
+        self.log.text()
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    ///
+    /// It has ended already.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("the program still runs")
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// It has ended already.
+    pub fn signal(&self, signal: Signal) {
+        let id = i32::try_from(self.id()).expect("process ids fit");
+        kill(Pid::from_raw(id), signal).expect("signal a program");
+    }
+
+    /// Its exit status, once it ended. All it wrote is in [`Program::log_text`] then.
+    ///
+    /// # Panics
+    ///
+    /// It does not end within the limit.
+    pub async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        let what = format!("the end of {}", self.binary);
+        let end = async {
+            let status = self.child.wait().await.expect("wait for the end of a program");
+            while self.readers.join_next().await.is_some() {}
+            status
+        };
+        within(limit, &what, end).await
+    }
+
+    /// Ends it as an operator does and waits for it.
+    ///
+    /// # Panics
+    ///
+    /// It does not end within 10 s with exit code 0.
+    pub async fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait_exit(Duration::from_secs(10)).await;
+        assert_eq!(status.code(), Some(0), "exit code of {} after SIGTERM", self.binary);
+    }
+
+    /// The JSON of its `/health`, whatever the HTTP status.
+    ///
+    /// # Panics
+    ///
+    /// There is no answer, or it is no JSON.
+    pub async fn health(&self) -> Value {
+        http::get(self.addr(), "/health").await.json()
+    }
+
+    /// The string at a place of its `/health`, such as `/upstream/state`; empty if there is none.
+    ///
+    /// # Panics
+    ///
+    /// There is no answer, or it is no JSON.
+    pub async fn health_text(&self, pointer: &str) -> String {
+        let health = self.health().await;
+        health.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+    }
+
+    /// The sum of a metric's samples over all its labels; none if it has no sample.
+    ///
+    /// # Panics
+    ///
+    /// There is no answer, or a sample is no number.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        self.metric_with(name, "").await
+    }
+
+    /// The sum of a metric's samples whose labels contain this text, such as `reason="drain"`; none if it has no such
+    /// sample.
+    ///
+    /// # Panics
+    ///
+    /// There is no answer, or a sample is no number.
+    pub async fn metric_with(&self, name: &str, label: &str) -> Option<f64> {
+        let response = http::get(self.addr(), "/metrics").await;
+        assert_eq!(response.status, 200, "/metrics of {}", self.binary);
+        sum_of_samples(&response.body, name, label)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let lines = self.log.lines();
+            let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+            eprintln!("--- last lines of {} ---\n{tail}\n---", self.binary);
+        }
+        // `kill_on_drop` kills it; without a wait it could outlive the test for a moment, which hurts nobody.
+    }
+}
+
+/// The sum of the samples of one metric in Prometheus' text format.
+fn sum_of_samples(text: &str, name: &str, label: &str) -> Option<f64> {
+    let samples = text.lines().filter_map(|line| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (found, labels) = series.split_once('{').unwrap_or((series, ""));
+        (found == name && labels.contains(label))
+            .then(|| value.parse::<f64>().expect("a metric's sample is a number"))
+    });
+    samples.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
+}
+
+/// What a program wrote, line by line. Not bounded: a test's program is short-lived.
+#[derive(Debug, Default)]
+struct Log(Mutex<Vec<String>>);
+
+impl Log {
+    fn push(&self, line: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn text(&self) -> String {
+        self.lines().join("\n")
+    }
+
+    fn find(&self, message: &str) -> Option<Value> {
+        let lines = self.lines();
+        let line = lines.iter().find(|line| has_message(line, message))?;
+        serde_json::from_str(line).ok()
+    }
+}
+
+/// Whether a log line is an event with this message.
+fn has_message(line: &str, message: &str) -> bool {
+    // Most lines are none: parse only what can be.
+    line.contains(message)
+        && serde_json::from_str::<Value>(line).is_ok_and(|event| {
+            event.pointer("/fields/message").and_then(Value::as_str) == Some(message)
+        })
+}
+
+async fn collect(output: impl AsyncRead + Unpin, log: Arc<Log>) {
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        log.push(line);
+    }
+}
+
+/// The directory that holds the product's binaries, built as the running test was: same profile, same target directory.
+///
+/// Built once per run. `cargo test` builds the binaries of a package for that package's own tests only, hence the call.
+///
+/// # Panics
+///
+/// Cargo fails; its output is in the message.
+pub fn binaries() -> &'static Path {
+    // What does not build is tried once, not by every test.
+    static DIR: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match DIR.get_or_init(build) {
+        Ok(dir) => dir,
+        Err(output) => panic!("cargo could not build the programs under test:\n{output}"),
+    }
+}
+
+fn build() -> Result<PathBuf, String> {
+    // TARGET/PROFILE/deps/it-HASH
+    let test = std::env::current_exe().expect("the path of the running test");
+    let profile_dir = test.ancestors().nth(2).expect("a test lies in PROFILE/deps");
+    let target_dir =
+        profile_dir.parent().expect("a profile's directory lies in the target directory");
+    let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
+        Some("debug") => "dev",
+        Some(profile) => profile,
+        None => panic!("no profile in {}", test.display()),
+    };
+    let mut cargo = std::process::Command::new(env!("CARGO"));
+    // What cargo tells a test about its package would make build scripts run again, and all that depends on them.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            cargo.env_remove(&*name);
+        }
+    }
+    let output = cargo
+        // The whole workspace, as the tests were: a part of it would be built with other features, from the ground up.
+        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
+        .arg(target_dir)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .output()
+        .expect("run cargo");
+    if output.status.success() {
+        Ok(profile_dir.to_owned())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_summed_over_labels() {
+        let text =
+            "# TYPE x_total counter\nx_total{reason=\"a\"} 2\nx_total{reason=\"b\"} 3\nx 7\nxy 9\n";
+        assert_eq!(sum_of_samples(text, "x_total", ""), Some(5.0));
+        assert_eq!(sum_of_samples(text, "x_total", "reason=\"b\""), Some(3.0));
+        assert_eq!(sum_of_samples(text, "x", ""), Some(7.0));
+        assert_eq!(sum_of_samples(text, "z", ""), None);
+    }
+}

@@ -1,0 +1,285 @@
+//! Simulator, firehose and filtered proxies, wired up in one call.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use polygon_sim::{SimConfig, SimHandle, Simulator};
+use socket2::{Domain, Socket, Type};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client::TestClient,
+    program::{Launch, Program},
+    wait::{SOON, eventually},
+};
+
+/// The key that the simulator takes.
+pub const VENDOR_KEY: &str = "vendor-key-2f71c0";
+/// The key that the firehose takes.
+pub const FIREHOSE_KEY: &str = "firehose-key-9d04e5";
+/// The key that the filtered proxy takes.
+pub const CLIENT_KEY: &str = "client-key-6b38aa";
+
+/// A simulator in this process. Dropping it ends it.
+#[derive(Debug)]
+pub struct Sim {
+    /// Publishes, injects faults, counts.
+    pub handle: SimHandle,
+    addr: SocketAddr,
+    stop: CancellationToken,
+    _tasks: JoinSet<()>,
+}
+
+impl Sim {
+    /// A simulator of the stock market that sends nothing unasked.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn start() -> Self {
+        Self::with(SimConfig::default()).await
+    }
+
+    /// A simulator with these settings; its key is [`VENDOR_KEY`].
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn with(config: SimConfig) -> Self {
+        let config = SimConfig { keys: vec![VENDOR_KEY.to_owned()], ..config };
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let simulator = Simulator::bind(any, config).await.expect("start a simulator");
+        let (addr, handle) = (simulator.addr(), simulator.handle());
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let stopped = stop.clone();
+        tasks.spawn(async move { simulator.serve(stopped).await.expect("the simulator runs") });
+        Self { handle, addr, stop, _tasks: tasks }
+    }
+
+    /// The URL of a market on it.
+    #[must_use]
+    pub fn url(&self, market: &str) -> String {
+        format!("ws://{}/{market}", self.addr)
+    }
+}
+
+impl Drop for Sim {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A port that nobody else gets and where nobody listens, until a program of ours does.
+///
+/// It is bound but not listening: connections are refused, and the kernel gives it to nobody who asks for a free port.
+/// A program that names it may bind it all the same, as often as needed, since both sides set `SO_REUSEADDR`.
+#[derive(Debug)]
+pub struct ReservedPort {
+    addr: SocketAddr,
+    _socket: Socket,
+}
+
+impl ReservedPort {
+    /// Reserves a port of 127.0.0.1.
+    ///
+    /// # Panics
+    ///
+    /// There is none.
+    #[must_use]
+    pub fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("make a socket");
+        socket.set_reuse_address(true).expect("set SO_REUSEADDR");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        socket.bind(&any.into()).expect("bind a free port");
+        let addr = socket.local_addr().expect("the address of a bound socket").as_socket();
+        Self { addr: addr.expect("an IPv4 address"), _socket: socket }
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+impl Default for ReservedPort {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A firehose with the settings that every test needs, on any free port.
+#[must_use]
+pub fn firehose(upstream_url: &str) -> Launch {
+    Launch::new("firehose-proxy")
+        .env("POLYGON_WS_URL", upstream_url)
+        .env("POLYGON_API_KEY", VENDOR_KEY)
+        .env("FIREHOSE_API_KEYS", FIREHOSE_KEY)
+        .env("FIREHOSE_HOST", "127.0.0.1")
+        .env("FIREHOSE_PORT", 0)
+}
+
+/// A filtered proxy with the settings that every test needs, on any free port.
+#[must_use]
+pub fn filtered(firehose: SocketAddr) -> Launch {
+    Launch::new("filtered-proxy")
+        .env("FIREHOSE_URL", format!("ws://{firehose}"))
+        .env("FIREHOSE_API_KEY", FIREHOSE_KEY)
+        .env("CLIENT_API_KEYS", CLIENT_KEY)
+        .env("FILTERED_PROXY_HOST", "127.0.0.1")
+        .env("FILTERED_PROXY_PORT", 0)
+}
+
+/// What a [`Stack`] is made of.
+#[derive(Debug, Clone)]
+pub struct StackConfig {
+    /// The simulator's settings; its market is everyone's.
+    pub sim: SimConfig,
+    /// How many filtered proxies. Default 1.
+    pub filtered: usize,
+    /// Settings of the firehose beside those of [`firehose`].
+    pub firehose_env: Vec<(&'static str, String)>,
+    /// Settings of every filtered proxy beside those of [`filtered`].
+    pub filtered_env: Vec<(&'static str, String)>,
+}
+
+impl Default for StackConfig {
+    fn default() -> Self {
+        Self {
+            sim: SimConfig::default(),
+            filtered: 1,
+            firehose_env: Vec::new(),
+            filtered_env: Vec::new(),
+        }
+    }
+}
+
+/// Simulator, firehose and filtered proxies. Fields are dropped from the clients' end to the market's.
+#[derive(Debug)]
+pub struct Stack {
+    /// The filtered proxies.
+    pub filtered: Vec<Program>,
+    /// The firehose.
+    pub firehose: Program,
+    /// The market.
+    pub sim: Sim,
+}
+
+impl Stack {
+    /// The stock market, sending nothing unasked, and one filtered proxy, all linked up.
+    ///
+    /// # Panics
+    ///
+    /// Something does not start or link up before long.
+    pub async fn start() -> Self {
+        Self::with(StackConfig::default()).await
+    }
+
+    /// A stack as described, all linked up and every channel of the market carried.
+    ///
+    /// # Panics
+    ///
+    /// Something does not start or link up before long.
+    pub async fn with(config: StackConfig) -> Self {
+        let market = config.sim.market.clone();
+        let sim = Sim::with(config.sim).await;
+        let launch = firehose(&sim.url(&market)).env("MARKET", &market);
+        let firehose = launch.envs(config.firehose_env).start().await;
+        let mut proxies = Vec::new();
+        for _ in 0..config.filtered {
+            let launch = filtered(firehose.addr()).env("MARKET", &market);
+            proxies.push(launch.envs(config.filtered_env.clone()).start().await);
+        }
+        let stack = Self { filtered: proxies, firehose, sim };
+        stack.linked().await;
+        stack
+    }
+
+    /// Waits until both tiers' links are up and every channel of the market has been asked for.
+    ///
+    /// # Panics
+    ///
+    /// They are not before long.
+    pub async fn linked(&self) {
+        for proxy in &self.filtered {
+            is_up(proxy).await;
+        }
+        is_up(&self.firehose).await;
+        if !self.filtered.is_empty() {
+            eventually(SOON, "every channel is carried or refused", async || {
+                let health = self.firehose.health().await;
+                let pending = health.pointer("/channels/pending").and_then(|list| list.as_array());
+                let carried = health.pointer("/channels/carried").and_then(|list| list.as_array());
+                pending.is_some_and(Vec::is_empty) && carried.is_some_and(|list| !list.is_empty())
+            })
+            .await;
+        }
+    }
+
+    /// Where the first filtered proxy listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.filtered[0].addr()
+    }
+
+    /// A client, logged in, of the first filtered proxy.
+    ///
+    /// # Panics
+    ///
+    /// The login goes wrong.
+    pub async fn client(&self) -> TestClient {
+        self.client_at("/").await
+    }
+
+    async fn client_at(&self, path: &str) -> TestClient {
+        let mut client = TestClient::connect_to(self.addr(), path).await;
+        client.log_in(CLIENT_KEY).await;
+        client
+    }
+
+    /// A client of the first filtered proxy, logged in and subscribed.
+    ///
+    /// # Panics
+    ///
+    /// The login or the subscription goes wrong.
+    pub async fn subscriber(&self, params: &str) -> TestClient {
+        self.subscriber_at("/", params).await
+    }
+
+    /// A client of the first filtered proxy, come by this path, logged in and subscribed.
+    ///
+    /// # Panics
+    ///
+    /// The login or the subscription goes wrong.
+    pub async fn subscriber_at(&self, path: &str, params: &str) -> TestClient {
+        let mut client = self.client_at(path).await;
+        client.subscribe(params).await;
+        client
+    }
+
+    /// Lets the market send one frame of these events.
+    pub fn publish<T: AsRef<str>>(&self, events: &[T]) {
+        let events: Vec<String> = events.iter().map(|event| event.as_ref().to_owned()).collect();
+        self.sim.handle.publish(&events);
+    }
+}
+
+/// Waits until a program's link is up.
+///
+/// # Panics
+///
+/// It is not before long.
+pub async fn is_up(program: &Program) {
+    in_state(program, "up").await;
+}
+
+/// Waits until a program's link is in this state, as `/health` tells it.
+///
+/// # Panics
+///
+/// It is not before long.
+pub async fn in_state(program: &Program, state: &str) {
+    let what = format!("a link in state {state:?}");
+    eventually(SOON, &what, async || program.health_text("/upstream/state").await == state).await;
+}
