@@ -167,7 +167,7 @@ pub struct ListenArgs {
     #[arg(long, env = "ADMIN_PORT", value_parser = port)]
     pub admin_port: Option<u16>,
     /// Most sessions at once; more are answered 503 with Retry-After
-    #[arg(long, env = "MAX_CONNECTIONS", default_value = "20000", value_parser = count)]
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
     pub max_connections: usize,
     /// Time for the handshake, and again for the auth command (for example 10s)
     #[arg(long, env = "AUTH_TIMEOUT", default_value = "10s", value_parser = duration)]

@@ -12,6 +12,7 @@ mod filter;
 mod half_open;
 mod http;
 mod login;
+mod manners;
 mod official_clients;
 mod oracle_churn;
 mod scale;

@@ -1,0 +1,52 @@
+//! From frames to chunks: split, look up and render, for many sessions with few symbols, for `*`, and for nobody.
+
+use bench::{
+    feed::{FRAME_EVENTS, Feed},
+    rig::client,
+    scenario::s3,
+    shapes::{any_shape, feed_shape, index_of},
+};
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use filtered_proxy::batch::Batch;
+use proxy_common::market::Market;
+
+/// Frames of one batch, as a busy link has them.
+const FRAMES: usize = 64;
+
+fn render(criterion: &mut Criterion) {
+    let feed = Feed::new(FRAME_EVENTS);
+    let ours = |text: &[Vec<u8>]| -> Vec<Bytes> { text.iter().cloned().map(Bytes::from).collect() };
+    let (plain, any) = (ours(&feed_shape(&feed)), ours(&any_shape(&feed)));
+    let many = s3::clients(&feed, 1_000);
+    let star = vec![client(&feed, "*".to_owned())];
+    let nobody = vec![client(&feed, "T.ZZZZZ".to_owned())];
+    let mut group = criterion.benchmark_group("render");
+    group.throughput(Throughput::Elements((FRAMES * FRAME_EVENTS) as u64));
+    for (name, frames, clients) in [
+        ("1,000 sessions, feed's shape", &plain, &many),
+        ("1,000 sessions, any shape", &any, &many),
+        ("one session on *, feed's shape", &plain, &star),
+        ("nobody wants it, feed's shape", &plain, &nobody),
+    ] {
+        let index = index_of(clients);
+        let mut batch = Batch::default();
+        let mut frames = frames.iter().cycle();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                for frame in frames.by_ref().take(FRAMES) {
+                    batch.add(frame.clone(), Market::Stocks, &index);
+                }
+                let mut bytes = 0;
+                batch.deliver(&index, |_, chunks| {
+                    bytes += chunks.iter().map(|chunk| chunk.text().len()).sum::<usize>();
+                });
+                bytes
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, render);
+criterion_main!(benches);

@@ -1,0 +1,237 @@
+//! One client: its login, and the walk through the bytes that come for it.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    event::{EVENT_BYTES, mark},
+    feed::{Feed, STRIDE},
+    latency::Latency,
+    verify::Verifier,
+    wire::{self, KEY, client_frame, command_frame, find, header},
+};
+
+/// What a client is to ask for, and how it behaves.
+#[derive(Debug, Clone)]
+pub struct ClientPlan {
+    /// Channels separated by commas.
+    pub channels: String,
+    /// Which events it must get.
+    pub verifier: Verifier,
+    /// Stops reading once it is subscribed.
+    pub stalled: bool,
+}
+
+/// How far a client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Waits for the answer to the upgrade.
+    Upgrading,
+    /// Waits for greeting, verdict and this many acknowledgements.
+    LoggingIn {
+        /// Acknowledgements still to come.
+        acks: usize,
+    },
+    /// Subscribed.
+    Ready,
+    /// The server ended it.
+    Ended,
+}
+
+/// One client of the proxy.
+#[derive(Debug)]
+pub struct Client {
+    socket: TcpStream,
+    plan: ClientPlan,
+    phase: Phase,
+    /// The beginning of something whose rest has not come yet.
+    tail: Vec<u8>,
+    /// Bytes of the frame of events at hand that have not come yet.
+    open: usize,
+    /// Statuses after login: what the proxy had to tell.
+    pub notices: Vec<String>,
+}
+
+impl Client {
+    /// Asks for the upgrade on a connected socket.
+    pub fn start(mut socket: TcpStream, plan: ClientPlan) -> Result<Self> {
+        socket.set_nodelay(true)?;
+        socket.write_all(wire::upgrade_request())?;
+        socket.set_nonblocking(true)?;
+        let (tail, notices) = (Vec::new(), Vec::new());
+        Ok(Self { socket, plan, phase: Phase::Upgrading, tail, open: 0, notices })
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether it does not read.
+    pub fn is_stalled(&self) -> bool {
+        self.plan.stalled
+    }
+
+    /// What came and what did not.
+    pub fn verifier(&self) -> &Verifier {
+        &self.plan.verifier
+    }
+
+    /// Reads once, up to the room in `buffer`, and walks through what came. Returns how many events came.
+    pub fn read(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        room: usize,
+        now_ns: impl FnOnce() -> u64,
+        feed: &Feed,
+        latency: &mut Latency,
+    ) -> Result<u64> {
+        let kept = self.tail.len();
+        if buffer.len() < kept + room {
+            buffer.resize(kept + room, 0);
+        }
+        buffer[..kept].copy_from_slice(&self.tail);
+        match self.socket.read(&mut buffer[kept..kept + room]) {
+            Ok(0) => self.phase = Phase::Ended,
+            Ok(n) => {
+                let before = self.plan.verifier.received();
+                let bytes = &buffer[..kept + n];
+                let used = self.walk(bytes, now_ns(), feed, latency)?;
+                self.tail.clear();
+                self.tail.extend_from_slice(&bytes[used..]);
+                return Ok(self.plan.verifier.received() - before);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => self.phase = Phase::Ended,
+        }
+        Ok(0)
+    }
+
+    /// Walks through bytes from the stream; returns how many of them are done with.
+    fn walk(
+        &mut self,
+        bytes: &[u8],
+        now_ns: u64,
+        feed: &Feed,
+        latency: &mut Latency,
+    ) -> Result<usize> {
+        let mut at = 0;
+        if self.phase == Phase::Upgrading {
+            let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(0) };
+            ensure!(bytes.starts_with(b"HTTP/1.1 101"), "refused: {}", show(&bytes[..end]));
+            let acks = self.plan.channels.split(',').filter(|item| !item.is_empty()).count();
+            self.phase = Phase::LoggingIn { acks };
+            at = end + 4;
+        }
+        let mut sampled = false;
+        loop {
+            while self.open > 1 {
+                let Some(event) = bytes.get(at + 1..).and_then(<[u8]>::first_chunk::<EVENT_BYTES>)
+                else {
+                    return Ok(at);
+                };
+                match mark(event) {
+                    Some(mark) => {
+                        if !sampled {
+                            sampled = true;
+                            if !feed.is_intact(event, mark.place as usize) {
+                                self.plan.verifier.take_corrupt();
+                            }
+                        }
+                        latency.note(mark.stamp_ns, now_ns);
+                        self.plan.verifier.take(mark);
+                    }
+                    None => self.plan.verifier.take_corrupt(),
+                }
+                at += STRIDE;
+                self.open -= STRIDE;
+            }
+            if self.open == 1 {
+                if at == bytes.len() {
+                    return Ok(at);
+                }
+                self.open = 0;
+                at += 1;
+            }
+            let rest = &bytes[at..];
+            let Some((first, head, length)) = header(rest) else { return Ok(at) };
+            if first == 0x81 && length % STRIDE == 1 && length > STRIDE {
+                match rest.get(head..head + 12) {
+                    None => return Ok(at),
+                    Some(start) if start != br#"[{"ev":"stat"# => {
+                        self.open = length;
+                        at += head;
+                        continue;
+                    }
+                    Some(_) => {}
+                }
+            }
+            let Some(payload) = rest.get(head..head + length) else { return Ok(at) };
+            self.on_other(first, payload)?;
+            at += head + length;
+        }
+    }
+
+    /// A frame that holds no events of the load.
+    fn on_other(&mut self, first: u8, payload: &[u8]) -> Result<()> {
+        match first & 0x0f {
+            9 => {
+                let pong = client_frame(0x8a, payload);
+                // A socket that cannot take a pong belongs to a session that is about to be cut off, which is noticed.
+                let _ = self.socket.write(&pong);
+            }
+            8 => {
+                let code = payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
+                self.notices.push(format!("close {code}"));
+                self.phase = Phase::Ended;
+            }
+            1 => self.on_status(payload)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_status(&mut self, payload: &[u8]) -> Result<()> {
+        let has = |text: &str| find(payload, text.as_bytes()).is_some();
+        let Phase::LoggingIn { acks } = &mut self.phase else {
+            self.notices.push(show(payload));
+            return Ok(());
+        };
+        if has(r#""status":"connected""#) {
+            let mut commands = command_frame("auth", KEY);
+            if !self.plan.channels.is_empty() {
+                commands.extend(command_frame("subscribe", &self.plan.channels));
+            }
+            self.socket.set_nonblocking(false)?;
+            self.socket.write_all(&commands).context("log in")?;
+            self.socket.set_nonblocking(true)?;
+            return Ok(());
+        }
+        ensure!(
+            !has(r#""status":"auth_failed""#) && !has(r#""status":"error""#),
+            "{}",
+            show(payload)
+        );
+        if !has(r#""status":"auth_success""#) {
+            let items: Vec<serde_json::Value> = serde_json::from_slice(payload)?;
+            *acks = acks.saturating_sub(items.len());
+        }
+        if *acks == 0 {
+            self.phase = Phase::Ready;
+        }
+        Ok(())
+    }
+}
+
+fn show(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned()
+}

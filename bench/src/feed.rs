@@ -1,0 +1,308 @@
+//! The load: WebSocket frames made once, of events of one width, that are only stamped before they are sent.
+//!
+//! An event is 148 bytes with the feed's key order. Near its end, at fixed distances, stand the time of sending (`t`, `pt`)
+//! and a sequence number (`q`): which lap around the ring of frames, and which place in the ring. The place alone tells kind
+//! and symbol, so a client that knows its places in the ring can tell what is missing, repeated, out of order or not its own.
+
+use std::collections::HashMap;
+
+use crate::event::{EVENT_BYTES, PATCH_AT, PATCH_BYTES, PLACE_AT, append_event, patch};
+
+/// Bytes from one event to the next in a frame.
+pub const STRIDE: usize = EVENT_BYTES + 1;
+/// Events of a frame, unless a scenario varies it.
+pub const FRAME_EVENTS: usize = 50;
+/// Symbols of the feed.
+pub const SYMBOLS: usize = 10_000;
+/// Events around the ring: enough for the rarer symbols to come up, few enough to stay in the processor's cache.
+const RING_EVENTS: usize = 51_200;
+/// Trades of 100 events; the others are quotes.
+const TRADES_PERCENT: u32 = 30;
+const SEED: u64 = 20_261_001;
+
+/// What an event is about: its symbol's rank by activity, and whether it is a trade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Topic {
+    /// 0 is the most active symbol, AAPL.
+    pub rank: u16,
+    /// A trade, else a quote.
+    pub trade: bool,
+}
+
+/// The ring of frames and what is in it.
+#[derive(Debug)]
+pub struct Feed {
+    /// All frames with their headers, one after another.
+    ring: Vec<u8>,
+    header_bytes: usize,
+    frame_events: usize,
+    frames: usize,
+    topics: Vec<Topic>,
+    ranks: HashMap<String, usize>,
+}
+
+impl Feed {
+    /// The load with this many events a frame; the same at every call.
+    pub fn new(frame_events: usize) -> Self {
+        let frames = (RING_EVENTS / frame_events).max(8);
+        let mut random = fastrand::Rng::with_seed(SEED);
+        let zipf = Zipf::new(SYMBOLS);
+        let topics: Vec<Topic> = (0..frames * frame_events)
+            .map(|_| Topic {
+                rank: zipf.draw(&mut random) as u16,
+                trade: random.u32(0..100) < TRADES_PERCENT,
+            })
+            .collect();
+        let mut ring = Vec::new();
+        let mut header_bytes = 0;
+        for frame in topics.chunks(frame_events) {
+            let start = ring.len();
+            append_header(&mut ring, frame.len() * STRIDE + 1);
+            header_bytes = ring.len() - start;
+            for (i, topic) in frame.iter().enumerate() {
+                ring.push(if i == 0 { b'[' } else { b',' });
+                let place = (start / (header_bytes + frame_events * STRIDE + 1)) * frame_events + i;
+                append_event(&mut ring, *topic, place, &mut random);
+            }
+            ring.push(b']');
+        }
+        let ranks = (0..SYMBOLS).map(|rank| (symbol(rank), rank)).collect();
+        Self { ring, header_bytes, frame_events, frames, topics, ranks }
+    }
+
+    /// Frames of the ring.
+    pub fn frames(&self) -> usize {
+        self.frames
+    }
+
+    /// Events of one frame.
+    pub fn frame_events(&self) -> usize {
+        self.frame_events
+    }
+
+    /// What stands at each place of the ring.
+    pub fn topics(&self) -> &[Topic] {
+        &self.topics
+    }
+
+    /// The places of events for which `wanted` says yes.
+    pub fn places(&self, wanted: impl Fn(Topic) -> bool) -> Vec<u32> {
+        let places = self.topics.iter().enumerate().filter(|(_, topic)| wanted(**topic));
+        places.map(|(place, _)| place as u32).collect()
+    }
+
+    /// The places that each of these channels names: `T.AAPL`, `Q.*`, `*`. Channels of other kinds name none.
+    pub fn places_of<'a>(&self, channels: impl IntoIterator<Item = &'a str>) -> Vec<u32> {
+        let mut wanted = vec![[false; 2]; SYMBOLS];
+        for channel in channels {
+            let (kinds, name): (&[usize], &str) = match channel.split_once('.') {
+                None if channel == "*" => (&[0, 1], "*"),
+                Some(("Q", name)) => (&[0], name),
+                Some(("T", name)) => (&[1], name),
+                _ => continue,
+            };
+            for &kind in kinds {
+                if name == "*" {
+                    wanted.iter_mut().for_each(|pair| pair[kind] = true);
+                } else if let Some(&rank) = self.ranks.get(name) {
+                    wanted[rank][kind] = true;
+                }
+            }
+        }
+        self.places(|topic| wanted[topic.rank as usize][usize::from(topic.trade)])
+    }
+
+    /// The text of one frame of the ring, without its header.
+    pub fn text(&self, frame: usize) -> &[u8] {
+        let bytes = self.frame_bytes();
+        &self.ring[frame * bytes + self.header_bytes..(frame + 1) * bytes]
+    }
+
+    /// Bytes of one frame, header included.
+    pub fn frame_bytes(&self) -> usize {
+        self.header_bytes + self.frame_events * STRIDE + 1
+    }
+
+    /// A copy of the ring to stamp and send from.
+    pub fn sender(&self) -> Sender {
+        Sender {
+            ring: self.ring.clone(),
+            header_bytes: self.header_bytes,
+            frame_bytes: self.frame_bytes(),
+            frame_events: self.frame_events,
+            frames: self.frames,
+            next: 0,
+        }
+    }
+
+    /// The event at a place of the ring, not stamped.
+    pub fn event(&self, place: usize) -> &[u8] {
+        let frame = place / self.frame_events;
+        let within = self.header_bytes + (place % self.frame_events) * STRIDE + 1;
+        let at = frame * self.frame_bytes() + within;
+        &self.ring[at..at + EVENT_BYTES]
+    }
+
+    /// Whether an event as it came has the bytes it was sent with, apart from its stamp.
+    pub fn is_intact(&self, event: &[u8], place: usize) -> bool {
+        let sent = self.event(place);
+        event[..PATCH_AT] == sent[..PATCH_AT] && event[PLACE_AT..] == sent[PLACE_AT..]
+    }
+}
+
+/// The ring being sent: frames are stamped where they stand and handed out as they are.
+#[derive(Debug)]
+pub struct Sender {
+    ring: Vec<u8>,
+    header_bytes: usize,
+    frame_bytes: usize,
+    frame_events: usize,
+    frames: usize,
+    /// The number of the next frame, counted over all laps.
+    next: u64,
+}
+
+impl Sender {
+    /// Frames handed out so far.
+    pub fn sent(&self) -> u64 {
+        self.next
+    }
+
+    /// Stamps up to `most` frames with this time and gives their bytes; fewer where the ring ends.
+    pub fn take(&mut self, most: usize, now_ns: u64) -> &[u8] {
+        let (lap, first) =
+            (self.next / self.frames as u64, (self.next % self.frames as u64) as usize);
+        let count = most.min(self.frames - first);
+        let patch = patch(now_ns, lap);
+        let range = first * self.frame_bytes..(first + count) * self.frame_bytes;
+        for frame in self.ring[range.clone()].chunks_exact_mut(self.frame_bytes) {
+            for event in frame[self.header_bytes + 1..].chunks_mut(STRIDE).take(self.frame_events) {
+                event[PATCH_AT..PATCH_AT + PATCH_BYTES].copy_from_slice(&patch);
+            }
+        }
+        self.next += count as u64;
+        &self.ring[range]
+    }
+
+    /// The place of the next frame's first event.
+    pub fn place(&self) -> usize {
+        (self.next % self.frames as u64) as usize * self.frame_events
+    }
+
+    /// Like [`take`](Self::take), one event at a time, each with the separator or bracket before it, which is a comma for
+    /// all but the first of a frame.
+    pub fn events(&mut self, most: usize, now_ns: u64) -> impl Iterator<Item = &[u8]> {
+        let (frame_bytes, head, events) = (self.frame_bytes, self.header_bytes, self.frame_events);
+        self.take(most, now_ns)
+            .chunks_exact(frame_bytes)
+            .flat_map(move |frame| frame[head..].chunks_exact(STRIDE).take(events))
+    }
+}
+
+/// Appends the header of a text frame as a server sends it.
+pub fn append_header(out: &mut Vec<u8>, length: usize) {
+    out.push(0x81);
+    match length {
+        0..=125 => out.push(length as u8),
+        126..=0xffff => {
+            out.push(126);
+            out.extend_from_slice(&(length as u16).to_be_bytes());
+        }
+        _ => {
+            out.push(127);
+            out.extend_from_slice(&(length as u64).to_be_bytes());
+        }
+    }
+}
+
+/// The symbol of this rank: AAPL, then made-up ones of four letters.
+pub fn symbol(rank: usize) -> String {
+    if rank == 0 {
+        return "AAPL".to_owned();
+    }
+    let letter = |n: usize| char::from(b'A' + (n % 26) as u8);
+    // "B" first, so that none of them is AAPL.
+    let n = rank;
+    ['B', letter(n / 676), letter(n / 26), letter(n)].iter().collect()
+}
+
+/// Picks ranks with a probability of 1/(rank + 1).
+#[derive(Debug)]
+struct Zipf {
+    cumulative: Vec<f64>,
+}
+
+impl Zipf {
+    fn new(ranks: usize) -> Self {
+        let mut sum = 0.0;
+        let cumulative = (0..ranks).map(|rank| {
+            sum += 1.0 / (rank + 1) as f64;
+            sum
+        });
+        Self { cumulative: cumulative.collect() }
+    }
+
+    fn draw(&self, random: &mut fastrand::Rng) -> usize {
+        let at = random.f64() * self.cumulative[self.cumulative.len() - 1];
+        self.cumulative.partition_point(|&sum| sum <= at).min(self.cumulative.len() - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Mark, mark};
+
+    #[test]
+    fn frames_are_json_of_the_promised_shape() {
+        let feed = Feed::new(FRAME_EVENTS);
+        let mut symbols = std::collections::HashSet::new();
+        let mut trades = 0;
+        for frame in 0..feed.frames() {
+            let events: Vec<serde_json::Value> = serde_json::from_slice(feed.text(frame)).unwrap();
+            assert_eq!(events.len(), FRAME_EVENTS);
+            for (i, event) in events.iter().enumerate() {
+                let topic = feed.topics()[frame * FRAME_EVENTS + i];
+                assert_eq!(event["ev"], if topic.trade { "T" } else { "Q" });
+                assert_eq!(event["sym"], symbol(topic.rank as usize));
+                symbols.insert(topic.rank);
+                trades += u32::from(topic.trade);
+            }
+        }
+        let share = f64::from(trades) / feed.topics().len() as f64;
+        assert!((0.29..0.31).contains(&share), "{share}");
+        let aapl = feed.places_of(["T.AAPL", "Q.AAPL"]).len() as f64 / feed.topics().len() as f64;
+        assert!((0.09..0.12).contains(&aapl), "{aapl}");
+        assert!(symbols.len() > 5_000, "{}", symbols.len());
+    }
+
+    #[test]
+    fn symbols_are_distinct() {
+        let all: std::collections::HashSet<String> = (0..SYMBOLS).map(symbol).collect();
+        assert_eq!(all.len(), SYMBOLS);
+    }
+
+    #[test]
+    fn marks_are_read_as_they_were_stamped() {
+        for events in [FRAME_EVENTS, 1, 5_000] {
+            let feed = Feed::new(events);
+            let mut sender = feed.sender();
+            let (mut place, mut lap) = (0, 0);
+            for round in 0..3 * feed.frames() as u64 {
+                let header = feed.header_bytes;
+                let bytes = sender.take(1, 987_654_321 * (round % 7)).to_vec();
+                assert_eq!(bytes.len(), feed.frame_bytes());
+                for event in bytes[header + 1..].chunks(STRIDE).take(events) {
+                    let event: &[u8; EVENT_BYTES] = event[..EVENT_BYTES].try_into().unwrap();
+                    let expected = Mark { stamp_ns: 987_654_321 * (round % 7), lap, place };
+                    assert_eq!(mark(event), Some(expected));
+                    assert!(feed.is_intact(event, place as usize));
+                    place += 1;
+                }
+                if place as usize == feed.topics().len() {
+                    (place, lap) = (0, lap + 1);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! All clients of a run, on one thread.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::{
+    buffer::spare_capacity,
+    event::{Timespec, epoll},
+    io::Errno,
+    net::sockopt,
+};
+
+use crate::{
+    client::{Client, ClientPlan, Phase},
+    clock::Clock,
+    feed::Feed,
+    latency::Latency,
+    verify::Faults,
+};
+
+/// Bytes taken from a client's socket at once.
+const READ_BYTES: usize = 256 * 1024;
+/// Logins under way at once, so that the proxy's backlog never overflows.
+const MAX_LOGINS: usize = 512;
+/// What a stalled client's socket holds.
+const STALLED_BUFFER: usize = 64 * 1024;
+/// How long all clients may take to log in.
+const LOGIN_LIMIT: Duration = Duration::from_secs(30);
+
+/// All clients of a run.
+pub struct Fleet {
+    clients: Vec<Client>,
+    epoll: OwnedFd,
+    events: Vec<epoll::Event>,
+    buffer: Vec<u8>,
+    feed: Arc<Feed>,
+    clock: Clock,
+    /// Times of the events received since it was cleared last.
+    pub latency: Latency,
+    received: u64,
+    last_arrival_ns: u64,
+    waiting: usize,
+    ended: usize,
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fleet").field("clients", &self.clients.len()).finish_non_exhaustive()
+    }
+}
+
+impl Fleet {
+    /// Connects, logs in and subscribes.
+    pub fn connect(
+        address: SocketAddr,
+        plans: Vec<ClientPlan>,
+        feed: Arc<Feed>,
+        clock: Clock,
+    ) -> Result<Self> {
+        let mut fleet = Self {
+            clients: Vec::with_capacity(plans.len()),
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            events: Vec::with_capacity(1_024),
+            buffer: vec![0; READ_BYTES * 2],
+            feed,
+            clock,
+            latency: Latency::default(),
+            received: 0,
+            last_arrival_ns: 0,
+            waiting: 0,
+            ended: 0,
+        };
+        let deadline = clock.now_ns() + LOGIN_LIMIT.as_nanos() as u64;
+        for plan in plans {
+            let socket = TcpStream::connect(address).context("connect a client")?;
+            if plan.stalled {
+                sockopt::set_socket_recv_buffer_size(&socket, STALLED_BUFFER)?;
+            }
+            let data = epoll::EventData::new_u64(fleet.clients.len() as u64);
+            epoll::add(&fleet.epoll, &socket, data, epoll::EventFlags::IN)?;
+            fleet.clients.push(Client::start(socket, plan)?);
+            fleet.waiting += 1;
+            if fleet.clients.len().is_multiple_of(16) || fleet.waiting >= MAX_LOGINS {
+                fleet.poll(Duration::ZERO)?;
+            }
+            while fleet.waiting >= MAX_LOGINS {
+                ensure!(clock.now_ns() < deadline, "clients did not get in");
+                fleet.poll(Duration::from_millis(100))?;
+            }
+        }
+        while fleet.waiting > 0 {
+            let ready = fleet.clients.len() - fleet.waiting;
+            ensure!(clock.now_ns() < deadline, "only {ready} clients got in");
+            fleet.poll(Duration::from_millis(100))?;
+        }
+        ensure!(fleet.ended == 0, "{} clients were sent away", fleet.ended);
+        Ok(fleet)
+    }
+
+    /// Waits this long at most and reads what has come.
+    pub fn poll(&mut self, timeout: Duration) -> Result<()> {
+        let timeout =
+            Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
+        self.events.clear();
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        for i in 0..self.events.len() {
+            let client = &mut self.clients[self.events[i].data.u64() as usize];
+            let before = client.phase();
+            let clock = self.clock;
+            let mut arrival = 0;
+            let now = || {
+                arrival = clock.now_ns();
+                arrival
+            };
+            let latency = &mut self.latency;
+            let came = client.read(&mut self.buffer, READ_BYTES, now, &self.feed, latency)?;
+            if came > 0 {
+                self.received += came;
+                self.last_arrival_ns = arrival;
+            }
+            let after = client.phase();
+            if before != after {
+                let was_waiting = matches!(before, Phase::Upgrading | Phase::LoggingIn { .. });
+                let waits = matches!(after, Phase::Upgrading | Phase::LoggingIn { .. });
+                self.waiting -= usize::from(was_waiting && !waits);
+                self.ended += usize::from(after == Phase::Ended);
+                if after == Phase::Ended || (after == Phase::Ready && client.is_stalled()) {
+                    epoll::delete(&self.epoll, client.socket())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Events that came so far.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// When the last event came.
+    pub fn last_arrival_ns(&self) -> u64 {
+        self.last_arrival_ns
+    }
+
+    /// Sessions that the proxy ended, as far as clients that read can tell.
+    pub fn ended(&self) -> usize {
+        self.ended
+    }
+
+    /// How many events the clients that read must have, given that the load went up to this sequence number.
+    pub fn expected(&self, events: u64) -> u64 {
+        let ring = self.feed.topics().len() as u64;
+        self.reading().map(|client| client.verifier().expected(events, ring)).sum()
+    }
+
+    /// The faults of the clients that read, given that the load went up to this sequence number.
+    pub fn faults(&self, events: u64) -> Faults {
+        let ring = self.feed.topics().len() as u64;
+        let mut sum = Faults::default();
+        for client in self.reading() {
+            sum.add(&client.verifier().faults(events, ring));
+        }
+        sum
+    }
+
+    /// Some of what the proxy told clients.
+    pub fn notices(&self) -> Vec<String> {
+        self.clients.iter().flat_map(|client| &client.notices).take(4).cloned().collect()
+    }
+
+    fn reading(&self) -> impl Iterator<Item = &Client> {
+        self.clients.iter().filter(|client| !client.is_stalled())
+    }
+}

@@ -1,0 +1,52 @@
+//! How long events were under way.
+
+use hdrhistogram::Histogram;
+
+/// The longest time told apart, in nanoseconds.
+const MAX_NS: u64 = 120_000_000_000;
+
+/// Times from the stamp to the arrival at the client's socket, of every event.
+#[derive(Debug)]
+pub struct Latency {
+    histogram: Histogram<u64>,
+    /// Neighbours mostly share their stamp and arrival; these are counted together.
+    last: (u64, u64),
+    count: u64,
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        let histogram = Histogram::new_with_bounds(1_000, MAX_NS, 3).expect("bounds make sense");
+        Self { histogram, last: (0, 0), count: 0 }
+    }
+}
+
+impl Latency {
+    /// Notes one event.
+    #[inline(always)]
+    pub fn note(&mut self, stamp_ns: u64, now_ns: u64) {
+        if self.last != (stamp_ns, now_ns) {
+            self.store();
+            self.last = (stamp_ns, now_ns);
+        }
+        self.count += 1;
+    }
+
+    fn store(&mut self) {
+        let ns = self.last.1.saturating_sub(self.last.0);
+        self.histogram.saturating_record_n(ns, self.count);
+        self.count = 0;
+    }
+
+    /// The time in milliseconds that this share of the events did not exceed.
+    pub fn quantile_ms(&mut self, share: f64) -> f64 {
+        self.store();
+        self.histogram.value_at_quantile(share) as f64 / 1e6
+    }
+
+    /// Forgets everything noted.
+    pub fn clear(&mut self) {
+        self.count = 0;
+        self.histogram.reset();
+    }
+}

@@ -1,0 +1,254 @@
+//! The programs around which the load is played, as child processes: the real binaries, and the floors.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::param::clock_ticks_per_second;
+use tempfile::TempDir;
+
+use crate::{
+    floor::{FloorStep, parse_sent},
+    load::Sent,
+    wire::KEY,
+};
+
+/// How long a program may take until it listens.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running program. Killed when dropped.
+#[derive(Debug)]
+pub struct Program {
+    /// What the report calls it.
+    pub name: &'static str,
+    /// Where it listens.
+    pub address: SocketAddr,
+    child: Child,
+    output: Option<Arc<Mutex<BufReader<ChildStdout>>>>,
+    /// Its working directory, empty, so that no `.env` has a say. Its log is written there.
+    dir: TempDir,
+}
+
+/// Where the binaries are.
+#[derive(Debug, Clone)]
+pub struct Binaries {
+    dir: PathBuf,
+    own: PathBuf,
+}
+
+impl Binaries {
+    /// Builds the two proxies as this program was built, beside it.
+    ///
+    /// # Errors
+    ///
+    /// They do not build.
+    pub fn build() -> Result<Self> {
+        let own = std::env::current_exe()?;
+        let dir = own.parent().context("this program stands in a directory")?.to_owned();
+        let target = dir.parent().context("it stands in a target directory")?;
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(["build", "--quiet", "--bins", "-p", "firehose-proxy", "-p", "filtered-proxy"])
+            .arg("--manifest-path")
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
+            .arg("--target-dir")
+            .arg(target);
+        if !cfg!(debug_assertions) {
+            command.arg("--release");
+        }
+        ensure!(command.status().context("run cargo")?.success(), "the proxies do not build");
+        Ok(Self { dir, own })
+    }
+
+    /// Starts a firehose on this upstream.
+    pub fn firehose(&self, upstream: SocketAddr) -> Result<Program> {
+        let settings = [("POLYGON_WS_URL", format!("ws://{upstream}/stocks"))];
+        self.tier("firehose-proxy", "firehose", "FIREHOSE_HOST", "FIREHOSE_PORT", settings)
+    }
+
+    /// Starts a filtered proxy on this firehose.
+    pub fn filtered(&self, firehose: SocketAddr) -> Result<Program> {
+        let settings = [("FIREHOSE_URL", format!("ws://{firehose}"))];
+        let (host, port) = ("FILTERED_PROXY_HOST", "FILTERED_PROXY_PORT");
+        self.tier("filtered-proxy", "filtered", host, port, settings)
+    }
+
+    fn tier(
+        &self,
+        binary: &str,
+        name: &'static str,
+        host: &str,
+        port: &str,
+        settings: [(&str, String); 1],
+    ) -> Result<Program> {
+        let dir = tempfile::tempdir()?;
+        // Free a moment ago; the log tells if somebody else was quicker.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let log = fs::File::create(dir.path().join("log"))?;
+        let child = Command::new(self.dir.join(binary))
+            .env_clear()
+            .envs([("POLYGON_API_KEY", KEY), ("LOG_LEVEL", "warn"), (host, "127.0.0.1")])
+            .env(port, address.port().to_string())
+            .envs(settings)
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {binary}"))?;
+        let mut program = Program { name, address, child, output: None, dir };
+        let deadline = Instant::now() + START_LIMIT;
+        while TcpStream::connect(address).is_err() {
+            let running = program.child.try_wait()?.is_none();
+            ensure!(
+                running && Instant::now() < deadline,
+                "{name} did not start: {}",
+                program.log()
+            );
+            pause();
+        }
+        Ok(program)
+    }
+
+    /// Starts this program again in the part of a floor.
+    pub fn floor(&self, name: &'static str, args: &[String]) -> Result<Program> {
+        let mut child = Command::new(&self.own)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a floor")?;
+        let mut output = BufReader::new(child.stdout.take().context("its output is piped")?);
+        let mut line = String::new();
+        output.read_line(&mut line)?;
+        let address = line.trim().parse().context("a floor says where it listens")?;
+        Ok(Program {
+            name,
+            address,
+            child,
+            output: Some(Arc::new(Mutex::new(output))),
+            dir: tempfile::tempdir()?,
+        })
+    }
+}
+
+impl Program {
+    /// Gives a floor an order; the answer comes on a thread of its own.
+    pub fn order(&mut self, order: &FloorStep) -> Result<JoinHandle<Result<Sent>>> {
+        let input = self.child.stdin.as_mut().context("a floor has an input")?;
+        writeln!(input, "{order}")?;
+        let output = Arc::clone(self.output.as_ref().context("a floor has an output")?);
+        Ok(std::thread::spawn(move || {
+            let mut line = String::new();
+            output.lock().unwrap_or_else(PoisonError::into_inner).read_line(&mut line)?;
+            parse_sent(&line)
+        }))
+    }
+
+    /// Processor time used so far, in seconds.
+    pub fn cpu_seconds(&self) -> Result<f64> {
+        cpu_seconds(&self.child.id().to_string())
+    }
+
+    /// The most memory resident at once so far, in bytes.
+    pub fn peak_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory resident now, in bytes.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let Some(line) = line else { bail!("{} ended: {}", self.name, self.log()) };
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1_024)
+    }
+
+    /// The last lines of its log.
+    pub fn log(&self) -> String {
+        log_tail(self.dir.path())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Processor time that this program used so far, in seconds.
+pub fn own_cpu_seconds() -> Result<f64> {
+    cpu_seconds("self")
+}
+
+/// Processor time that all programs of the machine used so far, in seconds; what the system does for nobody is left out.
+pub fn machine_cpu_seconds() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")?;
+    // user, nice, system
+    let ticks: Vec<u64> = stat
+        .split_whitespace()
+        .skip(1)
+        .take(3)
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .context("times in /proc/stat")?;
+    Ok(ticks.iter().sum::<u64>() as f64 / clock_ticks_per_second() as f64)
+}
+
+fn cpu_seconds(process: &str) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name, in brackets, may hold blanks.
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let (Some(user), Some(system)) = (fields.get(11), fields.get(12)) else {
+        bail!("no times in /proc/{process}/stat");
+    };
+    let ticks = user.parse::<u64>()? + system.parse::<u64>()?;
+    Ok(ticks as f64 / clock_ticks_per_second() as f64)
+}
+
+fn log_tail(dir: &Path) -> String {
+    let log = fs::read_to_string(dir.join("log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(8)..].join("\n")
+}
+
+/// A moment between two looks at a condition.
+#[expect(clippy::disallowed_methods, reason = "the pause of a loop that watches a deadline")]
+pub fn pause() {
+    std::thread::sleep(Duration::from_millis(2));
+}
+
+/// What says where and when figures were taken.
+///
+/// # Errors
+///
+/// The system does not tell.
+pub fn about() -> Result<serde_json::Value> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown", |(_, model)| model.trim());
+    let load = fs::read_to_string("/proc/loadavg")?;
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(serde_json::json!({
+        "processor": model,
+        "cores": std::thread::available_parallelism()?.get(),
+        "kernel": release.trim(),
+        "load_average_before": load.split_whitespace().next(),
+    }))
+}

@@ -1,0 +1,314 @@
+//! A run's arrangement: who sends, which programs stand between, who receives; and one stretch of load through it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    client::ClientPlan,
+    clock::Clock,
+    feed::Feed,
+    fleet::Fleet,
+    floor::{FloorStep, Handing},
+    load::{Step, Upstream},
+    process::{Binaries, Program, machine_cpu_seconds, own_cpu_seconds, pause},
+    verify::{Faults, Verifier},
+};
+
+/// How long the proxies may take to be subscribed upstream.
+const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
+/// How long what is under way may take to arrive once everything is sent.
+const DRAIN_LIMIT: Duration = Duration::from_secs(6);
+/// A stretch that takes this much longer than planned for sending and arriving was not kept up with.
+const TOLERANCE: f64 = 1.05;
+/// The same for short stretches, where a moment counts for more.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What stands between load and clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// The filtered tier, straight on the generator, which plays a firehose.
+    Alone,
+    /// Both tiers; the generator plays the vendor.
+    Both,
+    /// Floor: bytes from one socket to another.
+    Relay,
+    /// Floor: precomputed bytes, handed out like this.
+    Floor(Handing),
+}
+
+/// What all scenarios need.
+#[derive(Debug, Clone)]
+pub struct Bench {
+    /// The programs.
+    pub binaries: Binaries,
+    /// The clock of the run.
+    pub clock: Clock,
+}
+
+/// Load, programs and clients, connected and subscribed.
+#[derive(Debug)]
+pub struct Rig {
+    shape: Shape,
+    feed: Arc<Feed>,
+    clock: Clock,
+    /// In the order in which they are to be dropped: clients first.
+    fleet: Fleet,
+    /// The programs, the one nearest to the clients first.
+    pub programs: Vec<Program>,
+    upstream: Option<Upstream>,
+    /// How long all clients took to connect and subscribe.
+    pub login_seconds: f64,
+    /// What the programs held before the first client came.
+    pub resident_before: u64,
+}
+
+/// What one program cost.
+#[derive(Debug, Clone)]
+pub struct Cost {
+    /// Its name.
+    pub name: &'static str,
+    /// Processor time in the stretch, in seconds.
+    pub cpu_seconds: f64,
+    /// The most memory that it ever held, in bytes.
+    pub peak_bytes: u64,
+}
+
+/// What came of one stretch of load.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Events sent.
+    pub events: u64,
+    /// From the first event sent to the last one received.
+    pub seconds: f64,
+    /// Deliveries that came.
+    pub deliveries: u64,
+    /// Times from sending to arrival, in milliseconds.
+    pub p50_ms: f64,
+    /// The same, for 99 of 100 events.
+    pub p99_ms: f64,
+    /// What the clients missed, got twice, or should not have got.
+    pub faults: Faults,
+    /// Sessions that the proxy ended.
+    pub ended: usize,
+    /// Whether load and deliveries kept to the rate asked for.
+    pub kept_up: bool,
+    /// What each program cost.
+    pub costs: Vec<Cost>,
+    /// Processor time of the load program itself, in seconds.
+    pub own_cpu_seconds: f64,
+    /// How many cores programs that are no part of the run kept busy meanwhile.
+    pub other_cores: f64,
+    /// Some of what the proxy told clients.
+    pub notices: Vec<String>,
+}
+
+impl Outcome {
+    /// Events sent a second.
+    pub fn rate(&self) -> f64 {
+        self.events as f64 / self.seconds
+    }
+
+    /// Deliveries a second.
+    pub fn delivery_rate(&self) -> f64 {
+        self.deliveries as f64 / self.seconds
+    }
+
+    /// Nothing lost, repeated or foreign, and no session ended.
+    pub fn is_complete(&self) -> bool {
+        self.faults.none() && self.ended == 0
+    }
+
+    /// Complete, and at the rate asked for.
+    pub fn is_sustained(&self) -> bool {
+        self.is_complete() && self.kept_up
+    }
+
+    /// Processor time of a program in seconds per million events sent.
+    pub fn cpu_per_million(&self, name: &str) -> Option<f64> {
+        let cost = self.costs.iter().find(|cost| cost.name == name)?;
+        Some(cost.cpu_seconds / self.events as f64 * 1e6)
+    }
+
+    /// Processor time of all programs in seconds per million events sent.
+    pub fn cpu_per_million_all(&self) -> f64 {
+        self.costs.iter().map(|cost| cost.cpu_seconds).sum::<f64>() / self.events as f64 * 1e6
+    }
+
+    /// One line for whoever watches.
+    pub fn line(&self) -> String {
+        let costs: Vec<String> = self
+            .costs
+            .iter()
+            .map(|cost| {
+                let cpu = cost.cpu_seconds / self.events as f64 * 1e6;
+                format!("{} {cpu:.3} s/M {:.0} MB", cost.name, cost.peak_bytes as f64 / 1e6)
+            })
+            .collect();
+        let mut line = format!(
+            "{:>9.0} events/s in {:>10.0} deliveries/s  p50 {:.2} p99 {:.2} ms  {}  load {:.3} s/M  \
+             others {:.2} cores",
+            self.rate(),
+            self.delivery_rate(),
+            self.p50_ms,
+            self.p99_ms,
+            costs.join(", "),
+            self.own_cpu_seconds / self.events as f64 * 1e6,
+            self.other_cores,
+        );
+        if !self.kept_up {
+            line += "  NOT KEPT UP";
+        }
+        if !self.is_complete() {
+            line += &format!("  {:?}, {} ended {:?}", self.faults, self.ended, self.notices);
+        }
+        line
+    }
+}
+
+/// A client that gets what these channels name.
+pub fn client(feed: &Feed, channels: String) -> ClientPlan {
+    let places = feed.places_of(channels.split(','));
+    ClientPlan { channels, verifier: Verifier::new(places.into()), stalled: false }
+}
+
+impl Rig {
+    /// Starts the programs and logs the clients in.
+    pub fn start(
+        bench: &Bench,
+        shape: Shape,
+        feed: &Arc<Feed>,
+        clients: Vec<ClientPlan>,
+    ) -> Result<Self> {
+        let (binaries, clock) = (&bench.binaries, bench.clock);
+        let mut programs = Vec::new();
+        let upstream = match shape {
+            Shape::Floor(_) => None,
+            Shape::Alone | Shape::Both | Shape::Relay => Some(Upstream::start(feed, clock)?),
+        };
+        match (&upstream, shape) {
+            (Some(upstream), Shape::Alone) => {
+                programs.push(binaries.filtered(upstream.address())?);
+            }
+            (Some(upstream), Shape::Both) => {
+                let firehose = binaries.firehose(upstream.address())?;
+                programs.push(binaries.filtered(firehose.address)?);
+                programs.push(firehose);
+            }
+            (Some(upstream), _) => {
+                let args = ["relay".to_owned(), upstream.address().to_string()];
+                programs.push(binaries.floor("relay", &args)?);
+            }
+            (None, _) => {
+                let events = feed.frame_events().to_string();
+                let epoch = clock.epoch_ns().to_string();
+                let args = ["fanout".to_owned(), clients.len().to_string(), events, epoch];
+                programs.push(binaries.floor("floor", &args)?);
+            }
+        }
+        wait_for_upstream(upstream.as_ref(), shape, &programs)?;
+        let resident_before = programs[0].resident_bytes()?;
+        let before = Instant::now();
+        let fleet = Fleet::connect(programs[0].address, clients, Arc::clone(feed), clock)?;
+        let login_seconds = before.elapsed().as_secs_f64();
+        let feed = Arc::clone(feed);
+        let rig =
+            Self { shape, feed, clock, fleet, programs, upstream, login_seconds, resident_before };
+        Ok(rig)
+    }
+
+    /// Sends one stretch of load and waits until it has arrived.
+    pub fn run(&mut self, step: Step) -> Result<Outcome> {
+        self.fleet.latency.clear();
+        let received = self.fleet.received();
+        let cpu: Vec<f64> =
+            self.programs.iter().map(Program::cpu_seconds).collect::<Result<_>>()?;
+        let (own, machine, began) = (own_cpu_seconds()?, machine_cpu_seconds()?, Instant::now());
+        let playing = match (&self.upstream, self.shape) {
+            (Some(upstream), _) => upstream.play(step),
+            (None, Shape::Floor(handing)) => {
+                self.programs[0].order(&FloorStep { step, handing })?
+            }
+            (None, _) => unreachable!("only floors have no upstream"),
+        };
+        while !playing.is_finished() {
+            self.fleet.poll(Duration::from_millis(20))?;
+        }
+        let sent = playing.join().expect("the sender does not panic")?;
+        let expected = self.fleet.expected(sent.through);
+        let deadline = Instant::now() + DRAIN_LIMIT;
+        while self.fleet.received() < expected
+            && self.fleet.ended() == 0
+            && Instant::now() < deadline
+        {
+            self.fleet.poll(Duration::from_millis(20))?;
+        }
+        let seconds = (self.fleet.last_arrival_ns().max(sent.end_ns) - sent.start_ns) as f64 / 1e9;
+        let limit = step.duration.mul_f64(TOLERANCE).max(step.duration + GRACE).as_secs_f64();
+        let enough = step
+            .rate
+            .is_none_or(|rate| sent.events as f64 >= 0.99 * rate * step.duration.as_secs_f64());
+        let mut costs = Vec::new();
+        for (program, before) in self.programs.iter().zip(cpu) {
+            costs.push(Cost {
+                name: program.name,
+                cpu_seconds: program.cpu_seconds()? - before,
+                peak_bytes: program.peak_bytes()?,
+            });
+        }
+        let own_cpu_seconds = own_cpu_seconds()? - own;
+        let ours = own_cpu_seconds + costs.iter().map(|cost: &Cost| cost.cpu_seconds).sum::<f64>();
+        let others = machine_cpu_seconds()? - machine - ours;
+        Ok(Outcome {
+            events: sent.events,
+            seconds,
+            deliveries: self.fleet.received() - received,
+            p50_ms: self.fleet.latency.quantile_ms(0.5),
+            p99_ms: self.fleet.latency.quantile_ms(0.99),
+            faults: self.fleet.faults(sent.through),
+            ended: self.fleet.ended(),
+            kept_up: step.rate.is_none() || (enough && seconds <= limit),
+            costs,
+            own_cpu_seconds,
+            other_cores: (others / began.elapsed().as_secs_f64()).max(0.0),
+            notices: self.fleet.notices(),
+        })
+    }
+
+    /// The load's feed.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// Reads for a while without sending.
+    pub fn idle(&mut self, duration: Duration) -> Result<()> {
+        let until = self.clock.now_ns() + duration.as_nanos() as u64;
+        while self.clock.now_ns() < until {
+            self.fleet.poll(Duration::from_millis(20))?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the proxies hold their subscriptions upstream. The firehose asks only once the filtered proxy has asked it.
+fn wait_for_upstream(
+    upstream: Option<&Upstream>,
+    shape: Shape,
+    programs: &[Program],
+) -> Result<()> {
+    let wanted: &[&str] = match shape {
+        Shape::Alone => &["*"],
+        Shape::Both => &["T.*", "Q.*"],
+        Shape::Relay | Shape::Floor(_) => return Ok(()),
+    };
+    let deadline = Instant::now() + SUBSCRIBE_LIMIT;
+    while !upstream.is_some_and(|upstream| upstream.has(wanted)) {
+        let logs = || programs.iter().map(Program::log).collect::<Vec<_>>().join("\n");
+        ensure!(Instant::now() < deadline, "no subscription came upstream: {}", logs());
+        pause();
+    }
+    Ok(())
+}

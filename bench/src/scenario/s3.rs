@@ -1,0 +1,162 @@
+//! S3: 1,000 clients with 10 symbols each, trades and quotes; every symbol belongs to one client, so each event is delivered
+//! once. The highest rate without loss at a p99 under 50 ms, and times and cost at 200,000 and 500,000 events a second.
+//!
+//! Floor: the same messages put together from precomputed events and written with one blocking write for each client that
+//! gets any, after every frame, after 64, 256 or 1,024 frames, and at the two rates after whatever was due.
+
+use anyhow::Result;
+
+use super::Context;
+use crate::{
+    client::ClientPlan,
+    feed::{Feed, SYMBOLS, symbol},
+    floor::Handing,
+    rig::{Outcome, Shape, client},
+    sheet::{Goal, Place},
+};
+
+const CLIENTS: usize = 1_000;
+/// What "without loss" also asks for: later than this is as good as lost.
+const P99_LIMIT_MS: f64 = 50.0;
+
+/// Clients that share all symbols out among them.
+pub fn clients(feed: &Feed, count: usize) -> Vec<ClientPlan> {
+    let mut ranks: Vec<usize> = (0..SYMBOLS).collect();
+    fastrand::Rng::with_seed(3).shuffle(&mut ranks);
+    let share = ranks.len() / count;
+    ranks
+        .chunks(share)
+        .take(count)
+        .map(|ranks| {
+            let channels: Vec<String> =
+                ranks.iter().map(|&rank| symbol(rank)).map(|s| format!("T.{s},Q.{s}")).collect();
+            client(feed, channels.join(","))
+        })
+        .collect()
+}
+
+/// Runs it.
+pub fn run(context: &mut Context) -> Result<()> {
+    let clients = clients(&context.feed, CLIENTS);
+    for _ in 0..context.runs {
+        floors(context, &clients)?;
+        let alone = highest(context, &clients, "alone", Shape::Alone, 6e6)?;
+        let goal = Goal::OfFloor(1.4);
+        note_rate(context, "alone", alone.as_ref(), goal, 2e6);
+        let high = alone.as_ref().map_or(2e6, |alone| alone.rate() * 1.2);
+        let both = highest(context, &clients, "both", Shape::Both, high)?;
+        note_rate(context, "both", both.as_ref(), Goal::None, 1.2e6);
+        for rate in [200_000.0, 500_000.0] {
+            for (name, shape) in [("alone", Shape::Alone), ("both", Shape::Both)] {
+                let title = format!("S3 {name} at {}k", rate / 1e3);
+                let step = context.step(Some(rate));
+                let outcome = context.once(&title, shape, &clients, step)?;
+                note_times(context, name, rate, &outcome);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn good(outcome: &Outcome) -> bool {
+    outcome.is_sustained() && outcome.p99_ms <= P99_LIMIT_MS
+}
+
+/// As fast as it goes if that is good, which it can be where the proxy slows the generator down; searched otherwise.
+fn highest(
+    context: &Context,
+    clients: &[ClientPlan],
+    name: &str,
+    shape: Shape,
+    high: f64,
+) -> Result<Option<Outcome>> {
+    let mut high = high;
+    if shape == Shape::Alone {
+        let flat_out = context.once("S3 alone: flat out", shape, clients, context.step(None))?;
+        if good(&flat_out) {
+            return Ok(Some(flat_out));
+        }
+        high = high.min(flat_out.rate() * 1.5);
+    }
+    context.search(&format!("S3 {name}: search"), shape, clients, high, good)
+}
+
+fn floors(context: &mut Context, clients: &[ClientPlan]) -> Result<()> {
+    let place = Place { scenario: "S3", shape: "floor" };
+    for group in [1, 64, 256, 1_024] {
+        let shape = Shape::Floor(Handing::Split(group));
+        let title = format!("S3 floor: {group} frames");
+        let outcome = context.once(&title, shape, clients, context.step(None))?;
+        let rate = outcome.delivery_rate();
+        context.sheet.note(place, floor_name(group), "deliveries/s", rate, None, Goal::None);
+    }
+    for rate in [200_000.0, 500_000.0] {
+        let shape = Shape::Floor(Handing::Split(0));
+        let title = format!("S3 floor at {}k", rate / 1e3);
+        let outcome = context.once(&title, shape, clients, context.step(Some(rate)))?;
+        let (p50, p99, cpu) = names(rate);
+        context.sheet.note(place, p50, "ms", outcome.p50_ms, None, Goal::None);
+        context.sheet.note(place, p99, "ms", outcome.p99_ms, None, Goal::None);
+        context.sheet.note(place, cpu, "s/M", outcome.cpu_per_million_all(), None, Goal::None);
+    }
+    Ok(())
+}
+
+fn floor_name(group: usize) -> &'static str {
+    match group {
+        1 => "one write a frame",
+        64 => "64 frames a write",
+        256 => "256 frames a write",
+        _ => "1,024 frames a write",
+    }
+}
+
+fn note_rate(
+    context: &mut Context,
+    shape: &'static str,
+    outcome: Option<&Outcome>,
+    of_floor: Goal,
+    least: f64,
+) {
+    let place = Place { scenario: "S3", shape };
+    let floor = Some("64 frames a write");
+    let sheet = &mut context.sheet;
+    let rate = outcome.map_or(0.0, Outcome::delivery_rate);
+    let goal = if of_floor == Goal::None { Goal::AtLeast(least) } else { of_floor };
+    sheet.note(place, "rate without loss", "deliveries/s", rate, floor, goal);
+    let Some(outcome) = outcome else { return };
+    sheet.note(place, "p50 there", "ms", outcome.p50_ms, None, Goal::None);
+    sheet.note(place, "p99 there", "ms", outcome.p99_ms, None, Goal::AtMost(P99_LIMIT_MS));
+    for cost in &outcome.costs {
+        let (cpu, memory) =
+            (format!("{} CPU there", cost.name), format!("{} peak memory", cost.name));
+        let per_million = cost.cpu_seconds / outcome.events as f64 * 1e6;
+        sheet.note(place, &cpu, "s/M", per_million, None, Goal::None);
+        sheet.note(place, &memory, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
+    }
+}
+
+fn names(rate: f64) -> (&'static str, &'static str, &'static str) {
+    if rate < 300_000.0 {
+        ("p50 at 200k", "p99 at 200k", "CPU at 200k")
+    } else {
+        ("p50 at 500k", "p99 at 500k", "CPU at 500k")
+    }
+}
+
+fn note_times(context: &mut Context, shape: &'static str, rate: f64, outcome: &Outcome) {
+    let place = Place { scenario: "S3", shape };
+    let (p50, p99, cpu) = names(rate);
+    let (goal50, goal99, goal_cpu) = match (rate < 300_000.0, shape) {
+        (true, "alone") => (Goal::AtMost(0.2), Goal::AtMost(3.0), Goal::AtMost(3.0)),
+        (true, _) => (Goal::AtMost(0.3), Goal::AtMost(5.0), Goal::None),
+        (false, "alone") => (Goal::AtMost(1.0), Goal::AtMost(8.0), Goal::None),
+        (false, _) => (Goal::None, Goal::AtMost(20.0), Goal::None),
+    };
+    // Times of a stretch that lost events or fell behind say nothing.
+    let valid = |value: f64| if outcome.is_sustained() { value } else { f64::INFINITY };
+    let sheet = &mut context.sheet;
+    sheet.note(place, p50, "ms", valid(outcome.p50_ms), Some(p50), goal50);
+    sheet.note(place, p99, "ms", valid(outcome.p99_ms), Some(p99), goal99);
+    sheet.note(place, cpu, "s/M", valid(outcome.cpu_per_million_all()), Some(cpu), goal_cpu);
+}

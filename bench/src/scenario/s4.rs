@@ -1,0 +1,49 @@
+//! S4: 10,000 clients, each subscribed to the trades and quotes of one symbol, that get nothing: resident memory for each,
+//! and how long it takes until all are connected and subscribed. A little load at the end shows that all of them live.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Context;
+use crate::{
+    feed::symbol,
+    load::Step,
+    rig::{Rig, Shape, client},
+    sheet::{Goal, Place},
+};
+
+const CLIENTS: usize = 10_000;
+const QUICK_CLIENTS: usize = 500;
+/// How long the memory may settle before it is read.
+const SETTLE: Duration = Duration::from_secs(1);
+const LIVING_RATE: f64 = 20_000.0;
+
+/// Runs it.
+pub fn run(context: &mut Context) -> Result<()> {
+    let count = if context.quick { QUICK_CLIENTS } else { CLIENTS };
+    let clients: Vec<_> = (0..count)
+        .map(|i| {
+            let symbol = symbol(i);
+            client(&context.feed, format!("T.{symbol},Q.{symbol}"))
+        })
+        .collect();
+    let place = Place { scenario: "S4", shape: "alone" };
+    for _ in 0..context.runs {
+        let mut rig = Rig::start(&context.bench, Shape::Alone, &context.feed, clients.clone())?;
+        rig.idle(SETTLE)?;
+        let resident = rig.programs[0].resident_bytes()?;
+        let each = resident.saturating_sub(rig.resident_before) as f64 / count as f64;
+        let seconds = rig.login_seconds;
+        eprintln!("S4: {count} clients in {seconds:.2} s, {each:.0} bytes each");
+        let living = Step { rate: Some(LIVING_RATE), duration: context.duration() };
+        let outcome = rig.run(living)?;
+        ensure!(outcome.is_complete(), "idle clients missed events: {}", outcome.line());
+        let sheet = &mut context.sheet;
+        sheet.note(place, "resident for each client", "bytes", each, None, Goal::AtMost(2_500.0));
+        sheet.note(place, "all connected and subscribed", "s", seconds, None, Goal::AtMost(2.0));
+        let base = rig.resident_before as f64 / 1e6;
+        sheet.note(place, "resident without clients", "MB", base, None, Goal::None);
+    }
+    Ok(())
+}

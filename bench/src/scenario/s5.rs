@@ -1,0 +1,54 @@
+//! S5: 100 clients on `T.*`, of which 5 stop reading: times and completeness of the other 95 beside those of 95 clients
+//! without the stalled ones, and the memory that the stalled ones cost until they are cut off.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::Context;
+use crate::{
+    load::Step,
+    rig::{Shape, client},
+    sheet::{Goal, Place},
+};
+
+const READING: usize = 95;
+const STALLED: usize = 5;
+const RATE: f64 = 40_000.0;
+/// Long enough for a stalled session's socket and queue to fill and its time to run out.
+const DURATION: Duration = Duration::from_secs(12);
+/// What the queues of the stalled ones may hold (`CLIENT_QUEUE_BYTES`, by default), and some slack.
+const MEMORY_MB: f64 = (STALLED * 16 + 16) as f64 * 1.048_576;
+
+/// Runs it.
+pub fn run(context: &mut Context) -> Result<()> {
+    let duration = if context.quick { context.duration() } else { DURATION };
+    let step = Step { rate: Some(RATE), duration };
+    let reading = vec![client(&context.feed, "T.*".to_owned()); READING];
+    let mut all = reading.clone();
+    all.extend(reading[..STALLED].iter().cloned().map(|mut plan| {
+        plan.stalled = true;
+        plan
+    }));
+    for _ in 0..context.runs {
+        for (name, shape) in [("alone", Shape::Alone), ("both", Shape::Both)] {
+            let without = context.once(&format!("S5 {name}: 95 reading"), shape, &reading, step)?;
+            let with = context.once(&format!("S5 {name}: and 5 stalled"), shape, &all, step)?;
+            let place = Place { scenario: "S5", shape: name };
+            let sheet = &mut context.sheet;
+            let faults = with.faults;
+            let wrong = faults.missing + faults.repeated + faults.foreign + faults.corrupt;
+            let peak = |outcome: &crate::rig::Outcome| outcome.costs[0].peak_bytes as f64 / 1e6;
+            let more = peak(&with) - peak(&without);
+            let times = with.p99_ms / without.p99_ms;
+            sheet.note(place, "p99 without stalled", "ms", without.p99_ms, None, Goal::None);
+            sheet.note(place, "p99 of the other 95", "ms", with.p99_ms, None, Goal::None);
+            sheet.note(place, "p99 with over without", "", times, None, Goal::AtMost(1.25));
+            sheet.note(place, "events wrong of the 95", "", wrong as f64, None, Goal::AtMost(0.0));
+            sheet.note(place, "of the 95 cut off", "", with.ended as f64, None, Goal::AtMost(0.0));
+            let goal = Goal::AtMost(MEMORY_MB);
+            sheet.note(place, "filtered memory more", "MB", more, None, goal);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! The sheet of results: every figure with its runs, its floor and its goal.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::{plot::Plot, search::median};
+
+/// What a figure has to reach.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// This much or more.
+    AtLeast(f64),
+    /// This much or less.
+    AtMost(f64),
+    /// This part of its floor or more.
+    OfFloor(f64),
+    /// A floor, or a figure that explains another.
+    None,
+}
+
+/// A figure: what it is and what came out.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figure {
+    /// The scenario: `S1`.
+    pub scenario: &'static str,
+    /// `alone`, `both` or `floor`.
+    pub shape: &'static str,
+    /// What is measured.
+    pub name: String,
+    /// In what.
+    pub unit: &'static str,
+    /// One value a run; the median counts.
+    pub runs: Vec<f64>,
+    /// The name of the floor beside which it stands, in the same scenario.
+    pub floor: Option<&'static str>,
+    /// What it has to reach.
+    pub goal: Goal,
+}
+
+/// All figures and plots of a run.
+#[derive(Debug, Default)]
+pub struct Sheet {
+    figures: Vec<Figure>,
+    /// The plots.
+    pub plots: Vec<Plot>,
+}
+
+/// Where a figure belongs; made once for several notes.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// The scenario.
+    pub scenario: &'static str,
+    /// The shape.
+    pub shape: &'static str,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    figure: &'a Figure,
+    median: f64,
+    floor_median: Option<f64>,
+    of_floor: Option<f64>,
+    reached: Option<bool>,
+}
+
+impl Sheet {
+    /// Adds the value of one run to a figure.
+    pub fn note(
+        &mut self,
+        place: Place,
+        name: &str,
+        unit: &'static str,
+        value: f64,
+        floor: Option<&'static str>,
+        goal: Goal,
+    ) {
+        let Place { scenario, shape } = place;
+        let known = self.figures.iter_mut().find(|figure| {
+            figure.scenario == scenario && figure.shape == shape && figure.name == name
+        });
+        match known {
+            Some(figure) => figure.runs.push(value),
+            None => {
+                let name = name.to_owned();
+                let runs = vec![value];
+                self.figures.push(Figure { scenario, shape, name, unit, runs, floor, goal });
+            }
+        }
+    }
+
+    fn lines(&self) -> Vec<Line<'_>> {
+        self.figures.iter().map(|figure| self.line(figure)).collect()
+    }
+
+    fn line<'a>(&self, figure: &'a Figure) -> Line<'a> {
+        let value = median(figure.runs.clone());
+        let floor_median = figure.floor.and_then(|name| {
+            let floor = self.figures.iter().find(|other| {
+                other.scenario == figure.scenario && other.shape == "floor" && other.name == name
+            })?;
+            Some(median(floor.runs.clone()))
+        });
+        let of_floor = floor_median.map(|floor| value / floor);
+        let reached = match figure.goal {
+            Goal::AtLeast(goal) => Some(value >= goal),
+            Goal::AtMost(goal) => Some(value <= goal),
+            Goal::OfFloor(goal) => of_floor.map(|part| part >= goal),
+            Goal::None => None,
+        };
+        Line { figure, median: value, floor_median, of_floor, reached }
+    }
+
+    /// The table, as Markdown. Verdicts of a run that other programs disturbed say so.
+    pub fn table(&self, disturbed: bool) -> String {
+        let but = if disturbed { " (disturbed)" } else { "" };
+        let mut rows = vec![
+            ["scenario", "shape", "figure", "median", "runs", "floor", "of floor", "goal", ""]
+                .map(str::to_owned),
+        ];
+        for line in self.lines() {
+            let figure = line.figure;
+            let runs: Vec<String> = figure.runs.iter().map(|value| show(*value)).collect();
+            let goal = match figure.goal {
+                Goal::AtLeast(goal) => format!("at least {}", show(goal)),
+                Goal::AtMost(goal) => format!("at most {}", show(goal)),
+                Goal::OfFloor(goal) => format!("{goal} of the floor"),
+                Goal::None => String::new(),
+            };
+            let reached = match line.reached {
+                Some(true) => format!("reached{but}"),
+                Some(false) => format!("NOT reached{but}"),
+                None => String::new(),
+            };
+            let unit = if line.median.is_finite() { figure.unit } else { "" };
+            let of_floor = line.of_floor.filter(|part| part.is_finite());
+            rows.push([
+                figure.scenario.to_owned(),
+                figure.shape.to_owned(),
+                figure.name.clone(),
+                format!("{} {unit}", show(line.median)).trim_end().to_owned(),
+                runs.join(" / "),
+                line.floor_median.map(show).unwrap_or_default(),
+                of_floor.map(|part| format!("{part:.2}")).unwrap_or_default(),
+                goal,
+                reached,
+            ]);
+        }
+        markdown(&rows)
+    }
+
+    /// The figures as JSON, with what says where and when they were taken.
+    pub fn json(&self, about: &serde_json::Value) -> serde_json::Value {
+        let plots: Vec<&Plot> = self.plots.iter().collect();
+        serde_json::json!({ "about": about, "figures": self.lines(), "plots": plots })
+    }
+}
+
+fn markdown(rows: &[[String; 9]]) -> String {
+    let widths: Vec<usize> = (0..9)
+        .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(3))
+        .collect();
+    let mut text = String::new();
+    for (i, row) in rows.iter().enumerate() {
+        for (cell, width) in row.iter().zip(&widths) {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "| {cell:width$} ");
+        }
+        text += "|\n";
+        if i == 0 {
+            for width in &widths {
+                let _ = write!(text, "| {} ", "-".repeat(*width));
+            }
+            text += "|\n";
+        }
+    }
+    text
+}
+
+/// A figure with three digits that count: `7.51 M`, `23 k`, `0.142`. One that is infinite stands for a rate not kept up with.
+pub fn show(value: f64) -> String {
+    match value.abs() {
+        v if !v.is_finite() => "not kept up".to_owned(),
+        v if v >= 1e6 => format!("{:.2} M", value / 1e6),
+        v if v >= 1e4 => format!("{:.0} k", value / 1e3),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goals_are_judged_by_medians_and_floors() {
+        let mut sheet = Sheet::default();
+        let floor = Place { scenario: "S1", shape: "floor" };
+        let alone = Place { scenario: "S1", shape: "alone" };
+        for (value, of) in [(70.0, 100.0), (80.0, 100.0), (90.0, 1_000.0)] {
+            sheet.note(floor, "relay", "events/s", of, None, Goal::None);
+            sheet.note(alone, "rate", "events/s", value, Some("relay"), Goal::OfFloor(0.75));
+            sheet.note(alone, "cpu", "s/M", value, None, Goal::AtMost(79.0));
+        }
+        let judged: Vec<_> = sheet.lines().iter().map(|line| line.reached).collect();
+        assert_eq!(judged, [None, Some(true), Some(false)]);
+        assert!(sheet.table(false).contains("| NOT reached |"));
+        assert!(sheet.table(true).contains("| NOT reached (disturbed) |"));
+    }
+
+    #[test]
+    fn figures_are_shown_with_three_digits() {
+        let shown: Vec<String> =
+            [7_512_345.0, 23_456.0, 231.4, 12.34, 1.234, 0.1234].into_iter().map(show).collect();
+        assert_eq!(shown, ["7.51 M", "23 k", "231", "12.3", "1.23", "0.123"]);
+    }
+}

@@ -1,0 +1,196 @@
+//! What a client must get, event by event, and what it got instead.
+
+use std::sync::Arc;
+
+use crate::event::Mark;
+
+/// What was wrong with the events of a client, or of several.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Faults {
+    /// Events that never came: later ones came instead, or none.
+    pub missing: u64,
+    /// Events that came again, or behind later ones.
+    pub repeated: u64,
+    /// Events of channels that the client did not subscribe to.
+    pub foreign: u64,
+    /// Events whose bytes were not those sent.
+    pub corrupt: u64,
+}
+
+impl Faults {
+    /// Whether there was none.
+    pub fn none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Adds those of another client.
+    pub fn add(&mut self, other: &Self) {
+        self.missing += other.missing;
+        self.repeated += other.repeated;
+        self.foreign += other.foreign;
+        self.corrupt += other.corrupt;
+    }
+}
+
+/// Follows one client through the ring: which of its places comes next, on which lap.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    /// The client's places in the ring, rising. Shared between clients that want the same.
+    places: Arc<[u32]>,
+    at: usize,
+    lap: u64,
+    received: u64,
+    faults: Faults,
+}
+
+impl Verifier {
+    /// A client that is to get the events at these places, from the first lap on.
+    pub fn new(places: Arc<[u32]>) -> Self {
+        Self { places, at: 0, lap: 0, received: 0, faults: Faults::default() }
+    }
+
+    /// Takes the next event that came.
+    #[inline(always)]
+    pub fn take(&mut self, mark: Mark) {
+        self.received += 1;
+        match self.places.get(self.at) {
+            Some(&place) if place == mark.place && self.lap == mark.lap => {
+                self.at += 1;
+                if self.at == self.places.len() {
+                    self.at = 0;
+                    self.lap += 1;
+                }
+            }
+            _ => self.take_unexpected(mark),
+        }
+    }
+
+    #[cold]
+    fn take_unexpected(&mut self, mark: Mark) {
+        let Ok(at) = self.places.binary_search(&mark.place) else {
+            self.faults.foreign += 1;
+            return;
+        };
+        let (expected, came) = (self.position(), mark.lap * self.places.len() as u64 + at as u64);
+        if came < expected {
+            self.faults.repeated += 1;
+            return;
+        }
+        self.faults.missing += came - expected;
+        self.lap = (came + 1) / self.places.len() as u64;
+        self.at = ((came + 1) % self.places.len() as u64) as usize;
+    }
+
+    /// Notes an event whose bytes are not those sent.
+    #[cold]
+    pub fn take_corrupt(&mut self) {
+        self.faults.corrupt += 1;
+    }
+
+    /// Events that came, good or not.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// How many of the client's events are behind it: come or missing.
+    fn position(&self) -> u64 {
+        self.lap * self.places.len() as u64 + self.at as u64
+    }
+
+    /// How many of the client's events stand before this sequence number of the load.
+    pub fn expected(&self, events: u64, ring_events: u64) -> u64 {
+        let (laps, rest) = (events / ring_events, events % ring_events);
+        let within = self.places.partition_point(|&place| u64::from(place) < rest);
+        laps * self.places.len() as u64 + within as u64
+    }
+
+    /// Whether everything up to this sequence number came or was overtaken.
+    pub fn is_through(&self, events: u64, ring_events: u64) -> bool {
+        self.position() >= self.expected(events, ring_events)
+    }
+
+    /// The faults, given that the load went up to this sequence number.
+    pub fn faults(&self, events: u64, ring_events: u64) -> Faults {
+        let tail = self.expected(events, ring_events).saturating_sub(self.position());
+        Faults { missing: self.faults.missing + tail, ..self.faults }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RING: u64 = 100;
+
+    /// A client with places 3, 10, 40, and the marks that it is to get in three laps.
+    fn client() -> (Verifier, Vec<Mark>) {
+        let places: Arc<[u32]> = [3, 10, 40].into();
+        let marks = (0..3)
+            .flat_map(|lap| [3, 10, 40].map(|place| Mark { stamp_ns: 0, lap, place }))
+            .collect();
+        (Verifier::new(places), marks)
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Vec<Mark>), expected: Faults) {
+        let (mut verifier, mut marks) = client();
+        change(&mut marks);
+        for mark in &marks {
+            verifier.take(*mark);
+        }
+        assert_eq!(verifier.faults(3 * RING, RING), expected);
+        assert_eq!(verifier.received(), marks.len() as u64);
+    }
+
+    #[test]
+    fn what_comes_as_sent_is_without_fault() {
+        check(|_| {}, Faults::default());
+    }
+
+    #[test]
+    fn a_dropped_event_is_missing() {
+        for i in 0..9 {
+            let without = |marks: &mut Vec<Mark>| {
+                marks.remove(i);
+            };
+            check(without, Faults { missing: 1, ..Faults::default() });
+        }
+        check(|marks| drop(marks.drain(2..7)), Faults { missing: 5, ..Faults::default() });
+        check(Vec::clear, Faults { missing: 9, ..Faults::default() });
+    }
+
+    #[test]
+    fn an_event_that_comes_twice_is_repeated() {
+        for i in 0..9 {
+            check(|marks| marks.insert(i, marks[i]), Faults { repeated: 1, ..Faults::default() });
+        }
+    }
+
+    #[test]
+    fn an_event_behind_a_later_one_is_noticed() {
+        let expected = Faults { missing: 1, repeated: 1, ..Faults::default() };
+        check(|marks| marks.swap(4, 5), expected);
+    }
+
+    #[test]
+    fn another_clients_event_is_foreign() {
+        let other = Mark { stamp_ns: 0, lap: 1, place: 11 };
+        check(|marks| marks.insert(4, other), Faults { foreign: 1, ..Faults::default() });
+    }
+
+    #[test]
+    fn a_client_that_wants_nothing_takes_nothing() {
+        let mut verifier = Verifier::new([].into());
+        assert!(verifier.is_through(1_000, RING));
+        verifier.take(Mark { stamp_ns: 0, lap: 0, place: 3 });
+        assert_eq!(verifier.faults(1_000, RING), Faults { foreign: 1, ..Faults::default() });
+    }
+
+    #[test]
+    fn the_expected_count_follows_the_load() {
+        let (verifier, _) = client();
+        for (events, expected) in [(0, 0), (3, 0), (4, 1), (11, 2), (41, 3), (104, 4)] {
+            assert_eq!(verifier.expected(events, RING), expected);
+        }
+    }
+}
