@@ -22,7 +22,7 @@ use url::Url;
 pub struct Args {
     #[command(flatten)]
     account: AccountArgs,
-    /// Where the market data comes from [default: wss://socket.polygon.io/<market>]
+    /// Where the market data comes from [default: wss://socket.polygon.io/MARKET]
     #[arg(long, env = "POLYGON_WS_URL", hide_env_values = true, value_parser = websocket_url)]
     polygon_ws_url: Option<Url>,
     /// What * stands for upstream: event types or channels, separated by commas [default: all types of the market]
