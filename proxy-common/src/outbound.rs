@@ -36,6 +36,8 @@ use crate::{
 const MAX_CONTROL_BYTES: usize = 64 * 1024;
 /// Most parts given to one `writev`; far below the system's limit of 1,024.
 const MAX_PARTS: usize = 64;
+/// Messages are framed ahead up to this size. Control frames wait for what is framed, so it is not more than a moment's worth.
+const WIRE_BYTES: usize = 128 * 1024;
 /// The longest header of a frame that a server sends, and the bracket after it.
 const MAX_HEAD: usize = 11;
 
@@ -442,6 +444,11 @@ impl Outbound {
                     self.report(lane);
                     return Flushed::Empty;
                 }
+                // More of them in one system call.
+                while lane.wire_bytes < WIRE_BYTES
+                    && lane.wire.len() + 2 <= MAX_PARTS
+                    && lane.frame_next(since)
+                {}
             }
             let mut parts = [IoSlice::new(&[]); MAX_PARTS];
             let n = lane.wire.len().min(MAX_PARTS);

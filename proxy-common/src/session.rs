@@ -33,8 +33,8 @@ use crate::{
 
 /// The longest command taken: room for 50,000 subscriptions.
 const MAX_COMMAND_BYTES: usize = 1 << 20;
-/// Bytes read at a time from a client; clients say little.
-const READ_BYTES: usize = 2 * 1024;
+/// Bytes read at a time from a client, and kept by each session; clients say little.
+const READ_BYTES: usize = 512;
 /// A client silent for this many pings is closed.
 const SILENT_PINGS: u32 = 3;
 /// How long a client with a wrong key may take to read the verdict and leave by itself, which some expect to.
@@ -149,7 +149,7 @@ pub async fn serve<T: Tier>(
     let reason = session.run(stop).await;
     // The seat goes first: nothing more is routed to a session that ends.
     session.seat = None;
-    session.end(reason).await;
+    Box::pin(session.end(reason)).await;
     reason
 }
 
@@ -165,7 +165,10 @@ impl<T: Tier> Session<'_, T> {
                 () = stop.cancelled() => Err(CloseReason::Drain),
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
-                message = read(&mut self.websocket, outbound) => self.on_message(message).await,
+                message = read(&mut self.websocket, outbound) => {
+                    // Boxed: an idle session, which most are, should not carry the room that a command needs.
+                    Box::pin(self.on_message(message)).await
+                }
                 pulled = pull(&mut self.seat), if may_pull => pulled,
             };
             if let Err(reason) = step {

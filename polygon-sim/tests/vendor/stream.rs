@@ -124,7 +124,9 @@ async fn a_lagging_client_gets_bigger_frames() {
         stats.events_generated > stats.events_sent + 30_000
     })
     .await;
-    let frames = read(&mut client, 30_000).await;
+    // All that was made so far: the backlog stands behind what the socket's buffers hold.
+    let made = usize::try_from(sim.handle.stats().events_generated).unwrap();
+    let frames = read(&mut client, made).await;
     assert!(frames.iter().all(|frame| frame.len() <= 960_000));
     let events = |frame: &String| serde_json::from_str::<Vec<Value>>(frame).unwrap().len();
     let largest = frames.iter().map(events).max().unwrap();
