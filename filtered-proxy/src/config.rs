@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use proxy_common::config::{
-    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, check_market, path, port, secret,
-    secret_text, websocket_url,
+    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, authorities, check_market, path, port,
+    secret, secret_text, websocket_url,
 };
+use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
@@ -19,6 +20,9 @@ pub struct Args {
     /// Where the firehose is
     #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]
     firehose_url: Url,
+    /// Certificates (PEM) of authorities to trust at FIREHOSE_URL, beside the public ones [default: none]
+    #[arg(long, env = "FIREHOSE_CA", value_parser = path)]
+    firehose_ca: Option<PathBuf>,
     /// Key presented to the firehose [default: the account's key]
     #[arg(long, env = "FIREHOSE_API_KEY", hide_env_values = true, value_parser = secret_text)]
     firehose_api_key: Option<SecretString>,
@@ -53,6 +57,8 @@ pub struct Config {
     pub firehose: Url,
     /// The key presented there.
     pub key: SecretString,
+    /// Certificate authorities trusted there, beside the public ones.
+    pub extra_roots: Vec<CertificateDer<'static>>,
     /// Keys that clients may present.
     pub keys: Keys,
     /// Host name to listen on.
@@ -105,6 +111,7 @@ impl TryFrom<&Args> for Config {
         Ok(Self {
             firehose,
             key,
+            extra_roots: authorities("FIREHOSE_CA", args.firehose_ca.as_deref())?,
             keys,
             host: args.host.clone(),
             port: args.port,

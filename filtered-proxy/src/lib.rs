@@ -77,6 +77,7 @@ impl FilteredProxy {
         let routing = RouterMetrics::register(prefixed);
         let (wanted, receiver) = watch::channel(BTreeSet::from([Channel::All]));
         let mut link_config = LinkConfig::new("firehose", config.firehose, config.key);
+        link_config.extra_roots = config.extra_roots;
         // Our own firehose does not mind being asked often, and may have been given the right keys meanwhile.
         link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));

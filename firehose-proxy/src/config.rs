@@ -11,6 +11,7 @@ use proxy_common::{
     },
     market::{Kind, Market},
 };
+use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
@@ -25,6 +26,9 @@ pub struct Args {
     /// Where the market data comes from [default: wss://socket.polygon.io/MARKET]
     #[arg(long, env = "POLYGON_WS_URL", hide_env_values = true, value_parser = websocket_url)]
     polygon_ws_url: Option<Url>,
+    /// Certificates (PEM) of authorities to trust at POLYGON_WS_URL, beside the public ones [default: none]
+    #[arg(long, env = "POLYGON_CA", value_parser = path)]
+    polygon_ca: Option<PathBuf>,
     /// What * stands for upstream: event types or channels, separated by commas [default: all types of the market]
     #[arg(long, env = "UPSTREAM_CHANNELS")]
     upstream_channels: Option<String>,
@@ -60,6 +64,8 @@ pub struct Config {
     pub upstream: Url,
     /// The key presented there.
     pub key: SecretString,
+    /// Certificate authorities trusted there, beside the public ones.
+    pub extra_roots: Vec<CertificateDer<'static>>,
     /// What `*` stands for there.
     pub upstream_channels: BTreeSet<Channel>,
     /// How long unwanted channels stay subscribed there.
@@ -112,6 +118,7 @@ impl TryFrom<&Args> for Config {
         Ok(Self {
             upstream,
             key,
+            extra_roots: config::authorities("POLYGON_CA", args.polygon_ca.as_deref())?,
             upstream_channels,
             upstream_linger: args.upstream_linger,
             host: args.host.clone(),

@@ -80,7 +80,8 @@ impl Firehose {
         let market = config.listen.market;
         let (aggregate, wanted) =
             Aggregate::new(market, config.upstream_channels, config.upstream_linger);
-        let link_config = LinkConfig::new("Polygon", config.upstream, config.key);
+        let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
+        link_config.extra_roots = config.extra_roots;
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
         let (fanout, readers) = fanout::ring(config.ring_frames);
         let tier = FirehoseTier {

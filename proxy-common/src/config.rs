@@ -14,6 +14,7 @@ use clap::{
     Args, CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use secrecy::{ExposeSecret, SecretString};
 use subtle::{Choice, ConstantTimeEq};
 use thiserror::Error;
@@ -437,6 +438,29 @@ pub fn websocket_url(text: &str) -> Result<url::Url, String> {
         return Err(format!("{expected}, without user or password"));
     }
     Ok(url)
+}
+
+/// Reads the certificates of authorities from a file in PEM form.
+///
+/// # Errors
+///
+/// The file cannot be read or holds none.
+pub fn authorities(
+    variable: &str,
+    file: Option<&Path>,
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
+    let Some(path) = file else { return Ok(Vec::new()) };
+    let invalid = |why: String| {
+        let expected = format!("expected a file of certificates in PEM form: {why}");
+        ConfigError::invalid(variable, path.display(), expected)
+    };
+    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| invalid(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(invalid("it holds none".to_owned()));
+    }
+    Ok(certificates)
 }
 
 /// Checks that a URL does not end in the name of another market.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -49,6 +50,8 @@ pub struct LinkConfig {
     pub url: Url,
     /// The key presented.
     pub key: SecretString,
+    /// Certificate authorities trusted for `wss`, beside the public ones built in.
+    pub extra_roots: Vec<CertificateDer<'static>>,
     /// Most time for connecting, for the greeting and for the verdict each.
     pub login_timeout: Duration,
     /// After a refused login the key is tried again at this interval, or on [`LinkHandle::retry_now`].
@@ -64,6 +67,7 @@ impl LinkConfig {
             upstream,
             url,
             key,
+            extra_roots: Vec::new(),
             login_timeout: Duration::from_secs(10),
             refused_interval: Duration::from_secs(15 * 60),
             ping_interval: Duration::from_secs(15),

@@ -19,6 +19,7 @@ mod scale;
 mod shapes;
 mod stop;
 mod tidy;
+mod tls;
 mod upstream;
 
 use std::net::SocketAddr;

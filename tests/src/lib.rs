@@ -20,4 +20,5 @@ pub mod http;
 pub mod oracle;
 pub mod program;
 pub mod stack;
+pub mod tls;
 pub mod wait;

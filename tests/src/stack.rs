@@ -57,6 +57,12 @@ impl Sim {
         Self { handle, addr, stop, _tasks: tasks }
     }
 
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// The URL of a market on it.
     #[must_use]
     pub fn url(&self, market: &str) -> String {

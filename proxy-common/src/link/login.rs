@@ -4,7 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::CertificateDer};
 use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -43,7 +43,7 @@ pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError>
             .max_frame_size(Some(MAX_FRAME_BYTES))
             .max_message_size(Some(MAX_FRAME_BYTES));
         let connector = match url.scheme() {
-            "wss" => Connector::Rustls(tls()?),
+            "wss" => Connector::Rustls(tls(&config.extra_roots)?),
             _ => Connector::Plain,
         };
         let upgrade =
@@ -76,8 +76,9 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(failure)
 }
 
-fn tls() -> Result<Arc<ClientConfig>, LinkError> {
-    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError> {
+    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    roots.add_parsable_certificates(extra.iter().cloned());
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| LinkError::Unreachable(error.to_string()))?
