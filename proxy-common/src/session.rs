@@ -132,7 +132,10 @@ pub async fn serve<T: Tier>(
         .read_buffer_size(READ_BYTES)
         .max_message_size(Some(MAX_COMMAND_BYTES))
         .max_frame_size(Some(MAX_COMMAND_BYTES));
-    let websocket = WebSocketContext::from_partially_read(early.into(), Role::Server, Some(limits));
+    // Copied: the few bytes would keep the whole buffer of the HTTP phase.
+    let websocket =
+        WebSocketContext::from_partially_read(early.to_vec(), Role::Server, Some(limits));
+    drop(early);
     let now = Instant::now();
     let mut session = Session {
         tier,
