@@ -186,7 +186,7 @@ pub struct ListenArgs {
     #[arg(long, env = "MAX_SUBSCRIPTIONS", default_value = "50000", value_parser = count)]
     pub max_subscriptions: usize,
     /// Time for clients to take what is queued for them when the program stops
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "8s", value_parser = duration)]
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "7s", value_parser = duration)]
     pub drain_timeout: Duration,
     /// Market served: stocks, options, forex, crypto, indices or futures
     #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]

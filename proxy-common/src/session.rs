@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     task::coop::consume_budget,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_tungstenite::tungstenite::{
     Error, Message,
@@ -316,7 +316,7 @@ impl<T: Tier> Session<'_, T> {
             CloseReason::Drain => Some(Status::new("draining", "the proxy is restarting")),
             CloseReason::AuthFailed => {
                 self.reply(&Status::auth_failed());
-                self.wait_for_leave(Instant::now() + VERDICT_PAUSE).await;
+                self.linger(VERDICT_PAUSE, Until::Left).await;
                 None
             }
             CloseReason::ClientGone
@@ -328,35 +328,49 @@ impl<T: Tier> Session<'_, T> {
         };
         self.outbound.finish(reason, farewell.as_ref());
         if reason.frame().is_some() {
-            let patience = if reason == CloseReason::Drain {
-                self.config.drain_timeout
-            } else {
-                CLOSE_TIMEOUT
-            };
-            self.wait_for_leave(Instant::now() + patience).await;
+            let drain = reason == CloseReason::Drain;
+            let patience = if drain { self.config.drain_timeout } else { CLOSE_TIMEOUT };
+            if self.linger(patience, Until::Written).await {
+                self.linger(CLOSE_TIMEOUT, Until::Left).await;
+            }
         }
         self.outbound.abandon(reason);
     }
 
-    /// Goes on writing and reads on, throwing commands away, until the peer leaves or time is up. Closing a socket with unread
-    /// input would reset the connection and could take our last words with it.
-    async fn wait_for_leave(&mut self, deadline: Instant) {
-        let left = async {
+    /// Goes on writing and reads on, throwing commands away, until time is up or `until` has come. Closing a socket with unread
+    /// input would reset the connection and could take our last words with it. Tells whether the peer is still there.
+    async fn linger(&mut self, limit: Duration, until: Until) -> bool {
+        let lingering = async {
             loop {
+                if until == Until::Written && self.outbound.is_idle() {
+                    return true;
+                }
                 tokio::select! {
-                    written = self.outbound.run_writer() => if written.is_err() { return },
+                    written = self.outbound.run_writer() => if written.is_err() { return false },
                     message = read(&mut self.websocket, &self.outbound) => match message {
-                        Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::Io(_)) => return,
+                        Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::Io(_)) => {
+                            return false;
+                        }
                         Ok(_) => consume_budget().await,
-                        Err(_) => return discard(&self.outbound).await,
+                        Err(_) => {
+                            discard(&self.outbound).await;
+                            return false;
+                        }
                     },
                 }
             }
         };
-        // Running out of time is one of the two ways in which this wait is meant to end.
-        let _ = timeout_at(deadline, left).await;
-        self.outbound.flush();
+        timeout(limit, lingering).await.unwrap_or(false)
     }
+}
+
+/// What a session that ends waits for, beside its time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// Everything is written.
+    Written,
+    /// The peer has left.
+    Left,
 }
 
 /// Reads the next message, and sends what the library answers to it. Cancel-safe: what was read stays in the context.
