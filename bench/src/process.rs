@@ -194,18 +194,27 @@ pub fn own_cpu_seconds() -> Result<f64> {
     cpu_seconds("self")
 }
 
-/// Processor time that all programs of the machine used so far, in seconds; what the system does for nobody is left out.
-pub fn machine_cpu_seconds() -> Result<f64> {
+/// Time that the machine's cores spent idle so far, in seconds, all cores together.
+///
+/// Told from idleness and not from what was used: with this accounting of the system, interrupts on behalf of a process are
+/// counted for it and beside it, so that the sums of the two do not match.
+pub fn idle_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
-    // user, nice, system
+    // cpu user nice system idle iowait
     let ticks: Vec<u64> = stat
         .split_whitespace()
-        .skip(1)
-        .take(3)
+        .skip(4)
+        .take(2)
         .map(str::parse)
         .collect::<Result<_, _>>()
         .context("times in /proc/stat")?;
     Ok(ticks.iter().sum::<u64>() as f64 / clock_ticks_per_second() as f64)
+}
+
+/// Cores that were busy since a moment at which [`idle_seconds`] said this.
+pub fn busy_cores(since: Instant, idle_before: f64) -> Result<f64> {
+    let cores = std::thread::available_parallelism()?.get() as f64;
+    Ok(cores - (idle_seconds()? - idle_before) / since.elapsed().as_secs_f64())
 }
 
 fn cpu_seconds(process: &str) -> Result<f64> {

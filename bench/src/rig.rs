@@ -14,7 +14,7 @@ use crate::{
     fleet::Fleet,
     floor::{FloorStep, Handing},
     load::{Step, Upstream},
-    process::{Binaries, Program, machine_cpu_seconds, own_cpu_seconds, pause},
+    process::{Binaries, Program, busy_cores, idle_seconds, own_cpu_seconds, pause},
     verify::{Faults, Verifier},
 };
 
@@ -226,7 +226,7 @@ impl Rig {
         let received = self.fleet.received();
         let cpu: Vec<f64> =
             self.programs.iter().map(Program::cpu_seconds).collect::<Result<_>>()?;
-        let (own, machine, began) = (own_cpu_seconds()?, machine_cpu_seconds()?, Instant::now());
+        let (own, idle, began) = (own_cpu_seconds()?, idle_seconds()?, Instant::now());
         let playing = match (&self.upstream, self.shape) {
             (Some(upstream), _) => upstream.play(step),
             (None, Shape::Floor(handing)) => {
@@ -261,7 +261,7 @@ impl Rig {
         }
         let own_cpu_seconds = own_cpu_seconds()? - own;
         let ours = own_cpu_seconds + costs.iter().map(|cost: &Cost| cost.cpu_seconds).sum::<f64>();
-        let others = machine_cpu_seconds()? - machine - ours;
+        let others = busy_cores(began, idle)? - ours / began.elapsed().as_secs_f64();
         Ok(Outcome {
             events: sent.events,
             seconds,
@@ -273,7 +273,7 @@ impl Rig {
             kept_up: step.rate.is_none() || (enough && seconds <= limit),
             costs,
             own_cpu_seconds,
-            other_cores: (others / began.elapsed().as_secs_f64()).max(0.0),
+            other_cores: others.max(0.0),
             notices: self.fleet.notices(),
         })
     }

@@ -7,24 +7,32 @@ use crate::rig::Outcome;
 /// The search ends when good and bad rates are this close.
 const CLOSE_ENOUGH: f64 = 1.06;
 /// And after this many rates at the latest, each tried twice if need be.
-const MAX_RATES: usize = 8;
+const MAX_RATES: usize = 10;
+/// How much further a rate is taken that was good while none was too much.
+const RAISE: f64 = 1.4;
 
-/// Finds the highest rate, in events a second, at which `run` gives an outcome that is good: between nothing and `high`,
-/// which is known to be too much. `None` if none of the tries was good.
+/// Finds the highest rate, in events a second, at which `run` gives an outcome that is good. `None` if none of the tries was.
+///
+/// `guess` is tried first and raised until it is too much, so that it bounds nothing: a search that could end at a ceiling of
+/// its own making would report the ceiling.
 ///
 /// `run` starts afresh at each call: what one rate broke must not weigh on the next.
 pub fn highest(
-    high: f64,
+    guess: f64,
     good: impl Fn(&Outcome) -> bool,
     mut run: impl FnMut(f64) -> Result<Outcome>,
 ) -> Result<Option<Outcome>> {
-    let (mut low, mut high) = (0.0, high);
+    let (mut low, mut high) = (0.0, f64::INFINITY);
     let mut best = None;
     for _ in 0..MAX_RATES {
         if low > 0.0 && high / low < CLOSE_ENOUGH {
             break;
         }
-        let rate = (low + high) / 2.0;
+        let rate = match (low, high.is_finite()) {
+            (_, true) => (low + high) / 2.0,
+            (0.0, false) => guess,
+            (_, false) => low * RAISE,
+        };
         let mut outcome = run(rate)?;
         if !good(&outcome) {
             // A moment's disturbance must not decide the search.
@@ -73,6 +81,8 @@ mod tests {
         let run = |rate: f64| Ok(outcome(rate, usize::from(rate > 700_000.0)));
         let found = highest(4e6, Outcome::is_sustained, run).unwrap().unwrap();
         assert!((660_000.0..=700_000.0).contains(&found.rate()), "{}", found.rate());
+        let low_guess = highest(100_000.0, Outcome::is_sustained, run).unwrap().unwrap();
+        assert!((640_000.0..=700_000.0).contains(&low_guess.rate()), "{}", low_guess.rate());
         let none = highest(4e6, |_| false, |rate| Ok(outcome(rate, 0))).unwrap();
         assert!(none.is_none());
     }

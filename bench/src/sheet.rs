@@ -129,13 +129,18 @@ impl Sheet {
                 Goal::OfFloor(goal) => format!("{goal} of the floor"),
                 Goal::None => String::new(),
             };
+            let of_floor = line.of_floor.filter(|part| part.is_finite());
+            // A figure that beats its floor shows that another floor is wanted.
+            let is_of_floor = matches!(figure.goal, Goal::OfFloor(_));
             let reached = match line.reached {
+                Some(true) if of_floor.is_some_and(|part| part > 1.0) && is_of_floor => {
+                    format!("reached, above its floor{but}")
+                }
                 Some(true) => format!("reached{but}"),
                 Some(false) => format!("NOT reached{but}"),
                 None => String::new(),
             };
             let unit = if line.median.is_finite() { figure.unit } else { "" };
-            let of_floor = line.of_floor.filter(|part| part.is_finite());
             rows.push([
                 figure.scenario.to_owned(),
                 figure.shape.to_owned(),

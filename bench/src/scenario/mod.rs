@@ -20,7 +20,7 @@ use crate::{
     client::ClientPlan,
     feed::{FRAME_EVENTS, Feed},
     load::Step,
-    process::{machine_cpu_seconds, pause},
+    process::{busy_cores, idle_seconds, pause},
     rig::{Bench, Outcome, Rig, Shape},
     search::{highest, median},
     sheet::Sheet,
@@ -118,28 +118,27 @@ impl Context {
     /// Waits until the machine's other programs rest, as far as the run's patience goes. Whether it is worth to try again.
     fn wait_for_quiet(&self) -> Result<bool> {
         while !self.patience.get().is_zero() {
-            let before = (Instant::now(), machine_cpu_seconds()?);
-            while before.0.elapsed() < Duration::from_secs(1) {
+            let (began, idle) = (Instant::now(), idle_seconds()?);
+            while began.elapsed() < Duration::from_secs(1) {
                 pause();
             }
-            let elapsed = before.0.elapsed();
-            self.patience.set(self.patience.get().saturating_sub(elapsed));
-            if (machine_cpu_seconds()? - before.1) / elapsed.as_secs_f64() <= QUIET_CORES {
+            self.patience.set(self.patience.get().saturating_sub(began.elapsed()));
+            if busy_cores(began, idle)? <= QUIET_CORES {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// The highest rate at which the outcome is good. `high` is known to be too much.
+    /// The highest rate at which the outcome is good; the search begins at `guess`.
     pub fn search(
         &self,
         title: &str,
         shape: Shape,
         clients: &[ClientPlan],
-        high: f64,
+        guess: f64,
         good: impl Fn(&Outcome) -> bool,
     ) -> Result<Option<Outcome>> {
-        highest(high, good, |rate| self.once(title, shape, clients, self.step(Some(rate))))
+        highest(guess, good, |rate| self.once(title, shape, clients, self.step(Some(rate))))
     }
 }
