@@ -7,23 +7,18 @@
 //! The choice between writing from the routing thread and a task per session lives in this module alone.
 
 use std::{
-    cell::OnceCell,
-    collections::VecDeque,
     io::{self, IoSlice},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     sync::Notify,
     time::{Instant, sleep_until},
 };
-use tokio_tungstenite::tungstenite::protocol::frame::{
-    FrameHeader,
-    coding::{Control, Data, OpCode},
-};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use crate::{
     close::CloseReason,
@@ -32,45 +27,17 @@ use crate::{
     slow::{SlowLimits, Verdict},
 };
 
+mod lane;
+
+pub use self::lane::Chunk;
+use self::lane::{Lane, MAX_HEAD, State, append_header, message_head};
+
 /// Most bytes of control frames waiting; past it the peer pings without reading.
 const MAX_CONTROL_BYTES: usize = 64 * 1024;
 /// Most parts given to one `writev`; far below the system's limit of 1,024.
 const MAX_PARTS: usize = 64;
 /// Messages are framed ahead up to this size. Control frames wait for what is framed, so it is not more than a moment's worth.
 const WIRE_BYTES: usize = 128 * 1024;
-/// The longest header of a frame that a server sends, and the bracket after it.
-const MAX_HEAD: usize = 11;
-
-/// Some events as text: objects separated by commas, without the brackets of an array.
-///
-/// Borrowed from the caller's buffer; copied once, however many sessions have to queue it.
-#[derive(Debug)]
-pub struct Chunk<'a> {
-    text: &'a [u8],
-    events: u32,
-    shared: OnceCell<Bytes>,
-}
-
-impl<'a> Chunk<'a> {
-    /// A chunk whose text is copied when a session cannot take it at once.
-    pub fn borrowed(text: &'a [u8], events: u32) -> Self {
-        Self { text, events, shared: OnceCell::new() }
-    }
-
-    /// A chunk whose text is shared, never copied.
-    pub fn shared(text: &'a Bytes, events: u32) -> Self {
-        Self { text, events, shared: OnceCell::from(text.clone()) }
-    }
-
-    /// The events.
-    pub fn text(&self) -> &[u8] {
-        self.text
-    }
-
-    fn share(&self) -> Bytes {
-        self.shared.get_or_init(|| Bytes::copy_from_slice(self.text)).clone()
-    }
-}
 
 /// The write half of one session, shared by its task and by whoever routes data to it.
 ///
@@ -84,44 +51,6 @@ pub struct Outbound {
     attention: Notify,
     limits: SlowLimits,
     metrics: Arc<SessionMetrics>,
-}
-
-#[derive(Debug)]
-struct Lane {
-    /// Bytes committed to the socket: the rest of a message half written.
-    wire: VecDeque<Bytes>,
-    wire_bytes: usize,
-    wire_events: u32,
-    wire_since: Instant,
-    /// Framed control frames; they go out at the next frame border, ahead of the queue.
-    control: Vec<u8>,
-    control_since: Instant,
-    queue: VecDeque<Item>,
-    queue_bytes: usize,
-    queue_events: u64,
-    /// What the gauge of queued bytes holds for this session.
-    reported: usize,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Open,
-    /// The policy ended the session; its task has yet to say so to the peer.
-    Condemned(CloseReason),
-    /// Only what is queued goes out, then nothing.
-    Closing,
-    /// The socket failed.
-    Broken,
-}
-
-#[derive(Debug)]
-struct Item {
-    text: Bytes,
-    events: u32,
-    since: Instant,
-    /// Whether the text is a whole message (an array) or a chunk of events that may share one.
-    whole: bool,
 }
 
 /// What became of a write.
@@ -138,21 +67,13 @@ pub enum Flushed {
 impl Outbound {
     /// The write half over this socket.
     pub fn new(socket: TcpStream, limits: SlowLimits, metrics: Arc<SessionMetrics>) -> Self {
-        let now = Instant::now();
-        let lane = Lane {
-            wire: VecDeque::new(),
-            wire_bytes: 0,
-            wire_events: 0,
-            wire_since: now,
-            control: Vec::new(),
-            control_since: now,
-            queue: VecDeque::new(),
-            queue_bytes: 0,
-            queue_events: 0,
-            reported: 0,
-            state: State::Open,
-        };
-        Self { socket, lane: Mutex::new(lane), attention: Notify::new(), limits, metrics }
+        Self {
+            socket,
+            lane: Mutex::new(Lane::new(Instant::now())),
+            attention: Notify::new(),
+            limits,
+            metrics,
+        }
     }
 
     /// The socket, for reading.
@@ -415,10 +336,7 @@ impl Outbound {
 
     fn drop_queue(&self, lane: &mut Lane, reason: CloseReason) {
         self.metrics.lost(LossReason::of(reason), lane.queue_events);
-        lane.queue = VecDeque::new();
-        lane.queue_bytes = 0;
-        lane.queue_events = 0;
-        lane.control = Vec::new();
+        lane.clear_queue();
         self.report(lane);
     }
 
@@ -479,126 +397,4 @@ impl Drop for Outbound {
         let lane = self.lane.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.metrics.queue_bytes.dec_by(lane.reported as i64);
     }
-}
-
-impl Lane {
-    fn is_empty(&self) -> bool {
-        self.wire.is_empty() && self.queue.is_empty() && self.control.is_empty()
-    }
-
-    fn put(&mut self, bytes: Bytes) {
-        self.wire_bytes += bytes.len();
-        self.wire.push_back(bytes);
-    }
-
-    fn clear_wire(&mut self) {
-        self.wire = VecDeque::new();
-        self.wire_bytes = 0;
-    }
-
-    /// Since when something has been waiting, if anything is.
-    fn oldest(&self) -> Option<Instant> {
-        if !self.wire.is_empty() {
-            return Some(self.wire_since);
-        }
-        let queued = self.queue.front().map(|item| item.since);
-        queued.or_else(|| (!self.control.is_empty()).then_some(self.control_since))
-    }
-
-    fn push(&mut self, text: Bytes, events: u32, since: Instant, whole: bool) {
-        self.queue_bytes += text.len();
-        self.queue_events += u64::from(events);
-        self.queue.push_back(Item { text, events, since, whole });
-    }
-
-    /// Puts the unwritten rest of one message of chunks on the wire.
-    fn commit(&mut self, head: &[u8], chunks: &[Chunk<'_>], written: usize) {
-        self.put(Bytes::copy_from_slice(head));
-        for (i, chunk) in chunks.iter().enumerate() {
-            if i > 0 {
-                self.put(Bytes::from_static(b","));
-            }
-            self.put(chunk.share());
-        }
-        self.put(Bytes::from_static(b"]"));
-        self.advance(written);
-    }
-
-    /// Frames what goes next: control frames, and a whole message or all chunks that fit one message. False if there is nothing.
-    fn frame_next(&mut self, since: Instant) -> bool {
-        let control = std::mem::take(&mut self.control);
-        let any_control = !control.is_empty();
-        if any_control {
-            self.put(control.into());
-        }
-        self.wire_since = since;
-        let Some(first) = self.queue.front() else { return any_control };
-        if first.whole {
-            let item = self.take_item();
-            let mut head = Vec::with_capacity(MAX_HEAD);
-            append_header(&mut head, OpCode::Data(Data::Text), item.text.len());
-            self.put(head.into());
-            self.put(item.text);
-            return true;
-        }
-        let mut inner = 0;
-        let mut n = 0;
-        for item in self.queue.iter().take_while(|item| !item.whole) {
-            // Brackets and commas included; a chunk that alone is too long goes alone.
-            if n > 0 && inner + item.text.len() + 2 > MAX_MESSAGE_BYTES {
-                break;
-            }
-            inner += item.text.len() + 1;
-            n += 1;
-        }
-        let mut head = [0; MAX_HEAD];
-        self.put(Bytes::copy_from_slice(message_head(&mut head, inner + 1)));
-        for i in 0..n {
-            if i > 0 {
-                self.put(Bytes::from_static(b","));
-            }
-            let item = self.take_item();
-            self.put(item.text);
-        }
-        self.put(Bytes::from_static(b"]"));
-        true
-    }
-
-    fn take_item(&mut self) -> Item {
-        let item = self.queue.pop_front().expect("the caller has seen the item");
-        self.queue_bytes -= item.text.len();
-        self.queue_events -= u64::from(item.events);
-        self.wire_events += item.events;
-        item
-    }
-
-    fn advance(&mut self, mut written: usize) {
-        self.wire_bytes -= written;
-        while written > 0 {
-            let Some(front) = self.wire.front_mut() else { return };
-            if written < front.len() {
-                front.advance(written);
-                return;
-            }
-            written -= front.len();
-            self.wire.pop_front();
-        }
-    }
-}
-
-/// The header of a text frame of `len` bytes and the opening bracket.
-fn message_head(buffer: &mut [u8; MAX_HEAD], len: usize) -> &[u8] {
-    let mut head = &mut buffer[..];
-    FrameHeader { opcode: OpCode::Data(Data::Text), ..FrameHeader::default() }
-        .format(len as u64, &mut head)
-        .expect("a header fits ten bytes");
-    let used = MAX_HEAD - head.len();
-    buffer[used] = b'[';
-    &buffer[..=used]
-}
-
-fn append_header(out: &mut Vec<u8>, opcode: OpCode, len: usize) {
-    FrameHeader { opcode, ..FrameHeader::default() }
-        .format(len as u64, out)
-        .expect("writing to memory does not fail");
 }

@@ -1,0 +1,180 @@
+//! Keys: read once, compared in constant time, never printed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
+use subtle::{Choice, ConstantTimeEq};
+
+use super::{ConfigError, path};
+
+/// The account's key, under the vendor's old and new name.
+#[derive(Debug, Clone, Args)]
+pub struct AccountArgs {
+    /// Key of the Polygon.io account
+    #[arg(long, env = "POLYGON_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    pub polygon_api_key: Option<SecretString>,
+    /// File holding the key
+    #[arg(long, env = "POLYGON_API_KEY_FILE", value_parser = path)]
+    pub polygon_api_key_file: Option<PathBuf>,
+    /// The same under the vendor's new name; POLYGON_API_KEY goes first
+    #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    pub massive_api_key: Option<SecretString>,
+    /// File holding the key, under the vendor's new name
+    #[arg(long, env = "MASSIVE_API_KEY_FILE", value_parser = path)]
+    pub massive_api_key_file: Option<PathBuf>,
+}
+
+impl AccountArgs {
+    /// The account's key, if any is set.
+    ///
+    /// # Errors
+    ///
+    /// As of [`secret`].
+    pub fn key(&self) -> Result<Option<SecretString>, ConfigError> {
+        let key = |name, value: &Option<SecretString>, file: &Option<PathBuf>| {
+            secret(name, value.as_ref(), file.as_deref())
+        };
+        match key("POLYGON_API_KEY", &self.polygon_api_key, &self.polygon_api_key_file)? {
+            Some(found) => Ok(Some(found)),
+            None => key("MASSIVE_API_KEY", &self.massive_api_key, &self.massive_api_key_file),
+        }
+    }
+}
+
+/// Parses a secret: any text.
+///
+/// # Errors
+///
+/// None; the signature is what the command line wants.
+pub fn secret_text(text: &str) -> Result<SecretString, std::convert::Infallible> {
+    Ok(SecretString::from(text))
+}
+
+/// Reads a secret given as a value or as a file, without blanks around it. An empty value counts as none.
+///
+/// # Errors
+///
+/// Both are set, or the file cannot be read or is empty.
+pub fn secret(
+    variable: &str,
+    value: Option<&SecretString>,
+    file: Option<&Path>,
+) -> Result<Option<SecretString>, ConfigError> {
+    let file_variable = format!("{variable}_FILE");
+    // A variable that is there but empty, as in a copied example, is not set.
+    let value = value.filter(|value| !value.expose_secret().trim().is_empty());
+    let secret = match (value, file) {
+        (Some(_), Some(_)) => {
+            return Err(ConfigError(format!(
+                "{variable}: set beside {file_variable}: expected one of them"
+            )));
+        }
+        (None, None) => return Ok(None),
+        (Some(value), None) => value.clone(),
+        (None, Some(path)) => {
+            let text = fs::read_to_string(path).map_err(|error| {
+                ConfigError::invalid(
+                    &file_variable,
+                    path.display(),
+                    format!("expected a readable file: {error}"),
+                )
+            })?;
+            SecretString::from(text)
+        }
+    };
+    let trimmed = secret.expose_secret().trim();
+    if trimmed.is_empty() {
+        return Err(ConfigError::missing(&file_variable, "a file that holds a key"));
+    }
+    Ok(Some(SecretString::from(trimmed)))
+}
+
+/// The keys that clients may present.
+#[derive(Debug, Clone)]
+pub struct Keys(Vec<SecretString>);
+
+impl Keys {
+    /// Reads keys separated by commas or line breaks.
+    ///
+    /// # Errors
+    ///
+    /// There is no key among them.
+    pub fn parse(variable: &str, list: &SecretString) -> Result<Self, ConfigError> {
+        let keys: Vec<SecretString> = list
+            .expose_secret()
+            .split([',', '\n'])
+            .map(str::trim)
+            .filter(|key| !key.is_empty())
+            .map(SecretString::from)
+            .collect();
+        if keys.is_empty() {
+            return Err(ConfigError::missing(variable, "keys separated by commas"));
+        }
+        Ok(Self(keys))
+    }
+
+    /// Whether this is one of the keys. The time it takes tells nothing but the length of the keys.
+    pub fn contains(&self, key: &SecretString) -> bool {
+        let presented = key.expose_secret().as_bytes();
+        self.0
+            .iter()
+            .fold(Choice::from(0), |found, key| {
+                found | key.expose_secret().as_bytes().ct_eq(presented)
+            })
+            .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn any_of_the_keys_opens_and_nothing_else() {
+        let keys = Keys::parse("KEYS", &" one, two\nthree ,".into()).unwrap();
+        for key in ["one", "two", "three"] {
+            assert!(keys.contains(&key.into()), "{key}");
+        }
+        for key in ["", "on", "one ", "onee", "one,two", "ONE"] {
+            assert!(!keys.contains(&key.into()), "{key}");
+        }
+        assert!(!format!("{keys:?}").contains("one"));
+    }
+
+    #[test]
+    fn a_list_without_keys_is_refused() {
+        let error = Keys::parse("KEYS", &" , ,\n".into()).unwrap_err();
+        assert_eq!(error.to_string(), "KEYS: not set: expected keys separated by commas");
+    }
+
+    #[test]
+    fn a_secret_comes_as_a_value_or_as_a_file() {
+        let value: SecretString = "k".into();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "from-file").unwrap();
+        let read = |value, file| {
+            secret("KEY", value, file).map(|s| s.map(|s| s.expose_secret().to_owned()))
+        };
+        assert_eq!(read(None, None), Ok(None));
+        assert_eq!(read(Some(&value), None), Ok(Some("k".to_owned())));
+        assert_eq!(read(None, Some(file.path())), Ok(Some("from-file".to_owned())));
+        let both = read(Some(&value), Some(file.path())).unwrap_err();
+        assert_eq!(both.to_string(), "KEY: set beside KEY_FILE: expected one of them");
+        let nothing = SecretString::from(" ");
+        assert_eq!(read(Some(&nothing), None), Ok(None));
+        assert_eq!(read(Some(&nothing), Some(file.path())), Ok(Some("from-file".to_owned())));
+        let padded = SecretString::from(" k\t");
+        assert_eq!(read(Some(&padded), None), Ok(Some("k".to_owned())));
+        assert!(
+            read(None, Some(Path::new("/no/such/file"))).unwrap_err().to_string().starts_with(
+                "KEY_FILE: invalid value \"/no/such/file\": expected a readable file: "
+            )
+        );
+    }
+}
