@@ -49,8 +49,11 @@ fn measure(options: &Options) -> Result<()> {
     }
     let (median, most) = context.disturbance();
     let mut table = context.sheet.table(median > QUIET_CORES);
-    table +=
-        &format!("\nOther programs kept {median:.2} cores busy meanwhile, {most:.2} at worst.\n");
+    if median.is_finite() {
+        table += &format!(
+            "\nOther programs kept {median:.2} cores busy meanwhile, {most:.2} at worst.\n"
+        );
+    }
     println!("{table}");
     about["cores_busy_with_other_programs"] = json!({ "median": median, "most": most });
     let usual = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/bench"));
