@@ -4,22 +4,13 @@ use std::process::ExitCode;
 
 use filtered_proxy::{Args, Config, FilteredProxy};
 use proxy_common::{
-    config::{self, Unparsed},
+    config::Unparsed,
     process::{self, Threads},
 };
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let args = match config::parse::<Args>() {
-        Ok(args) => args,
-        Err(unparsed) => return process::refuse(unparsed),
-    };
-    let config = match Config::try_from(&args) {
-        Ok(config) => config,
-        Err(error) => return process::refuse(Unparsed::Error(error)),
-    };
-    args.log.init();
-    process::block_on(Threads::PerCore, run(config))
+    process::start(Threads::PerCore, |args: &Args| &args.log, run)
 }
 
 async fn run(config: Config) -> Result<(), Unparsed> {

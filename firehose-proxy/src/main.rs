@@ -2,24 +2,15 @@
 
 use std::process::ExitCode;
 
-use firehose_proxy::{Config, Firehose};
+use firehose_proxy::{Args, Config, Firehose};
 use proxy_common::{
-    config::{self, Unparsed},
+    config::Unparsed,
     process::{self, Threads},
 };
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    let args = match config::parse::<firehose_proxy::Args>() {
-        Ok(args) => args,
-        Err(unparsed) => return process::refuse(unparsed),
-    };
-    let config = match Config::try_from(&args) {
-        Ok(config) => config,
-        Err(error) => return process::refuse(Unparsed::Error(error)),
-    };
-    args.log.init();
-    process::block_on(Threads::One, run(config))
+    process::start(Threads::One, |args: &Args| &args.log, run)
 }
 
 async fn run(config: Config) -> Result<(), Unparsed> {

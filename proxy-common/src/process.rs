@@ -2,6 +2,7 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
+use clap::{CommandFactory, FromArgMatches};
 use tokio::{
     runtime::Builder,
     signal::unix::{Signal, SignalKind, signal},
@@ -9,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Unparsed;
+use crate::config::{self, ConfigError, LogArgs, Unparsed};
 
 /// The signals that end the program.
 #[derive(Debug)]
@@ -75,6 +76,31 @@ pub enum Threads {
     One,
     /// One for each core, beside the one that runs the program itself.
     PerCore,
+}
+
+/// Starts a program: settings, log, work. `log` says where its settings of the log are.
+///
+/// Help, or a setting that is missing or wrong, ends it as [`refuse`] does.
+pub fn start<A, C, W>(
+    threads: Threads,
+    log: impl FnOnce(&A) -> &LogArgs,
+    program: impl FnOnce(C) -> W,
+) -> ExitCode
+where
+    A: CommandFactory + FromArgMatches,
+    C: for<'a> TryFrom<&'a A, Error = ConfigError>,
+    W: Future<Output = Result<(), Unparsed>>,
+{
+    let args = match config::parse::<A>() {
+        Ok(args) => args,
+        Err(unparsed) => return refuse(unparsed),
+    };
+    let config = match C::try_from(&args) {
+        Ok(config) => config,
+        Err(error) => return refuse(Unparsed::Error(error)),
+    };
+    log(&args).init();
+    block_on(threads, program(config))
 }
 
 /// Runs a whole program on a runtime of its own.
