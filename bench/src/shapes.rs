@@ -69,7 +69,7 @@ mod tests {
             let mut found = Vec::new();
             let end = split(frame, |event| {
                 let EventKind::Known(kind) = event.kind else { panic!("{:?}", event.kind) };
-                index.lookup(kind, event.symbol.as_deref(), |cohort| found.push((kind, cohort)));
+                index.lookup(kind, event.symbol, |cohort| found.push((kind, cohort)));
             });
             assert_eq!(end, Ok(()));
             found

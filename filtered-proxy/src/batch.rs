@@ -107,12 +107,12 @@ impl Batch {
                 wanted = true;
                 self.pending_of(cohort, span);
             };
-            match &event.symbol {
+            match event.symbol {
                 Some(symbol) if market.has_symbol_forms() => {
                     let symbol = String::from_utf8_lossy(symbol);
                     index.lookup(kind, Some(market.symbol_key(&symbol).as_bytes()), &mut put);
                 }
-                symbol => index.lookup(kind, symbol.as_deref(), &mut put),
+                symbol => index.lookup(kind, symbol, &mut put),
             }
         }
         self.tally.unwanted += u64::from(!wanted);

@@ -3,20 +3,23 @@
 //! Sessions that hold the same channels form a cohort, which costs as much as one session. An event is looked up once,
 //! however many sessions there are; the cost follows the cohorts that want it.
 
-use std::{
-    collections::BTreeSet,
-    hash::{BuildHasher, Hash, Hasher},
-};
+use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
-use hashbrown::{Equivalent, HashMap, HashTable};
+use hashbrown::{HashMap, HashTable};
 use proxy_common::{channel::Channel, market::Kind};
 use slab::Slab;
+
+use self::table::{HolderLists, Holders, ShortSymbol};
+
+mod table;
 
 /// Names a session.
 pub type SessionId = u64;
 /// Names a cohort, densely from 0; names of cohorts that ended are used again.
 pub type CohortId = usize;
+
+type Table<K> = HashMap<K, Holders, RandomState>;
 
 /// Sets up to this size are looked for among other sessions; a larger one is a cohort of its own, so that changing it
 /// costs what changes and not what is held.
@@ -32,7 +35,10 @@ pub struct Index<M> {
     /// Cohorts that hold `*`; they stand in no other list.
     all: Vec<CohortId>,
     by_kind: [Vec<CohortId>; Kind::COUNT],
-    by_symbol: HashMap<Key, Vec<CohortId>, RandomState>,
+    by_symbol: [Table<ShortSymbol>; Kind::COUNT],
+    /// The same for symbols too long for a [`ShortSymbol`].
+    by_long_symbol: [Table<Box<[u8]>>; Kind::COUNT],
+    lists: HolderLists,
     subscriptions: usize,
     hasher: RandomState,
 }
@@ -43,38 +49,6 @@ struct Cohort<M> {
     members: Vec<(SessionId, M)>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Key {
-    kind: Kind,
-    symbol: Box<[u8]>,
-}
-
-struct KeyRef<'a> {
-    kind: Kind,
-    symbol: &'a [u8],
-}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        KeyRef { kind: self.kind, symbol: &self.symbol }.hash(state);
-    }
-}
-
-impl Hash for KeyRef<'_> {
-    #[inline]
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u8(self.kind as u8);
-        state.write(self.symbol);
-    }
-}
-
-impl Equivalent<Key> for KeyRef<'_> {
-    #[inline]
-    fn equivalent(&self, key: &Key) -> bool {
-        self.kind == key.kind && *self.symbol == *key.symbol
-    }
-}
-
 impl<M> Default for Index<M> {
     fn default() -> Self {
         Self {
@@ -83,7 +57,9 @@ impl<M> Default for Index<M> {
             by_channels: HashTable::new(),
             all: Vec::new(),
             by_kind: std::array::from_fn(|_| Vec::new()),
-            by_symbol: HashMap::default(),
+            by_symbol: std::array::from_fn(|_| Table::default()),
+            by_long_symbol: std::array::from_fn(|_| Table::default()),
+            lists: HolderLists::default(),
             subscriptions: 0,
             hasher: RandomState::default(),
         }
@@ -148,10 +124,13 @@ impl<M> Index<M> {
             visit(cohort);
         }
         let Some(symbol) = symbol else { return };
-        if let Some(cohorts) = self.by_symbol.get(&KeyRef { kind, symbol }) {
-            for &cohort in cohorts {
-                visit(cohort);
-            }
+        let holders = match ShortSymbol::new(symbol) {
+            Some(short) => self.by_symbol[kind as usize].get(&short),
+            None => self.by_long_symbol[kind as usize].get(symbol),
+        };
+        let Some(holders) = holders else { return };
+        for &cohort in self.lists.get(holders) {
+            visit(cohort as CohortId);
         }
     }
 
@@ -183,7 +162,9 @@ impl<M> Index<M> {
             + self.by_channels.len()
             + self.all.len()
             + self.by_kind.iter().map(Vec::len).sum::<usize>()
-            + self.by_symbol.len()
+            + self.by_symbol.iter().map(HashMap::len).sum::<usize>()
+            + self.by_long_symbol.iter().map(HashMap::len).sum::<usize>()
+            + self.lists.len()
     }
 
     /// Changes the channels of a cohort of one.
@@ -297,12 +278,14 @@ impl<M> Index<M> {
             Channel::All => self.all.push(id),
             Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
             Channel::Symbol(kind, symbol) => {
-                let key = KeyRef { kind: *kind, symbol: symbol.as_bytes() };
-                match self.by_symbol.get_mut(&key) {
-                    Some(cohorts) => cohorts.push(id),
+                let symbol = symbol.as_bytes();
+                match ShortSymbol::new(symbol) {
+                    Some(short) => {
+                        self.lists.enter(self.by_symbol[*kind as usize].entry(short), id)
+                    }
                     None => {
-                        let key = Key { kind: *kind, symbol: symbol.as_bytes().into() };
-                        self.by_symbol.insert(key, vec![id]);
+                        let long = &mut self.by_long_symbol[*kind as usize];
+                        self.lists.enter(long.entry(symbol.into()), id);
                     }
                 }
             }
@@ -314,11 +297,14 @@ impl<M> Index<M> {
             Channel::All => remove(&mut self.all, id),
             Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
             Channel::Symbol(kind, symbol) => {
-                let key = KeyRef { kind: *kind, symbol: symbol.as_bytes() };
-                if let Some(cohorts) = self.by_symbol.get_mut(&key) {
-                    remove(cohorts, id);
-                    if cohorts.is_empty() {
-                        self.by_symbol.remove(&key);
+                let symbol = symbol.as_bytes();
+                match ShortSymbol::new(symbol) {
+                    Some(short) => {
+                        self.lists.cross_out(self.by_symbol[*kind as usize].entry(short), id);
+                    }
+                    None => {
+                        let long = &mut self.by_long_symbol[*kind as usize];
+                        self.lists.cross_out(long.entry(symbol.into()), id);
                     }
                 }
             }

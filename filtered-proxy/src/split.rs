@@ -4,13 +4,18 @@
 //! at a glance where an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), and by walking its keys otherwise.
 //! Nothing is decoded, copied or allocated, but for strings with escapes. Values are not checked: an event goes out as it came.
 
-use std::borrow::Cow;
+use proxy_common::market::Kind;
 
-use proxy_common::market::{Kind, SymbolField};
-use wide::u8x16;
+use self::{
+    brackets::{BLOCK, Brackets, GROUP},
+    head::{any_head, feed_head, flat_head},
+};
+
+mod brackets;
+mod head;
 
 /// One event of a frame.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event<'a> {
     /// Where its object begins in the frame.
     pub start: usize,
@@ -19,7 +24,7 @@ pub struct Event<'a> {
     /// Its kind.
     pub kind: EventKind,
     /// Its symbol, from the field that its kind keeps it in; `None` where that field is missing or no string.
-    pub symbol: Option<Cow<'a, [u8]>>,
+    pub symbol: Option<&'a [u8]>,
 }
 
 /// What the `ev` of an event says.
@@ -46,19 +51,25 @@ pub struct Malformed {
 ///
 /// # Errors
 ///
-/// The frame is not an array of objects with balanced brackets and closed strings, and nothing but blanks around them.
+/// The frame is not an array of objects with balanced brackets and closed strings, and nothing but blanks around them; or it
+/// has 4 GiB or more.
 #[inline]
-pub fn split<'a>(frame: &'a [u8], mut visit: impl FnMut(Event<'a>)) -> Result<(), Malformed> {
+pub fn split(frame: &[u8], mut visit: impl FnMut(Event<'_>)) -> Result<(), Malformed> {
+    if u32::try_from(frame.len()).is_err() {
+        return Err(Malformed { at: 0 });
+    }
     let mut walk = Walk { frame, depth: 0, start: 0, last: 0, done: false };
-    let mut strings = Strings::default();
-    let (blocks, rest) = frame.as_chunks::<64>();
-    for (i, block) in blocks.iter().enumerate() {
-        walk.take(i * 64, strings.outside(&Masks::of(block)), &mut visit)?;
+    let mut brackets = Brackets::new();
+    let (blocks, rest) = frame.as_chunks();
+    let mut base = 0;
+    for group in blocks.chunks(GROUP) {
+        walk.follow(brackets.find(group, base), &mut visit)?;
+        base += (BLOCK * group.len()) as u32;
     }
     if !rest.is_empty() {
-        let mut block = [b' '; 64];
+        let mut block = [b' '; BLOCK];
         block[..rest.len()].copy_from_slice(rest);
-        walk.take(blocks.len() * 64, strings.outside(&Masks::of(&block)), &mut visit)?;
+        walk.follow(brackets.find(&[block], base), &mut visit)?;
     }
     if !walk.done {
         return Err(Malformed { at: frame.len() });
@@ -77,72 +88,89 @@ struct Walk<'a> {
     done: bool,
 }
 
-impl<'a> Walk<'a> {
+impl Walk<'_> {
     #[inline(always)]
-    fn take(
+    fn follow(
         &mut self,
-        base: usize,
-        mut brackets: u64,
-        visit: &mut impl FnMut(Event<'a>),
+        mut places: &[u32],
+        visit: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Malformed> {
-        while brackets != 0 {
-            let at = base + brackets.trailing_zeros() as usize;
-            brackets &= brackets - 1;
-            let byte = self.frame[at];
-            if self.depth > 1 {
-                // `{` and `[` differ from `}` and `]` in this bit.
-                if byte & 0b100 == 0 {
-                    self.depth += 1;
-                    continue;
-                }
-                self.depth -= 1;
-                if self.depth == 1 {
-                    if byte != b'}' {
-                        return Err(Malformed { at });
-                    }
-                    self.last = at + 1;
-                    visit(head(self.frame, self.start, at + 1));
-                }
+        while let Some((&place, rest)) = places.split_first() {
+            let at = place as usize;
+            if self.depth != 1 || self.frame[at] != b'{' {
+                self.step(at, visit)?;
+                places = rest;
                 continue;
             }
-            self.outer(at, byte)?;
+            self.separator(at)?;
+            // Most events hold no bracket, or one array without any.
+            let byte = |i: usize| rest.get(i).map(|&place| self.frame[place as usize]);
+            let (end, rest) = match byte(0) {
+                Some(b'}') => (rest[0], &rest[1..]),
+                Some(b'[') if (byte(1), byte(2)) == (Some(b']'), Some(b'}')) => {
+                    (rest[2], &rest[3..])
+                }
+                _ => {
+                    self.start = at;
+                    self.depth = 2;
+                    places = rest;
+                    continue;
+                }
+            };
+            self.last = end as usize + 1;
+            places = rest;
+            let text = &self.frame[at..self.last];
+            match feed_head(text).or_else(|| flat_head(text)) {
+                Some((kind, symbol)) => visit(Event { start: at, end: self.last, kind, symbol }),
+                None => self.visit_any(at, visit),
+            }
         }
         Ok(())
     }
 
-    /// A bracket outside events.
+    /// Any bracket, but one that begins an event.
     #[inline]
-    fn outer(&mut self, at: usize, byte: u8) -> Result<(), Malformed> {
-        match (self.depth, byte) {
-            (1, b'{') => {
-                self.separator(at)?;
-                self.start = at;
-                self.depth = 2;
+    fn step(&mut self, at: usize, visit: &mut impl FnMut(Event<'_>)) -> Result<(), Malformed> {
+        match (self.depth, self.frame[at]) {
+            (2.., b'{' | b'[') => self.depth += 1,
+            (2, b'}') => {
+                self.depth = 1;
+                self.last = at + 1;
+                self.visit_any(self.start, visit);
             }
+            (3.., _) => self.depth -= 1,
             (1, b']') => {
                 self.blank(self.last, at)?;
                 self.depth = 0;
                 self.done = true;
+                self.last = at + 1;
             }
             (0, b'[') if !self.done => {
                 self.blank(0, at)?;
                 self.depth = 1;
+                self.last = at + 1;
             }
             _ => return Err(Malformed { at }),
         }
-        self.last = at + 1;
         Ok(())
+    }
+
+    /// The event from `start` to where was understood last.
+    fn visit_any(&self, start: usize, visit: &mut impl FnMut(Event<'_>)) {
+        let (kind, symbol) = any_head(&self.frame[start..self.last]);
+        visit(Event { start, end: self.last, kind, symbol: symbol.as_deref() });
     }
 
     /// Between two events stands one comma, before the first none; blanks may surround it.
     #[inline]
     fn separator(&self, at: usize) -> Result<(), Malformed> {
-        let gap = &self.frame[self.last..at];
-        if gap == b"," && self.frame[self.last - 1] == b'}' {
+        if at == self.last + 1 && self.frame[self.last] == b',' && self.frame[self.last - 1] == b'}'
+        {
             return Ok(());
         }
         let first = self.frame[self.last - 1] == b'[';
         let expected: &[u8] = if first { b"" } else { b"," };
+        let gap = &self.frame[self.last..at];
         if trim(gap) == expected { Ok(()) } else { Err(Malformed { at: self.last }) }
     }
 
@@ -163,220 +191,6 @@ fn trim(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// Which of 64 bytes are quotes, backslashes and brackets; the first byte is the lowest bit.
-#[derive(Debug, PartialEq, Eq)]
-struct Masks {
-    quotes: u64,
-    backslashes: u64,
-    brackets: u64,
-}
-
-impl Masks {
-    #[inline(always)]
-    fn of(block: &[u8; 64]) -> Self {
-        let mut masks = Self { quotes: 0, backslashes: 0, brackets: 0 };
-        for (i, lane) in block.as_chunks::<16>().0.iter().enumerate() {
-            let bytes = u8x16::new(*lane);
-            let bits = |found: u8x16| u64::from(found.to_bitmask()) << (16 * i);
-            // `[` and `{`, and `]` and `}`, differ in this bit alone.
-            let folded = bytes | u8x16::splat(0x20);
-            let brackets = folded.simd_eq(u8x16::splat(b'{')) | folded.simd_eq(u8x16::splat(b'}'));
-            masks.quotes |= bits(bytes.simd_eq(u8x16::splat(b'"')));
-            masks.backslashes |= bits(bytes.simd_eq(u8x16::splat(b'\\')));
-            masks.brackets |= bits(brackets);
-        }
-        masks
-    }
-}
-
-/// What is carried from one block to the next about strings.
-#[derive(Debug, Default)]
-struct Strings {
-    /// All ones if the block before ended inside a string.
-    inside: u64,
-    /// 1 if the block before ended with a backslash that escapes.
-    escaping: u64,
-}
-
-impl Strings {
-    /// The brackets outside strings.
-    #[inline(always)]
-    fn outside(&mut self, masks: &Masks) -> u64 {
-        let mut quotes = masks.quotes;
-        if masks.backslashes | self.escaping != 0 {
-            quotes &= !self.escaped(masks.backslashes);
-        }
-        // Bit i of the running xor tells whether an odd number of quotes stands at or before byte i.
-        let mut inside = quotes;
-        for shift in [1, 2, 4, 8, 16, 32] {
-            inside ^= inside << shift;
-        }
-        inside ^= self.inside;
-        self.inside = ((inside as i64) >> 63) as u64;
-        masks.brackets & !inside
-    }
-
-    /// Which bytes are escaped by a backslash before them that is not escaped itself: those behind an odd run of backslashes.
-    fn escaped(&mut self, backslashes: u64) -> u64 {
-        const EVEN: u64 = 0x5555_5555_5555_5555;
-        let active = backslashes & !self.escaping;
-        let follows = (active << 1) | self.escaping;
-        let odd_starts = active & !EVEN & !follows;
-        // Adding a run's start to the run carries just past its end; whether the end is even or odd tells the run's length.
-        let (ends, carry) = odd_starts.overflowing_add(active);
-        self.escaping = u64::from(carry);
-        (EVEN ^ (ends << 1)) & follows
-    }
-}
-
-/// Reads kind and symbol of the event at `start..end`.
-#[inline(always)]
-fn head(frame: &[u8], start: usize, end: usize) -> Event<'_> {
-    let text = &frame[start..end];
-    let (kind, symbol) = feed_head(text).unwrap_or_else(|| any_head(text));
-    Event { start, end, kind, symbol }
-}
-
-/// A string of the frame, borrowed unless it had escapes.
-type Text<'a> = Cow<'a, [u8]>;
-type Head<'a> = (EventKind, Option<Text<'a>>);
-
-/// The head of an event that begins as the feed writes most of them: `ev`, then the symbol. `None` for any other.
-#[inline(always)]
-fn feed_head(text: &[u8]) -> Option<Head<'_>> {
-    let rest = text.strip_prefix(br#"{"ev":""#)?;
-    let (kind, rest) = match rest {
-        [b'T', b'"', rest @ ..] => (Kind::T, rest),
-        [b'Q', b'"', rest @ ..] => (Kind::Q, rest),
-        _ => {
-            let end = rest.iter().take(5).position(|&byte| byte == b'"')?;
-            (Kind::from_code(&rest[..end])?, &rest[end + 1..])
-        }
-    };
-    let rest = match kind.symbol_field() {
-        SymbolField::Sym => rest.strip_prefix(br#","sym":""#)?,
-        SymbolField::T => rest.strip_prefix(br#","T":""#)?,
-        SymbolField::Pair => rest.strip_prefix(br#","pair":""#)?,
-        SymbolField::P => rest.strip_prefix(br#","p":""#)?,
-    };
-    let end = rest.iter().position(|&byte| matches!(byte, b'"' | b'\\'))?;
-    (rest[end] == b'"').then(|| (EventKind::Known(kind), Some(Cow::Borrowed(&rest[..end]))))
-}
-
-/// The head of an event of any form, by walking its keys.
-fn any_head(text: &[u8]) -> Head<'_> {
-    let mut fields = Fields { rest: &text[1..] };
-    let mut ev = None;
-    let mut symbols = [None, None, None, None];
-    while let Some((key, value)) = fields.next() {
-        let slot = match key.decode().as_deref() {
-            Some(b"ev") => &mut ev,
-            Some(b"sym") => &mut symbols[SymbolField::Sym as usize],
-            Some(b"T") => &mut symbols[SymbolField::T as usize],
-            Some(b"pair") => &mut symbols[SymbolField::Pair as usize],
-            Some(b"p") => &mut symbols[SymbolField::P as usize],
-            _ => continue,
-        };
-        if slot.is_none() {
-            *slot = Some(value.and_then(Quoted::decode));
-        }
-    }
-    let Some(code) = ev.flatten() else { return (EventKind::Missing, None) };
-    let Some(kind) = Kind::from_code(&code) else { return (EventKind::Unknown, None) };
-    (EventKind::Known(kind), symbols[kind.symbol_field() as usize].take().flatten())
-}
-
-/// A string as it stands in the frame, with its quotes.
-#[derive(Clone, Copy)]
-struct Quoted<'a> {
-    text: &'a [u8],
-    escapes: bool,
-}
-
-impl<'a> Quoted<'a> {
-    /// What the string says; `None` if that is no text, as with half of a surrogate pair.
-    fn decode(self) -> Option<Text<'a>> {
-        if !self.escapes {
-            return Some(Cow::Borrowed(&self.text[1..self.text.len() - 1]));
-        }
-        let decoded: String = serde_json::from_slice(self.text).ok()?;
-        Some(Cow::Owned(decoded.into_bytes()))
-    }
-}
-
-/// The members of an object: keys, and values where they are strings.
-struct Fields<'a> {
-    rest: &'a [u8],
-}
-
-impl<'a> Fields<'a> {
-    /// The next key and its value. `None` at the end, or where this is no object.
-    fn next(&mut self) -> Option<(Quoted<'a>, Option<Quoted<'a>>)> {
-        self.rest = trim_start(self.rest);
-        if let [b',', rest @ ..] = self.rest {
-            self.rest = trim_start(rest);
-        }
-        let key = self.string()?;
-        self.rest = trim_start(self.rest).strip_prefix(b":")?;
-        self.rest = trim_start(self.rest);
-        if self.rest.first() == Some(&b'"') {
-            return Some((key, Some(self.string()?)));
-        }
-        self.skip_value();
-        Some((key, None))
-    }
-
-    /// Takes the string at hand.
-    fn string(&mut self) -> Option<Quoted<'a>> {
-        let text = self.rest;
-        if text.first() != Some(&b'"') {
-            return None;
-        }
-        let mut escapes = false;
-        let mut i = 1;
-        loop {
-            match text.get(i)? {
-                b'"' => break,
-                b'\\' => {
-                    escapes = true;
-                    i += 2;
-                }
-                _ => i += 1,
-            }
-        }
-        self.rest = &text[i + 1..];
-        Some(Quoted { text: &text[..=i], escapes })
-    }
-
-    /// Passes a value that is no string: up to the comma or bracket that ends it on its own level.
-    fn skip_value(&mut self) {
-        let mut depth = 0_usize;
-        while let Some(&byte) = self.rest.first() {
-            match byte {
-                b'"' => {
-                    if self.string().is_none() {
-                        self.rest = &[];
-                    }
-                    continue;
-                }
-                b'{' | b'[' => depth += 1,
-                b'}' | b']' if depth == 0 => return,
-                b'}' | b']' => depth -= 1,
-                b',' if depth == 0 => return,
-                _ => {}
-            }
-            self.rest = &self.rest[1..];
-        }
-    }
-}
-
-fn trim_start(mut text: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = text {
-        text = rest;
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::{EventKind::*, *};
@@ -385,7 +199,7 @@ mod tests {
     fn found(frame: &str) -> (Vec<String>, Result<(), Malformed>) {
         let mut lines = Vec::new();
         let end = split(frame.as_bytes(), |event| {
-            let symbol = event.symbol.as_deref().map(String::from_utf8_lossy);
+            let symbol = event.symbol.map(String::from_utf8_lossy);
             lines.push(format!("{} {:?} {symbol:?}", &frame[event.start..event.end], event.kind));
         });
         (lines, end)

@@ -115,7 +115,7 @@ fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
             EventKind::Unknown => Says::Unknown,
             EventKind::Missing => Says::Nothing,
         };
-        let symbol = event.symbol.map(|symbol| String::from_utf8_lossy(&symbol).into_owned());
+        let symbol = event.symbol.map(|symbol| String::from_utf8_lossy(symbol).into_owned());
         events.push(Found { start: event.start, end: event.end, kind, symbol });
     });
     (events, end)

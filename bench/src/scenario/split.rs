@@ -29,7 +29,7 @@ pub fn run(context: &mut Context) -> Result<()> {
                 let end = split(black_box(frame), |event| {
                     events += 1;
                     if let EventKind::Known(kind) = event.kind {
-                        index.lookup(kind, event.symbol.as_deref(), |_| wanted += 1);
+                        index.lookup(kind, event.symbol, |_| wanted += 1);
                     }
                 });
                 debug_assert!(end.is_ok());

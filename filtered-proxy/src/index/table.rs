@@ -1,0 +1,163 @@
+//! Keys and lists of the index, small enough that a busy market's whole table stays in the processor's caches.
+
+use std::{
+    hash::{Hash, Hasher},
+    slice,
+};
+
+use foldhash::fast::RandomState;
+use hashbrown::hash_map::Entry;
+use slab::Slab;
+
+use super::CohortId;
+
+/// A symbol of up to [`ShortSymbol::MAX`] bytes as one number: compared and hashed without following a pointer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ShortSymbol(u64);
+
+impl ShortSymbol {
+    /// The longest symbol that fits beside its length.
+    pub(super) const MAX: usize = 7;
+
+    /// The number, or `None` for a symbol that is too long.
+    #[inline(always)]
+    pub(super) fn new(symbol: &[u8]) -> Option<Self> {
+        let length = symbol.len();
+        // Two reads that overlap, instead of one of each byte.
+        let word = match length {
+            4..=Self::MAX => {
+                let first = u32::from_le_bytes(*symbol.first_chunk()?);
+                let last = u32::from_le_bytes(*symbol.last_chunk()?);
+                u64::from(first) | (u64::from(last) << (8 * (length - 4)))
+            }
+            2..4 => {
+                let first = u16::from_le_bytes(*symbol.first_chunk()?);
+                let last = u16::from_le_bytes(*symbol.last_chunk()?);
+                u64::from(first) | (u64::from(last) << (8 * (length - 2)))
+            }
+            0..2 => u64::from(symbol.first().copied().unwrap_or(0)),
+            _ => return None,
+        };
+        Some(Self(word | ((length as u64) << (8 * Self::MAX))))
+    }
+}
+
+impl Hash for ShortSymbol {
+    #[inline(always)]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.0);
+    }
+}
+
+/// The cohorts that hold a channel: the one there is, or the place of a list of several.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Holders(u32);
+
+/// Marks the place of a list.
+const LISTED: u32 = 1 << 31;
+
+/// Lists of the channels that several cohorts hold.
+#[derive(Debug, Default)]
+pub(super) struct HolderLists(Slab<Vec<u32>>);
+
+impl HolderLists {
+    /// One cohort.
+    fn one(id: CohortId) -> Holders {
+        let id = u32::try_from(id).ok().filter(|id| id & LISTED == 0);
+        Holders(id.expect("fewer cohorts than 2^31"))
+    }
+
+    /// The cohorts, in no order.
+    #[inline(always)]
+    pub(super) fn get<'a>(&'a self, holders: &'a Holders) -> &'a [u32] {
+        if holders.0 & LISTED == 0 {
+            slice::from_ref(&holders.0)
+        } else {
+            &self.0[(holders.0 ^ LISTED) as usize]
+        }
+    }
+
+    /// Enters a cohort at a channel where it does not stand yet.
+    pub(super) fn enter<K: Hash>(
+        &mut self,
+        entry: Entry<'_, K, Holders, RandomState>,
+        id: CohortId,
+    ) {
+        match entry {
+            Entry::Occupied(mut entry) => self.add(entry.get_mut(), id),
+            Entry::Vacant(entry) => _ = entry.insert(Self::one(id)),
+        }
+    }
+
+    /// Crosses a cohort out at a channel, and forgets the channel if nobody else holds it.
+    pub(super) fn cross_out<K>(&mut self, entry: Entry<'_, K, Holders, RandomState>, id: CohortId) {
+        if let Entry::Occupied(mut entry) = entry
+            && !self.remove(entry.get_mut(), id)
+        {
+            entry.remove();
+        }
+    }
+
+    fn add(&mut self, holders: &mut Holders, id: CohortId) {
+        let Holders(added) = Self::one(id);
+        if holders.0 & LISTED == 0 {
+            let place = self.0.insert(vec![holders.0, added]);
+            holders.0 = Self::one(place).0 | LISTED;
+        } else {
+            self.0[(holders.0 ^ LISTED) as usize].push(added);
+        }
+    }
+
+    /// Removes a cohort. False if none is left, which says that the channel is to be forgotten.
+    fn remove(&mut self, holders: &mut Holders, id: CohortId) -> bool {
+        if holders.0 & LISTED == 0 {
+            return holders.0 as CohortId != id;
+        }
+        let place = (holders.0 ^ LISTED) as usize;
+        let list = &mut self.0[place];
+        list.retain(|&other| other as CohortId != id);
+        if let [last] = list[..] {
+            self.0.remove(place);
+            holders.0 = last;
+        }
+        true
+    }
+
+    /// How many lists there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn different_symbols_are_different_numbers() {
+        let mut seen = HashSet::new();
+        for symbol in ["", "\0", "\0\0", "A", "A\0", "AB", "BA", "ABC", "ABCD", "ABCDE", "ABCDEFG"]
+        {
+            let short = ShortSymbol::new(symbol.as_bytes()).unwrap();
+            assert!(seen.insert(short), "{symbol:?}");
+            assert_eq!(&short.0.to_le_bytes()[..symbol.len()], symbol.as_bytes());
+        }
+        assert_eq!(ShortSymbol::new(b"ABCDEFGH"), None);
+    }
+
+    #[test]
+    fn holders_come_and_go() {
+        let mut lists = HolderLists::default();
+        let mut holders = HolderLists::one(7);
+        assert_eq!(lists.get(&holders), [7]);
+        lists.add(&mut holders, 9);
+        lists.add(&mut holders, 0);
+        assert_eq!(lists.get(&holders), [7, 9, 0]);
+        assert!(lists.remove(&mut holders, 7));
+        assert!(lists.remove(&mut holders, 9));
+        assert_eq!((lists.get(&holders), lists.len()), (&[0][..], 0));
+        assert!(!lists.remove(&mut holders, 0));
+    }
+}

@@ -1,0 +1,169 @@
+//! Where the brackets of a text stand that are not part of its strings: 64 bytes at a time, by masks with one bit a byte.
+
+use multiversion::multiversion;
+use wide::u8x16;
+
+/// Bytes looked at together.
+pub(super) const BLOCK: usize = 64;
+/// Blocks whose brackets are found before they are followed: the more, the fewer branches that cannot be foreseen, as long as
+/// the list stays in the processor's nearest cache.
+pub(super) const GROUP: usize = 16;
+/// Brackets noted at once; seldom a block has more.
+const NOTED: usize = 4;
+
+/// Finds brackets, from the beginning of a text to its end.
+pub(super) struct Brackets {
+    places: [u32; GROUP * BLOCK + NOTED],
+    strings: Strings,
+}
+
+impl Brackets {
+    /// For a text of which nothing has been seen.
+    pub(super) fn new() -> Self {
+        Self { places: [0; GROUP * BLOCK + NOTED], strings: Strings::default() }
+    }
+
+    /// Finds the brackets of the next blocks, [`GROUP`] at most, the first of which begins at `base`.
+    #[inline(always)]
+    pub(super) fn find(&mut self, blocks: &[[u8; BLOCK]], base: u32) -> &[u32] {
+        let count = find(self, blocks, base);
+        &self.places[..count]
+    }
+}
+
+/// Tells how many places were noted. Compiled twice, for processors with wide registers and for any.
+#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
+fn find(brackets: &mut Brackets, blocks: &[[u8; BLOCK]], mut base: u32) -> usize {
+    let mut count = 0;
+    for block in blocks {
+        let mask = brackets.strings.outside(&Masks::of(block));
+        count = note(&mut brackets.places, count, base, mask);
+        base = base.wrapping_add(BLOCK as u32);
+    }
+    count
+}
+
+/// Adds the places of a block's mask to a list that holds `count` of them and has room for [`NOTED`] more than there can be.
+#[inline(always)]
+fn note(places: &mut [u32], count: usize, base: u32, mut mask: u64) -> usize {
+    let end = count + mask.count_ones() as usize;
+    let mut at = count;
+    // A fixed number of stores, some in vain, costs less than a branch on how many there are.
+    loop {
+        let room: &mut [u32; NOTED] =
+            places[at..].first_chunk_mut().expect("room for what a block can hold");
+        for place in room {
+            *place = base.wrapping_add(mask.trailing_zeros());
+            mask &= mask.wrapping_sub(1);
+        }
+        if mask == 0 {
+            return end;
+        }
+        at += NOTED;
+    }
+}
+
+/// The longest text that [`quotes`] looks through.
+pub(super) const MAX_QUOTED: usize = 8 * BLOCK;
+/// Room for the places of its quotes.
+pub(super) type QuotePlaces = [u32; MAX_QUOTED + NOTED];
+
+/// Where the quotes of a text stand that has no backslash; `None` if it has one or is too long.
+#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
+pub(super) fn quotes<'a>(text: &[u8], places: &'a mut QuotePlaces) -> Option<&'a [u32]> {
+    if text.len() > MAX_QUOTED {
+        return None;
+    }
+    let (blocks, rest) = text.as_chunks();
+    let mut last = [b' '; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut count = 0;
+    let mut base = 0;
+    for block in blocks.iter().chain([&last]) {
+        let masks = Masks::of(block);
+        if masks.backslashes != 0 {
+            return None;
+        }
+        count = note(places, count, base, masks.quotes);
+        base += BLOCK as u32;
+    }
+    Some(&places[..count])
+}
+
+/// Which of 64 bytes are quotes, backslashes and brackets; the first byte is the lowest bit.
+#[derive(Debug, PartialEq, Eq)]
+struct Masks {
+    quotes: u64,
+    backslashes: u64,
+    brackets: u64,
+}
+
+impl Masks {
+    #[inline(always)]
+    fn of(block: &[u8; 64]) -> Self {
+        let mut masks = Self { quotes: 0, backslashes: 0, brackets: 0 };
+        let mut backslashes = [u8x16::ZERO; 4];
+        for (i, lane) in block.as_chunks::<16>().0.iter().enumerate() {
+            let bytes = u8x16::new(*lane);
+            // `[` and `{`, and `]` and `}`, differ in this bit alone.
+            let folded = bytes | u8x16::splat(0x20);
+            let brackets = folded.simd_eq(u8x16::splat(b'{')) | folded.simd_eq(u8x16::splat(b'}'));
+            masks.quotes |= bits(bytes.simd_eq(u8x16::splat(b'"')), i);
+            masks.brackets |= bits(brackets, i);
+            backslashes[i] = bytes.simd_eq(u8x16::splat(b'\\'));
+        }
+        let [a, b, c, d] = backslashes;
+        // Hardly ever.
+        if (a | b | c | d).any() {
+            for (i, lane) in backslashes.into_iter().enumerate() {
+                masks.backslashes |= bits(lane, i);
+            }
+        }
+        masks
+    }
+}
+
+#[inline(always)]
+fn bits(found: u8x16, lane: usize) -> u64 {
+    u64::from(found.to_bitmask()) << (16 * lane)
+}
+
+/// What is carried from one block to the next about strings.
+#[derive(Debug, Default)]
+struct Strings {
+    /// All ones if the block before ended inside a string.
+    inside: u64,
+    /// 1 if the block before ended with a backslash that escapes.
+    escaping: u64,
+}
+
+impl Strings {
+    /// The brackets outside strings.
+    #[inline(always)]
+    fn outside(&mut self, masks: &Masks) -> u64 {
+        let mut quotes = masks.quotes;
+        if masks.backslashes | self.escaping != 0 {
+            quotes &= !self.escaped(masks.backslashes);
+        }
+        // Bit i of the running xor tells whether an odd number of quotes stands at or before byte i.
+        let mut inside = quotes;
+        for shift in [1, 2, 4, 8, 16, 32] {
+            inside ^= inside << shift;
+        }
+        inside ^= self.inside;
+        self.inside = ((inside as i64) >> 63) as u64;
+        masks.brackets & !inside
+    }
+
+    /// Which bytes are escaped by a backslash before them that is not escaped itself: those behind an odd run of backslashes.
+    fn escaped(&mut self, backslashes: u64) -> u64 {
+        const EVEN: u64 = 0x5555_5555_5555_5555;
+        let active = backslashes & !self.escaping;
+        let follows = (active << 1) | self.escaping;
+        let odd_starts = active & !EVEN & !follows;
+        // Adding a run's start to the run carries just past its end; whether the end is even or odd tells the run's length.
+        let (ends, carry) = odd_starts.overflowing_add(active);
+        self.escaping = u64::from(carry);
+        (EVEN ^ (ends << 1)) & follows
+    }
+}

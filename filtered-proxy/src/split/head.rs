@@ -1,0 +1,231 @@
+//! Kind and symbol of one event: at a glance where it begins as the feed writes it, by walking its keys otherwise.
+
+use std::borrow::Cow;
+
+use proxy_common::market::{Kind, SymbolField};
+
+use super::{EventKind, brackets::quotes};
+
+/// The head of an event that begins as the feed writes most of them: `ev`, then the symbol. `None` for any other.
+#[inline(always)]
+pub(super) fn feed_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
+    let rest = text.strip_prefix(br#"{"ev":""#)?;
+    let (kind, rest) = match rest {
+        [b'T', b'"', rest @ ..] => (Kind::T, rest),
+        [b'Q', b'"', rest @ ..] => (Kind::Q, rest),
+        _ => {
+            let end = rest.iter().take(5).position(|&byte| byte == b'"')?;
+            (Kind::from_code(&rest[..end])?, &rest[end + 1..])
+        }
+    };
+    let rest = match kind.symbol_field() {
+        SymbolField::Sym => rest.strip_prefix(br#","sym":""#)?,
+        SymbolField::T => rest.strip_prefix(br#","T":""#)?,
+        SymbolField::Pair => rest.strip_prefix(br#","pair":""#)?,
+        SymbolField::P => rest.strip_prefix(br#","p":""#)?,
+    };
+    let end = string_end(rest)?;
+    (rest[end] == b'"').then(|| (EventKind::Known(kind), Some(&rest[..end])))
+}
+
+/// The first quote or backslash.
+#[inline(always)]
+fn string_end(text: &[u8]) -> Option<usize> {
+    const LOW: u64 = 0x0101_0101_0101_0101;
+    // Exact for the lowest byte that is zero; what a borrow makes of those above it does not matter.
+    const fn zero_bytes(word: u64) -> u64 {
+        word.wrapping_sub(LOW) & !word & (LOW << 7)
+    }
+    if let Some(first) = text.first_chunk() {
+        let word = u64::from_le_bytes(*first);
+        let found =
+            zero_bytes(word ^ (LOW * b'"' as u64)) | zero_bytes(word ^ (LOW * b'\\' as u64));
+        if found != 0 {
+            return Some(found.trailing_zeros() as usize / 8);
+        }
+    }
+    text.iter().position(|&byte| matches!(byte, b'"' | b'\\'))
+}
+
+/// The head of an event with no object inside it, whatever the order of its keys and the blanks between them; goes from quote
+/// to quote. `None` for one with escapes, or too long. The first of equal keys counts.
+pub(super) fn flat_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
+    let mut places = [0; _];
+    let mut quotes = quotes(text, &mut places)?;
+    let mut kind = None;
+    let mut symbols = [None; 4];
+    // The quotes of one string and those behind it.
+    while let [opening, closing, behind @ ..] = quotes {
+        quotes = behind;
+        let (key, rest) = (&text[*opening as usize + 1..*closing as usize], *closing as usize + 1);
+        let field = match key {
+            b"ev" => None,
+            b"sym" => Some(SymbolField::Sym),
+            b"T" => Some(SymbolField::T),
+            b"pair" => Some(SymbolField::Pair),
+            b"p" => Some(SymbolField::P),
+            _ => continue,
+        };
+        // Strings inside arrays, and values, are no keys.
+        let [b':', value @ ..] = trim_start(&text[rest..]) else { continue };
+        let mut string = None;
+        if trim_start(value).first() == Some(&b'"')
+            && let [opening, closing, behind @ ..] = quotes
+        {
+            string = Some(&text[*opening as usize + 1..*closing as usize]);
+            quotes = behind;
+        }
+        match field {
+            Some(field) => _ = symbols[field as usize].get_or_insert(string),
+            None if kind.is_some() => {}
+            None => match string.map(Kind::from_code) {
+                Some(Some(known)) => kind = Some(known),
+                Some(None) => return Some((EventKind::Unknown, None)),
+                None => return Some((EventKind::Missing, None)),
+            },
+        }
+        if let Some(kind) = kind
+            && let Some(symbol) = symbols[kind.symbol_field() as usize]
+        {
+            return Some((EventKind::Known(kind), symbol));
+        }
+    }
+    Some((kind.map_or(EventKind::Missing, EventKind::Known), None))
+}
+
+/// The head of an event of any form. The first of equal keys counts.
+pub(super) fn any_head(text: &[u8]) -> (EventKind, Option<Cow<'_, [u8]>>) {
+    let mut fields = Fields { rest: &text[1..] };
+    let mut kind = None;
+    let mut symbols = [None; 4];
+    while let Some((key, value)) = fields.next() {
+        let field = match key.decode().as_deref() {
+            Some(b"ev") => {
+                let code = value.and_then(Quoted::decode);
+                match code.map(|code| Kind::from_code(&code)) {
+                    _ if kind.is_some() => {}
+                    Some(Some(known)) => kind = Some(known),
+                    Some(None) => return (EventKind::Unknown, None),
+                    None => return (EventKind::Missing, None),
+                }
+                None
+            }
+            Some(b"sym") => Some(SymbolField::Sym),
+            Some(b"T") => Some(SymbolField::T),
+            Some(b"pair") => Some(SymbolField::Pair),
+            Some(b"p") => Some(SymbolField::P),
+            _ => continue,
+        };
+        if let Some(field) = field {
+            symbols[field as usize].get_or_insert(value);
+        }
+        if let Some(kind) = kind
+            && let Some(symbol) = symbols[kind.symbol_field() as usize]
+        {
+            return (EventKind::Known(kind), symbol.and_then(Quoted::decode));
+        }
+    }
+    (kind.map_or(EventKind::Missing, EventKind::Known), None)
+}
+
+/// Without the blanks that JSON knows.
+#[inline(always)]
+fn trim_start(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = text {
+        text = rest;
+    }
+    text
+}
+
+/// What stands between two quotes.
+#[derive(Clone, Copy)]
+struct Quoted<'a> {
+    text: &'a [u8],
+    escapes: bool,
+}
+
+impl<'a> Quoted<'a> {
+    /// What the string says; `None` if that is no text, as with half of a surrogate pair.
+    #[inline]
+    fn decode(self) -> Option<Cow<'a, [u8]>> {
+        if !self.escapes {
+            return Some(Cow::Borrowed(self.text));
+        }
+        let quoted = [b"\"", self.text, b"\""].concat();
+        let decoded: String = serde_json::from_slice(&quoted).ok()?;
+        Some(Cow::Owned(decoded.into_bytes()))
+    }
+}
+
+/// The members of an object: keys, and values where they are strings.
+struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    /// The next key and its value. `None` at the end, or where this is no object.
+    #[inline]
+    fn next(&mut self) -> Option<(Quoted<'a>, Option<Quoted<'a>>)> {
+        self.skip_blanks();
+        if let [b',', rest @ ..] = self.rest {
+            self.rest = rest;
+            self.skip_blanks();
+        }
+        let key = self.string()?;
+        self.skip_blanks();
+        self.rest = self.rest.strip_prefix(b":")?;
+        self.skip_blanks();
+        if self.rest.first() == Some(&b'"') {
+            return Some((key, Some(self.string()?)));
+        }
+        self.skip_value();
+        Some((key, None))
+    }
+
+    #[inline(always)]
+    fn skip_blanks(&mut self) {
+        self.rest = trim_start(self.rest);
+    }
+
+    /// Takes the string at hand.
+    #[inline(always)]
+    fn string(&mut self) -> Option<Quoted<'a>> {
+        let text = self.rest.strip_prefix(b"\"")?;
+        let mut end = string_end(text)?;
+        let escapes = text[end] == b'\\';
+        while text[end] == b'\\' {
+            // Past the escaped byte.
+            end += 2;
+            end += string_end(text.get(end..)?)?;
+        }
+        self.rest = &text[end + 1..];
+        Some(Quoted { text: &text[..end], escapes })
+    }
+
+    /// Passes a value that is no string: up to the comma or bracket that ends it on its own level.
+    #[inline(always)]
+    fn skip_value(&mut self) {
+        let mut depth = 0_usize;
+        while let Some(next) = self
+            .rest
+            .iter()
+            .position(|byte| matches!(byte, b'"' | b',' | b'[' | b']' | b'{' | b'}'))
+        {
+            self.rest = &self.rest[next..];
+            match self.rest[0] {
+                b'"' => {
+                    if self.string().is_none() {
+                        break;
+                    }
+                    continue;
+                }
+                b'{' | b'[' => depth += 1,
+                b',' if depth > 0 => {}
+                _ if depth == 0 => return,
+                _ => depth -= 1,
+            }
+            self.rest = &self.rest[1..];
+        }
+        self.rest = &[];
+    }
+}
