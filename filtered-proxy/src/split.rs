@@ -288,22 +288,6 @@ mod tests {
     }
 
     #[test]
-    fn masks_show_each_byte_where_it_stands() {
-        for shift in 0..=255_u8 {
-            let block: [u8; 64] = std::array::from_fn(|i| shift.wrapping_add((i * 37) as u8));
-            let find = |wanted: fn(u8) -> bool| {
-                (0..64).fold(0, |mask, i| mask | (u64::from(wanted(block[i])) << i))
-            };
-            let expected = Masks {
-                quotes: find(|byte| byte == b'"'),
-                backslashes: find(|byte| byte == b'\\'),
-                brackets: find(|byte| matches!(byte, b'[' | b']' | b'{' | b'}')),
-            };
-            assert_eq!(Masks::of(&block), expected);
-        }
-    }
-
-    #[test]
     fn runs_of_backslashes_are_followed_across_blocks() {
         for padding in 0..130 {
             for run in 0..6 {

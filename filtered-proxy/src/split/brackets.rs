@@ -167,3 +167,38 @@ impl Strings {
         (EVEN ^ (ends << 1)) & follows
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_show_each_byte_where_it_stands() {
+        for shift in 0..=255_u8 {
+            let block: [u8; 64] = std::array::from_fn(|i| shift.wrapping_add((i * 37) as u8));
+            let find = |wanted: fn(u8) -> bool| {
+                (0..64).fold(0, |mask, i| mask | (u64::from(wanted(block[i])) << i))
+            };
+            let expected = Masks {
+                quotes: find(|byte| byte == b'"'),
+                backslashes: find(|byte| byte == b'\\'),
+                brackets: find(|byte| matches!(byte, b'[' | b']' | b'{' | b'}')),
+            };
+            assert_eq!(Masks::of(&block), expected);
+        }
+    }
+
+    #[test]
+    fn quotes_are_found_in_texts_of_any_length() {
+        for length in [0, 1, 63, 64, 65, 128, MAX_QUOTED - 1, MAX_QUOTED] {
+            let text: Vec<u8> = (0..length).map(|i| if i % 3 == 0 { b'"' } else { b'x' }).collect();
+            let mut places = [0; _];
+            let expected: Vec<u32> = (0..length as u32).step_by(3).collect();
+            assert_eq!(quotes(&text, &mut places), Some(&expected[..]), "{length}");
+        }
+        let mut places = [0; _];
+        assert_eq!(quotes(&[b'"'; MAX_QUOTED], &mut places).map(<[u32]>::len), Some(MAX_QUOTED));
+        assert_eq!(quotes(&[b'x'; MAX_QUOTED + 1], &mut places), None);
+        assert_eq!(quotes(br#""\""#, &mut places), None);
+    }
+}

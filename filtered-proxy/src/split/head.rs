@@ -229,3 +229,40 @@ impl<'a> Fields<'a> {
         self.rest = &[];
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_of_reading_says_the_same() {
+        let kinds = ["T", "LULD", "XT", "C", "V", "status", "ZZ"];
+        let keys = ["ev", "sym", "T", "pair", "p", "t"];
+        let values = [r#""A""#, r#""""#, "7", "-1.5e3", "null", r#"["x",7]"#];
+        let mut random = fastrand::Rng::with_seed(3);
+        let mut glances = 0;
+        for _ in 0..20_000 {
+            let colon = random.choice([":", " : ", ":\t"]).unwrap();
+            let comma = random.choice([",", " ,\r\n"]).unwrap();
+            let mut members: Vec<String> = (0..random.usize(0..6))
+                .map(|_| {
+                    let key = random.choice(keys).unwrap();
+                    let value = random.choice(values).unwrap();
+                    format!("\"{key}\"{colon}{value}")
+                })
+                .collect();
+            let kind = random.choice(kinds).unwrap();
+            let place = if random.bool() { 0 } else { random.usize(0..=members.len()) };
+            members.insert(place, format!("\"ev\"{colon}\"{kind}\""));
+            let event = format!("{{{}}}", members.join(comma));
+            let (kind, symbol) = any_head(event.as_bytes());
+            let expected = (kind, symbol.as_deref());
+            assert_eq!(flat_head(event.as_bytes()), Some(expected), "{event}");
+            if let Some(head) = feed_head(event.as_bytes()) {
+                assert_eq!(head, expected, "{event}");
+                glances += 1;
+            }
+        }
+        assert!(glances > 100, "{glances}");
+    }
+}
