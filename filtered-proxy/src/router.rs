@@ -17,6 +17,7 @@ use bytes::Bytes;
 use proxy_common::{
     channel::Channel,
     close::CloseReason,
+    frame::Frame,
     link::{Link, LinkEvent},
     market::Market,
     metrics::{LossReason, SessionMetrics},
@@ -115,13 +116,13 @@ impl Router {
     fn route(&mut self, events: &mut Vec<LinkEvent>) {
         for event in events.drain(..) {
             match event {
-                LinkEvent::Frame { text, .. } => self.route_frame(text),
-                LinkEvent::Notice(object) => self.notify(&Bytes::from(format!("[{object}]"))),
+                LinkEvent::Frame { frame, .. } => self.route_frame(frame.shared_text()),
+                LinkEvent::Notice(frame) => self.notify(&frame),
                 LinkEvent::Down(outage) => {
-                    self.notify(&Notice::upstream_down(TIER, &outage).text());
+                    self.notify(&Notice::upstream_down(TIER, &outage).frame());
                 }
                 LinkEvent::Up(Some(outage)) => {
-                    self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).text());
+                    self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
                 }
                 LinkEvent::Up(None) => {}
             }
@@ -143,15 +144,15 @@ impl Router {
         if self.metrics.malformed.inc_by(count).is_multiple_of(1_000) {
             warn!(what, "malformed data from upstream dropped");
         }
-        self.notify(&Notice::malformed(TIER).text());
+        self.notify(&Notice::malformed(TIER).frame());
     }
 
     /// Tells every session, in order with the events around it.
-    fn notify(&mut self, message: &Bytes) {
+    fn notify(&mut self, frame: &Frame) {
         self.deliver();
         let now = Instant::now();
         for outbound in self.index.everyone() {
-            outbound.send_message(message, now);
+            outbound.send_frame(frame, now);
         }
     }
 
@@ -173,7 +174,7 @@ impl Router {
         if tally.oversize > 0 {
             warn!(events = tally.oversize, "events longer than a message may be dropped");
             self.sessions.lost(LossReason::Oversize, tally.oversize);
-            self.notify(&Notice::oversize(TIER, tally.oversize).text());
+            self.notify(&Notice::oversize(TIER, tally.oversize).frame());
         }
     }
 
@@ -184,9 +185,7 @@ impl Router {
                 self.index.change(session, change.channels, change.subscribe);
                 if let Some(outbound) = self.index.member(session) {
                     let now = Instant::now();
-                    for message in &change.reply {
-                        outbound.send_message(message, now);
-                    }
+                    outbound.send_frames(change.reply.iter().map(|frame| (frame, 0)), now);
                 }
                 self.count_subscriptions();
                 // The session may have ended while it waited.

@@ -1,13 +1,13 @@
 //! Fan-out: the same frame to every session, over one ring with a cursor for each reader.
 
-use bytes::Bytes;
+use proxy_common::frame::Frame;
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
 /// What goes round the ring.
 #[derive(Debug, Clone)]
 pub struct Published {
-    /// The text of one whole message.
-    pub text: Bytes,
+    /// One whole message.
+    pub frame: Frame,
     /// How many events it holds.
     pub events: u32,
     /// Events published before this one, since the start: what tells a reader how many it missed.
@@ -58,8 +58,8 @@ pub fn ring(frames: usize) -> (Fanout, FanoutHandle) {
 
 impl Fanout {
     /// Gives a message to every reader there is.
-    pub fn publish(&mut self, text: Bytes, events: u32) {
-        let published = Published { text, events, before: self.published };
+    pub fn publish(&mut self, frame: Frame, events: u32) {
+        let published = Published { frame, events, before: self.published };
         self.published += u64::from(events);
         // No reader is no error: nobody is there to miss anything.
         let _ = self.ring.send(published);
@@ -118,17 +118,19 @@ mod tests {
         let (mut fanout, handle) = ring(4);
         let mut reader = handle.reader();
         let mut quick = handle.reader();
-        fanout.publish("a".into(), 1);
-        assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.text == "a"));
+        fanout.publish(Frame::new(b"a"), 1);
+        assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"a"));
         for n in 0..10 {
-            fanout.publish(Bytes::from(n.to_string()), 5);
+            fanout.publish(Frame::new(n.to_string().as_bytes()), 5);
             assert!(matches!(quick.try_next(), Some(Next::Message(_))));
         }
         match reader.try_next() {
-            Some(Next::Gap { frames: 6, events: Some(30), then }) => assert_eq!(then.text, "6"),
+            Some(Next::Gap { frames: 6, events: Some(30), then }) => {
+                assert_eq!(then.frame.text(), b"6")
+            }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.text == "7"));
+        assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"7"));
     }
 
     #[test]
@@ -136,7 +138,7 @@ mod tests {
         let (mut fanout, handle) = ring(2);
         let mut reader = handle.reader();
         for n in 0..5 {
-            fanout.publish(Bytes::from(n.to_string()), 1);
+            fanout.publish(Frame::new(n.to_string().as_bytes()), 1);
         }
         assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: None, .. })));
     }

@@ -11,7 +11,6 @@ mod seat;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use proxy_common::{
     config::{ConfigError, bind},
@@ -136,18 +135,18 @@ impl Firehose {
 async fn pump(mut link: Link, mut fanout: Fanout, metrics: Arc<SessionMetrics>) {
     loop {
         match link.next().await {
-            LinkEvent::Frame { text, .. } if text.len() > MAX_MESSAGE_BYTES => {
-                publish_cut(&mut fanout, &text, &metrics);
+            LinkEvent::Frame { frame, .. } if frame.text().len() > MAX_MESSAGE_BYTES => {
+                publish_cut(&mut fanout, frame.text(), &metrics);
             }
-            LinkEvent::Frame { text, events } => {
-                fanout.publish(text, u32::try_from(events).unwrap_or(u32::MAX));
+            LinkEvent::Frame { frame, events } => {
+                fanout.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
             }
-            LinkEvent::Notice(object) => fanout.publish(Bytes::from(format!("[{object}]")), 0),
+            LinkEvent::Notice(frame) => fanout.publish(frame, 0),
             LinkEvent::Down(outage) => {
-                fanout.publish(Notice::upstream_down(TIER, &outage).text(), 0);
+                fanout.publish(Notice::upstream_down(TIER, &outage).frame(), 0);
             }
             LinkEvent::Up(Some(outage)) => {
-                fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).text(), 0);
+                fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame(), 0);
             }
             LinkEvent::Up(None) => {}
         }
@@ -155,7 +154,7 @@ async fn pump(mut link: Link, mut fanout: Fanout, metrics: Arc<SessionMetrics>) 
 }
 
 /// A frame longer than a message to clients may be: rare enough to be parsed.
-fn publish_cut(fanout: &mut Fanout, text: &Bytes, metrics: &SessionMetrics) {
+fn publish_cut(fanout: &mut Fanout, text: &[u8], metrics: &SessionMetrics) {
     match cut(text) {
         Ok(Cut { arrays, oversize }) => {
             for (array, events) in arrays {
@@ -164,12 +163,12 @@ fn publish_cut(fanout: &mut Fanout, text: &Bytes, metrics: &SessionMetrics) {
             if oversize > 0 {
                 warn!(oversize, "events longer than a message may be dropped");
                 metrics.lost(LossReason::Oversize, oversize);
-                fanout.publish(Notice::oversize(TIER, oversize).text(), 0);
+                fanout.publish(Notice::oversize(TIER, oversize).frame(), 0);
             }
         }
         Err(_) => {
             warn!(bytes = text.len(), "malformed frame dropped");
-            fanout.publish(Notice::malformed(TIER).text(), 0);
+            fanout.publish(Notice::malformed(TIER).frame(), 0);
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use bytes::Bytes;
 use proxy_common::{
     channel::Channel,
     close::CloseReason,
+    frame::Frame,
     metrics::{LossReason, SessionMetrics},
     notice::Notice,
     outbound::Outbound,
@@ -31,7 +31,7 @@ pub struct FirehoseSeat {
     metrics: Arc<SessionMetrics>,
     held: BTreeSet<Channel>,
     reader: Option<Reader>,
-    batch: Vec<(Bytes, u32)>,
+    batch: Vec<(Frame, u32)>,
 }
 
 impl FirehoseSeat {
@@ -64,11 +64,11 @@ impl FirehoseSeat {
 
     fn stow(&mut self, next: Next) {
         match next {
-            Next::Message(message) => self.batch.push((message.text, message.events)),
+            Next::Message(message) => self.batch.push((message.frame, message.events)),
             Next::Gap { frames, events, then } => {
                 self.metrics.lost(LossReason::RingOverrun, events.unwrap_or(frames));
-                self.batch.push((Notice::gap(TIER, frames, events).text(), 0));
-                self.batch.push((then.text, then.events));
+                self.batch.push((Notice::gap(TIER, frames, events).frame(), 0));
+                self.batch.push((then.frame, then.events));
             }
         }
     }
@@ -82,9 +82,7 @@ impl Seat for FirehoseSeat {
             (false, false) => self.unsubscribe(&change.channels),
         }
         let now = Instant::now();
-        for message in &change.reply {
-            self.outbound.send_message(message, now);
-        }
+        self.outbound.send_frames(change.reply.iter().map(|frame| (frame, 0)), now);
         Ok(())
     }
 
@@ -104,8 +102,8 @@ impl Seat for FirehoseSeat {
         {
             self.stow(next);
         }
-        let messages = self.batch.iter().map(|(text, events)| (text, *events));
-        self.outbound.send_messages(messages, Instant::now());
+        let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
+        self.outbound.send_frames(frames, Instant::now());
         self.batch.clear();
         Ok(())
     }

@@ -1,19 +1,74 @@
-//! Telling statuses from data in upstream frames, and counting events, without parsing data.
+//! Frames: as they go over a WebSocket, and telling statuses from data in them without parsing data.
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use memchr::memmem::Finder;
+use memchr::memmem;
+use multiversion::multiversion;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{Data, OpCode},
+};
 
 use crate::protocol::{MAX_MESSAGE_BYTES, UpstreamStatus};
+
+/// The longest header of a frame.
+pub(crate) const MAX_HEADER_BYTES: usize = 14;
+
+/// One whole text frame as a server sends it: header and text in one piece, so that it can be sent on as it came.
+///
+/// Cloning shares the bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    bytes: Bytes,
+    head: usize,
+}
+
+impl Frame {
+    /// A frame with this text.
+    pub fn new(text: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(MAX_HEADER_BYTES + text.len());
+        append_header(&mut bytes, OpCode::Data(Data::Text), text.len());
+        let head = bytes.len();
+        bytes.extend_from_slice(text);
+        Self { bytes: bytes.into(), head }
+    }
+
+    /// The frame that these bytes are, of which the first `head` are its header.
+    pub(crate) fn received(bytes: Bytes, head: usize) -> Self {
+        Self { bytes, head }
+    }
+
+    /// The text.
+    pub fn text(&self) -> &[u8] {
+        &self.bytes[self.head..]
+    }
+
+    /// The text, shared.
+    pub fn shared_text(&self) -> Bytes {
+        self.bytes.slice(self.head..)
+    }
+
+    /// Header and text.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}
+
+/// Appends the header of an unmasked frame whose payload has this many bytes.
+pub(crate) fn append_header(out: &mut Vec<u8>, opcode: OpCode, len: usize) {
+    FrameHeader { opcode, ..FrameHeader::default() }
+        .format(len as u64, out)
+        .expect("writing to memory does not fail");
+}
 
 /// A frame taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Separated {
     /// The array of the data events, or `None` if there are none. Untouched if the frame was an array without statuses.
-    pub data: Option<Bytes>,
+    pub data: Option<Frame>,
     /// How many events the data holds, told by their key `ev`.
     pub events: u64,
     /// The statuses, in order.
@@ -29,47 +84,87 @@ pub struct FrameStatus {
     pub text: String,
 }
 
-/// The frame is neither an array nor an object of JSON.
+/// The frame is neither an array nor an object of JSON, or no text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Takes frames apart. Holds prepared searches, so that telling data from statuses is one scan of the frame.
-#[derive(Debug)]
-pub struct Separator {
-    ev: Finder<'static>,
-}
-
-impl Default for Separator {
-    fn default() -> Self {
-        Self { ev: Finder::new(br#""ev""#) }
+/// Takes one text frame apart.
+///
+/// An array in which nothing looks like a status goes through as it is, checked for being text (UTF-8) and no further. A lone
+/// object becomes an array of one. A status is told by `ev` being `status`, written plainly, anywhere in the array.
+///
+/// # Errors
+///
+/// The frame is no text, no array and no object, or seems to hold a status and is not JSON.
+pub fn separate(frame: Frame) -> Result<Separated, Malformed> {
+    let text = frame.text();
+    let survey = Survey::of(text);
+    if !survey.ascii {
+        std::str::from_utf8(text).map_err(|_| Malformed)?;
+    }
+    match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') if !(survey.suspicious && holds_status(text)) => {
+            Ok(Separated { data: Some(frame), events: survey.events, statuses: Vec::new() })
+        }
+        Some(b'[') => separate_array(frame),
+        Some(b'{') => separate_array(Frame::new(&[b"[", text, b"]"].concat())),
+        _ => Err(Malformed),
     }
 }
 
-impl Separator {
-    /// Takes one text frame apart.
-    ///
-    /// An array in which nothing looks like a status goes through as it is, checked no further. A lone object becomes an
-    /// array of one. A status is told by `ev` being `status`, written plainly, anywhere in the array.
-    ///
-    /// # Errors
-    ///
-    /// The frame is no array and no object, or seems to hold a status and is not JSON.
-    pub fn separate(&self, text: &Bytes) -> Result<Separated, Malformed> {
-        let mut events = 0;
-        let mut suspicious = false;
-        for at in self.ev.find_iter(text) {
-            events += 1;
-            suspicious |= value_starts_like_status(&text[at + 4..]);
-        }
-        match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
-            Some(b'[') if !suspicious => {
-                Ok(Separated { data: Some(text.clone()), events, statuses: Vec::new() })
-            }
-            Some(b'[') => separate_array(text),
-            Some(b'{') => separate_array(&[b"[", &text[..], b"]"].concat().into()),
-            _ => Err(Malformed),
-        }
+/// What one look at a frame's bytes tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Survey {
+    /// How often `"ev"` stands in it.
+    events: u64,
+    /// Whether `"sta` does, as it does wherever there is a status.
+    suspicious: bool,
+    ascii: bool,
+}
+
+impl Survey {
+    fn of(text: &[u8]) -> Self {
+        survey(text)
     }
+}
+
+/// Bytes looked at together; fewer than 256, so that they can be counted in a byte.
+const STRIDE: usize = 128;
+
+/// Compiled twice, for processors with wide registers and for any. Each byte is compared as one of many in a register, which
+/// a search for the next match could not do where matches stand close together.
+#[multiversion(targets("x86_64+avx2"))]
+fn survey(text: &[u8]) -> Survey {
+    let (mut events, mut suspicious, mut bits) = (0, 0, 0);
+    let mut rest = text;
+    while let Some(window) = rest.first_chunk::<{ STRIDE + 3 }>() {
+        let shifted = |by: usize| -> &[u8; STRIDE] {
+            window[by..].first_chunk().expect("the window is longer by three")
+        };
+        let (a, b, c, d) = (shifted(0), shifted(1), shifted(2), shifted(3));
+        let mut found = 0;
+        for i in 0..STRIDE {
+            let quote = a[i] == b'"';
+            found += u8::from(quote & (b[i] == b'e') & (c[i] == b'v') & (d[i] == b'"'));
+            suspicious |= u8::from(quote & (b[i] == b's') & (c[i] == b't') & (d[i] == b'a'));
+            bits |= a[i];
+        }
+        events += u64::from(found);
+        rest = &rest[STRIDE..];
+    }
+    for window in rest.windows(4) {
+        events += u64::from(window == br#""ev""#);
+        suspicious |= u8::from(window == br#""sta"#);
+    }
+    for byte in rest {
+        bits |= byte;
+    }
+    Survey { events, suspicious: suspicious != 0, ascii: bits < 0x80 }
+}
+
+/// Whether `"ev":"status"` stands in the text, plainly written; blanks may stand around the colon.
+fn holds_status(text: &[u8]) -> bool {
+    memmem::find_iter(text, br#""ev""#).any(|at| value_starts_like_status(&text[at + 4..]))
 }
 
 /// Whether what follows the key `ev` is the value `status`; blanks may stand around the colon.
@@ -79,13 +174,13 @@ fn value_starts_like_status(rest: &[u8]) -> bool {
     rest.trim_ascii_start().starts_with(br#""status""#)
 }
 
-fn separate_array(text: &Bytes) -> Result<Separated, Malformed> {
+fn separate_array(frame: Frame) -> Result<Separated, Malformed> {
     #[derive(Deserialize)]
     struct Head<'a> {
         #[serde(borrow, default)]
         ev: Cow<'a, str>,
     }
-    let objects: Vec<&RawValue> = serde_json::from_slice(text).map_err(|_| Malformed)?;
+    let objects: Vec<&RawValue> = serde_json::from_slice(frame.text()).map_err(|_| Malformed)?;
     let mut statuses = Vec::new();
     let mut data = Vec::new();
     for object in &objects {
@@ -103,8 +198,8 @@ fn separate_array(text: &Bytes) -> Result<Separated, Malformed> {
     let events = data.len() as u64;
     let data = match (data.is_empty(), statuses.is_empty()) {
         (true, _) => None,
-        (false, true) => Some(text.clone()),
-        (false, false) => Some(format!("[{}]", data.join(",")).into()),
+        (false, true) => Some(frame),
+        (false, false) => Some(Frame::new(format!("[{}]", data.join(",")).as_bytes())),
     };
     Ok(Separated { data, events, statuses })
 }
@@ -112,8 +207,8 @@ fn separate_array(text: &Bytes) -> Result<Separated, Malformed> {
 /// An array cut into shorter ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// The arrays' texts and how many events each holds.
-    pub arrays: Vec<(Bytes, u32)>,
+    /// The arrays and how many events each holds.
+    pub arrays: Vec<(Frame, u32)>,
     /// How many events were left out because each alone is longer than a message may be.
     pub oversize: u64,
 }
@@ -123,7 +218,7 @@ pub struct Cut {
 /// # Errors
 ///
 /// The text is no JSON array.
-pub fn cut(text: &Bytes) -> Result<Cut, Malformed> {
+pub fn cut(text: &[u8]) -> Result<Cut, Malformed> {
     let objects: Vec<&RawValue> = serde_json::from_slice(text).map_err(|_| Malformed)?;
     let mut arrays = Vec::new();
     let mut oversize = 0;
@@ -132,7 +227,8 @@ pub fn cut(text: &Bytes) -> Result<Cut, Malformed> {
     let mut finish = |array: &mut String, events: &mut u32| {
         if !array.is_empty() {
             array.push(']');
-            arrays.push((Bytes::from(std::mem::take(array)), std::mem::take(events)));
+            arrays.push((Frame::new(array.as_bytes()), std::mem::take(events)));
+            array.clear();
         }
     };
     for object in objects.iter().map(|object| object.get()) {
@@ -157,9 +253,8 @@ mod tests {
 
     #[track_caller]
     fn check(text: &'static str, data: Option<&str>, events: u64, statuses: &[&str]) {
-        let separated =
-            Separator::default().separate(&Bytes::from_static(text.as_bytes())).unwrap();
-        assert_eq!(separated.data.as_deref(), data.map(str::as_bytes));
+        let separated = separate(Frame::new(text.as_bytes())).unwrap();
+        assert_eq!(separated.data.as_ref().map(Frame::text), data.map(str::as_bytes));
         assert_eq!(separated.events, events);
         let names: Vec<&str> =
             separated.statuses.iter().map(|status| status.status.status.as_str()).collect();
@@ -205,22 +300,35 @@ mod tests {
         let mut events: Vec<String> = (0..1_000).map(event).collect();
         let expected = events.join(",");
         events.insert(7, format!("{{\"ev\":\"{}\"}}", "x".repeat(MAX_MESSAGE_BYTES)));
-        let Cut { arrays, oversize } =
-            cut(&Bytes::from(format!("[{}]", events.join(" , ")))).unwrap();
+        let Cut { arrays, oversize } = cut(format!("[{}]", events.join(" , ")).as_bytes()).unwrap();
         assert_eq!(oversize, 1);
-        assert!(arrays.iter().all(|(text, _)| text.len() <= MAX_MESSAGE_BYTES));
+        assert!(arrays.iter().all(|(frame, _)| frame.text().len() <= MAX_MESSAGE_BYTES));
         assert_eq!(arrays.iter().map(|(_, events)| events).sum::<u32>(), 1_000);
-        let inner = |text: &Bytes| String::from_utf8(text[1..text.len() - 1].to_vec()).unwrap();
-        let joined: Vec<String> = arrays.iter().map(|(text, _)| inner(text)).collect();
+        let inner = |text: &[u8]| String::from_utf8(text[1..text.len() - 1].to_vec()).unwrap();
+        let joined: Vec<String> = arrays.iter().map(|(frame, _)| inner(frame.text())).collect();
         assert_eq!(joined.join(","), expected);
-        assert_eq!(cut(&Bytes::from_static(b"[{]")), Err(Malformed));
+        assert_eq!(cut(b"[{]"), Err(Malformed));
     }
 
     #[test]
     fn what_holds_no_events_is_malformed() {
         for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", r#"[{"ev":"status"}"#] {
-            let text = Bytes::from_static(text.as_bytes());
-            assert_eq!(Separator::default().separate(&text), Err(Malformed), "{text:?}");
+            assert_eq!(separate(Frame::new(text.as_bytes())), Err(Malformed), "{text:?}");
+        }
+        assert_eq!(separate(Frame::new(b"[{\"ev\":\"T\",\"x\":\"\xff\"}]")), Err(Malformed));
+    }
+
+    #[test]
+    fn a_survey_sees_every_place() {
+        for length in [0, 1, 3, 4, 130, 131, 132, 300] {
+            for at in 0..=length {
+                let text = |what: &[u8]| [&vec![b'x'; at], what, &vec![b' '; length - at]].concat();
+                let expected = |events, suspicious, ascii| Survey { events, suspicious, ascii };
+                assert_eq!(Survey::of(&text(b"")), expected(0, false, true));
+                assert_eq!(Survey::of(&text(br#""ev""ev""#)), expected(2, false, true));
+                assert_eq!(Survey::of(&text(br#""status"#)), expected(0, true, true));
+                assert_eq!(Survey::of(&text("é".as_bytes())), expected(0, false, false));
+            }
         }
     }
 }

@@ -13,7 +13,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bytes::Bytes;
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use serde::Serialize;
@@ -24,6 +23,7 @@ use url::Url;
 use crate::{
     backoff::Backoff,
     channel::Channel,
+    frame::Frame,
     health::ChannelHealth,
     metrics::{LinkMetrics, Reason},
     upstream_channels::Change,
@@ -31,9 +31,10 @@ use crate::{
 
 mod connection;
 mod login;
+mod websocket;
 
 use connection::{Connection, Received};
-use login::WebSocket;
+use websocket::WebSocket;
 
 /// After an eviction the slot is left to the other process for this long, and up to half as much again.
 const EVICTED_INTERVAL: Duration = Duration::from_secs(60);
@@ -84,13 +85,13 @@ pub enum LinkEvent {
     Down(Outage),
     /// An array of data events, byte for byte as upstream sent it.
     Frame {
-        /// The array's text.
-        text: Bytes,
+        /// The frame.
+        frame: Frame,
         /// How many events it holds, told by their key `ev`.
         events: u64,
     },
-    /// A notice of the upstream that concerns those downstream: the text of its status object.
-    Notice(String),
+    /// A notice of the upstream that concerns those downstream: a frame that holds it alone.
+    Notice(Frame),
 }
 
 /// A time without the link.
@@ -282,8 +283,8 @@ impl Link {
             let mut taken = 0;
             while taken < bytes {
                 let Poll::Ready(event) = self.poll_next(cx) else { break };
-                if let LinkEvent::Frame { text, .. } = &event {
-                    taken += text.len();
+                if let LinkEvent::Frame { frame, .. } = &event {
+                    taken += frame.bytes().len();
                 }
                 events.push(event);
             }
@@ -308,10 +309,10 @@ impl Link {
                     Err(error) => self.on_end(&error, Duration::ZERO),
                 },
                 Phase::Up(connection) => match ready!(connection.poll(cx)) {
-                    Ok(Received::Data { text, events }) => {
-                        return Poll::Ready(LinkEvent::Frame { text, events });
+                    Ok(Received::Data { frame, events }) => {
+                        return Poll::Ready(LinkEvent::Frame { frame, events });
                     }
-                    Ok(Received::Notice(text)) => return Poll::Ready(LinkEvent::Notice(text)),
+                    Ok(Received::Notice(frame)) => return Poll::Ready(LinkEvent::Notice(frame)),
                     Ok(Received::Channels(changes)) => self.on_channels(&changes),
                     Err(error) => {
                         let life = connection.age();

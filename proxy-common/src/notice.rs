@@ -3,10 +3,9 @@
 
 use std::time::SystemTime;
 
-use bytes::Bytes;
 use serde::Serialize;
 
-use crate::link::Outage;
+use crate::{frame::Frame, link::Outage};
 
 /// A notice, as the object that clients get. Absent fields do not apply.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -94,10 +93,10 @@ impl Notice {
         Self { ev: "status", status, tier, ..Self::default() }
     }
 
-    /// The text of a message holding this notice alone.
-    pub fn text(&self) -> Bytes {
+    /// A frame holding this notice alone.
+    pub fn frame(&self) -> Frame {
         let object = serde_json::to_string(self).expect("strings and numbers always serialise");
-        Bytes::from(format!("[{object}]"))
+        Frame::new(format!("[{object}]").as_bytes())
     }
 }
 
@@ -120,12 +119,12 @@ mod tests {
         };
         let up = Notice::upstream_up("firehose", &outage, outage.from + Duration::from_millis(234));
         assert_eq!(
-            up.text(),
-            r#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#
+            up.frame().text(),
+            br#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#
         );
         assert_eq!(
-            Notice::gap("firehose", 3, Some(7)).text(),
-            r#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#
+            Notice::gap("firehose", 3, Some(7)).frame().text(),
+            br#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#
         );
     }
 }

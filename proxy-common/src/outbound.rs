@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     sync::Notify,
@@ -22,15 +21,16 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use crate::{
     close::CloseReason,
+    frame::{Frame, append_header},
     metrics::{LossReason, SessionMetrics},
-    protocol::{MAX_MESSAGE_BYTES, Status, status_message},
+    protocol::{MAX_MESSAGE_BYTES, Status, status_frame},
     slow::{SlowLimits, Verdict},
 };
 
 mod lane;
 
 pub use self::lane::Chunk;
-use self::lane::{Lane, MAX_HEAD, State, append_header, message_head};
+use self::lane::{Lane, MAX_HEAD, State, message_head};
 
 /// Most bytes of control frames waiting; past it the peer pings without reading.
 const MAX_CONTROL_BYTES: usize = 64 * 1024;
@@ -100,28 +100,28 @@ impl Outbound {
         self.settle(&mut lane, now);
     }
 
-    /// Sends whole messages (arrays), each as a frame of its own, in order with the events around them.
-    pub fn send_messages<'a>(
+    /// Sends whole frames, in order with the events around them.
+    pub fn send_frames<'a>(
         &self,
-        messages: impl IntoIterator<Item = (&'a Bytes, u32)>,
+        frames: impl IntoIterator<Item = (&'a Frame, u32)>,
         now: Instant,
     ) {
         let mut lane = self.lock();
-        for (text, events) in messages {
+        for (frame, events) in frames {
             if lane.state != State::Open {
                 self.metrics.lost(LossReason::SessionClosed, events.into());
                 continue;
             }
-            lane.push(text.clone(), events, now, true);
+            lane.push(frame.bytes().clone(), events, now, true);
         }
         if lane.state == State::Open {
             self.settle(&mut lane, now);
         }
     }
 
-    /// Sends one whole message that holds no events.
-    pub fn send_message(&self, text: &Bytes, now: Instant) {
-        self.send_messages([(text, 0)], now);
+    /// Sends one whole frame that holds no events.
+    pub fn send_frame(&self, frame: &Frame, now: Instant) {
+        self.send_frames([(frame, 0)], now);
     }
 
     /// Adds control frames, already framed, ahead of queued data. They leave at the next frame border.
@@ -221,7 +221,7 @@ impl Outbound {
         }
         let now = Instant::now();
         if let Some(status) = farewell {
-            lane.push(status_message(status), 0, now, true);
+            lane.push(status_frame(status).bytes().clone(), 0, now, true);
         }
         if let Some(frame) = reason.frame() {
             // Behind the queue: control frames would overtake what is still to be read.

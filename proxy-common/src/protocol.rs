@@ -2,10 +2,11 @@
 //!
 //! The texts are the vendor's own, captured from the live service or taken from its documentation, unless marked as ours.
 
-use bytes::Bytes;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::frame::Frame;
 
 /// Most bytes of one message to a client. The vendor's Go client dies at 1,000,000, its Python client at 1 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 900_000;
@@ -143,29 +144,30 @@ impl Status {
     }
 }
 
-/// The texts of messages holding these statuses: one array, or several where one would pass [`MAX_MESSAGE_BYTES`].
-pub fn status_messages(statuses: &[Status]) -> Vec<Bytes> {
-    let mut messages = Vec::with_capacity(1);
+/// Frames holding these statuses: one array, or several where one would pass [`MAX_MESSAGE_BYTES`].
+pub fn status_frames(statuses: &[Status]) -> Vec<Frame> {
+    let mut frames = Vec::with_capacity(1);
     let mut text = String::new();
     for status in statuses {
         let object = json(status);
         if !text.is_empty() && text.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
             text.push(']');
-            messages.push(Bytes::from(std::mem::take(&mut text)));
+            frames.push(Frame::new(text.as_bytes()));
+            text.clear();
         }
         text.push(if text.is_empty() { '[' } else { ',' });
         text.push_str(&object);
     }
     if !text.is_empty() {
         text.push(']');
-        messages.push(Bytes::from(text));
+        frames.push(Frame::new(text.as_bytes()));
     }
-    messages
+    frames
 }
 
-/// The text of one message holding this status alone.
-pub fn status_message(status: &Status) -> Bytes {
-    Bytes::from(format!("[{}]", json(status)))
+/// A frame holding this status alone.
+pub fn status_frame(status: &Status) -> Frame {
+    Frame::new(format!("[{}]", json(status)).as_bytes())
 }
 
 /// A status as an upstream sent it.
@@ -189,7 +191,7 @@ mod tests {
 
     #[track_caller]
     fn check_status(status: &Status, text: &str) {
-        assert_eq!(status_message(status), text);
+        assert_eq!(status_frame(status).text(), text.as_bytes());
     }
 
     #[test]
@@ -223,16 +225,16 @@ mod tests {
     #[test]
     fn many_statuses_are_cut_into_messages_below_the_limit() {
         let statuses = vec![Status::subscribed(&"A".repeat(1_000)); 2_000];
-        let messages = status_messages(&statuses);
-        assert!(messages.len() > 1);
+        let frames = status_frames(&statuses);
+        assert!(frames.len() > 1);
         let mut seen = 0;
-        for message in &messages {
-            assert!(message.len() <= MAX_MESSAGE_BYTES);
-            let objects: Vec<serde_json::Value> = serde_json::from_slice(message).unwrap();
+        for frame in &frames {
+            assert!(frame.text().len() <= MAX_MESSAGE_BYTES);
+            let objects: Vec<serde_json::Value> = serde_json::from_slice(frame.text()).unwrap();
             seen += objects.len();
         }
         assert_eq!(seen, statuses.len());
-        assert!(status_messages(&[]).is_empty());
+        assert!(status_frames(&[]).is_empty());
     }
 
     #[test]

@@ -24,10 +24,11 @@ use crate::{
     channel::{Channel, items},
     close::CloseReason,
     config::Keys,
+    frame::Frame,
     market::Market,
     metrics::SessionMetrics,
     outbound::Outbound,
-    protocol::{Command, Status, status_message, status_messages},
+    protocol::{Command, Status, status_frame, status_frames},
     slow::SlowLimits,
 };
 
@@ -68,8 +69,8 @@ pub struct Change {
     pub subscribe: bool,
     /// The channels that the session does not hold yet, or holds still.
     pub channels: BTreeSet<Channel>,
-    /// The messages that answer the command: to be sent once the change holds, and before any event that it enables.
-    pub reply: Vec<Bytes>,
+    /// The frames that answer the command: to be sent once the change holds, and before any event that it enables.
+    pub reply: Vec<Frame>,
 }
 
 /// A tier, as its sessions see it.
@@ -148,7 +149,7 @@ pub async fn serve<T: Tier>(
         next_ping: now + config.ping_interval,
         metrics,
     };
-    session.outbound.send_message(&status_message(&Status::connected()), now);
+    session.outbound.send_frame(&status_frame(&Status::connected()), now);
     let reason = session.run(stop).await;
     // The seat goes first: nothing more is routed to a session that ends.
     session.seat = None;
@@ -294,7 +295,7 @@ impl<T: Tier> Session<'_, T> {
             ));
             return Ok(());
         }
-        seat.change(Change { subscribe, channels, reply: status_messages(&refusals) }).await
+        seat.change(Change { subscribe, channels, reply: status_frames(&refusals) }).await
     }
 
     fn reply_error(&self, message: impl Into<String>) {
@@ -302,7 +303,7 @@ impl<T: Tier> Session<'_, T> {
     }
 
     fn reply(&self, status: &Status) {
-        self.outbound.send_message(&status_message(status), Instant::now());
+        self.outbound.send_frame(&status_frame(status), Instant::now());
     }
 
     /// Says goodbye as the reason demands, and waits for the peer to take it.

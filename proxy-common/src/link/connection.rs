@@ -8,18 +8,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use tokio::{
     sync::watch,
     time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at},
 };
-use tokio_tungstenite::tungstenite::{Message, protocol::CloseFrame};
 use tracing::{debug, warn};
 
-use super::{BoxFuture, LinkError, Wanted, login, login::WebSocket};
+use super::{
+    BoxFuture, LinkError, Wanted, login,
+    websocket::{Message, WebSocket},
+};
 use crate::{
-    frame::Separator,
+    frame::{Frame, separate},
     health::ChannelHealth,
     metrics::LinkMetrics,
     protocol::{UpstreamStatus, command_text},
@@ -34,8 +34,8 @@ const MESSAGES_BETWEEN_CHORES: u32 = 64;
 
 /// What a connection yields.
 pub(super) enum Received {
-    Data { text: Bytes, events: u64 },
-    Notice(String),
+    Data { frame: Frame, events: u64 },
+    Notice(Frame),
     Channels(Vec<Change>),
 }
 
@@ -51,8 +51,6 @@ pub(super) struct Connection {
     answer_deadline: Pin<Box<Sleep>>,
     ping: Interval,
     silent_pings: u8,
-    flushing: bool,
-    separator: Separator,
     metrics: Arc<LinkMetrics>,
     ready: VecDeque<Received>,
     /// Messages read since timers and requests were last looked after.
@@ -84,8 +82,6 @@ impl Connection {
             answer_deadline: Box::pin(tokio::time::sleep(Duration::ZERO)),
             ping,
             silent_pings: 0,
-            flushing: false,
-            separator: Separator::default(),
             metrics,
             ready: VecDeque::new(),
             since_chores: 0,
@@ -117,13 +113,10 @@ impl Connection {
             if self.since_chores >= MESSAGES_BETWEEN_CHORES {
                 self.do_chores(cx)?;
             }
-            match self.socket.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(message))) => self.on_message(message),
-                Poll::Ready(Some(Err(error))) => {
+            match self.socket.poll_next(cx) {
+                Poll::Ready(Ok(message)) => self.on_message(message),
+                Poll::Ready(Err(error)) => {
                     return Poll::Ready(Err(self.lost(error.to_string())));
-                }
-                Poll::Ready(None) => {
-                    return Poll::Ready(Err(self.lost("end of stream".to_owned())));
                 }
                 Poll::Pending => {
                     self.do_chores(cx)?;
@@ -138,7 +131,7 @@ impl Connection {
     fn do_chores(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
         self.since_chores = 0;
         self.poll_wanted(cx);
-        self.poll_channels(cx)?;
+        self.poll_channels(cx);
         self.poll_ping(cx)?;
         self.poll_flush(cx)
     }
@@ -151,7 +144,7 @@ impl Connection {
         }
     }
 
-    fn poll_channels(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
+    fn poll_channels(&mut self, cx: &mut Context<'_>) {
         if let Some(deadline) = self.channels.deadline()
             && self.answer_deadline.as_mut().poll(cx).is_ready()
         {
@@ -160,16 +153,15 @@ impl Connection {
         }
         while std::mem::take(&mut self.ask) {
             let now = std::time::Instant::now();
-            let Some(request) = self.channels.next_request(now) else { return Ok(()) };
+            let Some(request) = self.channels.next_request(now) else { return };
             self.ask = true;
-            self.send(Message::text(command_text(request.action, &request.params)))?;
+            self.socket.send_text(&command_text(request.action, &request.params));
             if let Some(deadline) = self.channels.deadline() {
                 self.answer_deadline.as_mut().reset(deadline.into());
                 // Polled once, so that it wakes this task.
                 let _ = self.answer_deadline.as_mut().poll(cx);
             }
         }
-        Ok(())
     }
 
     fn poll_ping(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
@@ -178,68 +170,60 @@ impl Connection {
                 return Err(LinkError::Silent);
             }
             self.silent_pings += 1;
-            self.send(Message::Ping(Bytes::new()))?;
+            self.socket.send_ping();
         }
         Ok(())
-    }
-
-    fn send(&mut self, message: Message) -> Result<(), LinkError> {
-        self.flushing = true;
-        // The socket buffers what it cannot write: a handful of small commands at the most.
-        self.socket.start_send_unpin(message).map_err(|error| self.lost(error.to_string()))
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
-        if self.flushing {
-            match self.socket.poll_flush_unpin(cx) {
-                Poll::Ready(Ok(())) => self.flushing = false,
-                Poll::Ready(Err(error)) => return Err(self.lost(error.to_string())),
-                Poll::Pending => {}
-            }
+        match self.socket.poll_flush(cx) {
+            Poll::Ready(Err(error)) => Err(self.lost(error.to_string())),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
-        Ok(())
     }
 
     fn on_message(&mut self, message: Message) {
         self.silent_pings = 0;
         self.since_chores += 1;
         match message {
-            Message::Text(text) => self.on_text(&Bytes::from(text)),
-            Message::Binary(bytes) => self.malformed(bytes.len(), "binary"),
-            Message::Close(frame) => {
-                self.end = Some(match closed(frame) {
-                    LinkError::Closed(why) => self.lost(why),
-                    other => other,
-                });
-            }
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            Message::Text(frame) => self.on_frame(frame),
+            Message::Binary(bytes) => self.malformed(bytes, "binary"),
+            Message::Close(why) => self.end = Some(self.lost(why)),
+            Message::Control => {}
         }
     }
 
-    fn on_text(&mut self, text: &Bytes) {
-        let Ok(separated) = self.separator.separate(text) else {
-            return self.malformed(text.len(), "no JSON array");
+    fn on_frame(&mut self, frame: Frame) {
+        let bytes = frame.text().len();
+        let Ok(separated) = separate(frame) else {
+            return self.malformed(bytes, "no JSON array");
         };
-        if let Some(text) = separated.data {
+        if let Some(frame) = separated.data {
             self.metrics.frames.inc();
             self.metrics.events.inc_by(separated.events);
-            self.metrics.bytes.inc_by(text.len() as u64);
-            self.ready.push_back(Received::Data { text, events: separated.events });
+            self.metrics.bytes.inc_by(frame.text().len() as u64);
+            self.ready.push_back(Received::Data { frame, events: separated.events });
+        }
+        if separated.statuses.is_empty() {
+            return;
         }
         let mut changes = Vec::new();
         for frame_status in separated.statuses {
             changes.append(&mut self.channels.on_status(&frame_status.status));
-            self.on_status(frame_status.status, frame_status.text);
+            self.on_status(frame_status.status, &frame_status.text);
         }
         self.changed(changes);
     }
 
-    fn on_status(&mut self, status: UpstreamStatus, text: String) {
+    fn on_status(&mut self, status: UpstreamStatus, text: &str) {
         match status.status.as_str() {
             "success" | "error" | "connected" | "auth_success" => {
                 debug!(?status, "upstream status");
             }
-            "gap" | "upstream_down" | "upstream_up" => self.ready.push_back(Received::Notice(text)),
+            "gap" | "upstream_down" | "upstream_up" => {
+                let frame = Frame::new(format!("[{text}]").as_bytes());
+                self.ready.push_back(Received::Notice(frame));
+            }
             _ => {
                 warn!(status = status.status, message = status.message, "upstream status");
                 self.farewell = Some(format!("{}: {}", status.status, status.message));
@@ -268,14 +252,6 @@ impl Connection {
             None => why,
         })
     }
-}
-
-/// A close frame of the upstream as the end of the connection.
-pub(super) fn closed(frame: Option<CloseFrame>) -> LinkError {
-    LinkError::Closed(match frame {
-        Some(frame) => format!("closed with code {} {:?}", frame.code, frame.reason.as_str()),
-        None => "closed without a code".to_owned(),
-    })
 }
 
 fn on_change(mut wanted: watch::Receiver<Wanted>) -> BoxFuture<watch::Receiver<Wanted>> {

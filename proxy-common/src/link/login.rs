@@ -3,61 +3,101 @@
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
-use rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::CertificateDer};
+use http::{Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, ServerName},
+};
 use secrecy::ExposeSecret;
 use tokio::{
     net::{TcpStream, lookup_host},
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 use tokio_tungstenite::{
-    Connector, MaybeTlsStream, WebSocketStream, client_async_tls_with_config,
-    tungstenite::{Error, Message, protocol::WebSocketConfig},
+    MaybeTlsStream,
+    tungstenite::handshake::{client::generate_key, derive_accept_key},
 };
+use url::{Position, Url};
 
-use super::{LinkConfig, LinkError};
+use super::{
+    LinkConfig, LinkError,
+    websocket::{Message, WebSocket},
+};
 use crate::{
-    frame::Separator,
+    frame::separate,
     protocol::{UpstreamStatus, command_text},
 };
 
-/// A connection to an upstream.
-pub(super) type WebSocket = WebSocketStream<MaybeTlsStream<TcpStream>>;
-
-/// The longest frame taken. The vendor names no limit; a consumer that lags gets larger ones.
-const MAX_FRAME_BYTES: usize = 64 << 20;
+/// A socket, encrypted or not.
+pub(super) type Stream = MaybeTlsStream<TcpStream>;
 
 /// How long one address of the host may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Opens a connection.
 pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError> {
-    let unreachable = |error: &dyn std::fmt::Display| LinkError::Unreachable(error.to_string());
-    let url = &config.url;
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let port = url.port_or_known_default().unwrap_or(443);
     let open = async {
-        let tcp = connect_tcp(host, port).await.map_err(|error| unreachable(&error))?;
-        tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
-        let limits = WebSocketConfig::default()
-            .max_frame_size(Some(MAX_FRAME_BYTES))
-            .max_message_size(Some(MAX_FRAME_BYTES));
-        let connector = match url.scheme() {
-            "wss" => Connector::Rustls(tls(&config.extra_roots)?),
-            _ => Connector::Plain,
-        };
-        let upgrade =
-            client_async_tls_with_config(url.as_str(), tcp, Some(limits), Some(connector));
-        match upgrade.await {
-            Ok((socket, _)) => Ok(socket),
-            Err(Error::Http(response)) => {
-                let status = response.status();
-                Err(LinkError::Unreachable(format!("HTTP {status} instead of an upgrade")))
+        let url = &config.url;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let port = url.port_or_known_default().unwrap_or(443);
+        let tcp = connect_tcp(host, port).await.map_err(unreachable)?;
+        tcp.set_nodelay(true).map_err(unreachable)?;
+        let stream = match url.scheme() {
+            "wss" => {
+                let name = ServerName::try_from(host.to_owned()).map_err(unreachable)?;
+                let connector = TlsConnector::from(tls(&config.extra_roots)?);
+                let tls = connector.connect(name, tcp).await.map_err(unreachable)?;
+                MaybeTlsStream::Rustls(tls)
             }
-            Err(error) => Err(unreachable(&error)),
-        }
+            _ => MaybeTlsStream::Plain(tcp),
+        };
+        upgrade(stream, url).await
     };
     within(config.login_timeout, "connection", open).await
+}
+
+/// Asks for a WebSocket.
+async fn upgrade(stream: Stream, url: &Url) -> Result<WebSocket, LinkError> {
+    let key = generate_key();
+    let request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
+        .header(header::HOST, &url[Position::BeforeHost..Position::AfterPort])
+        .header(header::CONNECTION, "Upgrade")
+        .header(header::UPGRADE, "websocket")
+        .header(header::SEC_WEBSOCKET_VERSION, "13")
+        .header(header::SEC_WEBSOCKET_KEY, &key)
+        .body(Empty::<Bytes>::new())
+        .map_err(unreachable)?;
+    let (mut sender, connection) =
+        http1::handshake(TokioIo::new(stream)).await.map_err(unreachable)?;
+    let asking = async {
+        let response = sender.send_request(request).await.map_err(unreachable)?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            let why = format!("HTTP {status} instead of an upgrade");
+            return Err(LinkError::Unreachable(why));
+        }
+        let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        if accept.is_none_or(|accept| *accept != derive_accept_key(key.as_bytes())) {
+            let why = "an upgrade to something else than a WebSocket".to_owned();
+            return Err(LinkError::Unreachable(why));
+        }
+        hyper::upgrade::on(response).await.map_err(unreachable)
+    };
+    // The connection moves the bytes and ends with the upgrade; what ended it is in the answer.
+    let (upgraded, _) = tokio::join!(asking, connection.with_upgrades());
+    let parts = upgraded?
+        .downcast::<TokioIo<Stream>>()
+        .map_err(|_| LinkError::Unreachable("the connection was lost to HTTP".to_owned()))?;
+    Ok(WebSocket::new(parts.io.into_inner(), &parts.read_buf))
+}
+
+fn unreachable(error: impl std::fmt::Display) -> LinkError {
+    LinkError::Unreachable(error.to_string())
 }
 
 /// Tries each address of a host for a while, so that one that swallows packets does not hide the others.
@@ -81,7 +121,7 @@ fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError
     roots.add_parsable_certificates(extra.iter().cloned());
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| LinkError::Unreachable(error.to_string()))?
+        .map_err(unreachable)?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
@@ -94,32 +134,24 @@ pub(super) async fn authenticate(
 ) -> Result<WebSocket, LinkError> {
     let limit = config.login_timeout;
     within(limit, "greeting", expect(&mut socket, "connected")).await?;
-    let command = command_text("auth", config.key.expose_secret());
-    let sent = socket.send(Message::text(command)).await;
-    sent.map_err(|error| LinkError::Closed(error.to_string()))?;
+    socket.send_text(&command_text("auth", config.key.expose_secret()));
     within(limit, "verdict on the key", expect(&mut socket, "auth_success")).await?;
     Ok(socket)
 }
 
 /// Reads until this status comes, or one that ends the login. Other frames and statuses are passed over.
 async fn expect(socket: &mut WebSocket, expected: &str) -> Result<(), LinkError> {
-    let separator = Separator::default();
     let mut found = false;
     loop {
-        let message = match socket.next().await {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => return Err(LinkError::Closed(error.to_string())),
-            None => return Err(LinkError::Closed("end of stream".to_owned())),
+        let message = socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))?;
+        let frame = match message {
+            Message::Text(frame) => frame,
+            Message::Close(why) => return Err(LinkError::Closed(why)),
+            Message::Binary(_) | Message::Control => continue,
         };
-        let text = match message {
-            Message::Text(text) => Bytes::from(text),
-            Message::Close(frame) => return Err(super::connection::closed(frame)),
-            Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {
-                continue;
-            }
-        };
-        let separated = separator.separate(&text).map_err(|_| {
-            LinkError::Protocol(format!("{} bytes that are no JSON array during login", text.len()))
+        let bytes = frame.text().len();
+        let separated = separate(frame).map_err(|_| {
+            LinkError::Protocol(format!("{bytes} bytes that are no JSON array during login"))
         })?;
         // The whole array is read: an eviction may stand behind the success.
         for frame_status in separated.statuses {

@@ -77,11 +77,11 @@ pub(super) enum State {
 
 #[derive(Debug)]
 pub(super) struct Item {
-    text: Bytes,
+    bytes: Bytes,
     events: u32,
     since: Instant,
-    /// Whether the text is a whole message (an array) or a chunk of events that may share one.
-    whole: bool,
+    /// Whether this is a whole frame, header and all, or a chunk of events that may share one.
+    framed: bool,
 }
 
 impl Lane {
@@ -132,10 +132,10 @@ impl Lane {
         queued.or_else(|| (!self.control.is_empty()).then_some(self.control_since))
     }
 
-    pub(super) fn push(&mut self, text: Bytes, events: u32, since: Instant, whole: bool) {
-        self.queue_bytes += text.len();
+    pub(super) fn push(&mut self, bytes: Bytes, events: u32, since: Instant, framed: bool) {
+        self.queue_bytes += bytes.len();
         self.queue_events += u64::from(events);
-        self.queue.push_back(Item { text, events, since, whole });
+        self.queue.push_back(Item { bytes, events, since, framed });
     }
 
     /// Puts the unwritten rest of one message of chunks on the wire.
@@ -151,7 +151,7 @@ impl Lane {
         self.advance(written);
     }
 
-    /// Frames what goes next: control frames, and a whole message or all chunks that fit one message. False if there is nothing.
+    /// Puts on the wire what goes next: control frames, and a whole frame or all chunks that fit one message. False if there is nothing.
     pub(super) fn frame_next(&mut self, since: Instant) -> bool {
         let control = std::mem::take(&mut self.control);
         let any_control = !control.is_empty();
@@ -160,22 +160,19 @@ impl Lane {
         }
         self.wire_since = since;
         let Some(first) = self.queue.front() else { return any_control };
-        if first.whole {
+        if first.framed {
             let item = self.take_item();
-            let mut head = Vec::with_capacity(MAX_HEAD);
-            append_header(&mut head, OpCode::Data(Data::Text), item.text.len());
-            self.put(head.into());
-            self.put(item.text);
+            self.put(item.bytes);
             return true;
         }
         let mut inner = 0;
         let mut n = 0;
-        for item in self.queue.iter().take_while(|item| !item.whole) {
+        for item in self.queue.iter().take_while(|item| !item.framed) {
             // Brackets and commas included; a chunk that alone is too long goes alone.
-            if n > 0 && inner + item.text.len() + 2 > MAX_MESSAGE_BYTES {
+            if n > 0 && inner + item.bytes.len() + 2 > MAX_MESSAGE_BYTES {
                 break;
             }
-            inner += item.text.len() + 1;
+            inner += item.bytes.len() + 1;
             n += 1;
         }
         let mut head = [0; MAX_HEAD];
@@ -185,7 +182,7 @@ impl Lane {
                 self.put(Bytes::from_static(b","));
             }
             let item = self.take_item();
-            self.put(item.text);
+            self.put(item.bytes);
         }
         self.put(Bytes::from_static(b"]"));
         true
@@ -193,7 +190,7 @@ impl Lane {
 
     fn take_item(&mut self) -> Item {
         let item = self.queue.pop_front().expect("the caller has seen the item");
-        self.queue_bytes -= item.text.len();
+        self.queue_bytes -= item.bytes.len();
         self.queue_events -= u64::from(item.events);
         self.wire_events += item.events;
         item
@@ -222,10 +219,4 @@ pub(super) fn message_head(buffer: &mut [u8; MAX_HEAD], len: usize) -> &[u8] {
     let used = MAX_HEAD - head.len();
     buffer[used] = b'[';
     &buffer[..=used]
-}
-
-pub(super) fn append_header(out: &mut Vec<u8>, opcode: OpCode, len: usize) {
-    FrameHeader { opcode, ..FrameHeader::default() }
-        .format(len as u64, out)
-        .expect("writing to memory does not fail");
 }
