@@ -3,7 +3,11 @@
 //! Pure: frames in, deliveries out. A batch is what the link had ready at once; nothing is kept from one batch to the next.
 
 use bytes::Bytes;
-use proxy_common::{market::Market, outbound::Chunk, protocol::MAX_MESSAGE_BYTES};
+use proxy_common::{
+    market::Market,
+    outbound::{Chunk, ChunkBuffer},
+    protocol::MAX_MESSAGE_BYTES,
+};
 
 use crate::{
     index::{CohortId, Index},
@@ -61,8 +65,7 @@ pub struct Batch {
     skipped: bool,
     event_number: u64,
     tally: Tally,
-    /// Where a chunk is put together.
-    text: Vec<u8>,
+    chunk: ChunkBuffer,
 }
 
 impl Batch {
@@ -144,26 +147,20 @@ impl Batch {
         self.deliver_all(index, &mut send);
         for cohort in self.touched.drain(..) {
             let pending = &mut self.pending[cohort];
-            let mut events = 0;
-            self.text.clear();
             for span in pending.spans.drain(..) {
                 let event =
                     &self.frames[span.frame as usize][span.start as usize..span.end as usize];
-                if self.text.len() + 1 + event.len() > MAX_CHUNK_BYTES {
-                    send(cohort, &[Chunk::borrowed(&self.text, events)]);
-                    self.text.clear();
-                    events = 0;
+                if self.chunk.len() + 1 + event.len() > MAX_CHUNK_BYTES {
+                    send(cohort, &[self.chunk.chunk()]);
+                    self.chunk.clear();
                 }
-                if !self.text.is_empty() {
-                    self.text.push(b',');
-                }
-                self.text.extend_from_slice(event);
-                events += span.events;
+                self.chunk.push(event, span.events);
             }
-            send(cohort, &[Chunk::borrowed(&self.text, events)]);
+            send(cohort, &[self.chunk.chunk()]);
+            self.chunk.clear();
             pending.spans.shrink_to(KEPT_SPANS);
         }
-        self.text.shrink_to(MAX_MESSAGE_BYTES);
+        self.chunk.shrink();
         self.frames.clear();
         self.bytes = 0;
         std::mem::take(&mut self.tally)

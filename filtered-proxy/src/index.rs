@@ -281,7 +281,7 @@ impl<M> Index<M> {
                 let symbol = symbol.as_bytes();
                 match ShortSymbol::new(symbol) {
                     Some(short) => {
-                        self.lists.enter(self.by_symbol[*kind as usize].entry(short), id)
+                        self.lists.enter(self.by_symbol[*kind as usize].entry(short), id);
                     }
                     None => {
                         let long = &mut self.by_long_symbol[*kind as usize];

@@ -82,7 +82,8 @@ impl FilteredProxy {
         link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
         let market = config.listen.market;
-        let (router, router_handle) = Router::new(market, routing, Arc::clone(&sessions));
+        let (router, router_handle) =
+            Router::new(market, config.listen.client_queue_bytes, routing, Arc::clone(&sessions));
         let tier = FilteredTier {
             router: router_handle,
             link: handle,

@@ -40,8 +40,9 @@ use crate::{
 
 /// Inputs waiting for the router. A session whose change finds no room waits, and so reads no further commands.
 const INPUTS: usize = 1_024;
-/// Frames taken before what they hold is written. What the link has ready beyond waits in the socket.
-const BATCH_BYTES: usize = 1 << 20;
+/// Most bytes of frames taken before what they hold is written; what the link has ready beyond waits in the socket. A router
+/// that is behind takes this much at once, and so writes fewer and longer messages.
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// What sessions ask of the router.
 #[derive(Debug)]
@@ -73,6 +74,7 @@ pub struct Router {
     market: Market,
     index: Index<Arc<Outbound>>,
     batch: Batch,
+    batch_bytes: usize,
     inputs: mpsc::Receiver<Input>,
     shared: Arc<Shared>,
     metrics: RouterMetrics,
@@ -80,9 +82,10 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router without sessions, and the way to it.
+    /// A router without sessions, and the way to it. `queue_bytes` is the most that may be queued for a session.
     pub fn new(
         market: Market,
+        queue_bytes: usize,
         metrics: RouterMetrics,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
@@ -93,8 +96,18 @@ impl Router {
             someone_left: Notify::new(),
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
-        let (index, batch) = (Index::default(), Batch::default());
-        (Self { market, index, batch, inputs, shared, metrics, sessions }, handle)
+        let router = Self {
+            market,
+            index: Index::default(),
+            batch: Batch::default(),
+            // One batch must not be what makes a session slow that was not behind.
+            batch_bytes: MAX_BATCH_BYTES.min(queue_bytes / 2),
+            inputs,
+            shared,
+            metrics,
+            sessions,
+        };
+        (router, handle)
     }
 
     /// Routes until dropped, or until nobody is left who could bring a session.
@@ -108,7 +121,7 @@ impl Router {
                     Some(input) => self.apply(input),
                     None => return,
                 },
-                () = link.next_batch(&mut events, BATCH_BYTES) => self.route(&mut events),
+                () = link.next_batch(&mut events, self.batch_bytes) => self.route(&mut events),
             }
         }
     }

@@ -126,7 +126,7 @@ mod tests {
         }
         match reader.try_next() {
             Some(Next::Gap { frames: 6, events: Some(30), then }) => {
-                assert_eq!(then.frame.text(), b"6")
+                assert_eq!(then.frame.text(), b"6");
             }
             other => panic!("{other:?}"),
         }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     sync::Notify,
@@ -29,7 +30,7 @@ use crate::{
 
 mod lane;
 
-pub use self::lane::Chunk;
+pub use self::lane::{Chunk, ChunkBuffer};
 use self::lane::{Lane, MAX_HEAD, State, message_head};
 
 /// Most bytes of control frames waiting; past it the peer pings without reading.
@@ -254,6 +255,10 @@ impl Outbound {
 
     /// Writes one message of these chunks, nothing being queued. False if they do not fit one message.
     fn write_directly(&self, lane: &mut Lane, chunks: &[Chunk<'_>], now: Instant) -> bool {
+        if let [Chunk { framed: Some(framed), events, .. }] = chunks {
+            self.write_framed(lane, framed, *events, now);
+            return true;
+        }
         let inner = chunks.iter().map(|chunk| chunk.text.len() + 1).sum::<usize>();
         if inner >= MAX_MESSAGE_BYTES || chunks.len() > MAX_PARTS / 2 - 1 || chunks.is_empty() {
             return false;
@@ -277,29 +282,56 @@ impl Outbound {
         add(b"]");
         let total = head.len() + inner;
         let events = chunks.iter().map(|chunk| chunk.events).sum();
-        match self.socket.try_write_vectored(&parts[..n]) {
-            Ok(written) if written == total => self.metrics.delivered(events, total),
-            Ok(written) => {
+        match self.try_write(lane, events, |socket| socket.try_write_vectored(&parts[..n])) {
+            Some(written) if written < total => {
                 lane.commit(head, chunks, written);
-                lane.wire_events = events;
-                lane.wire_since = now;
-                self.report(lane);
+                self.go_on_later(lane, events, now);
+            }
+            Some(_) => self.metrics.delivered(events, 0),
+            None => {}
+        }
+        true
+    }
+
+    /// Writes one whole frame, nothing being queued.
+    fn write_framed(&self, lane: &mut Lane, framed: &[u8], events: u32, now: Instant) {
+        match self.try_write(lane, events, |socket| socket.try_write(framed)) {
+            Some(written) if written < framed.len() => {
+                lane.put(Bytes::copy_from_slice(&framed[written..]));
+                self.go_on_later(lane, events, now);
+            }
+            Some(_) => self.metrics.delivered(events, 0),
+            None => {}
+        }
+    }
+
+    /// Writes, nothing being queued. Tells how many bytes the socket took, or `None` if it failed; the events are lost then.
+    fn try_write(
+        &self,
+        lane: &mut Lane,
+        events: u32,
+        write: impl FnOnce(&TcpStream) -> io::Result<usize>,
+    ) -> Option<usize> {
+        match write(&self.socket) {
+            Ok(written) => {
                 self.metrics.delivered(0, written);
-                self.attention.notify_one();
+                Some(written)
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                lane.commit(head, chunks, 0);
-                lane.wire_events = events;
-                lane.wire_since = now;
-                self.report(lane);
-                self.attention.notify_one();
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
             Err(_) => {
                 self.metrics.lost(LossReason::SessionClosed, events.into());
                 self.break_off(lane);
+                None
             }
         }
-        true
+    }
+
+    /// Leaves the rest of a frame, which is on the wire, to the session's task.
+    fn go_on_later(&self, lane: &mut Lane, events: u32, now: Instant) {
+        lane.wire_events = events;
+        lane.wire_since = now;
+        self.report(lane);
+        self.attention.notify_one();
     }
 
     /// Writes what can be written of a queue just grown, then applies the policy to the rest.

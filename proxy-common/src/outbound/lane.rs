@@ -21,18 +21,15 @@ pub(super) const MAX_HEAD: usize = 11;
 pub struct Chunk<'a> {
     pub(super) text: &'a [u8],
     pub(super) events: u32,
+    /// The same as a whole frame, if there is one.
+    pub(super) framed: Option<&'a [u8]>,
     shared: OnceCell<Bytes>,
 }
 
 impl<'a> Chunk<'a> {
-    /// A chunk whose text is copied when a session cannot take it at once.
-    pub fn borrowed(text: &'a [u8], events: u32) -> Self {
-        Self { text, events, shared: OnceCell::new() }
-    }
-
     /// A chunk whose text is shared, never copied.
     pub fn shared(text: &'a Bytes, events: u32) -> Self {
-        Self { text, events, shared: OnceCell::from(text.clone()) }
+        Self { text, events, framed: None, shared: OnceCell::from(text.clone()) }
     }
 
     /// The events.
@@ -42,6 +39,69 @@ impl<'a> Chunk<'a> {
 
     pub(super) fn share(&self) -> Bytes {
         self.shared.get_or_init(|| Bytes::copy_from_slice(self.text)).clone()
+    }
+}
+
+/// Puts chunks together, one at a time, in the shape in which they are sent.
+#[derive(Debug)]
+pub struct ChunkBuffer {
+    /// Room for a header and a bracket, then the events.
+    bytes: Vec<u8>,
+    events: u32,
+}
+
+impl Default for ChunkBuffer {
+    fn default() -> Self {
+        Self { bytes: vec![0; MAX_HEAD], events: 0 }
+    }
+}
+
+impl ChunkBuffer {
+    /// Empties it.
+    pub fn clear(&mut self) {
+        self.bytes.truncate(MAX_HEAD);
+        self.events = 0;
+    }
+
+    /// Empties it and gives back the memory that a rare long chunk took.
+    pub fn shrink(&mut self) {
+        self.clear();
+        self.bytes.shrink_to(MAX_MESSAGE_BYTES);
+    }
+
+    /// Bytes of the events and the commas between them.
+    pub fn len(&self) -> usize {
+        self.bytes.len() - MAX_HEAD
+    }
+
+    /// Whether it holds no events.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds events: objects, separated by commas where there are several.
+    pub fn push(&mut self, text: &[u8], events: u32) {
+        if !self.is_empty() {
+            self.bytes.push(b',');
+        }
+        self.bytes.extend_from_slice(text);
+        self.events += events;
+    }
+
+    /// What it holds, framed. To be cleared afterwards.
+    pub fn chunk(&mut self) -> Chunk<'_> {
+        let length = self.len();
+        let mut head = [0; MAX_HEAD];
+        let head = message_head(&mut head, length + 2);
+        let start = MAX_HEAD - head.len();
+        self.bytes[start..MAX_HEAD].copy_from_slice(head);
+        self.bytes.push(b']');
+        Chunk {
+            text: &self.bytes[MAX_HEAD..MAX_HEAD + length],
+            events: self.events,
+            framed: Some(&self.bytes[start..]),
+            shared: OnceCell::new(),
+        }
     }
 }
 
