@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
-use proxy_common::{channel::Channel, market::Kind};
+use proxy_common::{channel::Channel, channel_set::ChannelSet, market::Kind};
 use slab::Slab;
 
 use self::table::{HolderLists, Holders, ShortSymbol};
@@ -45,7 +45,7 @@ pub struct Index<M> {
 
 #[derive(Debug)]
 struct Cohort<M> {
-    channels: BTreeSet<Channel>,
+    channels: ChannelSet,
     members: Vec<(SessionId, M)>,
 }
 
@@ -69,7 +69,7 @@ impl<M> Default for Index<M> {
 impl<M> Index<M> {
     /// Adds a session that holds nothing yet.
     pub fn join(&mut self, session: SessionId, member: M) {
-        self.place(session, member, BTreeSet::new());
+        self.place(session, member, ChannelSet::default());
     }
 
     /// Adds or removes channels of a session; what it holds already, or does not hold, is passed over. Returns how many it
@@ -198,7 +198,7 @@ impl<M> Index<M> {
     }
 
     /// Puts a session into the cohort with these channels, founding it if there is none.
-    fn place(&mut self, session: SessionId, member: M, channels: BTreeSet<Channel>) {
+    fn place(&mut self, session: SessionId, member: M, channels: ChannelSet) {
         let id = match self.find(&channels) {
             Some(id) => {
                 self.cohorts[id].members.push((session, member));
@@ -226,7 +226,7 @@ impl<M> Index<M> {
         self.cohorts.remove(id);
     }
 
-    fn find(&self, channels: &BTreeSet<Channel>) -> Option<CohortId> {
+    fn find(&self, channels: &ChannelSet) -> Option<CohortId> {
         if channels.len() > SHARED_CHANNELS {
             return None;
         }
@@ -256,7 +256,7 @@ impl<M> Index<M> {
             return self.enter(id, &Channel::All);
         }
         let channels = std::mem::take(&mut self.cohorts[id].channels);
-        for channel in &channels {
+        for channel in channels.iter() {
             self.enter(id, channel);
         }
         self.cohorts[id].channels = channels;
@@ -267,7 +267,7 @@ impl<M> Index<M> {
             return self.cross_out(id, &Channel::All);
         }
         let channels = std::mem::take(&mut self.cohorts[id].channels);
-        for channel in &channels {
+        for channel in channels.iter() {
             self.cross_out(id, channel);
         }
         self.cohorts[id].channels = channels;
@@ -312,13 +312,11 @@ impl<M> Index<M> {
     }
 }
 
-fn apply(channels: &mut BTreeSet<Channel>, delta: BTreeSet<Channel>, subscribe: bool) {
+fn apply(channels: &mut ChannelSet, delta: BTreeSet<Channel>, subscribe: bool) {
     if subscribe {
-        channels.extend(delta);
+        channels.add(delta);
     } else {
-        for channel in &delta {
-            channels.remove(channel);
-        }
+        channels.remove(&delta);
     }
 }
 

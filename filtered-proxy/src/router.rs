@@ -5,7 +5,6 @@
 //! after the acknowledgement of an unsubscription still matches it.
 
 use std::{
-    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -15,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
-    channel::Channel,
+    channel_set::ChannelSet,
     close::CloseReason,
     frame::Frame,
     link::{Link, LinkEvent},
@@ -238,7 +237,7 @@ impl RouterHandle {
     pub async fn join(&self, outbound: Arc<Outbound>) -> RouterSeat {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
         let _ = self.inputs.send(Input::Join(session, outbound)).await;
-        RouterSeat { session, router: self.clone(), held: BTreeSet::new() }
+        RouterSeat { session, router: self.clone(), held: ChannelSet::default() }
     }
 }
 
@@ -247,15 +246,15 @@ impl RouterHandle {
 pub struct RouterSeat {
     session: SessionId,
     router: RouterHandle,
-    held: BTreeSet<Channel>,
+    held: ChannelSet,
 }
 
 impl Seat for RouterSeat {
     async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
         if change.subscribe {
-            self.held.extend(change.channels.iter().cloned());
+            self.held.add(change.channels.iter().cloned());
         } else {
-            self.held.retain(|channel| !change.channels.contains(channel));
+            self.held.remove(&change.channels);
         }
         let (done, answer) = oneshot::channel();
         let input = Input::Change(self.session, change, done);
@@ -263,7 +262,7 @@ impl Seat for RouterSeat {
         answer.await.map_err(|_| CloseReason::Internal)
     }
 
-    fn held(&self) -> &BTreeSet<Channel> {
+    fn held(&self) -> &ChannelSet {
         &self.held
     }
 

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
     channel::Channel,
+    channel_set::ChannelSet,
     close::CloseReason,
     frame::Frame,
     metrics::{LossReason, SessionMetrics},
@@ -29,7 +30,7 @@ pub struct FirehoseSeat {
     fanout: FanoutHandle,
     aggregate: Arc<Aggregate>,
     metrics: Arc<SessionMetrics>,
-    held: BTreeSet<Channel>,
+    held: ChannelSet,
     reader: Option<Reader>,
     batch: Vec<(Frame, u32)>,
 }
@@ -41,7 +42,7 @@ impl FirehoseSeat {
         aggregate: Arc<Aggregate>,
         metrics: Arc<SessionMetrics>,
     ) -> Self {
-        let held = BTreeSet::new();
+        let held = ChannelSet::default();
         Self { outbound, fanout, aggregate, metrics, held, reader: None, batch: Vec::new() }
     }
 
@@ -50,13 +51,13 @@ impl FirehoseSeat {
         self.reader.get_or_insert_with(|| self.fanout.reader());
         self.metrics.subscriptions.inc_by(channels.len() as i64);
         self.aggregate.add(&channels);
-        self.held.extend(channels);
+        self.held.add(channels);
     }
 
     fn unsubscribe(&mut self, channels: &BTreeSet<Channel>) {
         self.metrics.subscriptions.dec_by(channels.len() as i64);
         self.aggregate.remove(channels, Instant::now());
-        self.held.retain(|channel| !channels.contains(channel));
+        self.held.remove(channels);
         if self.held.is_empty() {
             self.reader = None;
         }
@@ -86,7 +87,7 @@ impl Seat for FirehoseSeat {
         Ok(())
     }
 
-    fn held(&self) -> &BTreeSet<Channel> {
+    fn held(&self) -> &ChannelSet {
         &self.held
     }
 
@@ -112,6 +113,6 @@ impl Seat for FirehoseSeat {
 impl Drop for FirehoseSeat {
     fn drop(&mut self) {
         self.metrics.subscriptions.dec_by(self.held.len() as i64);
-        self.aggregate.remove(&self.held, Instant::now());
+        self.aggregate.remove(self.held.iter(), Instant::now());
     }
 }

@@ -7,7 +7,7 @@ use memchr::memmem;
 use multiversion::multiversion;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio_tungstenite::tungstenite::protocol::frame::{
+use tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Data, OpCode},
 };

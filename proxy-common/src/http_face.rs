@@ -11,9 +11,9 @@ use http_body_util::Full;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use tungstenite::handshake::server::create_response_with_body;
 
 use crate::{
     health::Verdict,

@@ -2,7 +2,7 @@
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`frame`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
 //! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`] | the pure layer |
 //! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
@@ -10,6 +10,7 @@
 
 pub mod backoff;
 pub mod channel;
+pub mod channel_set;
 pub mod close;
 pub mod config;
 pub mod frame;
@@ -27,3 +28,4 @@ pub mod session;
 pub mod slow;
 pub mod telemetry;
 pub mod upstream_channels;
+pub mod websocket;

@@ -7,6 +7,7 @@
 //! The choice between writing from the routing thread and a task per session lives in this module alone.
 
 use std::{
+    future,
     io::{self, IoSlice},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -18,11 +19,11 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
-use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, OpCode};
+use tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use crate::{
     close::CloseReason,
-    frame::{Frame, append_header},
+    frame::{Frame, MAX_HEADER_BYTES, append_header},
     metrics::{LossReason, SessionMetrics},
     protocol::{MAX_MESSAGE_BYTES, Status, status_frame},
     slow::{SlowLimits, Verdict},
@@ -108,6 +109,17 @@ impl Outbound {
         now: Instant,
     ) {
         let mut lane = self.lock();
+        let mut frames = frames.into_iter().peekable();
+        // Usually a single answer, and nothing before it: no queue is needed.
+        if lane.is_empty()
+            && lane.state == State::Open
+            && let Some((frame, events)) = frames.next()
+        {
+            if frames.peek().is_none() {
+                return self.write_framed(&mut lane, frame.bytes(), events, now);
+            }
+            lane.push(frame.bytes().clone(), events, now, true);
+        }
         for (frame, events) in frames {
             if lane.state != State::Open {
                 self.metrics.lost(LossReason::SessionClosed, events.into());
@@ -125,10 +137,13 @@ impl Outbound {
         self.send_frames([(frame, 0)], now);
     }
 
-    /// Adds control frames, already framed, ahead of queued data. They leave at the next frame border.
+    /// Adds a control frame ahead of queued data and writes what the socket takes. It leaves at the next frame border.
     ///
     /// A peer that makes us answer without reading the answers is condemned.
-    pub fn send_control(&self, framed: &[u8]) {
+    pub fn send_control(&self, control: Control, payload: &[u8]) {
+        let mut framed = Vec::with_capacity(MAX_HEADER_BYTES + payload.len());
+        append_header(&mut framed, OpCode::Control(control), payload.len());
+        framed.extend_from_slice(payload);
         let mut lane = self.lock();
         if !matches!(lane.state, State::Open) {
             return;
@@ -136,18 +151,11 @@ impl Outbound {
         if lane.control.is_empty() {
             lane.control_since = Instant::now();
         }
-        lane.control.extend_from_slice(framed);
+        lane.control.extend_from_slice(&framed);
         if lane.control.len() > MAX_CONTROL_BYTES {
-            self.condemn(&mut lane, CloseReason::ControlFlood);
+            return self.condemn(&mut lane, CloseReason::ControlFlood);
         }
-    }
-
-    /// Adds a ping ahead of queued data and writes what the socket takes.
-    pub fn ping(&self) {
-        let mut framed = Vec::with_capacity(2);
-        append_header(&mut framed, OpCode::Control(Control::Ping), 0);
-        self.send_control(&framed);
-        self.flush();
+        self.write_on(&mut lane);
     }
 
     /// Writes what the socket takes without waiting.
@@ -184,21 +192,31 @@ impl Outbound {
                 self.attention.notified().await;
                 continue;
             };
-            tokio::select! {
-                ready = self.socket.writable() => {
-                    ready.map_err(|_| CloseReason::ClientGone)?;
-                    match self.flush() {
-                        Flushed::Empty => return Ok(()),
-                        Flushed::Blocked => {}
-                        Flushed::Broken => return Err(CloseReason::ClientGone),
-                    }
-                }
-                () = self.attention.notified() => {}
-                () = sleep_until(oldest + self.limits.max_lag), if state == State::Open => {
-                    self.check_age(Instant::now());
-                }
+            // Boxed: an idle session, which most are, should not carry the room that a backlog needs.
+            if Box::pin(self.work_off(state, oldest)).await? {
+                return Ok(());
             }
         }
+    }
+
+    /// Waits for room in the socket, for attention or for the limit on age, and does what is to be done then. True once
+    /// everything is written.
+    async fn work_off(&self, state: State, oldest: Instant) -> Result<bool, CloseReason> {
+        tokio::select! {
+            ready = future::poll_fn(|cx| self.socket.poll_write_ready(cx)) => {
+                ready.map_err(|_| CloseReason::ClientGone)?;
+                match self.flush() {
+                    Flushed::Empty => return Ok(true),
+                    Flushed::Blocked => {}
+                    Flushed::Broken => return Err(CloseReason::ClientGone),
+                }
+            }
+            () = self.attention.notified() => {}
+            () = sleep_until(oldest + self.limits.max_lag), if state == State::Open => {
+                self.check_age(Instant::now());
+            }
+        }
+        Ok(false)
     }
 
     /// Applies the limit on age to a session that waits for room.
@@ -391,6 +409,7 @@ impl Outbound {
                 self.metrics.delivered(std::mem::take(&mut lane.wire_events), 0);
                 let since = lane.oldest().unwrap_or(lane.wire_since);
                 if !lane.frame_next(since) {
+                    lane.release();
                     self.report(lane);
                     return Flushed::Empty;
                 }

@@ -1,27 +1,19 @@
 //! One accepted downstream WebSocket, from the greeting to the close: the vendor's protocol, the same on both ports.
 
-use std::{
-    collections::BTreeSet,
-    io::{self, Read, Write},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future, io, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     net::TcpStream,
     task::coop::consume_budget,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::{
-    Error, Message,
-    error::{CapacityError, ProtocolError},
-    protocol::{Role, WebSocketConfig, WebSocketContext},
-};
 use tokio_util::sync::CancellationToken;
+use tungstenite::protocol::frame::coding::Control;
 
 use crate::{
     channel::{Channel, items},
+    channel_set::ChannelSet,
     close::CloseReason,
     config::Keys,
     frame::Frame,
@@ -30,12 +22,13 @@ use crate::{
     outbound::Outbound,
     protocol::{Command, Status, status_frame, status_frames},
     slow::SlowLimits,
+    websocket::{Decoded, Decoder, Violation},
 };
 
 /// The longest command taken: room for 50,000 subscriptions.
 const MAX_COMMAND_BYTES: usize = 1 << 20;
-/// Bytes read at a time from a client, and kept by each session; clients say little.
-const READ_BYTES: usize = 512;
+/// Bytes read at a time from a client; clients say little.
+const READ_BYTES: usize = 4 << 10;
 /// A client silent for this many pings is closed.
 const SILENT_PINGS: u32 = 3;
 /// How long a client with a wrong key may take to read the verdict and leave by itself, which some expect to.
@@ -98,7 +91,7 @@ pub trait Seat: Send {
     fn change(&mut self, change: Change) -> impl Future<Output = Result<(), CloseReason>> + Send;
 
     /// The subscriptions that the session holds.
-    fn held(&self) -> &BTreeSet<Channel>;
+    fn held(&self) -> &ChannelSet;
 
     /// Waits for data and sends it, where the tier lets its sessions fetch their data; never returns otherwise. Only called
     /// while nothing is queued. Must be cancel-safe.
@@ -110,7 +103,7 @@ struct Session<'a, T: Tier> {
     tier: &'a T,
     config: &'a SessionConfig,
     outbound: Arc<Outbound>,
-    websocket: WebSocketContext,
+    inbound: Inbound,
     seat: Option<T::Seat>,
     started: Instant,
     last_heard: Instant,
@@ -129,26 +122,19 @@ pub async fn serve<T: Tier>(
     early: Bytes,
     stop: &CancellationToken,
 ) -> CloseReason {
-    let limits = WebSocketConfig::default()
-        .read_buffer_size(READ_BYTES)
-        .max_message_size(Some(MAX_COMMAND_BYTES))
-        .max_frame_size(Some(MAX_COMMAND_BYTES));
-    // Copied: the few bytes would keep the whole buffer of the HTTP phase.
-    let websocket =
-        WebSocketContext::from_partially_read(early.to_vec(), Role::Server, Some(limits));
-    drop(early);
     let now = Instant::now();
     let mut session = Session {
         tier,
         config,
         outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
-        websocket,
+        inbound: Inbound::new(&early),
         seat: None,
         started: now,
         last_heard: now,
         next_ping: now + config.ping_interval,
         metrics,
     };
+    drop(early);
     session.outbound.send_frame(&status_frame(&Status::connected()), now);
     let reason = session.run(stop).await;
     // The seat goes first: nothing more is routed to a session that ends.
@@ -169,7 +155,7 @@ impl<T: Tier> Session<'_, T> {
                 () = stop.cancelled() => Err(CloseReason::Drain),
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
-                message = read(&mut self.websocket, outbound) => {
+                message = self.inbound.next(outbound) => {
                     // Boxed: an idle session, which most are, should not carry the room that a command needs.
                     Box::pin(self.on_message(message)).await
                 }
@@ -199,29 +185,29 @@ impl<T: Tier> Session<'_, T> {
         }
         if now >= self.next_ping {
             self.next_ping = now + self.config.ping_interval;
-            self.outbound.ping();
+            self.outbound.send_control(Control::Ping, &[]);
         }
         Ok(())
     }
 
-    async fn on_message(&mut self, message: Result<Message, Error>) -> Result<(), CloseReason> {
+    async fn on_message(
+        &mut self,
+        message: Result<Message, CloseReason>,
+    ) -> Result<(), CloseReason> {
         // Reading and writing on the spot never yield by themselves: a client that talks without pause would keep its thread.
         consume_budget().await;
         self.last_heard = Instant::now();
-        match message {
-            Ok(Message::Text(text)) => self.on_command(&text).await,
-            Ok(Message::Binary(_)) => {
+        match message? {
+            Message::Text(text) => {
+                let text = str::from_utf8(&text).map_err(|_| CloseReason::Protocol)?;
+                self.on_command(text).await
+            }
+            Message::Binary => {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
             }
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(()),
-            Ok(Message::Close(_)) => Err(CloseReason::ClientGone),
-            Err(Error::Capacity(CapacityError::MessageTooLong { .. })) => Err(CloseReason::TooBig),
-            Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
-                Err(CloseReason::ClientGone)
-            }
-            Err(Error::Protocol(_) | Error::Utf8(_)) => Err(CloseReason::Protocol),
-            Err(_) => Err(CloseReason::ClientGone),
+            Message::Control => Ok(()),
+            Message::Close => Err(CloseReason::ClientGone),
         }
     }
 
@@ -348,10 +334,8 @@ impl<T: Tier> Session<'_, T> {
                 }
                 tokio::select! {
                     written = self.outbound.run_writer() => if written.is_err() { return false },
-                    message = read(&mut self.websocket, &self.outbound) => match message {
-                        Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::Io(_)) => {
-                            return false;
-                        }
+                    message = self.inbound.next(&self.outbound) => match message {
+                        Ok(Message::Close) | Err(CloseReason::ClientGone) => return false,
                         Ok(_) => consume_budget().await,
                         Err(_) => {
                             discard(&self.outbound).await;
@@ -374,21 +358,79 @@ enum Until {
     Left,
 }
 
-/// Reads the next message, and sends what the library answers to it. Cancel-safe: what was read stays in the context.
-async fn read(websocket: &mut WebSocketContext, outbound: &Outbound) -> Result<Message, Error> {
-    loop {
-        let mut io = SessionIo { outbound };
-        match websocket.read(&mut io) {
-            Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                outbound.socket().readable().await?;
+/// What a client says.
+enum Message {
+    /// A text message, not yet known to be text.
+    Text(BytesMut),
+    Binary,
+    /// A sign of life. Pings are answered already.
+    Control,
+    /// The client leaves. It is answered already.
+    Close,
+}
+
+/// The read half of a session. It keeps no buffer while nothing is half read.
+struct Inbound {
+    decoder: Decoder,
+    buffer: BytesMut,
+}
+
+impl Inbound {
+    /// `early` came before the session began.
+    fn new(early: &[u8]) -> Self {
+        Self { decoder: Decoder::of_client(MAX_COMMAND_BYTES), buffer: BytesMut::from(early) }
+    }
+
+    /// Reads the next message, and answers those that want an answer. Cancel-safe: what was read stays.
+    async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
+        loop {
+            let decoded = match self.decoder.decode(&mut self.buffer) {
+                Ok(decoded) => decoded,
+                Err(Violation::TooBig(_)) => return Err(CloseReason::TooBig),
+                Err(Violation::Protocol(_)) => return Err(CloseReason::Protocol),
+            };
+            if self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
             }
-            Ok(message @ (Message::Ping(_) | Message::Close(_))) => {
-                // The library keeps its answer until it is used again. That a close ends it is no news.
-                let _ = websocket.flush(&mut io);
-                outbound.flush();
-                return Ok(message);
+            match decoded {
+                Decoded::Text { mut bytes, head } => {
+                    bytes.advance(head);
+                    return Ok(Message::Text(bytes));
+                }
+                Decoded::Binary(_) => return Ok(Message::Binary),
+                Decoded::Ping(payload) => {
+                    outbound.send_control(Control::Pong, &payload);
+                    return Ok(Message::Control);
+                }
+                Decoded::Pong => return Ok(Message::Control),
+                Decoded::Close(frame) => {
+                    let code = frame.map(|frame| u16::from(frame.code).to_be_bytes());
+                    let payload = code.as_ref().map_or(&[][..], |code| &code[..]);
+                    outbound.send_control(Control::Close, payload);
+                    return Ok(Message::Close);
+                }
+                Decoded::Missing(_) => {}
             }
-            other => return other,
+            let socket = outbound.socket();
+            // Not `readable()`, whose future is larger: nobody else waits to read.
+            future::poll_fn(|cx| socket.poll_read_ready(cx))
+                .await
+                .map_err(|_| CloseReason::ClientGone)?;
+            self.read(socket)?;
+        }
+    }
+
+    /// Reads what has come, through a buffer that all sessions of a thread share: its stack.
+    fn read(&mut self, socket: &TcpStream) -> Result<(), CloseReason> {
+        let mut bytes = [0; READ_BYTES];
+        match socket.try_read(&mut bytes) {
+            Ok(0) => Err(CloseReason::ClientGone),
+            Ok(n) => {
+                self.buffer.extend_from_slice(&bytes[..n]);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(_) => Err(CloseReason::ClientGone),
         }
     }
 }
@@ -409,29 +451,6 @@ async fn discard(outbound: &Outbound) {
 async fn pull<S: Seat>(seat: &mut Option<S>) -> Result<(), CloseReason> {
     match seat {
         Some(seat) => seat.pull().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The socket as the WebSocket library sees it: it reads from the socket, and its own answers (pongs, close frames) go to the
-/// lane of control frames, whole, so that they never cut into a data frame.
-struct SessionIo<'a> {
-    outbound: &'a Outbound,
-}
-
-impl Read for SessionIo<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.outbound.socket().try_read(buffer)
-    }
-}
-
-impl Write for SessionIo<'_> {
-    fn write(&mut self, framed: &[u8]) -> io::Result<usize> {
-        self.outbound.send_control(framed);
-        Ok(framed.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        None => future::pending().await,
     }
 }

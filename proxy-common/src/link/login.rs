@@ -1,6 +1,6 @@
 //! From nothing to a logged-in connection: TCP, TLS, upgrade, greeting, key, verdict.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
@@ -88,9 +88,13 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<WebSocket, LinkError> {
         }
         hyper::upgrade::on(response).await.map_err(unreachable)
     };
-    // The connection moves the bytes and ends with the upgrade; what ended it is in the answer.
-    let (upgraded, _) = tokio::join!(asking, connection.with_upgrades());
-    let parts = upgraded?
+    let mut asking = pin!(asking);
+    // The connection moves the bytes, and ends with the upgrade; what else may end it is in the answer.
+    let upgraded = tokio::select! {
+        upgraded = &mut asking => upgraded?,
+        _ = connection.with_upgrades() => asking.await?,
+    };
+    let parts = upgraded
         .downcast::<TokioIo<Stream>>()
         .map_err(|_| LinkError::Unreachable("the connection was lost to HTTP".to_owned()))?;
     Ok(WebSocket::new(parts.io.into_inner(), &parts.read_buf))

@@ -4,7 +4,7 @@ use std::{cell::OnceCell, collections::VecDeque};
 
 use bytes::{Buf, Bytes};
 use tokio::time::Instant;
-use tokio_tungstenite::tungstenite::protocol::frame::{
+use tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Data, OpCode},
 };
@@ -176,6 +176,12 @@ impl Lane {
         self.queue_bytes = 0;
         self.queue_events = 0;
         self.control = Vec::new();
+    }
+
+    /// Gives back the memory of a lane that is empty.
+    pub(super) fn release(&mut self) {
+        self.wire = VecDeque::new();
+        self.queue = VecDeque::new();
     }
 
     pub(super) fn clear_wire(&mut self) {
