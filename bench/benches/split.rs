@@ -1,4 +1,5 @@
-//! Finding the events of a frame: the feed's shape, and any key order and white space.
+//! What every frame goes through: telling statuses from data, and finding its events, in the feed's shape and in any key order
+//! and white space.
 
 use std::hint::black_box;
 
@@ -8,6 +9,7 @@ use bench::{
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::split::split;
+use proxy_common::frame::{Frame, separate};
 
 fn frames(criterion: &mut Criterion) {
     let feed = Feed::new(FRAME_EVENTS);
@@ -27,5 +29,17 @@ fn frames(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, frames);
+fn statuses(criterion: &mut Criterion) {
+    let feed = Feed::new(FRAME_EVENTS);
+    let frames: Vec<Frame> = feed_shape(&feed).iter().map(|text| Frame::new(text)).collect();
+    let mut group = criterion.benchmark_group("separate");
+    group.throughput(Throughput::Elements(FRAME_EVENTS as u64));
+    let mut frames = frames.iter().cycle();
+    group.bench_function("no status in it", |bencher| {
+        bencher.iter(|| separate(black_box(frames.next().expect("an endless cycle").clone())));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, statuses, frames);
 criterion_main!(benches);

@@ -4,6 +4,8 @@
 //! at a glance where an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), and by walking its keys otherwise.
 //! Nothing is decoded, copied or allocated, but for strings with escapes. Values are not checked: an event goes out as it came.
 
+use std::borrow::Cow;
+
 use proxy_common::market::Kind;
 
 use self::{
@@ -155,9 +157,13 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The event from `start` to where was understood last.
+    /// The event from `start` to where was understood last, whatever it holds.
     fn visit_any(&self, start: usize, visit: &mut impl FnMut(Event<'_>)) {
-        let (kind, symbol) = any_head(&self.frame[start..self.last]);
+        let text = &self.frame[start..self.last];
+        let (kind, symbol) = match feed_head(text) {
+            Some((kind, symbol)) => (kind, symbol.map(Cow::Borrowed)),
+            None => any_head(text),
+        };
         visit(Event { start, end: self.last, kind, symbol: symbol.as_deref() });
     }
 

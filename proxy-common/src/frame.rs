@@ -129,7 +129,7 @@ impl Survey {
 }
 
 /// Bytes looked at together; fewer than 256, so that they can be counted in a byte.
-const STRIDE: usize = 128;
+const STRIDE: usize = 224;
 
 /// Compiled twice, for processors with wide registers and for any. Each byte is compared as one of many in a register, which
 /// a search for the next match could not do where matches stand close together.
@@ -142,14 +142,16 @@ fn survey(text: &[u8]) -> Survey {
             window[by..].first_chunk().expect("the window is longer by three")
         };
         let (a, b, c, d) = (shifted(0), shifted(1), shifted(2), shifted(3));
-        let mut found = 0;
+        let (mut found, mut stride_suspicious, mut stride_bits) = (0, 0, 0);
         for i in 0..STRIDE {
             let quote = a[i] == b'"';
             found += u8::from(quote & (b[i] == b'e') & (c[i] == b'v') & (d[i] == b'"'));
-            suspicious |= u8::from(quote & (b[i] == b's') & (c[i] == b't') & (d[i] == b'a'));
-            bits |= a[i];
+            stride_suspicious |= u8::from(quote & (b[i] == b's') & (c[i] == b't') & (d[i] == b'a'));
+            stride_bits |= a[i];
         }
         events += u64::from(found);
+        suspicious |= stride_suspicious;
+        bits |= stride_bits;
         rest = &rest[STRIDE..];
     }
     for window in rest.windows(4) {

@@ -1,6 +1,7 @@
 //! The client's side of a WebSocket: whole frames out of one buffer, none of them copied, and a few small ones back.
 
 use std::{
+    collections::VecDeque,
     fmt, future, io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -29,6 +30,8 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 const BUFFER_BYTES: usize = 256 << 10;
 /// With less room than this, a read would bring too little.
 const MIN_ROOM: usize = 32 << 10;
+/// Buffers kept for when their frames are out of use: fresh memory has to be cleared by the system.
+const MAX_SPARES: usize = 4;
 /// A buffer that grew larger for one long frame is not kept.
 const MAX_KEPT_BYTES: usize = 4 * BUFFER_BYTES;
 /// Answers to pings beyond this wait for the upstream to read; what is dropped is only pongs to a peer that does not.
@@ -40,6 +43,8 @@ pub(super) struct WebSocket {
     decoder: Decoder,
     /// What was read and is not taken yet.
     incoming: BytesMut,
+    /// Buffers read before, whose frames may still be in use.
+    spares: VecDeque<BytesMut>,
     /// Framed and masked, to be written.
     outgoing: BytesMut,
 }
@@ -84,7 +89,7 @@ impl WebSocket {
         let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
         incoming.extend_from_slice(early);
         let decoder = Decoder::of_server(MAX_MESSAGE_BYTES);
-        Self { stream, decoder, incoming, outgoing: BytesMut::new() }
+        Self { stream, decoder, incoming, spares: VecDeque::new(), outgoing: BytesMut::new() }
     }
 
     /// Waits for the next message, writing meanwhile what is to be written.
@@ -132,16 +137,31 @@ impl WebSocket {
         }
     }
 
+    /// Makes room for what is missing of the frame at hand, and more: in the same buffer if nobody uses its frames any more, in
+    /// an earlier one of which that is true, or else in a new one.
     fn make_room(&mut self, missing: usize) {
         let room = self.incoming.capacity() - self.incoming.len();
         if room >= missing.max(MIN_ROOM) {
             return;
         }
-        if self.incoming.is_empty() && self.incoming.capacity() > MAX_KEPT_BYTES {
-            self.incoming = BytesMut::new();
+        let wanted = missing.max(BUFFER_BYTES - self.incoming.len().min(BUFFER_BYTES / 2));
+        if self.incoming.capacity() <= MAX_KEPT_BYTES && self.incoming.try_reclaim(wanted) {
+            return;
         }
-        self.incoming
-            .reserve(missing.max(BUFFER_BYTES - self.incoming.len().min(BUFFER_BYTES / 2)));
+        let total = self.incoming.len() + wanted;
+        let mut next = self.spares.pop_front().unwrap_or_default();
+        if !next.try_reclaim(total) {
+            if next.capacity() > 0 {
+                self.spares.push_back(next);
+            }
+            next = BytesMut::with_capacity(total);
+        }
+        next.extend_from_slice(&self.incoming);
+        let mut last = std::mem::replace(&mut self.incoming, next);
+        last.clear();
+        if self.spares.len() < MAX_SPARES && total <= MAX_KEPT_BYTES {
+            self.spares.push_back(last);
+        }
     }
 
     fn on_close(&mut self, frame: Option<CloseFrame>) -> Message {
