@@ -16,6 +16,11 @@ pub enum Goal {
     AtMost(f64),
     /// This part of its floor or more.
     OfFloor(f64),
+    /// This much or less, or else this many times its floor or less: what the first was of the floor of the machine on which
+    /// the goal was set.
+    AtMostOr(f64, f64),
+    /// This much or more, or else this part of its floor or more, likewise.
+    AtLeastOr(f64, f64),
     /// A floor, or a figure that explains another.
     None,
 }
@@ -63,7 +68,23 @@ struct Line<'a> {
     median: f64,
     floor_median: Option<f64>,
     of_floor: Option<f64>,
-    reached: Option<bool>,
+    reached: Option<Reached>,
+}
+
+/// Whether a goal was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Reached {
+    Yes,
+    /// In proportion to the floor of this machine.
+    InProportion,
+    No,
+}
+
+impl From<bool> for Reached {
+    fn from(reached: bool) -> Self {
+        if reached { Self::Yes } else { Self::No }
+    }
 }
 
 impl Sheet {
@@ -105,9 +126,15 @@ impl Sheet {
         });
         let of_floor = floor_median.map(|floor| value / floor);
         let reached = match figure.goal {
-            Goal::AtLeast(goal) => Some(value >= goal),
-            Goal::AtMost(goal) => Some(value <= goal),
-            Goal::OfFloor(goal) => of_floor.map(|part| part >= goal),
+            Goal::AtLeast(goal) => Some((value >= goal).into()),
+            Goal::AtMost(goal) => Some((value <= goal).into()),
+            Goal::OfFloor(goal) => of_floor.map(|part| (part >= goal).into()),
+            Goal::AtMostOr(goal, times) => {
+                Some(either(value <= goal, of_floor.is_some_and(|part| part <= times)))
+            }
+            Goal::AtLeastOr(goal, part) => {
+                Some(either(value >= goal, of_floor.is_some_and(|of_floor| of_floor >= part)))
+            }
             Goal::None => None,
         };
         Line { figure, median: value, floor_median, of_floor, reached }
@@ -127,17 +154,24 @@ impl Sheet {
                 Goal::AtLeast(goal) => format!("at least {}", show(goal)),
                 Goal::AtMost(goal) => format!("at most {}", show(goal)),
                 Goal::OfFloor(goal) => format!("{goal} of the floor"),
+                Goal::AtMostOr(goal, times) => {
+                    format!("at most {}, or {} of the floor", show(goal), show(times))
+                }
+                Goal::AtLeastOr(goal, part) => {
+                    format!("at least {}, or {} of the floor", show(goal), show(part))
+                }
                 Goal::None => String::new(),
             };
             let of_floor = line.of_floor.filter(|part| part.is_finite());
             // A figure that beats its floor shows that another floor is wanted.
             let is_of_floor = matches!(figure.goal, Goal::OfFloor(_));
             let reached = match line.reached {
-                Some(true) if of_floor.is_some_and(|part| part > 1.0) && is_of_floor => {
+                Some(Reached::Yes) if of_floor.is_some_and(|part| part > 1.0) && is_of_floor => {
                     format!("reached, above its floor{but}")
                 }
-                Some(true) => format!("reached{but}"),
-                Some(false) => format!("NOT reached{but}"),
+                Some(Reached::Yes) => format!("reached{but}"),
+                Some(Reached::InProportion) => format!("reached, of its floor{but}"),
+                Some(Reached::No) => format!("NOT reached{but}"),
                 None => String::new(),
             };
             let unit = if line.median.is_finite() { figure.unit } else { "" };
@@ -160,6 +194,14 @@ impl Sheet {
     pub fn json(&self, about: &serde_json::Value) -> serde_json::Value {
         let plots: Vec<&Plot> = self.plots.iter().collect();
         serde_json::json!({ "about": about, "figures": self.lines(), "plots": plots })
+    }
+}
+
+fn either(reached: bool, in_proportion: bool) -> Reached {
+    match (reached, in_proportion) {
+        (true, _) => Reached::Yes,
+        (false, true) => Reached::InProportion,
+        (false, false) => Reached::No,
     }
 }
 
@@ -210,9 +252,12 @@ mod tests {
             sheet.note(floor, "relay", "events/s", of, None, Goal::None);
             sheet.note(alone, "rate", "events/s", value, Some("relay"), Goal::OfFloor(0.75));
             sheet.note(alone, "cpu", "s/M", value, None, Goal::AtMost(79.0));
+            sheet.note(alone, "time", "ms", value, Some("relay"), Goal::AtMostOr(79.0, 0.8));
+            sheet.note(alone, "more", "ms", value, Some("relay"), Goal::AtLeastOr(81.0, 0.9));
         }
         let judged: Vec<_> = sheet.lines().iter().map(|line| line.reached).collect();
-        assert_eq!(judged, [None, Some(true), Some(false)]);
+        let (yes, no) = (Some(Reached::Yes), Some(Reached::No));
+        assert_eq!(judged, [None, yes, no, Some(Reached::InProportion), no]);
         assert!(sheet.table(false).contains("| NOT reached |"));
         assert!(sheet.table(true).contains("| NOT reached (disturbed) |"));
     }
