@@ -2,12 +2,14 @@
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`frame`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
-//! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`] | the pure layer |
-//! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`frame`], [`upstream_channels`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
+//! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`], [`address`], [`admission`] | the pure layer |
+//! | sockets and tasks | [`proxy_protocol`], [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
 
+pub mod address;
+pub mod admission;
 pub mod backoff;
 pub mod channel;
 pub mod close;
@@ -19,9 +21,12 @@ pub mod link;
 pub mod market;
 pub mod metrics;
 pub mod notice;
+pub mod origin;
 pub mod outbound;
+pub mod pace;
 pub mod process;
 pub mod protocol;
+pub mod proxy_protocol;
 pub mod server;
 pub mod session;
 pub mod slow;

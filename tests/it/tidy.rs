@@ -46,8 +46,18 @@ fn code(text: &str) -> String {
 
 #[test]
 fn pure_modules_know_no_runtime_no_clock_and_no_log() {
-    let common =
-        ["backoff", "channel", "close", "frame", "market", "protocol", "slow", "upstream_channels"];
+    let common = [
+        "backoff",
+        "channel",
+        "close",
+        "frame",
+        "market",
+        "origin",
+        "pace",
+        "protocol",
+        "slow",
+        "upstream_channels",
+    ];
     let filtered = ["split", "index", "batch"];
     let modules = common
         .map(|name| format!("proxy-common/src/{name}.rs"))
