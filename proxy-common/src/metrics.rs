@@ -78,6 +78,7 @@ impl LossReason {
             | CloseReason::TooBig
             | CloseReason::AuthTimeout
             | CloseReason::AuthFailed
+            | CloseReason::KeyRevoked
             | CloseReason::Silent
             | CloseReason::ControlFlood
             | CloseReason::Drain

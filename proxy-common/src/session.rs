@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::{self, Read, Write},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -19,14 +20,17 @@ use tokio_tungstenite::tungstenite::{
     protocol::{Role, WebSocketConfig, WebSocketContext},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug};
 
 use crate::{
+    abuse::{Abuse, AbuseLog},
     channel::{Channel, items},
     close::CloseReason,
-    config::Keys,
+    keys::{Grant, Keys},
     market::Market,
     metrics::SessionMetrics,
     outbound::Outbound,
+    pace::{Pace, Rate},
     protocol::{Command, Status, status_message, status_messages},
     slow::SlowLimits,
 };
@@ -35,6 +39,8 @@ use crate::{
 const MAX_COMMAND_BYTES: usize = 1 << 20;
 /// Bytes read at a time from a client, and kept by each session; clients say little.
 const READ_BYTES: usize = 512;
+/// Bytes read for one message, or a part of it, before the clock is looked at again.
+const SLICE_BYTES: usize = 64 * 1024;
 /// A client silent for this many pings is closed.
 const SILENT_PINGS: u32 = 3;
 /// How long a client with a wrong key may take to read the verdict and leave by itself, which some expect to.
@@ -48,7 +54,9 @@ pub struct SessionConfig {
     /// The market served.
     pub market: Market,
     /// The keys that open a session.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
+    /// How fast commands may come.
+    pub command_rate: Rate,
     /// Most time from the greeting to the auth command.
     pub auth_timeout: Duration,
     /// Time between our pings.
@@ -104,6 +112,15 @@ pub trait Seat: Send {
     fn pull(&mut self) -> impl Future<Output = Result<(), CloseReason>> + Send;
 }
 
+/// Who is at the other end of a session, and where to tell what they are up to.
+#[derive(Debug, Clone, Copy)]
+pub struct Visitor<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// Counts and logs abuse.
+    pub abuse: &'a AbuseLog,
+}
+
 /// A session in progress.
 struct Session<'a, T: Tier> {
     tier: &'a T,
@@ -111,6 +128,14 @@ struct Session<'a, T: Tier> {
     outbound: Arc<Outbound>,
     websocket: WebSocketContext,
     seat: Option<T::Seat>,
+    /// The key that opened it.
+    grant: Option<Grant>,
+    visitor: Visitor<'a>,
+    pace: Pace,
+    /// Until when nothing more is read.
+    paused_until: Option<Instant>,
+    /// Bytes read and not yet paid for.
+    taken: usize,
     started: Instant,
     last_heard: Instant,
     next_ping: Instant,
@@ -127,6 +152,7 @@ pub async fn serve<T: Tier>(
     socket: TcpStream,
     early: Bytes,
     stop: &CancellationToken,
+    visitor: Visitor<'_>,
 ) -> CloseReason {
     let limits = WebSocketConfig::default()
         .read_buffer_size(READ_BYTES)
@@ -143,6 +169,11 @@ pub async fn serve<T: Tier>(
         outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
         websocket,
         seat: None,
+        grant: None,
+        visitor,
+        pace: Pace::new(now.into_std()),
+        paused_until: None,
+        taken: 0,
         started: now,
         last_heard: now,
         next_ping: now + config.ping_interval,
@@ -162,13 +193,14 @@ impl<T: Tier> Session<'_, T> {
             let deadline = self.next_deadline();
             let outbound = &self.outbound;
             // Data is fetched only when all before it is written: what waits, waits where it is bounded.
+            let may_read = self.paused_until.is_none();
             let may_pull = self.seat.is_some() && outbound.is_idle();
             let step = tokio::select! {
                 biased; // Timers before data: the last branches may always be ready.
                 () = stop.cancelled() => Err(CloseReason::Drain),
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
-                message = read(&mut self.websocket, outbound) => {
+                message = read(&mut self.websocket, outbound, &mut self.taken), if may_read => {
                     // Boxed: an idle session, which most are, should not carry the room that a command needs.
                     Box::pin(self.on_message(message)).await
                 }
@@ -186,12 +218,20 @@ impl<T: Tier> Session<'_, T> {
         if self.seat.is_none() {
             deadline = deadline.min(self.started + self.config.auth_timeout);
         }
-        deadline
+        self.paused_until.map_or(deadline, |until| deadline.min(until))
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
         if self.seat.is_none() && now >= self.started + self.config.auth_timeout {
             return Err(CloseReason::AuthTimeout);
+        }
+        if self.paused_until.is_some_and(|until| now >= until) {
+            self.paused_until = None;
+            // Nothing was heard because nobody listened.
+            self.last_heard = now;
+        }
+        if self.grant.as_ref().is_some_and(Grant::is_revoked) {
+            return Err(CloseReason::KeyRevoked);
         }
         if now >= self.last_heard + self.config.ping_interval * SILENT_PINGS {
             return Err(CloseReason::Silent);
@@ -203,18 +243,23 @@ impl<T: Tier> Session<'_, T> {
         Ok(())
     }
 
-    async fn on_message(&mut self, message: Result<Message, Error>) -> Result<(), CloseReason> {
+    async fn on_message(
+        &mut self,
+        message: Result<Option<Message>, Error>,
+    ) -> Result<(), CloseReason> {
         // Reading and writing on the spot never yield by themselves: a client that talks without pause would keep its thread.
         consume_budget().await;
-        self.last_heard = Instant::now();
+        let now = Instant::now();
+        self.last_heard = now;
+        self.pay(now);
         match message {
-            Ok(Message::Text(text)) => self.on_command(&text).await,
-            Ok(Message::Binary(_)) => {
+            Ok(Some(Message::Text(text))) => self.on_command(&text).await,
+            Ok(Some(Message::Binary(_))) => {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
             }
-            Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => Ok(()),
-            Ok(Message::Close(_)) => Err(CloseReason::ClientGone),
+            Ok(None | Some(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
+            Ok(Some(Message::Close(_))) => Err(CloseReason::ClientGone),
             Err(Error::Capacity(CapacityError::MessageTooLong { .. })) => Err(CloseReason::TooBig),
             Err(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => {
                 Err(CloseReason::ClientGone)
@@ -224,13 +269,26 @@ impl<T: Tier> Session<'_, T> {
         }
     }
 
+    /// Pays for what was read, and reads no further for a while if it was too much.
+    fn pay(&mut self, now: Instant) {
+        let bytes = std::mem::take(&mut self.taken);
+        let resume = self.pace.spend(self.config.command_rate, bytes, now.into_std());
+        self.paused_until = resume.map(Instant::from_std);
+        if resume.is_some() {
+            self.visitor.abuse.note(Abuse::CommandRate, self.visitor.client);
+        }
+    }
+
     async fn on_command(&mut self, text: &str) -> Result<(), CloseReason> {
         self.metrics.commands.inc();
         match Command::parse(text) {
             Ok(Command::Auth(key)) => {
-                if !self.config.keys.contains(&key) {
+                let Some((label, grant)) = self.config.keys.judge(&key) else {
                     return Err(CloseReason::AuthFailed);
-                }
+                };
+                Span::current().record("key", &*label);
+                debug!("authenticated");
+                self.grant = Some(grant);
                 self.reply(&Status::auth_success());
                 // A second auth is answered like the first and changes nothing.
                 if self.seat.is_none() {
@@ -309,6 +367,7 @@ impl<T: Tier> Session<'_, T> {
     async fn end(&mut self, reason: CloseReason) {
         let farewell = match reason {
             CloseReason::AuthTimeout => Some(Status::auth_timeout()),
+            CloseReason::KeyRevoked => Some(Status::new("auth_failed", "key revoked")),
             CloseReason::SlowConsumer => Some(Status::new(
                 "slow_consumer",
                 "this client reads more slowly than its data comes: what was queued for it is lost",
@@ -341,14 +400,15 @@ impl<T: Tier> Session<'_, T> {
     /// input would reset the connection and could take our last words with it. Tells whether the peer is still there.
     async fn linger(&mut self, limit: Duration, until: Until) -> bool {
         let lingering = async {
+            let mut taken = 0;
             loop {
                 if until == Until::Written && self.outbound.is_idle() {
                     return true;
                 }
                 tokio::select! {
                     written = self.outbound.run_writer() => if written.is_err() { return false },
-                    message = read(&mut self.websocket, &self.outbound) => match message {
-                        Ok(Message::Close(_)) | Err(Error::ConnectionClosed | Error::Io(_)) => {
+                    message = read(&mut self.websocket, &self.outbound, &mut taken) => match message {
+                        Ok(Some(Message::Close(_))) | Err(Error::ConnectionClosed | Error::Io(_)) => {
                             return false;
                         }
                         Ok(_) => consume_budget().await,
@@ -373,21 +433,34 @@ enum Until {
     Left,
 }
 
-/// Reads the next message, and sends what the library answers to it. Cancel-safe: what was read stays in the context.
-async fn read(websocket: &mut WebSocketContext, outbound: &Outbound) -> Result<Message, Error> {
+/// Reads the next message, and sends what the library answers to it; gives none after [`SLICE_BYTES`] without a whole one, so
+/// that a message of endless parts does not keep its thread. `taken` grows by the bytes read. Cancel-safe: what was read stays
+/// in the context.
+async fn read(
+    websocket: &mut WebSocketContext,
+    outbound: &Outbound,
+    taken: &mut usize,
+) -> Result<Option<Message>, Error> {
+    let mut left = SLICE_BYTES;
     loop {
-        let mut io = SessionIo { outbound };
-        match websocket.read(&mut io) {
+        let before = left;
+        let mut io = SessionIo { outbound, left: &mut left };
+        let message = websocket.read(&mut io);
+        *taken += before - left;
+        match message {
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+                if left == 0 {
+                    return Ok(None);
+                }
                 outbound.socket().readable().await?;
             }
             Ok(message @ (Message::Ping(_) | Message::Close(_))) => {
                 // The library keeps its answer until it is used again. That a close ends it is no news.
-                let _ = websocket.flush(&mut io);
+                let _ = websocket.flush(&mut SessionIo { outbound, left: &mut left });
                 outbound.flush();
-                return Ok(message);
+                return Ok(Some(message));
             }
-            other => return other,
+            other => return other.map(Some),
         }
     }
 }
@@ -416,11 +489,19 @@ async fn pull<S: Seat>(seat: &mut Option<S>) -> Result<(), CloseReason> {
 /// lane of control frames, whole, so that they never cut into a data frame.
 struct SessionIo<'a> {
     outbound: &'a Outbound,
+    /// Bytes that may still be read.
+    left: &'a mut usize,
 }
 
 impl Read for SessionIo<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.outbound.socket().try_read(buffer)
+        let room = buffer.len().min(*self.left);
+        if room == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let read = self.outbound.socket().try_read(&mut buffer[..room])?;
+        *self.left -= read;
+        Ok(read)
     }
 }
 
