@@ -254,7 +254,7 @@ fn asks_for_websocket(request: &Request<Incoming>) -> bool {
         .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("websocket")))
 }
 
-/// Status 503, which the vendor's clients take as a reason to try again: some give up for good at any other.
+/// Status 503, at which the vendor's Python client comes again; at any status of 400 to 499 it gives up for good (read in its source).
 fn later(sentence: &str, wait: Duration) -> Response<Full<Bytes>> {
     let mut response = text(StatusCode::SERVICE_UNAVAILABLE, sentence);
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
