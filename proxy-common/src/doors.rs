@@ -62,6 +62,11 @@ impl Entered {
     pub fn operator(peer: SocketAddr) -> Self {
         Self { peer: peer.ip(), place: None, shared: false }
     }
+
+    /// What counts the connection for its address.
+    pub fn into_place(self) -> Option<Place> {
+        self.place
+    }
 }
 
 impl Doors {

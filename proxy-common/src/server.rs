@@ -227,7 +227,7 @@ impl<T: Tier> Port<T> {
                 Ok((socket, peer)) => {
                     let Ok(permit) = Arc::clone(&port.connections).try_acquire_owned() else {
                         port.face.turned_away(Abuse::Connections);
-                        port.face.doors.abuse.note(Abuse::Connections, peer.ip());
+                        port.face.doors.abuse.note(Abuse::Connections, peer.ip().to_canonical());
                         continue;
                     };
                     let connection = Arc::clone(&port);
@@ -262,6 +262,8 @@ impl<T: Tier> Port<T> {
             return;
         };
         let Admitted { permit, place, client } = admitted;
+        // Counted with the connection or with the session, never with both.
+        let place = place.or(entered.into_place());
         let metrics = &self.face.metrics;
         metrics.opened.inc();
         metrics.sessions.inc();
@@ -282,7 +284,7 @@ impl<T: Tier> Port<T> {
         if let Some(kind) = Abuse::of(reason) {
             abuse.note(kind, client);
         }
-        drop((permit, place, entered));
+        drop((permit, place));
         log_end(reason);
     }
 
