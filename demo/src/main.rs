@@ -121,7 +121,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         });
     }
     let all = async { while tasks.join_next().await.is_some() {} };
-    process::run(all, stop, || {}).await?;
+    process::run(all, stop, async || {}).await?;
     Ok(())
 }
 

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use proxy_common::config::{
-    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, authorities, check_market, path, port,
-    secret, secret_text, websocket_url,
+use proxy_common::{
+    config::{
+        AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, authorities, check_market, path, port,
+        secret, secret_text, websocket_url,
+    },
+    keys::Keys,
+    process::ProgramArgs,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
@@ -15,7 +19,7 @@ use url::Url;
 ///
 /// Every setting is a flag, a variable, or a line of a .env file in the working directory or above it.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None)]
+#[command(version, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
     /// Where the firehose is
     #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]
@@ -32,7 +36,7 @@ pub struct Args {
     /// Keys that clients may present, separated by commas [default: the account's key]
     #[arg(long, env = "CLIENT_API_KEYS", hide_env_values = true, value_parser = secret_text)]
     client_api_keys: Option<SecretString>,
-    /// File holding those keys, separated by commas or lines
+    /// File holding those keys, separated by commas or lines, or lines of a label and the digest that hash-key prints
     #[arg(long, env = "CLIENT_API_KEYS_FILE", value_parser = path)]
     client_api_keys_file: Option<PathBuf>,
     #[command(flatten)]
@@ -45,13 +49,24 @@ pub struct Args {
     port: u16,
     #[command(flatten)]
     listen: ListenArgs,
-    /// Settings of the log.
     #[command(flatten)]
-    pub log: LogArgs,
+    log: LogArgs,
+    #[command(subcommand)]
+    tool: Option<Tool>,
+}
+
+impl ProgramArgs for Args {
+    fn log(&self) -> &LogArgs {
+        &self.log
+    }
+
+    fn tool(&self) -> Option<&Tool> {
+        self.tool.as_ref()
+    }
 }
 
 /// A checked configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     /// Where the firehose is.
     pub firehose: Url,
@@ -88,20 +103,21 @@ impl TryFrom<&Args> for Config {
                 return Err(ConfigError::missing("POLYGON_API_KEY", expected));
             }
         };
-        let clients = secret(
+        let clients = Keys::read(
             "CLIENT_API_KEYS",
             args.client_api_keys.as_ref(),
             args.client_api_keys_file.as_deref(),
         )?;
         let keys = match (clients, account) {
-            (Some(list), _) => Keys::parse("CLIENT_API_KEYS", &list)?,
-            (None, Some(key)) => Keys::parse("POLYGON_API_KEY", &key)?,
+            (Some(keys), _) => keys,
+            (None, Some(key)) => Keys::account("CLIENT_API_KEYS", &key),
             (None, None) => {
                 let expected =
                     format!("{expected}, or CLIENT_API_KEYS with the keys of the clients");
                 return Err(ConfigError::missing("POLYGON_API_KEY", expected));
             }
         };
+        args.listen.admission.check()?;
         let market = args.listen.market;
         let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
         if firehose.path() == "/" {

@@ -16,10 +16,13 @@ use prometheus_client::registry::Registry;
 use proxy_common::{
     channel::Channel,
     config::{ConfigError, bind},
+    doors::Doors,
     health::{Health, HealthReporter},
+    keys::KeyMetrics,
     link::{Link, LinkConfig, LinkHandle, Wanted},
     metrics::{LinkMetrics, ProcessMetrics, SessionMetrics},
     outbound::Outbound,
+    reload::Reload,
     server::{Bound, Server},
     session::Tier,
 };
@@ -67,6 +70,7 @@ impl FilteredProxy {
             ("FILTERED_PROXY_HOST", &config.host),
             ("FILTERED_PROXY_PORT", config.port),
             config.listen.admin_port,
+            &config.keys,
         )
         .await?;
         let mut registry = Registry::default();
@@ -74,6 +78,9 @@ impl FilteredProxy {
         let prefixed = registry.sub_registry_with_prefix(TIER);
         let upstream = LinkMetrics::register(prefixed);
         let sessions = SessionMetrics::register(prefixed);
+        let doors = Doors::new(&config.listen.admission, prefixed);
+        let keys = Arc::new(config.keys);
+        prefixed.register_collector(Box::new(KeyMetrics(Arc::clone(&keys))));
         let routing = RouterMetrics::register(prefixed);
         let (wanted, receiver) = watch::channel(BTreeSet::from([Channel::All]));
         let mut link_config = LinkConfig::new("firehose", config.firehose, config.key);
@@ -95,8 +102,9 @@ impl FilteredProxy {
             tier: Arc::new(tier),
             registry,
             metrics: sessions,
-            sessions: config.listen.sessions(config.keys),
+            sessions: config.listen.sessions(keys),
             max_connections: config.listen.max_connections,
+            doors: Arc::new(doors),
         };
         Ok(Self { bound, server, link, router, wanted })
     }
@@ -110,9 +118,10 @@ impl FilteredProxy {
         self.bound.addresses()
     }
 
-    /// The link to the firehose.
-    pub fn link(&self) -> LinkHandle {
-        self.server.tier.link.clone()
+    /// What SIGHUP asks for.
+    pub fn reload(&self) -> Reload {
+        let keys = Arc::clone(&self.server.sessions.keys);
+        Reload { link: self.server.tier.link.clone(), keys }
     }
 
     /// What is counted about the link and about sessions.

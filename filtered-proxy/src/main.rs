@@ -10,13 +10,13 @@ use proxy_common::{
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    process::start(Threads::PerCore, |args: &Args| &args.log, run)
+    process::start::<Args, _, _>(Threads::PerCore, run)
 }
 
 async fn run(config: Config) -> Result<(), Unparsed> {
     let proxy = FilteredProxy::bind(config).await.map_err(Unparsed::Error)?;
-    let link = proxy.link();
+    let reload = proxy.reload();
     let stop = CancellationToken::new();
     let work = proxy.serve(stop.clone());
-    process::run(work, stop, || link.retry_now()).await.map_err(Unparsed::system)
+    process::run(work, stop, async || reload.run().await).await.map_err(Unparsed::system)
 }

@@ -6,10 +6,12 @@ use clap::Parser;
 use proxy_common::{
     channel::{Channel, items},
     config::{
-        self, AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, count, duration, path, port,
+        self, AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, count, duration, path, port,
         secret_text, websocket_url,
     },
+    keys::Keys,
     market::{Kind, Market},
+    process::ProgramArgs,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
@@ -19,7 +21,7 @@ use url::Url;
 ///
 /// Every setting is a flag, a variable, or a line of a .env file in the working directory or above it.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None)]
+#[command(version, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
     #[command(flatten)]
     account: AccountArgs,
@@ -44,7 +46,7 @@ pub struct Args {
     /// Keys that downstreams may present, separated by commas [default: the account's key]
     #[arg(long, env = "FIREHOSE_API_KEYS", hide_env_values = true, value_parser = secret_text)]
     firehose_api_keys: Option<SecretString>,
-    /// File holding those keys, separated by commas or lines
+    /// File holding those keys, separated by commas or lines, or lines of a label and the digest that hash-key prints
     #[arg(long, env = "FIREHOSE_API_KEYS_FILE", value_parser = path)]
     firehose_api_keys_file: Option<PathBuf>,
     /// Frames a downstream may lag behind before it loses some, which it is told
@@ -52,13 +54,24 @@ pub struct Args {
     ring_frames: usize,
     #[command(flatten)]
     listen: ListenArgs,
-    /// Settings of the log.
     #[command(flatten)]
-    pub log: LogArgs,
+    log: LogArgs,
+    #[command(subcommand)]
+    tool: Option<Tool>,
+}
+
+impl ProgramArgs for Args {
+    fn log(&self) -> &LogArgs {
+        &self.log
+    }
+
+    fn tool(&self) -> Option<&Tool> {
+        self.tool.as_ref()
+    }
 }
 
 /// A checked configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Config {
     /// Where the market data comes from.
     pub upstream: Url,
@@ -89,15 +102,13 @@ impl TryFrom<&Args> for Config {
         let key = args.account.key()?.ok_or_else(|| {
             ConfigError::missing("POLYGON_API_KEY", "the key of your Polygon.io (Massive) account")
         })?;
-        let keys = config::secret(
+        let keys = Keys::read(
             "FIREHOSE_API_KEYS",
             args.firehose_api_keys.as_ref(),
             args.firehose_api_keys_file.as_deref(),
         )?;
-        let keys = match keys {
-            Some(list) => Keys::parse("FIREHOSE_API_KEYS", &list)?,
-            None => Keys::parse("POLYGON_API_KEY", &key)?,
-        };
+        let keys = keys.unwrap_or_else(|| Keys::account("FIREHOSE_API_KEYS", &key));
+        args.listen.admission.check()?;
         let market = args.listen.market;
         let upstream = match &args.polygon_ws_url {
             Some(url) => config::check_market("POLYGON_WS_URL", url, market)?,

@@ -14,13 +14,16 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use prometheus_client::registry::Registry;
 use proxy_common::{
     config::{ConfigError, bind},
+    doors::Doors,
     frame::{Cut, cut},
     health::{Health, HealthReporter},
+    keys::KeyMetrics,
     link::{Link, LinkConfig, LinkEvent, LinkHandle},
     metrics::{LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
     notice::Notice,
     outbound::Outbound,
     protocol::MAX_MESSAGE_BYTES,
+    reload::Reload,
     server::{Bound, Server},
     session::Tier,
 };
@@ -69,6 +72,7 @@ impl Firehose {
             ("FIREHOSE_HOST", &config.host),
             ("FIREHOSE_PORT", config.port),
             config.listen.admin_port,
+            &config.keys,
         )
         .await?;
         let mut registry = Registry::default();
@@ -76,6 +80,9 @@ impl Firehose {
         let prefixed = registry.sub_registry_with_prefix(TIER);
         let upstream = LinkMetrics::register(prefixed);
         let sessions = SessionMetrics::register(prefixed);
+        let doors = Doors::new(&config.listen.admission, prefixed);
+        let keys = Arc::new(config.keys);
+        prefixed.register_collector(Box::new(KeyMetrics(Arc::clone(&keys))));
         let market = config.listen.market;
         let (aggregate, wanted) =
             Aggregate::new(market, config.upstream_channels, config.upstream_linger);
@@ -95,8 +102,9 @@ impl Firehose {
             tier: Arc::new(tier),
             registry,
             metrics: sessions,
-            sessions: config.listen.sessions(config.keys),
+            sessions: config.listen.sessions(keys),
             max_connections: config.listen.max_connections,
+            doors: Arc::new(doors),
         };
         Ok(Self { bound, server, link, fanout })
     }
@@ -110,9 +118,10 @@ impl Firehose {
         self.bound.addresses()
     }
 
-    /// The link upstream.
-    pub fn link(&self) -> LinkHandle {
-        self.server.tier.link.clone()
+    /// What SIGHUP asks for.
+    pub fn reload(&self) -> Reload {
+        let keys = Arc::clone(&self.server.sessions.keys);
+        Reload { link: self.server.tier.link.clone(), keys }
     }
 
     /// What is counted about the link and about sessions.

@@ -10,13 +10,13 @@ use proxy_common::{
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    process::start(Threads::One, |args: &Args| &args.log, run)
+    process::start::<Args, _, _>(Threads::One, run)
 }
 
 async fn run(config: Config) -> Result<(), Unparsed> {
     let firehose = Firehose::bind(config).await.map_err(Unparsed::Error)?;
-    let link = firehose.link();
+    let reload = firehose.reload();
     let stop = CancellationToken::new();
     let work = firehose.serve(stop.clone());
-    process::run(work, stop, || link.retry_now()).await.map_err(Unparsed::system)
+    process::run(work, stop, async || reload.run().await).await.map_err(Unparsed::system)
 }

@@ -16,6 +16,8 @@ pub enum CloseReason {
     AuthTimeout,
     /// The key was wrong.
     AuthFailed,
+    /// The key was taken back.
+    KeyRevoked,
     /// The client read more slowly than its data came.
     SlowConsumer,
     /// Nothing, not even a pong, came from the client for the idle limit.
@@ -39,12 +41,13 @@ pub struct CloseFrame {
 
 impl CloseReason {
     /// Every reason, for metrics that show zero before the first of a kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ClientGone,
         Self::Protocol,
         Self::TooBig,
         Self::AuthTimeout,
         Self::AuthFailed,
+        Self::KeyRevoked,
         Self::SlowConsumer,
         Self::Silent,
         Self::ControlFlood,
@@ -60,6 +63,7 @@ impl CloseReason {
             Self::TooBig => (1009, "message too big"),
             Self::AuthTimeout => (1008, "authentication timeout"),
             Self::AuthFailed => (1008, "authentication failed"),
+            Self::KeyRevoked => (1008, "key revoked"),
             Self::SlowConsumer => (1008, "slow consumer"),
             Self::Silent => (1008, "no answer to pings"),
             Self::ControlFlood => (1008, "answers are not read"),
@@ -78,6 +82,7 @@ impl CloseReason {
                 true
             }
             Self::ClientGone
+            | Self::KeyRevoked
             | Self::SlowConsumer
             | Self::Silent
             | Self::ControlFlood
@@ -93,6 +98,7 @@ impl CloseReason {
             Self::TooBig => "too_big",
             Self::AuthTimeout => "auth_timeout",
             Self::AuthFailed => "auth_failed",
+            Self::KeyRevoked => "key_revoked",
             Self::SlowConsumer => "slow_consumer",
             Self::Silent => "silent",
             Self::ControlFlood => "control_flood",
@@ -101,9 +107,9 @@ impl CloseReason {
         }
     }
 
-    /// Whether an operator should see it (`warn`) or it belongs to everyday life (`debug`).
+    /// Whether an operator should see it (`warn`) or it belongs to everyday life (`debug`). Abuse has a log of its own.
     pub const fn is_notable(self) -> bool {
-        matches!(self, Self::SlowConsumer | Self::AuthFailed | Self::ControlFlood | Self::Internal)
+        matches!(self, Self::SlowConsumer | Self::Internal)
     }
 }
 

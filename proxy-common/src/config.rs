@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -13,15 +14,20 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    market::Market, server::Bound, session::SessionConfig, slow::SlowLimits, telemetry::LogFormat,
+    keys::Keys, market::Market, pace::Rate, server::Bound, session::SessionConfig,
+    slow::SlowLimits, telemetry::LogFormat,
 };
 
+mod admission;
 mod parse;
 mod secrets;
+mod tool;
 
 pub use self::{
+    admission::{AdmissionArgs, Switch},
     parse::{ConfigError, Unparsed, parse, parse_flags},
-    secrets::{AccountArgs, Keys, secret, secret_text},
+    secrets::{AccountArgs, secret, secret_text},
+    tool::Tool,
 };
 
 /// Settings of the log, the same for both tiers.
@@ -72,14 +78,18 @@ pub struct ListenArgs {
     /// Market served: stocks, options, forex, crypto, indices or futures
     #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
     pub market: Market,
+    /// Who gets in, from where and how fast.
+    #[command(flatten)]
+    pub admission: AdmissionArgs,
 }
 
 impl ListenArgs {
     /// How sessions are served, given the keys that open them.
-    pub fn sessions(&self, keys: Keys) -> SessionConfig {
+    pub fn sessions(&self, keys: Arc<Keys>) -> SessionConfig {
         SessionConfig {
             market: self.market,
             keys,
+            command_rate: Rate::per_second(self.admission.command_rate),
             auth_timeout: self.auth_timeout,
             ping_interval: self.ping_interval,
             max_subscriptions: self.max_subscriptions,
@@ -93,13 +103,24 @@ impl ListenArgs {
 ///
 /// # Errors
 ///
-/// The host is unknown or a port is taken; the variable is named.
+/// The host is unknown or a port is taken; or the port would be open to other machines with no keys but the account's, which
+/// must not travel there. The variable is named.
 pub async fn bind(
     (host_variable, host): (&str, &str),
     (port_variable, port): (&str, u16),
     admin_port: Option<u16>,
+    keys: &Keys,
 ) -> Result<Bound, ConfigError> {
     let addresses = addresses(host_variable, host, port).await?;
+    if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback())
+        && keys.is_account()
+    {
+        let expected = format!(
+            "keys for the clients, as {host_variable} opens {} to other machines",
+            open.ip()
+        );
+        return Err(ConfigError::missing(keys.variable(), expected));
+    }
     Bound::bind(&addresses, admin_port.map(loopback)).map_err(|(address, error)| {
         let admin = admin_port.is_some_and(|port| address == loopback(port));
         let variable = if admin { "ADMIN_PORT" } else { port_variable };

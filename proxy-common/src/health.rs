@@ -1,6 +1,7 @@
 //! What `/health` says.
 
 use std::{
+    collections::BTreeMap,
     sync::Mutex,
     time::{Duration, SystemTime},
 };
@@ -43,6 +44,8 @@ pub struct Health {
     pub channels: ChannelHealth,
     /// Sessions now.
     pub sessions: i64,
+    /// Sessions of each key, by its label; filled in where the keys are known.
+    pub keys: BTreeMap<String, i64>,
     /// Subscriptions held by all sessions.
     pub subscriptions: i64,
     /// Data frames received a second, over the last second or more.
@@ -133,6 +136,7 @@ impl HealthReporter {
             },
             channels: link.channels.clone(),
             sessions: sessions.sessions.get(),
+            keys: BTreeMap::new(),
             subscriptions: sessions.subscriptions.get(),
             frames_per_second,
             events_per_second,

@@ -1,6 +1,10 @@
 //! The HTTP face of a port: probes, metrics, and the upgrade to a WebSocket.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{
@@ -12,11 +16,15 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{Span, field, warn};
 use tungstenite::handshake::server::create_response_with_body;
 
 use crate::{
+    abuse::Abuse,
+    admission::Place,
+    doors::{Doors, Entered, Refusal},
     health::Verdict,
+    keys::Keys,
     market::Market,
     metrics::{Reason, SessionMetrics},
     session::Tier,
@@ -25,17 +33,31 @@ use crate::{
 /// The answer to every plain request that is no probe.
 const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks. \
                      GET /health tells how it is.\n";
-/// Seconds after which a client that found no room may come again.
-const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+/// After which time a client that found no room may come again.
+const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
+/// The refusal that nobody is to blame for.
+const STOPPING: &str = "stopping";
 
 /// Why a connection is turned away before the upgrade: the values of the metric label `reason`.
-pub const REFUSALS: [&str; 5] = ["full", "stopping", "path", "handshake", "connections"];
+pub const REFUSALS: [&str; 9] = [
+    STOPPING,
+    Abuse::Full.label(),
+    Abuse::Connections.label(),
+    Abuse::AddressFull.label(),
+    Abuse::HandshakeRate.label(),
+    Abuse::Origin.label(),
+    Abuse::ProxyHeader.label(),
+    Abuse::Path.label(),
+    Abuse::Handshake.label(),
+];
 
 /// Answers the requests of one port.
 pub struct HttpFace<T> {
     pub(crate) tier: Arc<T>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) market: Market,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) doors: Arc<Doors>,
     pub(crate) metrics: Arc<SessionMetrics>,
     /// One permit for each session that may exist.
     pub(crate) room: Arc<Semaphore>,
@@ -49,7 +71,15 @@ pub struct HttpFace<T> {
 /// An accepted upgrade, to be taken over once the response is written.
 pub struct Accepted {
     pub(crate) upgrade: OnUpgrade,
+    pub(crate) admitted: Admitted,
+}
+
+/// What a session holds while it lasts.
+pub struct Admitted {
     pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) place: Option<Place>,
+    /// The client's address.
+    pub(crate) client: IpAddr,
 }
 
 /// Where the service leaves an accepted upgrade for the task that owns the connection.
@@ -60,10 +90,18 @@ impl<T: Tier> HttpFace<T> {
     pub fn respond(
         &self,
         request: Request<Incoming>,
+        entered: &Entered,
         slot: &AcceptedSlot,
     ) -> Response<Full<Bytes>> {
-        if self.upgrades && asks_for_websocket(&request) {
-            return self.upgrade(request, slot);
+        if self.upgrades {
+            let client = self.doors.client(entered, request.headers());
+            Span::current().record("client", field::display(client));
+            if let Err(refusal) = self.doors.pace(client) {
+                return self.refuse(&refusal);
+            }
+            if asks_for_websocket(&request) {
+                return self.upgrade(request, entered, client, slot);
+            }
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, USAGE);
@@ -84,10 +122,19 @@ impl<T: Tier> HttpFace<T> {
         }
     }
 
-    fn upgrade(&self, request: Request<Incoming>, slot: &AcceptedSlot) -> Response<Full<Bytes>> {
+    fn upgrade(
+        &self,
+        request: Request<Incoming>,
+        entered: &Entered,
+        client: IpAddr,
+        slot: &AcceptedSlot,
+    ) -> Response<Full<Bytes>> {
+        if let Err(refusal) = self.doors.origin(client, request.headers()) {
+            return self.refuse(&refusal);
+        }
         let path = request.uri().path();
         if !self.serves(path) {
-            self.refused("path");
+            self.blame(Abuse::Path, client);
             let market = self.market;
             let shown: String = path.chars().take(80).collect();
             return text(
@@ -98,22 +145,30 @@ impl<T: Tier> HttpFace<T> {
             );
         }
         let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
-            return self.no_room("full", "no room for another client: try again later\n");
+            self.blame(Abuse::Full, client);
+            let sentence = "no room for another client: try again later\n";
+            return later(sentence, RETRY_AFTER_FULL);
         };
         if self.stop.is_cancelled() {
-            return self.no_room("stopping", "restarting: try again in a moment\n");
+            self.count(STOPPING);
+            return later("restarting: try again in a moment\n", RETRY_AFTER_FULL);
         }
         let response = match create_response_with_body(&request, Full::default) {
             Ok(response) => response,
             Err(error) => {
-                self.refused("handshake");
+                self.blame(Abuse::Handshake, client);
                 return text(
                     StatusCode::BAD_REQUEST,
                     &format!("no WebSocket handshake: {error}\n"),
                 );
             }
         };
-        let accepted = Accepted { upgrade: hyper::upgrade::on(request), permit };
+        let place = match self.doors.admit(entered, client) {
+            Ok(place) => place,
+            Err(refusal) => return self.refuse(&refusal),
+        };
+        let admitted = Admitted { permit, place, client };
+        let accepted = Accepted { upgrade: hyper::upgrade::on(request), admitted };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
         response
     }
@@ -125,19 +180,35 @@ impl<T: Tier> HttpFace<T> {
         second.is_none() && first.is_none_or(|first| first == self.market.name())
     }
 
-    fn no_room(&self, reason: &'static str, sentence: &str) -> Response<Full<Bytes>> {
-        self.refused(reason);
-        let mut response = text(StatusCode::SERVICE_UNAVAILABLE, sentence);
-        response.headers_mut().insert(RETRY_AFTER, RETRY_SECONDS);
-        response
+    /// Answers who did not pass the doors, which have noted it.
+    fn refuse(&self, refusal: &Refusal) -> Response<Full<Bytes>> {
+        self.turned_away(refusal.abuse);
+        match refusal.retry_after {
+            Some(wait) => later("too many connections from this address: try again later\n", wait),
+            None => text(
+                StatusCode::FORBIDDEN,
+                "web pages of this origin may not connect: ALLOWED_ORIGINS lists those that may\n",
+            ),
+        }
     }
 
-    fn refused(&self, reason: &'static str) {
+    fn blame(&self, abuse: Abuse, client: IpAddr) {
+        self.doors.abuse.note(abuse, client);
+        self.turned_away(abuse);
+    }
+
+    /// Counts a connection or request that becomes no session.
+    pub(crate) fn turned_away(&self, abuse: Abuse) {
+        self.count(abuse.label());
+    }
+
+    fn count(&self, reason: &'static str) {
         self.metrics.refused.get_or_create(&Reason::new(reason)).inc();
     }
 
     fn health(&self) -> Response<Full<Bytes>> {
-        let health = self.tier.health();
+        let mut health = self.tier.health();
+        health.keys = self.keys.sessions();
         let status = match health.status {
             Verdict::Ok | Verdict::Degraded => StatusCode::OK,
             Verdict::Down => StatusCode::SERVICE_UNAVAILABLE,
@@ -181,6 +252,14 @@ fn asks_for_websocket(request: &Request<Incoming>) -> bool {
     let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
     upgrade
         .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("websocket")))
+}
+
+/// Status 503, at which the vendor's Python client comes again; at any status of 400 to 499 it gives up for good (read in its source).
+fn later(sentence: &str, wait: Duration) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::SERVICE_UNAVAILABLE, sentence);
+    let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
+    response
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

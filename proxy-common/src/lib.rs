@@ -2,27 +2,36 @@
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
-//! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`] | the pure layer |
-//! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
+//! | one side effect each | [`config`], [`keys`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
+//! | sockets and tasks | [`proxy_protocol`], [`doors`], [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
 
+pub mod abuse;
+pub mod address;
+pub mod admission;
 pub mod backoff;
 pub mod channel;
 pub mod channel_set;
 pub mod close;
 pub mod config;
+pub mod doors;
 pub mod frame;
 pub mod health;
 pub mod http_face;
+pub mod keys;
 pub mod link;
 pub mod market;
 pub mod metrics;
 pub mod notice;
+pub mod origin;
 pub mod outbound;
+pub mod pace;
 pub mod process;
 pub mod protocol;
+pub mod proxy_protocol;
+pub mod reload;
 pub mod server;
 pub mod session;
 pub mod slow;

@@ -1,6 +1,7 @@
 //! Counters and gauges of a tier, in Prometheus' conventions.
 //!
-//! Handles are registered once and passed down; the hot path only adds to them. Labels come from enums alone.
+//! Handles are registered once and passed down; the hot path only adds to them. Labels come from enums, and from the
+//! operator's file of keys.
 
 use std::{
     sync::{
@@ -78,6 +79,7 @@ impl LossReason {
             | CloseReason::TooBig
             | CloseReason::AuthTimeout
             | CloseReason::AuthFailed
+            | CloseReason::KeyRevoked
             | CloseReason::Silent
             | CloseReason::ControlFlood
             | CloseReason::Drain

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{self, ConfigError, LogArgs, Unparsed};
+use crate::config::{self, ConfigError, LogArgs, Tool, Unparsed};
 
 /// The signals that end the program.
 #[derive(Debug)]
@@ -78,16 +78,21 @@ pub enum Threads {
     PerCore,
 }
 
-/// Starts a program: settings, log, work. `log` says where its settings of the log are.
+/// What the flags of every program have.
+pub trait ProgramArgs: CommandFactory + FromArgMatches {
+    /// Settings of the log.
+    fn log(&self) -> &LogArgs;
+
+    /// What is to be done instead of serving, if anything.
+    fn tool(&self) -> Option<&Tool>;
+}
+
+/// Starts a program: settings, log, work.
 ///
-/// Help, or a setting that is missing or wrong, ends it as [`refuse`] does.
-pub fn start<A, C, W>(
-    threads: Threads,
-    log: impl FnOnce(&A) -> &LogArgs,
-    program: impl FnOnce(C) -> W,
-) -> ExitCode
+/// Help, or a setting that is missing or wrong, ends it as [`refuse`] does; so does a tool with what it prints.
+pub fn start<A, C, W>(threads: Threads, program: impl FnOnce(C) -> W) -> ExitCode
 where
-    A: CommandFactory + FromArgMatches,
+    A: ProgramArgs,
     C: for<'a> TryFrom<&'a A, Error = ConfigError>,
     W: Future<Output = Result<(), Unparsed>>,
 {
@@ -95,11 +100,14 @@ where
         Ok(args) => args,
         Err(unparsed) => return refuse(unparsed),
     };
+    if let Some(tool) = args.tool() {
+        return refuse(tool.run().map_or_else(Unparsed::Error, Unparsed::Display));
+    }
     let config = match C::try_from(&args) {
         Ok(config) => config,
         Err(error) => return refuse(Unparsed::Error(error)),
     };
-    log(&args).init();
+    args.log().init();
     block_on(threads, program(config))
 }
 
@@ -128,7 +136,7 @@ pub fn block_on(threads: Threads, program: impl Future<Output = Result<(), Unpar
 
 /// Runs a program's work until it ends by itself, which it does some time after `stop`, or until a second signal.
 ///
-/// SIGINT and SIGTERM cancel `stop`. SIGHUP calls `reload`, unless it comes because the terminal closed: that stops as well.
+/// SIGINT and SIGTERM cancel `stop`. SIGHUP runs `reload`, unless it comes because the terminal closed: that stops as well.
 ///
 /// # Errors
 ///
@@ -136,7 +144,7 @@ pub fn block_on(threads: Threads, program: impl Future<Output = Result<(), Unpar
 pub async fn run(
     work: impl Future<Output = ()>,
     stop: CancellationToken,
-    reload: impl Fn(),
+    reload: impl AsyncFn(),
 ) -> std::io::Result<()> {
     let signals = StopSignals::install()?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -151,7 +159,7 @@ pub async fn run(
                 info!("the terminal is gone: stopping");
                 stop.cancel();
             } else {
-                reload();
+                reload().await;
             }
         }
     };

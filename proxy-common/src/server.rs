@@ -18,13 +18,15 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, debug, error_span, info, warn};
+use tracing::{Instrument, debug, error_span, field::Empty, info, warn};
 
 use crate::{
+    abuse::Abuse,
     close::CloseReason,
-    http_face::{Accepted, AcceptedSlot, HttpFace},
+    doors::{Doors, Entered},
+    http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::{Reason, SessionMetrics},
-    session::{self, SessionConfig, Tier},
+    session::{self, SessionConfig, Tier, Visitor},
 };
 
 /// Connections beyond the sessions' limit, for probes and for telling others that there is no room.
@@ -123,6 +125,8 @@ pub struct Server<T> {
     pub sessions: SessionConfig,
     /// Most sessions at once.
     pub max_connections: usize,
+    /// Who gets that far.
+    pub doors: Arc<Doors>,
 }
 
 impl<T: Tier> Server<T> {
@@ -139,6 +143,8 @@ impl<T: Tier> Server<T> {
                 tier: Arc::clone(&self.tier),
                 registry: Arc::clone(&registry),
                 market: sessions.market,
+                keys: Arc::clone(&sessions.keys),
+                doors: Arc::clone(&self.doors),
                 metrics: Arc::clone(&self.metrics),
                 room: Arc::clone(&room),
                 probes,
@@ -163,7 +169,7 @@ impl<T: Tier> Server<T> {
             };
             tracker.spawn(port.accept(listener));
         }
-        tracker.spawn(tick(Arc::clone(&self.tier), stop.clone()));
+        tracker.spawn(tick(Arc::clone(&self.tier), self.doors, stop.clone()));
         stop.cancelled().await;
         tracker.close();
         tracker.wait().await;
@@ -184,13 +190,16 @@ fn affordable(wanted: usize) -> usize {
     wanted.min(affordable)
 }
 
-async fn tick<T: Tier>(tier: Arc<T>, stop: CancellationToken) {
+async fn tick<T: Tier>(tier: Arc<T>, doors: Arc<Doors>, stop: CancellationToken) {
     let mut seconds = interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = seconds.tick() => tier.tick(),
+            _ = seconds.tick() => {
+                tier.tick();
+                doors.tick();
+            }
         }
     }
 }
@@ -217,13 +226,14 @@ impl<T: Tier> Port<T> {
             match accepted {
                 Ok((socket, peer)) => {
                     let Ok(permit) = Arc::clone(&port.connections).try_acquire_owned() else {
-                        port.face.metrics.refused.get_or_create(&Reason::new("connections")).inc();
+                        port.face.turned_away(Abuse::Connections);
+                        port.face.doors.abuse.note(Abuse::Connections, peer.ip().to_canonical());
                         continue;
                     };
                     let connection = Arc::clone(&port);
-                    let span = error_span!("session", %peer);
+                    let span = error_span!("session", %peer, client = Empty, key = Empty);
                     let task = async move {
-                        connection.serve(socket).await;
+                        connection.serve(socket, peer).await;
                         drop(permit);
                     };
                     port.tracker.spawn(task.instrument(span));
@@ -239,37 +249,70 @@ impl<T: Tier> Port<T> {
         }
     }
 
-    async fn serve(&self, socket: TcpStream) {
+    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr) {
         // Small messages must not wait for acknowledgements of earlier ones.
         if let Err(error) = socket.set_nodelay(true) {
             debug!(%error, "connection lost at once");
             return;
         }
         // Boxed: the HTTP state is gone before the session begins, and sessions live long.
-        let Some((socket, early, permit)) = Box::pin(self.handshake(socket)).await else { return };
+        let Some(entered) = Box::pin(self.enter(&mut socket, peer)).await else { return };
+        let Some((socket, early, admitted)) = Box::pin(self.handshake(socket, &entered)).await
+        else {
+            return;
+        };
+        let Admitted { permit, place, client } = admitted;
+        // Counted with the connection or with the session, never with both.
+        let place = place.or(entered.into_place());
         let metrics = &self.face.metrics;
         metrics.opened.inc();
         metrics.sessions.inc();
-        let reason =
-            session::serve(&*self.face.tier, &self.sessions, metrics, socket, early, &self.stop)
-                .await;
+        let abuse = &self.face.doors.abuse;
+        let visitor = Visitor { client, abuse };
+        let reason = session::serve(
+            &*self.face.tier,
+            &self.sessions,
+            metrics,
+            socket,
+            early,
+            &self.stop,
+            visitor,
+        )
+        .await;
         metrics.sessions.dec();
         metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
-        drop(permit);
+        if let Some(kind) = Abuse::of(reason) {
+            abuse.note(kind, client);
+        }
+        drop((permit, place));
         log_end(reason);
+    }
+
+    /// Finds out whose the connection is, unless the port is the operator's own.
+    async fn enter(&self, socket: &mut TcpStream, peer: SocketAddr) -> Option<Entered> {
+        if !self.face.upgrades {
+            return Some(Entered::operator(peer));
+        }
+        let entered = self.face.doors.enter(socket, peer, self.sessions.auth_timeout);
+        let entered = tokio::select! {
+            entered = entered => entered,
+            () = self.stop.cancelled() => return None,
+        };
+        entered.inspect_err(|&abuse| self.face.turned_away(abuse)).ok()
     }
 
     /// Serves HTTP until the connection ends or becomes a WebSocket.
     async fn handshake(
         &self,
         socket: TcpStream,
-    ) -> Option<(TcpStream, Bytes, tokio::sync::OwnedSemaphorePermit)> {
+        entered: &Entered,
+    ) -> Option<(TcpStream, Bytes, Admitted)> {
         let slot = AcceptedSlot::default();
         let limit = self.sessions.auth_timeout;
         {
             let service = service_fn(|request| {
                 std::future::ready(Ok::<_, std::convert::Infallible>(
-                    self.face.respond(request, &slot),
+                    self.face.respond(request, entered, &slot),
                 ))
             });
             let connection = http1::Builder::new()
@@ -296,14 +339,14 @@ impl<T: Tier> Port<T> {
                 debug!(%error, "HTTP connection ended");
             }
         }
-        let Accepted { upgrade, permit } =
+        let Accepted { upgrade, admitted } =
             slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
         let upgraded = match timeout(limit, upgrade).await {
             Ok(Ok(upgraded)) => upgraded,
             Ok(Err(_)) | Err(_) => return None,
         };
         let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some((parts.io.into_inner(), parts.read_buf, permit))
+        Some((parts.io.into_inner(), parts.read_buf, admitted))
     }
 }
 

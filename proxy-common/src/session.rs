@@ -1,34 +1,35 @@
 //! One accepted downstream WebSocket, from the greeting to the close: the vendor's protocol, the same on both ports.
 
-use std::{collections::BTreeSet, future, io, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, future, net::IpAddr, sync::Arc, time::Duration};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     task::coop::consume_budget,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Span, debug};
 use tungstenite::protocol::frame::coding::Control;
 
+mod inbound;
+
+use self::inbound::{Inbound, Message, discard};
 use crate::{
+    abuse::{Abuse, AbuseLog},
     channel::{Channel, items},
     channel_set::ChannelSet,
     close::CloseReason,
-    config::Keys,
     frame::Frame,
+    keys::{Grant, Keys},
     market::Market,
     metrics::SessionMetrics,
     outbound::Outbound,
+    pace::{Pace, Rate},
     protocol::{Command, Status, status_frame, status_frames},
     slow::SlowLimits,
-    websocket::{Decoded, Decoder, Violation},
 };
 
-/// The longest command taken: room for 50,000 subscriptions.
-const MAX_COMMAND_BYTES: usize = 1 << 20;
-/// Bytes read at a time from a client; clients say little.
-const READ_BYTES: usize = 4 << 10;
 /// A client silent for this many pings is closed.
 const SILENT_PINGS: u32 = 3;
 /// How long a client with a wrong key may take to read the verdict and leave by itself, which some expect to.
@@ -42,7 +43,9 @@ pub struct SessionConfig {
     /// The market served.
     pub market: Market,
     /// The keys that open a session.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
+    /// How fast commands may come.
+    pub command_rate: Rate,
     /// Most time from the greeting to the auth command.
     pub auth_timeout: Duration,
     /// Time between our pings.
@@ -98,6 +101,15 @@ pub trait Seat: Send {
     fn pull(&mut self) -> impl Future<Output = Result<(), CloseReason>> + Send;
 }
 
+/// Who is at the other end of a session, and where to tell what they are up to.
+#[derive(Debug, Clone, Copy)]
+pub struct Visitor<'a> {
+    /// The client's address.
+    pub client: IpAddr,
+    /// Counts and logs abuse.
+    pub abuse: &'a AbuseLog,
+}
+
 /// A session in progress.
 struct Session<'a, T: Tier> {
     tier: &'a T,
@@ -105,6 +117,12 @@ struct Session<'a, T: Tier> {
     outbound: Arc<Outbound>,
     inbound: Inbound,
     seat: Option<T::Seat>,
+    /// The key that opened it.
+    grant: Option<Grant>,
+    visitor: Visitor<'a>,
+    pace: Pace,
+    /// Until when nothing more is read.
+    paused_until: Option<Instant>,
     started: Instant,
     last_heard: Instant,
     next_ping: Instant,
@@ -121,6 +139,7 @@ pub async fn serve<T: Tier>(
     socket: TcpStream,
     early: Bytes,
     stop: &CancellationToken,
+    visitor: Visitor<'_>,
 ) -> CloseReason {
     let now = Instant::now();
     let mut session = Session {
@@ -129,6 +148,10 @@ pub async fn serve<T: Tier>(
         outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
         inbound: Inbound::new(&early),
         seat: None,
+        grant: None,
+        visitor,
+        pace: Pace::new(now.into_std()),
+        paused_until: None,
         started: now,
         last_heard: now,
         next_ping: now + config.ping_interval,
@@ -149,13 +172,14 @@ impl<T: Tier> Session<'_, T> {
             let deadline = self.next_deadline();
             let outbound = &self.outbound;
             // Data is fetched only when all before it is written: what waits, waits where it is bounded.
+            let may_read = self.paused_until.is_none();
             let may_pull = self.seat.is_some() && outbound.is_idle();
             let step = tokio::select! {
                 biased; // Timers before data: the last branches may always be ready.
                 () = stop.cancelled() => Err(CloseReason::Drain),
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
-                message = self.inbound.next(outbound) => {
+                message = self.inbound.next(outbound), if may_read => {
                     // Boxed: an idle session, which most are, should not carry the room that a command needs.
                     Box::pin(self.on_message(message)).await
                 }
@@ -173,12 +197,20 @@ impl<T: Tier> Session<'_, T> {
         if self.seat.is_none() {
             deadline = deadline.min(self.started + self.config.auth_timeout);
         }
-        deadline
+        self.paused_until.map_or(deadline, |until| deadline.min(until))
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
         if self.seat.is_none() && now >= self.started + self.config.auth_timeout {
             return Err(CloseReason::AuthTimeout);
+        }
+        if self.paused_until.is_some_and(|until| now >= until) {
+            self.paused_until = None;
+            // Nothing was heard because nobody listened.
+            self.last_heard = now;
+        }
+        if self.grant.as_ref().is_some_and(Grant::is_revoked) {
+            return Err(CloseReason::KeyRevoked);
         }
         if now >= self.last_heard + self.config.ping_interval * SILENT_PINGS {
             return Err(CloseReason::Silent);
@@ -196,7 +228,9 @@ impl<T: Tier> Session<'_, T> {
     ) -> Result<(), CloseReason> {
         // Reading and writing on the spot never yield by themselves: a client that talks without pause would keep its thread.
         consume_budget().await;
-        self.last_heard = Instant::now();
+        let now = Instant::now();
+        self.last_heard = now;
+        self.pay(now);
         match message? {
             Message::Text(text) => {
                 let text = str::from_utf8(&text).map_err(|_| CloseReason::Protocol)?;
@@ -206,8 +240,18 @@ impl<T: Tier> Session<'_, T> {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
             }
-            Message::Control => Ok(()),
+            Message::Control | Message::Part => Ok(()),
             Message::Close => Err(CloseReason::ClientGone),
+        }
+    }
+
+    /// Pays for what was read, and reads no further for a while if it was too much.
+    fn pay(&mut self, now: Instant) {
+        let bytes = std::mem::take(&mut self.inbound.taken);
+        let resume = self.pace.spend(self.config.command_rate, bytes, now.into_std());
+        self.paused_until = resume.map(Instant::from_std);
+        if resume.is_some() {
+            self.visitor.abuse.note(Abuse::CommandRate, self.visitor.client);
         }
     }
 
@@ -215,9 +259,12 @@ impl<T: Tier> Session<'_, T> {
         self.metrics.commands.inc();
         match Command::parse(text) {
             Ok(Command::Auth(key)) => {
-                if !self.config.keys.contains(&key) {
+                let Some((label, grant)) = self.config.keys.judge(&key) else {
                     return Err(CloseReason::AuthFailed);
-                }
+                };
+                Span::current().record("key", &*label);
+                debug!("authenticated");
+                self.grant = Some(grant);
                 self.reply(&Status::auth_success());
                 // A second auth is answered like the first and changes nothing.
                 if self.seat.is_none() {
@@ -296,6 +343,7 @@ impl<T: Tier> Session<'_, T> {
     async fn end(&mut self, reason: CloseReason) {
         let farewell = match reason {
             CloseReason::AuthTimeout => Some(Status::auth_timeout()),
+            CloseReason::KeyRevoked => Some(Status::new("auth_failed", "key revoked")),
             CloseReason::SlowConsumer => Some(Status::new(
                 "slow_consumer",
                 "this client reads more slowly than its data comes: what was queued for it is lost",
@@ -356,96 +404,6 @@ enum Until {
     Written,
     /// The peer has left.
     Left,
-}
-
-/// What a client says.
-enum Message {
-    /// A text message, not yet known to be text.
-    Text(BytesMut),
-    Binary,
-    /// A sign of life. Pings are answered already.
-    Control,
-    /// The client leaves. It is answered already.
-    Close,
-}
-
-/// The read half of a session. It keeps no buffer while nothing is half read.
-struct Inbound {
-    decoder: Decoder,
-    buffer: BytesMut,
-}
-
-impl Inbound {
-    /// `early` came before the session began.
-    fn new(early: &[u8]) -> Self {
-        Self { decoder: Decoder::of_client(MAX_COMMAND_BYTES), buffer: BytesMut::from(early) }
-    }
-
-    /// Reads the next message, and answers those that want an answer. Cancel-safe: what was read stays.
-    async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
-        loop {
-            let decoded = match self.decoder.decode(&mut self.buffer) {
-                Ok(decoded) => decoded,
-                Err(Violation::TooBig(_)) => return Err(CloseReason::TooBig),
-                Err(Violation::Protocol(_)) => return Err(CloseReason::Protocol),
-            };
-            if self.buffer.is_empty() {
-                self.buffer = BytesMut::new();
-            }
-            match decoded {
-                Decoded::Text { mut bytes, head } => {
-                    bytes.advance(head);
-                    return Ok(Message::Text(bytes));
-                }
-                Decoded::Binary(_) => return Ok(Message::Binary),
-                Decoded::Ping(payload) => {
-                    outbound.send_control(Control::Pong, &payload);
-                    return Ok(Message::Control);
-                }
-                Decoded::Pong => return Ok(Message::Control),
-                Decoded::Close(frame) => {
-                    let code = frame.map(|frame| u16::from(frame.code).to_be_bytes());
-                    let payload = code.as_ref().map_or(&[][..], |code| &code[..]);
-                    outbound.send_control(Control::Close, payload);
-                    return Ok(Message::Close);
-                }
-                Decoded::Missing(_) => {}
-            }
-            let socket = outbound.socket();
-            // Not `readable()`, whose future is larger: nobody else waits to read.
-            future::poll_fn(|cx| socket.poll_read_ready(cx))
-                .await
-                .map_err(|_| CloseReason::ClientGone)?;
-            self.read(socket)?;
-        }
-    }
-
-    /// Reads what has come, through a buffer that all sessions of a thread share: its stack.
-    fn read(&mut self, socket: &TcpStream) -> Result<(), CloseReason> {
-        let mut bytes = [0; READ_BYTES];
-        match socket.try_read(&mut bytes) {
-            Ok(0) => Err(CloseReason::ClientGone),
-            Ok(n) => {
-                self.buffer.extend_from_slice(&bytes[..n]);
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(_) => Err(CloseReason::ClientGone),
-        }
-    }
-}
-
-/// Reads what nobody understands any more, until the peer leaves.
-async fn discard(outbound: &Outbound) {
-    let mut buffer = [0; READ_BYTES];
-    while outbound.socket().readable().await.is_ok() {
-        match outbound.socket().try_read(&mut buffer) {
-            Ok(0) => return,
-            Ok(_) => consume_budget().await,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
-        }
-    }
 }
 
 async fn pull<S: Seat>(seat: &mut Option<S>) -> Result<(), CloseReason> {

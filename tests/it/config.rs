@@ -49,6 +49,14 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("LOG_LEVEL", "loud=very"),
         ("LOG_FORMAT", "xml"),
         ("DRAIN_TIMEOUT", "forever"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "0"),
+        ("HANDSHAKE_RATE", "0"),
+        ("COMMAND_RATE", "fast"),
+        ("ALLOWED_ORIGINS", "desk.example.com"),
+        ("TRUSTED_PROXIES", "127.0.0.1,nginx"),
+        ("PROXY_PROTOCOL", "maybe"),
+        // On, and nobody to expect a header of.
+        ("PROXY_PROTOCOL", "on"),
     ];
     let firehose_cases = [
         ("FIREHOSE_PORT", "abc"),
@@ -204,6 +212,30 @@ async fn a_port_in_use_is_named_with_its_variable() {
 }
 
 #[tokio::test]
+async fn a_port_open_to_other_machines_wants_keys_of_its_own() {
+    let cases = [
+        (firehose as fn() -> Launch, "FIREHOSE_HOST", "FIREHOSE_API_KEYS"),
+        (filtered, "FILTERED_PROXY_HOST", "CLIENT_API_KEYS"),
+    ];
+    for (launch, host, keys) in cases {
+        let launch = || launch().env("POLYGON_API_KEY", VENDOR_KEY);
+        for (address, any) in [("0.0.0.0", "0.0.0.0"), ("::", "::")] {
+            if address == "::" && TcpListener::bind("[::1]:0").is_err() {
+                continue;
+            }
+            // The account's key opens loopback alone.
+            let line = refused(launch().without(keys).env(host, address)).await;
+            let expected = format!(
+                "{keys}: not set: expected keys for the clients, as {host} opens {any} to other machines"
+            );
+            assert_eq!(line, expected);
+            launch().env(host, address).start().await;
+        }
+        launch().without(keys).start().await;
+    }
+}
+
+#[tokio::test]
 async fn localhost_means_both_of_its_addresses() {
     let sim = Sim::start().await;
     let mut firehose = stack::firehose(&sim.url("stocks")).without("FIREHOSE_HOST").start().await;
@@ -233,6 +265,12 @@ async fn help_lists_every_setting_and_no_key() {
         "CLIENT_QUEUE_BYTES",
         "CLIENT_MAX_LAG",
         "DRAIN_TIMEOUT",
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "HANDSHAKE_RATE",
+        "COMMAND_RATE",
+        "ALLOWED_ORIGINS",
+        "TRUSTED_PROXIES",
+        "PROXY_PROTOCOL",
         "ADMIN_PORT",
         "LOG_LEVEL",
         "LOG_FORMAT",

@@ -13,7 +13,7 @@ use futures_util::future::join_all;
 use tests::{
     client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
     clients::{Client, run_script},
-    http::{get, refused_upgrade},
+    http::{get, refused_upgrade, upgrade},
     program::{Finished, Launch, Program, Signal, binaries},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
     wait::{SOON, eventually, within},
@@ -343,7 +343,22 @@ async fn the_nginx_configuration_spreads_clients() {
         client.expect_objects(&[trade("AAPL", 2)]).await;
     }
     assert_eq!(get(front.addr(), "/health").await.status, 200);
+    // Libraries that name the host they connect to as their origin still do behind nginx.
+    let own = format!("Origin: http://{}\r\n", front.addr());
+    assert_eq!(upgrade(front.addr(), &own).await.status, 101);
+    assert_eq!(upgrade(front.addr(), "Origin: https://evil.example\r\n").await.status, 403);
     running.kill().await.expect("end nginx");
+}
+
+#[tokio::test]
+async fn the_example_of_a_file_of_keys_is_one() {
+    let document = document("docs/OPERATIONS.md");
+    let keys = block(&document, "text", "sha256:");
+    let nowhere = ReservedPort::new();
+    let launch = stack::filtered(nowhere.addr()).without("CLIENT_API_KEYS");
+    let launch = launch.file("keys", keys).env("CLIENT_API_KEYS_FILE", "keys");
+    let health = launch.start().await.health().await;
+    assert_eq!(health["keys"], serde_json::json!({"desk-a": 0, "desk-b": 0}));
 }
 
 /// Waits until something listens there.
@@ -406,6 +421,10 @@ async fn metrics(
             let ending = if kind == "counter" { "_total" } else { "" };
             shown.insert(short(name) + ending, kind.to_owned());
         } else if let Some((name, labels)) = line.split_once('{') {
+            if labels.starts_with("key=\"") {
+                assert!(name.ends_with("_sessions_by_key"), "{line}");
+                continue;
+            }
             let value = labels.strip_prefix("reason=\"").and_then(|rest| rest.split('"').next());
             let value = value.unwrap_or_else(|| panic!("a label that is no reason: {line}"));
             reasons.entry(short(name)).or_default().insert(value.to_owned());

@@ -7,10 +7,12 @@ mod big;
 mod commands;
 mod config;
 mod documents;
+mod doors;
 mod events;
 mod filter;
 mod half_open;
 mod http;
+mod keys;
 mod login;
 mod manners;
 mod official_clients;
@@ -24,7 +26,21 @@ mod upstream;
 
 use std::net::SocketAddr;
 
-use tests::stack::{CLIENT_KEY, FIREHOSE_KEY, Stack};
+use tests::{
+    program::{Launch, Program},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack},
+};
+
+/// Both programs without an upstream, each with these settings, a key and its metrics' prefix.
+async fn programs(settings: &[(&str, &str)]) -> [(Program, &'static str, &'static str); 2] {
+    let nowhere = ReservedPort::new();
+    let with = |launch: Launch| {
+        settings.iter().fold(launch, |launch, (name, value)| launch.env(name, value))
+    };
+    let firehose = with(stack::firehose(&format!("ws://{}", nowhere.addr()))).start().await;
+    let filtered = with(stack::filtered(nowhere.addr())).start().await;
+    [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
+}
 
 /// Both ports with the keys they take: what speaks the vendor's protocol.
 fn doors(stack: &Stack) -> [(SocketAddr, &'static str); 2] {

@@ -8,7 +8,7 @@ use tests::{
     clients::{Client, Running},
     program::Signal,
     stack::{CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack, StackConfig, filtered, firehose},
-    wait::SOON,
+    wait::{SOON, eventually},
 };
 
 use crate::events::{quote, trade};
@@ -181,6 +181,28 @@ async fn the_python_client_changes_its_subscriptions_as_it_runs() {
         check(&mut running, &[2]).await;
         running.finish().await;
     }
+}
+
+#[tokio::test]
+async fn the_python_client_comes_again_until_there_is_room() {
+    let stack = Stack::with(StackConfig {
+        filtered_env: vec![("MAX_CONNECTIONS", "1".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    let other = stack.client().await;
+    let started = Client::PythonMassive.start(stack.addr(), CLIENT_KEY, "T.AAPL").await;
+    let Some(mut client) = started else { return };
+    eventually(SOON, "it was turned away more than once", async || {
+        let name = "filtered_connections_refused_total";
+        stack.filtered[0].metric_with(name, "reason=\"full\"").await > Some(1.0)
+    })
+    .await;
+    other.close().await;
+    client.subscribed("T.AAPL").await;
+    stack.publish(&[trade("AAPL", 1)]);
+    client.expect_objects(&[trade("AAPL", 1)]).await;
+    client.finish().await;
 }
 
 #[tokio::test]

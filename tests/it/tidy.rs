@@ -53,6 +53,8 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "close",
         "frame",
         "market",
+        "origin",
+        "pace",
         "protocol",
         "slow",
         "upstream_channels",

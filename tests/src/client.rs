@@ -8,7 +8,9 @@ use serde_json::{Value, value::RawValue};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
-    tungstenite::{Error, Message, error::ProtocolError},
+    tungstenite::{
+        Error, Message, client::IntoClientRequest, error::ProtocolError, http::HeaderValue,
+    },
 };
 
 use crate::wait::{SOON, within};
@@ -73,10 +75,34 @@ impl TestClient {
         Self::upgrade(stream.expect("connect"), addr, "/stocks").await
     }
 
+    /// Upgrades at `/stocks` over this connection, with these headers beside the usual ones; nothing is read yet.
+    ///
+    /// # Panics
+    ///
+    /// The upgrade fails.
+    pub async fn over(stream: TcpStream, headers: &[(&'static str, &str)]) -> Self {
+        let addr = stream.peer_addr().expect("a connection has a peer");
+        Self::upgrade_with(stream, addr, "/stocks", headers).await
+    }
+
     async fn upgrade(stream: TcpStream, addr: SocketAddr, path: &str) -> Self {
+        Self::upgrade_with(stream, addr, path, &[]).await
+    }
+
+    async fn upgrade_with(
+        stream: TcpStream,
+        addr: SocketAddr,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Self {
         stream.set_nodelay(true).expect("set TCP_NODELAY");
-        let request = format!("ws://{addr}{path}");
-        let upgrade = within(SOON, "upgrading", client_async(&request, stream)).await;
+        let request = format!("ws://{addr}{path}").into_client_request();
+        let mut request = request.expect("a request");
+        for (name, value) in headers {
+            let value = HeaderValue::from_str(value).expect("a header's value");
+            request.headers_mut().append(*name, value);
+        }
+        let upgrade = within(SOON, "upgrading", client_async(request, stream)).await;
         let (ws, response) = upgrade.unwrap_or_else(|error| panic!("upgrade of {path}: {error}"));
         let extensions = response.headers().get("sec-websocket-extensions");
         assert_eq!(extensions, None, "extensions nobody offered");

@@ -40,7 +40,8 @@ impl Response {
     }
 
     fn parse(bytes: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(bytes).ok()?;
+        // What follows a 101 is no text.
+        let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
         let status = lines.next()?.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
@@ -71,16 +72,27 @@ pub async fn get(addr: SocketAddr, path: &str) -> Response {
 ///
 /// The upgrade is not refused, or there is no answer before long.
 pub async fn refused_upgrade(addr: SocketAddr, path: &str) -> Response {
-    let response = request(
-        addr,
-        &format!(
-            "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        ),
-    )
-    .await;
+    let response = request(addr, &upgrade_head(addr, path, "")).await;
     assert_ne!(response.status, 101, "the upgrade of {path} was not refused");
     response
+}
+
+/// `GET /stocks` asking for a WebSocket, with these header lines beside the usual ones; a WebSocket is dropped again.
+///
+/// # Panics
+///
+/// There is no answer before long.
+pub async fn upgrade(addr: SocketAddr, headers: &str) -> Response {
+    request(addr, &upgrade_head(addr, "/stocks", headers)).await
+}
+
+/// A request for a WebSocket, with these header lines beside the usual ones.
+#[must_use]
+pub fn upgrade_head(addr: SocketAddr, path: &str, headers: &str) -> String {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n{headers}\r\n"
+    )
 }
 
 /// Sends the bytes of one request and reads its answer: up to the length it declares, or the end of the connection.

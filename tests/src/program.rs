@@ -12,7 +12,7 @@ use nix::{sys::signal::kill, unistd::Pid};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
     process::{Child, Command},
     task::JoinSet,
 };
@@ -36,6 +36,8 @@ pub struct Launch {
     binary: &'static str,
     settings: Vec<(String, String)>,
     args: Vec<String>,
+    /// What [`Launch::run`] gives it to read.
+    input: String,
     dir: TempDir,
 }
 
@@ -48,7 +50,7 @@ impl Launch {
     #[must_use]
     pub fn new(binary: &'static str) -> Self {
         let dir = tempfile::tempdir().expect("make a temporary directory");
-        Self { binary, settings: Vec::new(), args: Vec::new(), dir }
+        Self { binary, settings: Vec::new(), args: Vec::new(), input: String::new(), dir }
     }
 
     /// With this environment variable, in place of an earlier value.
@@ -78,6 +80,13 @@ impl Launch {
     #[expect(clippy::needless_pass_by_value, reason = "texts and numbers read alike at the call")]
     pub fn arg(mut self, arg: impl ToString) -> Self {
         self.args.push(arg.to_string());
+        self
+    }
+
+    /// With this text on its standard input, if it is run to its end.
+    #[must_use]
+    pub fn input(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.input);
         self
     }
 
@@ -149,7 +158,11 @@ impl Launch {
     pub async fn run(self, limit: Duration) -> Finished {
         let mut command = self.command();
         let started = Instant::now();
-        let mut child = command.spawn().expect("start a program");
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("start a program");
+        let mut stdin = child.stdin.take().expect("stdin is piped");
+        // It may end without reading.
+        let _ = stdin.write_all(self.input.as_bytes()).await;
+        drop(stdin);
         let (mut stdout, mut stderr) = (String::new(), String::new());
         let mut out = child.stdout.take().expect("stdout is piped");
         let mut err = child.stderr.take().expect("stderr is piped");

@@ -24,6 +24,11 @@ impl ConfigError {
         Self(format!("{variable}: invalid value \"{value}\": {expected}"))
     }
 
+    /// A secret is given both as a value and as a file.
+    pub fn both(variable: &str) -> Self {
+        Self(format!("{variable}: set beside {variable}_FILE: expected one of them"))
+    }
+
     /// The variable has a secret value of no use.
     pub fn invalid_secret(variable: &str, expected: impl Display) -> Self {
         Self(format!("{variable}: invalid value (not shown): {expected}"))

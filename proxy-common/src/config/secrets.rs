@@ -1,4 +1,4 @@
-//! Keys: read once, compared in constant time, never printed.
+//! Secrets: given as a value or as a file, never printed.
 
 use std::{
     fs,
@@ -7,7 +7,6 @@ use std::{
 
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
-use subtle::{Choice, ConstantTimeEq};
 
 use super::{ConfigError, path};
 
@@ -69,9 +68,7 @@ pub fn secret(
     let value = value.filter(|value| !value.expose_secret().trim().is_empty());
     let secret = match (value, file) {
         (Some(_), Some(_)) => {
-            return Err(ConfigError(format!(
-                "{variable}: set beside {file_variable}: expected one of them"
-            )));
+            return Err(ConfigError::both(variable));
         }
         (None, None) => return Ok(None),
         (Some(value), None) => value.clone(),
@@ -93,65 +90,11 @@ pub fn secret(
     Ok(Some(SecretString::from(trimmed)))
 }
 
-/// The keys that clients may present.
-#[derive(Debug, Clone)]
-pub struct Keys(Vec<SecretString>);
-
-impl Keys {
-    /// Reads keys separated by commas or line breaks.
-    ///
-    /// # Errors
-    ///
-    /// There is no key among them.
-    pub fn parse(variable: &str, list: &SecretString) -> Result<Self, ConfigError> {
-        let keys: Vec<SecretString> = list
-            .expose_secret()
-            .split([',', '\n'])
-            .map(str::trim)
-            .filter(|key| !key.is_empty())
-            .map(SecretString::from)
-            .collect();
-        if keys.is_empty() {
-            return Err(ConfigError::missing(variable, "keys separated by commas"));
-        }
-        Ok(Self(keys))
-    }
-
-    /// Whether this is one of the keys. The time it takes tells nothing but the length of the keys.
-    pub fn contains(&self, key: &SecretString) -> bool {
-        let presented = key.expose_secret().as_bytes();
-        self.0
-            .iter()
-            .fold(Choice::from(0), |found, key| {
-                found | key.expose_secret().as_bytes().ct_eq(presented)
-            })
-            .into()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
 
     use super::*;
-
-    #[test]
-    fn any_of_the_keys_opens_and_nothing_else() {
-        let keys = Keys::parse("KEYS", &" one, two\nthree ,".into()).unwrap();
-        for key in ["one", "two", "three"] {
-            assert!(keys.contains(&key.into()), "{key}");
-        }
-        for key in ["", "on", "one ", "onee", "one,two", "ONE"] {
-            assert!(!keys.contains(&key.into()), "{key}");
-        }
-        assert!(!format!("{keys:?}").contains("one"));
-    }
-
-    #[test]
-    fn a_list_without_keys_is_refused() {
-        let error = Keys::parse("KEYS", &" , ,\n".into()).unwrap_err();
-        assert_eq!(error.to_string(), "KEYS: not set: expected keys separated by commas");
-    }
 
     #[test]
     fn a_secret_comes_as_a_value_or_as_a_file() {

@@ -1,0 +1,70 @@
+//! What a program does instead of serving.
+
+use std::io::{self, BufRead, IsTerminal};
+
+use clap::Subcommand;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::ConfigError;
+use crate::keys;
+
+/// What a program does instead of serving.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Tool {
+    /// Reads a key from standard input and prints the line for a file of keys that stands for it
+    HashKey {
+        /// The name under which the key's sessions are logged and counted
+        #[arg(default_value = "client", value_parser = keys::label)]
+        label: String,
+    },
+}
+
+impl Tool {
+    /// Does it, and gives the text for standard output.
+    ///
+    /// # Errors
+    ///
+    /// Standard input holds no key.
+    pub fn run(&self) -> Result<String, ConfigError> {
+        let Self::HashKey { label } = self;
+        let input = io::stdin().lock();
+        if input.is_terminal() {
+            ask();
+        }
+        let key =
+            read_key(input).map_err(|why| ConfigError::invalid_secret("standard input", why))?;
+        Ok(keys::line(label, &key) + "\n")
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a question to whoever sits at the terminal")]
+fn ask() {
+    eprint!("key: ");
+}
+
+fn read_key(mut input: impl BufRead) -> Result<SecretString, String> {
+    let mut line = String::new();
+    input.read_line(&mut line).map_err(|error| format!("expected a key: {error}"))?;
+    let key = SecretString::from(line);
+    let trimmed = key.expose_secret().trim();
+    if trimmed.is_empty() || trimmed.contains(char::is_whitespace) {
+        return Err("expected one key on a line, without blanks in it".to_owned());
+    }
+    Ok(SecretString::from(trimmed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_is_the_key() {
+        let read = |text: &str| read_key(text.as_bytes()).map(|key| key.expose_secret().to_owned());
+        for text in ["k", "k\n", "k\r\n", " k \nmore\n"] {
+            assert_eq!(read(text), Ok("k".to_owned()), "{text:?}");
+        }
+        for text in ["", "\n", "a b\n"] {
+            assert!(read(text).is_err(), "{text:?}");
+        }
+    }
+}

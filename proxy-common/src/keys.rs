@@ -1,0 +1,413 @@
+//! The keys that open sessions: several, each with a label that may be shown where a key may not.
+//!
+//! Only SHA-256 digests are kept. A file of keys is read again on request, without touching sessions whose key stays.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, gauge::ConstGauge},
+};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
+
+use crate::config::{ConfigError, secret};
+
+/// What stands before a digest in a file of keys.
+const SCHEME: &str = "sha256:";
+/// The label of the account's key, where clients present that.
+const ACCOUNT: &str = "account";
+/// The longest label.
+const MAX_LABEL: usize = 64;
+
+/// The keys that clients may present.
+#[derive(Debug)]
+pub struct Keys {
+    /// The variable that they come from.
+    variable: &'static str,
+    /// The file to read them from again.
+    file: Option<PathBuf>,
+    /// Read at each login, written on reload; never held across an await.
+    ring: RwLock<Vec<Entry>>,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    label: Arc<str>,
+    key: Arc<Key>,
+}
+
+/// One key, shared with the sessions that it opened.
+struct Key {
+    digest: [u8; 32],
+    sessions: AtomicI64,
+    revoked: AtomicBool,
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").finish_non_exhaustive()
+    }
+}
+
+/// A session's right to be here, counted for its key. Dropping it ends that.
+#[derive(Debug)]
+pub struct Grant(Arc<Key>);
+
+impl Grant {
+    /// Whether the key has been taken out of the file since.
+    pub fn is_revoked(&self) -> bool {
+        self.0.revoked.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Grant {
+    fn drop(&mut self) {
+        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a reload changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reloaded {
+    /// Keys now.
+    pub keys: usize,
+    /// Keys that are new.
+    pub added: usize,
+    /// Keys that are gone: their sessions end soon.
+    pub removed: usize,
+}
+
+impl Keys {
+    /// Reads the keys given by a variable or by a file; none if neither is set.
+    ///
+    /// # Errors
+    ///
+    /// Both are set, the file cannot be read, a line of it makes no sense, or there is no key.
+    pub fn read(
+        variable: &'static str,
+        value: Option<&SecretString>,
+        file: Option<&Path>,
+    ) -> Result<Option<Self>, ConfigError> {
+        let value = secret(variable, value, None)?;
+        let ring = match (&value, file) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => return Err(ConfigError::both(variable)),
+            (Some(list), None) => parse(list.expose_secret()).map_err(|bad| match bad {
+                Bad::Empty => ConfigError::missing(variable, "keys separated by commas"),
+                Bad::Line { why, .. } => ConfigError::invalid_secret(variable, why),
+            })?,
+            (None, Some(path)) => read_file(variable, path)?,
+        };
+        Ok(Some(Self { variable, file: file.map(Path::to_owned), ring: RwLock::new(ring) }))
+    }
+
+    /// The account's key alone, where none is set for `variable`.
+    pub fn account(variable: &'static str, key: &SecretString) -> Self {
+        let entry = Entry::new(ACCOUNT, digest(key.expose_secret()));
+        Self { variable, file: None, ring: RwLock::new(vec![entry]) }
+    }
+
+    /// Whether it is the account's key for want of others.
+    pub fn is_account(&self) -> bool {
+        self.ring().iter().any(|entry| &*entry.label == ACCOUNT) && self.file.is_none()
+    }
+
+    /// The variable that the keys come from.
+    pub fn variable(&self) -> &'static str {
+        self.variable
+    }
+
+    /// Judges a key that a client presents. The time it takes tells nothing but the length of that key and the number of keys.
+    pub fn judge(&self, presented: &SecretString) -> Option<(Arc<str>, Grant)> {
+        let presented = digest(presented.expose_secret());
+        let ring = self.ring();
+        let mut found = u32::MAX;
+        for (place, entry) in (0..u32::MAX).zip(ring.iter()) {
+            found.conditional_assign(&place, entry.key.digest.ct_eq(&presented));
+        }
+        let entry = ring.get(found as usize)?;
+        entry.key.sessions.fetch_add(1, Ordering::Relaxed);
+        Some((Arc::clone(&entry.label), Grant(Arc::clone(&entry.key))))
+    }
+
+    /// Sessions of each label.
+    pub fn sessions(&self) -> BTreeMap<String, i64> {
+        let mut sessions = BTreeMap::new();
+        for entry in self.ring().iter() {
+            *sessions.entry(entry.label.to_string()).or_insert(0) +=
+                entry.key.sessions.load(Ordering::Relaxed);
+        }
+        sessions
+    }
+
+    /// Reads the file again, if the keys come from one. Sessions whose key is gone are told at their next look at the clock.
+    /// Blocks while it reads.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Keys::read`]; the keys stay as they were.
+    pub fn reload(&self) -> Result<Option<Reloaded>, ConfigError> {
+        let Some(path) = &self.file else { return Ok(None) };
+        let mut fresh = read_file(self.variable, path)?;
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        let mut added = 0;
+        for entry in &mut fresh {
+            match ring.iter().find(|old| old.key.digest == entry.key.digest) {
+                // Sessions stay with their key, under whatever label it has now.
+                Some(old) => entry.key = Arc::clone(&old.key),
+                None => added += 1,
+            }
+        }
+        let mut removed = 0;
+        for old in ring.iter() {
+            if !fresh.iter().any(|entry| Arc::ptr_eq(&entry.key, &old.key)) {
+                old.key.revoked.store(true, Ordering::Relaxed);
+                removed += 1;
+            }
+        }
+        *ring = fresh;
+        Ok(Some(Reloaded { keys: ring.len(), added, removed }))
+    }
+
+    fn ring(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sessions of each label, for `/metrics`.
+#[derive(Debug)]
+pub struct KeyMetrics(pub Arc<Keys>);
+
+impl Collector for KeyMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let help = "Sessions now, by the label of the key that opened them";
+        let mut family =
+            encoder.encode_descriptor("sessions_by_key", help, None, MetricType::Gauge)?;
+        for (label, sessions) in self.0.sessions() {
+            ConstGauge::new(sessions).encode(family.encode_family(&[("key", label)])?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Parses a label.
+///
+/// # Errors
+///
+/// Not of the form expected.
+pub fn label(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if text.is_empty() || text.len() > MAX_LABEL || !text.chars().all(allowed) {
+        return Err(format!(
+            "expected a label of 1 to {MAX_LABEL} letters, digits, dots, hyphens and underscores"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// The line of a file of keys that stands for this key.
+pub fn line(label: &str, key: &SecretString) -> String {
+    let digest = base16ct::lower::encode_string(&digest(key.expose_secret()));
+    format!("{label} {SCHEME}{digest}")
+}
+
+impl Entry {
+    fn new(label: &str, digest: [u8; 32]) -> Self {
+        let key = Key { digest, sessions: AtomicI64::new(0), revoked: AtomicBool::new(false) };
+        Self { label: label.into(), key: Arc::new(key) }
+    }
+}
+
+fn digest(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// Why a text gives no keys. What stands in it is never shown.
+#[derive(Debug, PartialEq, Eq)]
+enum Bad {
+    Empty,
+    Line { number: usize, why: String },
+}
+
+fn read_file(variable: &str, path: &Path) -> Result<Vec<Entry>, ConfigError> {
+    let variable = format!("{variable}_FILE");
+    let invalid = |why| ConfigError::invalid(&variable, path.display(), why);
+    let text = fs::read_to_string(path)
+        .map(SecretString::from)
+        .map_err(|error| invalid(format!("expected a readable file: {error}")))?;
+    parse(text.expose_secret()).map_err(|bad| match bad {
+        Bad::Empty => ConfigError::missing(&variable, "a file that holds a key"),
+        Bad::Line { number, why } => invalid(format!("line {number}: {why}")),
+    })
+}
+
+/// Reads lines `label sha256:HEX`, lines of plain keys separated by commas, and comments.
+fn parse(text: &str) -> Result<Vec<Entry>, Bad> {
+    let mut entries: Vec<(Entry, bool, usize)> = Vec::new();
+    let mut plain = 0;
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.trim();
+        if line.starts_with('#') {
+            continue;
+        }
+        let bad = |why: String| Bad::Line { number, why };
+        let mut add = |entry: Entry, labelled: bool| {
+            let twin = entries.iter().find(|(old, ..)| old.key.digest == entry.key.digest);
+            match twin {
+                Some((_, twin_labelled, _)) if !labelled && !twin_labelled => Ok(()),
+                Some((.., twin)) => Err(bad(format!("the key of line {twin} again"))),
+                None => {
+                    entries.push((entry, labelled, number));
+                    Ok(())
+                }
+            }
+        };
+        if line.contains(SCHEME) {
+            let (name, digest) = labelled(line).map_err(bad)?;
+            add(Entry::new(&name, digest), true)?;
+            continue;
+        }
+        for key in line.split(',').map(str::trim).filter(|key| !key.is_empty()) {
+            if key.contains(char::is_whitespace) {
+                return Err(bad(format!(
+                    "expected keys without blanks, separated by commas, or a label and {SCHEME} with a digest"
+                )));
+            }
+            plain += 1;
+            add(Entry::new(&format!("key-{plain}"), digest(key)), false)?;
+        }
+    }
+    if entries.is_empty() {
+        return Err(Bad::Empty);
+    }
+    Ok(entries.into_iter().map(|(entry, ..)| entry).collect())
+}
+
+fn labelled(line: &str) -> Result<(String, [u8; 32]), String> {
+    let mut words = line.split_whitespace();
+    let (Some(name), Some(hash), None) = (words.next(), words.next(), words.next()) else {
+        return Err(format!("expected a label, a blank and {SCHEME} with a digest"));
+    };
+    let name = label(name)?;
+    let mut digest = [0; 32];
+    let hex = hash.strip_prefix(SCHEME).unwrap_or_default();
+    match base16ct::mixed::decode(hex, &mut digest) {
+        Ok(decoded) if decoded.len() == 32 => Ok((name, digest)),
+        Ok(_) | Err(_) => Err(format!("expected {SCHEME} with 64 hexadecimal digits")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// SHA-256 of `abc`, from the standard (FIPS 180-2).
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn keys(text: &str) -> Keys {
+        Keys { variable: "KEYS", file: None, ring: RwLock::new(parse(text).unwrap()) }
+    }
+
+    fn label_of(keys: &Keys, key: &str) -> Option<String> {
+        keys.judge(&key.into()).map(|(label, _)| label.to_string())
+    }
+
+    #[test]
+    fn any_of_the_keys_opens_and_nothing_else() {
+        let keys = keys(" one, two\nthree ,one");
+        for (key, label) in [("one", "key-1"), ("two", "key-2"), ("three", "key-3")] {
+            assert_eq!(label_of(&keys, key).as_deref(), Some(label), "{key}");
+        }
+        for key in ["", "on", "one ", "onee", "one,two", "ONE"] {
+            assert_eq!(label_of(&keys, key), None, "{key}");
+        }
+        assert!(!format!("{keys:?}").contains("three"));
+    }
+
+    #[test]
+    fn digests_stand_for_keys_and_are_no_keys() {
+        let text = format!("# desks\n\n desk-a  sha256:{ABC}\r\nplain\n");
+        let keys = keys(&text);
+        assert_eq!(label_of(&keys, "abc").as_deref(), Some("desk-a"));
+        assert_eq!(label_of(&keys, "plain").as_deref(), Some("key-1"));
+        for key in [ABC, &format!("sha256:{ABC}"), "desk-a", "# desks", "#"] {
+            assert_eq!(label_of(&keys, key), None, "{key}");
+        }
+        assert_eq!(line("desk-a", &"abc".into()), format!("desk-a sha256:{ABC}"));
+        assert_eq!(
+            label_of(&self::keys(&format!("x sha256:{}", ABC.to_uppercase())), "abc").as_deref(),
+            Some("x")
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_told_by_its_number_and_never_shown() {
+        let good = format!("desk-a sha256:{ABC}");
+        for (bad, why) in [
+            (format!("sha256:{ABC}"), "expected a label"),
+            (format!("a b sha256:{ABC}"), "expected a label"),
+            (format!("a/b sha256:{ABC}"), "expected a label of"),
+            (format!("{} sha256:{ABC}", "x".repeat(65)), "expected a label of"),
+            ("a sha256:abc".to_owned(), "64 hexadecimal digits"),
+            (format!("a sha256:{ABC}00"), "64 hexadecimal digits"),
+            (format!("a sha256:{}", ABC.replace('b', "g")), "64 hexadecimal digits"),
+            ("a md5:900150983cd24fb0".to_owned(), "expected keys without blanks"),
+            (format!("b sha256:{ABC}"), "the key of line 1 again"),
+            ("abc".to_owned(), "the key of line 1 again"),
+        ] {
+            let Err(Bad::Line { number, why: told }) = parse(&format!("{good}\n#\n{bad}\n")) else {
+                panic!("{bad} was taken")
+            };
+            assert_eq!(number, 3, "{bad}");
+            assert!(told.contains(why) && !told.contains(&bad), "{bad}: {told}");
+        }
+        for empty in ["", " , ,\n", "# abc\n"] {
+            assert_eq!(parse(empty).unwrap_err(), Bad::Empty);
+        }
+    }
+
+    #[test]
+    fn sessions_are_counted_by_label_while_they_last() {
+        let keys = keys(&format!("desk-a sha256:{ABC}\n{}\nother", line("desk-a", &"new".into())));
+        let (_, first) = keys.judge(&"abc".into()).unwrap();
+        let (_, second) = keys.judge(&"new".into()).unwrap();
+        let shown = |keys: &Keys| format!("{:?}", keys.sessions());
+        assert_eq!(shown(&keys), r#"{"desk-a": 2, "key-1": 0}"#);
+        drop((first, second));
+        assert_eq!(shown(&keys), r#"{"desk-a": 0, "key-1": 0}"#);
+    }
+
+    #[test]
+    fn a_reload_keeps_what_stays_and_revokes_what_is_gone() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |text: &str| fs::write(file.path(), text).unwrap();
+        write("one\ntwo\n");
+        let keys = Keys::read("KEYS", None, Some(file.path())).unwrap().unwrap();
+        let grant = |key: &str| keys.judge(&key.into()).unwrap().1;
+        let (one, two) = (grant("one"), grant("two"));
+        write(&format!("{}\nthree", line("renamed", &"one".into())));
+        let reloaded = Reloaded { keys: 2, added: 1, removed: 1 };
+        assert_eq!(keys.reload(), Ok(Some(reloaded)));
+        assert!(!one.is_revoked() && two.is_revoked());
+        assert_eq!(format!("{:?}", keys.sessions()), r#"{"key-1": 0, "renamed": 1}"#);
+        for bad in ["", "a sha256:0"] {
+            write(bad);
+            assert!(keys.reload().unwrap_err().to_string().starts_with("KEYS_FILE: "));
+            assert!(!one.is_revoked() && label_of(&keys, "three").is_some());
+        }
+        // A key that comes back is a new one: its old sessions are still to go.
+        write("two");
+        assert!(keys.reload().is_ok() && two.is_revoked() && !grant("two").is_revoked());
+    }
+}

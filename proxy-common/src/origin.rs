@@ -1,0 +1,129 @@
+//! Which web pages may connect. Browsers say in `Origin` where a page is from, and let no page forge it; programs that are no
+//! browsers send none.
+
+use url::Url;
+
+/// The origins whose pages may connect. Default: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origins {
+    any: bool,
+    listed: Vec<String>,
+}
+
+impl Origins {
+    /// Reads origins such as `https://desk.example.com` separated by commas; `*` stands for all.
+    ///
+    /// # Errors
+    ///
+    /// An item is no origin; it is named.
+    pub fn parse(list: &str) -> Result<Self, String> {
+        let mut origins = Self::default();
+        for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            if item == "*" {
+                origins.any = true;
+                continue;
+            }
+            origins.listed.push(normal(item).ok_or_else(|| {
+                format!(
+                    "expected * or origins such as https://desk.example.com,http://localhost:3000: {item:?} is none"
+                )
+            })?);
+        }
+        Ok(origins)
+    }
+
+    /// Whether a page of this origin may connect to this host, as the request names them.
+    ///
+    /// An origin of the very host asked for passes as well: some libraries that are no browsers send it always.
+    pub fn allow(&self, origin: &str, host: Option<&str>) -> bool {
+        if self.any {
+            return true;
+        }
+        let Some(origin) = normal(origin) else { return false };
+        self.listed.contains(&origin) || host.is_some_and(|host| is_of_host(&origin, host))
+    }
+}
+
+/// An origin as scheme, host and port, in lower case and without a port that the scheme implies.
+fn normal(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok()?;
+    let bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.fragment().is_none();
+    if !bare || !url.username().is_empty() || url.password().is_some() {
+        return None;
+    }
+    let host = url.host_str().filter(|host| !host.is_empty())?.to_ascii_lowercase();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{}://{host}{port}", url.scheme()))
+}
+
+fn is_of_host(origin: &str, host: &str) -> bool {
+    let Some((scheme, _)) = origin.split_once("://") else { return false };
+    matches!(scheme, "http" | "https")
+        && normal(&format!("{scheme}://{host}")).is_some_and(|own| own == origin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_list_only_the_very_host_asked_for_passes() {
+        let none = Origins::default();
+        for (origin, host) in [
+            ("http://127.0.0.1:8765", "127.0.0.1:8765"),
+            ("http://Proxy.example:8765", "proxy.example:8765"),
+            ("http://[::1]:8765", "[::1]:8765"),
+            ("https://proxy.example", "proxy.example"),
+            ("https://proxy.example:443", "proxy.example"),
+            ("http://proxy.example", "proxy.example:80"),
+        ] {
+            assert!(none.allow(origin, Some(host)), "{origin} at {host}");
+        }
+        for (origin, host) in [
+            ("https://evil.example", "proxy.example"),
+            ("http://localhost:8765", "127.0.0.1:8765"),
+            ("http://localhost:3000", "localhost:8765"),
+            ("http://proxy.example.evil.example", "proxy.example"),
+            ("https://proxy.example", "proxy.example:8765"),
+            ("http://proxy.example:8765", "proxy.example:8765/x"),
+            ("http://user@proxy.example", "user@proxy.example"),
+            ("null", "null"),
+            ("file://", ""),
+            ("chrome-extension://abc", "abc"),
+            ("", ""),
+        ] {
+            assert!(!none.allow(origin, Some(host)), "{origin} at {host}");
+        }
+        assert!(!none.allow("http://localhost", None));
+    }
+
+    #[test]
+    fn listed_origins_pass_and_a_star_lets_all_pass() {
+        let list = Origins::parse(
+            "https://Desk.example.com, http://localhost:3000/,chrome-extension://abc",
+        )
+        .unwrap();
+        for good in [
+            "https://desk.example.com",
+            "https://desk.example.com:443",
+            "http://localhost:3000",
+            "chrome-extension://abc",
+        ] {
+            assert!(list.allow(good, Some("proxy")), "{good}");
+        }
+        for bad in ["http://desk.example.com", "https://desk.example.com:8443", "null", "*"] {
+            assert!(!list.allow(bad, Some("proxy")), "{bad}");
+        }
+        let any = Origins::parse(" * ").unwrap();
+        assert!(any.allow("null", None) && any.allow("https://evil.example", Some("proxy")));
+    }
+
+    #[test]
+    fn what_is_no_origin_is_refused() {
+        for bad in ["desk.example.com", "https://", "https://x/path", "null", "https://u@x", "*.x"]
+        {
+            assert!(Origins::parse(bad).unwrap_err().contains(bad), "{bad}");
+        }
+        assert_eq!(Origins::parse(" , "), Ok(Origins::default()));
+    }
+}

@@ -1,0 +1,124 @@
+//! The read half of a session: messages out of the socket, and the answers that the WebSocket protocol itself asks for.
+
+use std::{future, io};
+
+use bytes::{Buf, BytesMut};
+use tokio::{net::TcpStream, task::coop::consume_budget};
+use tungstenite::protocol::frame::coding::Control;
+
+use crate::{
+    close::CloseReason,
+    outbound::Outbound,
+    websocket::{Decoded, Decoder, Violation},
+};
+
+/// The longest command taken: room for 50,000 subscriptions.
+const MAX_COMMAND_BYTES: usize = 1 << 20;
+/// Bytes read at a time from a client; clients say little.
+const READ_BYTES: usize = 4 << 10;
+/// Bytes read for one message, or a part of it, before the clock is looked at again.
+const SLICE_BYTES: usize = 64 << 10;
+
+/// What a client says.
+pub(super) enum Message {
+    /// A text message, not yet known to be text.
+    Text(BytesMut),
+    /// A binary message.
+    Binary,
+    /// A sign of life. Pings are answered already.
+    Control,
+    /// So much of a message that others deserve their turn.
+    Part,
+    /// The client leaves. It is answered already.
+    Close,
+}
+
+/// The read half of a session. It keeps no buffer while nothing is half read.
+pub(super) struct Inbound {
+    decoder: Decoder,
+    buffer: BytesMut,
+    /// Bytes read that the caller has not accounted for yet.
+    pub(super) taken: usize,
+}
+
+impl Inbound {
+    /// `early` came before the session began.
+    pub(super) fn new(early: &[u8]) -> Self {
+        let decoder = Decoder::of_client(MAX_COMMAND_BYTES);
+        Self { decoder, buffer: BytesMut::from(early), taken: 0 }
+    }
+
+    /// Reads the next message, and answers those that want an answer. Cancel-safe: what was read stays.
+    ///
+    /// # Errors
+    ///
+    /// The client is gone or broke the protocol.
+    pub(super) async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
+        let mut left = SLICE_BYTES;
+        loop {
+            let decoded = match self.decoder.decode(&mut self.buffer) {
+                Ok(decoded) => decoded,
+                Err(Violation::TooBig(_)) => return Err(CloseReason::TooBig),
+                Err(Violation::Protocol(_)) => return Err(CloseReason::Protocol),
+            };
+            if self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
+            }
+            match decoded {
+                Decoded::Text { mut bytes, head } => {
+                    bytes.advance(head);
+                    return Ok(Message::Text(bytes));
+                }
+                Decoded::Binary(_) => return Ok(Message::Binary),
+                Decoded::Ping(payload) => {
+                    outbound.send_control(Control::Pong, &payload);
+                    return Ok(Message::Control);
+                }
+                Decoded::Pong => return Ok(Message::Control),
+                Decoded::Close(frame) => {
+                    let code = frame.map(|frame| u16::from(frame.code).to_be_bytes());
+                    let payload = code.as_ref().map_or(&[][..], |code| &code[..]);
+                    outbound.send_control(Control::Close, payload);
+                    return Ok(Message::Close);
+                }
+                Decoded::Missing(_) if left == 0 => return Ok(Message::Part),
+                Decoded::Missing(_) => {}
+            }
+            let socket = outbound.socket();
+            // Not `readable()`, whose future is larger: nobody else waits to read.
+            future::poll_fn(|cx| socket.poll_read_ready(cx))
+                .await
+                .map_err(|_| CloseReason::ClientGone)?;
+            let read = self.read(socket)?;
+            self.taken += read;
+            left = left.saturating_sub(read);
+        }
+    }
+
+    /// Reads what has come, through a buffer that all sessions of a thread share: its stack. Tells how many bytes.
+    fn read(&mut self, socket: &TcpStream) -> Result<usize, CloseReason> {
+        let mut bytes = [0; READ_BYTES];
+        match socket.try_read(&mut bytes) {
+            Ok(0) => Err(CloseReason::ClientGone),
+            Ok(n) => {
+                self.buffer.extend_from_slice(&bytes[..n]);
+                Ok(n)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(_) => Err(CloseReason::ClientGone),
+        }
+    }
+}
+
+/// Reads what nobody understands any more, until the peer leaves.
+pub(super) async fn discard(outbound: &Outbound) {
+    let mut buffer = [0; READ_BYTES];
+    while outbound.socket().readable().await.is_ok() {
+        match outbound.socket().try_read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => consume_budget().await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Keys of clients: several, with labels, in a file that is read again without disturbing anyone.
+
+use std::fs;
+
+use serde_json::json;
+use tests::{
+    client::{Received, TestClient},
+    program::{Finished, Launch, Program, Signal},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, VENDOR_KEY},
+    wait::{SOON, eventually},
+};
+
+/// SHA-256 of `abc`, from the standard (FIPS 180-2).
+const ABC: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+/// Policy: keys, limits, slow readers.
+const POLICY: Received = Received::Closed(Some(1008));
+
+/// Both programs about to be started without an upstream, with the name of the variable of their keys and the metrics' prefix.
+fn launches() -> [(Launch, &'static str, &'static str); 2] {
+    let nowhere = ReservedPort::new();
+    [
+        (stack::firehose(&format!("ws://{}", nowhere.addr())), "FIREHOSE_API_KEYS", "firehose"),
+        (stack::filtered(nowhere.addr()), "CLIENT_API_KEYS", "filtered"),
+    ]
+}
+
+/// The launch with this file of keys in place of its key.
+fn with_file(launch: Launch, variable: &str, text: &str) -> Launch {
+    launch.without(variable).file("keys", text).env(&format!("{variable}_FILE"), "keys")
+}
+
+async fn is_refused(program: &Program, key: &str) {
+    let mut client = TestClient::connect(program.addr()).await;
+    client.command("auth", key).await;
+    assert_eq!(client.end(SOON).await, POLICY, "{key}");
+}
+
+#[tokio::test]
+async fn hash_key_prints_the_line_for_a_key() {
+    for binary in ["firehose-proxy", "filtered-proxy"] {
+        let hash = |args: &[&str], input: &str| {
+            let launch = Launch::new(binary).arg("hash-key").input(input);
+            args.iter().fold(launch, |launch, arg| launch.arg(arg)).run(SOON)
+        };
+        for input in ["abc", "abc\n", " abc\r\n"] {
+            let Finished { code, stdout, stderr, .. } = hash(&["desk-a"], input).await;
+            assert_eq!((code, stdout), (Some(0), format!("desk-a {ABC}\n")), "{stderr}");
+        }
+        let Finished { stdout, .. } = hash(&[], "abc\n").await;
+        assert_eq!(stdout, format!("client {ABC}\n"));
+        for (args, input) in
+            [(&["a"][..], ""), (&["a"], "\n"), (&["a"], "s3cret key\n"), (&["a b"], "k")]
+        {
+            let Finished { code, stdout, stderr, .. } = hash(args, input).await;
+            assert_eq!((code, stdout.as_str()), (Some(2), ""), "{args:?} {input:?}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            assert!(stderr.contains("expected") && !stderr.contains("s3cret"), "{stderr}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn sessions_are_told_apart_by_the_labels_of_their_keys() {
+    for (launch, variable, prefix) in launches() {
+        let text = format!("# two desks\n\ndesk-a {ABC}\nplain-one, plain-two\n");
+        let launch = with_file(launch, variable, &text).env("LOG_LEVEL", "debug");
+        let mut program = launch.start().await;
+        let mut clients = Vec::new();
+        for key in ["abc", "abc", "plain-two"] {
+            clients.push(TestClient::login(program.addr(), key).await);
+        }
+        for key in ["desk-a", ABC, ABC.trim_start_matches("sha256:"), "# two desks", FIREHOSE_KEY] {
+            is_refused(&program, key).await;
+        }
+        let health = program.health().await;
+        assert_eq!(health["keys"], json!({"desk-a": 2, "key-1": 0, "key-2": 1}), "{health}");
+        let name = format!("{prefix}_sessions_by_key");
+        for (label, sessions) in [("desk-a", 2.0), ("key-1", 0.0), ("key-2", 1.0)] {
+            let label = format!("key=\"{label}\"");
+            assert_eq!(program.metric_with(&name, &label).await, Some(sessions), "{label}");
+        }
+        let line = program.logged("authenticated").await;
+        assert_eq!(line["span"]["key"], "desk-a", "{line}");
+        for client in clients {
+            client.close().await;
+        }
+        eventually(SOON, "the sessions are gone", async || {
+            program.metric(&name).await == Some(0.0)
+        })
+        .await;
+        program.signal(Signal::SIGTERM);
+        program.wait_exit(SOON).await;
+        let text = program.log_text();
+        for key in ["abc\"", "plain-two", "ba7816bf"] {
+            assert!(!text.contains(key), "{key} in the log");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_of_keys_is_read_again_on_sighup() {
+    for (launch, variable, _) in launches() {
+        let launch = with_file(launch, variable, &format!("desk-a {ABC}\ndesk-b-key\n"));
+        let file = launch.dir().join("keys");
+        let mut program = launch.env("PING_INTERVAL", "1s").start().await;
+        let mut stays = TestClient::login(program.addr(), "abc").await;
+        let mut goes = TestClient::login(program.addr(), "desk-b-key").await;
+        stays.subscribe("T.AAPL").await;
+
+        // What cannot be read changes nothing.
+        fs::write(&file, "desk-a sha256:12\n").expect("write the keys");
+        program.signal(Signal::SIGHUP);
+        let line = program.logged("failed to read the keys again: they stay as they were").await;
+        assert_eq!(line["level"], "ERROR");
+        let error = line["fields"]["error"].as_str().unwrap_or_default();
+        let expected = format!(
+            r#"{variable}_FILE: invalid value "keys": line 1: expected sha256: with 64 hexadecimal digits"#
+        );
+        assert_eq!(error, expected);
+        TestClient::login(program.addr(), "desk-b-key").await.close().await;
+
+        fs::write(&file, format!("desk-a {ABC}\ndesk-c-key\n")).expect("write the keys");
+        program.signal(Signal::SIGHUP);
+        let line = program.logged("keys read again").await;
+        let fields = &line["fields"];
+        assert_eq!((&fields["added"], &fields["removed"]), (&json!(1), &json!(1)), "{line}");
+        is_refused(&program, "desk-b-key").await;
+        TestClient::login(program.addr(), "desk-c-key").await;
+        // Who came with the key that is gone is told and has to go.
+        goes.expect_status("auth_failed", "key revoked").await;
+        assert_eq!(goes.end(SOON).await, POLICY);
+        stays.ping(b"still here").await;
+        stays.subscribe("T.MSFT").await;
+    }
+}
+
+#[tokio::test]
+async fn a_bad_file_of_keys_is_refused_with_the_number_of_the_line() {
+    let cases = [
+        (
+            format!("# desks\ndesk-a {ABC}\ndesk-b sha256:s3cret\n"),
+            "line 3: expected sha256: with 64 hexadecimal digits",
+        ),
+        (format!("{ABC}\n"), "line 1: expected a label, a blank and sha256: with a digest"),
+        (format!("desk a {ABC}\n"), "line 1: expected a label, a blank and sha256: with a digest"),
+        (format!("desk-a {ABC}\n\ndesk-b {ABC}\n"), "line 3: the key of line 1 again"),
+        (
+            "desk-a s3cret\n".to_owned(),
+            "line 1: expected keys without blanks, separated by commas, or a label and sha256: with a digest",
+        ),
+    ];
+    for (text, why) in &cases {
+        for (launch, variable, _) in launches() {
+            let launch = with_file(launch, variable, text);
+            let Finished { code, stderr, .. } = launch.run(SOON).await;
+            assert_eq!(code, Some(2), "{stderr}");
+            assert_eq!(stderr, format!("{variable}_FILE: invalid value \"keys\": {why}\n"));
+        }
+    }
+    for (launch, variable, _) in launches() {
+        let Finished { stderr, .. } = with_file(launch, variable, "# none yet\n").run(SOON).await;
+        assert_eq!(stderr, format!("{variable}_FILE: not set: expected a file that holds a key\n"));
+    }
+}
+
+#[tokio::test]
+async fn the_accounts_key_has_a_label_too() {
+    for ((launch, variable, _), own) in launches().into_iter().zip([FIREHOSE_KEY, CLIENT_KEY]) {
+        let launch = launch.without(variable).env("POLYGON_API_KEY", VENDOR_KEY);
+        let program = launch.start().await;
+        let _client = TestClient::login(program.addr(), VENDOR_KEY).await;
+        is_refused(&program, own).await;
+        assert_eq!(program.health().await["keys"], json!({"account": 1}));
+    }
+}
