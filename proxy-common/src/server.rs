@@ -22,7 +22,6 @@ use tracing::{Instrument, debug, error_span, field::Empty, info, warn};
 
 use crate::{
     abuse::Abuse,
-    close::CloseReason,
     doors::{Doors, Entered},
     http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::{Reason, SessionMetrics},
@@ -231,12 +230,10 @@ impl<T: Tier> Port<T> {
                         continue;
                     };
                     let connection = Arc::clone(&port);
-                    let span = error_span!("session", %peer, client = Empty, key = Empty);
-                    let task = async move {
+                    port.tracker.spawn(async move {
                         connection.serve(socket, peer).await;
                         drop(permit);
-                    };
-                    port.tracker.spawn(task.instrument(span));
+                    });
                 }
                 Err(error) if is_the_peers(&error) => {
                     debug!(%error, "connection lost before accept");
@@ -255,9 +252,14 @@ impl<T: Tier> Port<T> {
             debug!(%error, "connection lost at once");
             return;
         }
+        // Not for the whole session, which names its client where it logs: a span for each of many idle sessions costs more
+        // than the rest that is kept of them.
+        let span = error_span!("connection", %peer, client = Empty);
         // Boxed: the HTTP state is gone before the session begins, and sessions live long.
-        let Some(entered) = Box::pin(self.enter(&mut socket, peer)).await else { return };
-        let Some((socket, early, admitted)) = Box::pin(self.handshake(socket, &entered)).await
+        let entering = Box::pin(self.enter(&mut socket, peer).instrument(span.clone()));
+        let Some(entered) = entering.await else { return };
+        let Some((socket, early, admitted)) =
+            Box::pin(self.handshake(socket, &entered).instrument(span)).await
         else {
             return;
         };
@@ -285,7 +287,6 @@ impl<T: Tier> Port<T> {
             abuse.note(kind, client);
         }
         drop((permit, place));
-        log_end(reason);
     }
 
     /// Finds out whose the connection is, unless the port is the operator's own.
@@ -347,14 +348,6 @@ impl<T: Tier> Port<T> {
         };
         let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
         Some((parts.io.into_inner(), parts.read_buf, admitted))
-    }
-}
-
-fn log_end(reason: CloseReason) {
-    if reason.is_notable() {
-        warn!(reason = reason.label(), "session ended");
-    } else {
-        debug!(reason = reason.label(), "session ended");
     }
 }
 

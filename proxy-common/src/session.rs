@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Span, debug};
+use tracing::{debug, warn};
 use tungstenite::protocol::frame::coding::Control;
 
 mod inbound;
@@ -119,6 +119,8 @@ struct Session<'a, T: Tier> {
     seat: Option<T::Seat>,
     /// The key that opened it.
     grant: Option<Grant>,
+    /// That key's label.
+    label: Option<Arc<str>>,
     visitor: Visitor<'a>,
     pace: Pace,
     /// Until when nothing more is read.
@@ -149,6 +151,7 @@ pub async fn serve<T: Tier>(
         inbound: Inbound::new(&early),
         seat: None,
         grant: None,
+        label: None,
         visitor,
         pace: Pace::new(now.into_std()),
         paused_until: None,
@@ -163,6 +166,12 @@ pub async fn serve<T: Tier>(
     // The seat goes first: nothing more is routed to a session that ends.
     session.seat = None;
     Box::pin(session.end(reason)).await;
+    let (client, key) = (session.visitor.client, session.label.as_deref());
+    if reason.is_notable() {
+        warn!(%client, key, reason = reason.label(), "session ended");
+    } else {
+        debug!(%client, key, reason = reason.label(), "session ended");
+    }
     reason
 }
 
@@ -262,9 +271,9 @@ impl<T: Tier> Session<'_, T> {
                 let Some((label, grant)) = self.config.keys.judge(&key) else {
                     return Err(CloseReason::AuthFailed);
                 };
-                Span::current().record("key", &*label);
-                debug!("authenticated");
+                debug!(client = %self.visitor.client, key = &*label, "authenticated");
                 self.grant = Some(grant);
+                self.label = Some(label);
                 self.reply(&Status::auth_success());
                 // A second auth is answered like the first and changes nothing.
                 if self.seat.is_none() {

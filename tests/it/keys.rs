@@ -80,7 +80,7 @@ async fn sessions_are_told_apart_by_the_labels_of_their_keys() {
             assert_eq!(program.metric_with(&name, &label).await, Some(sessions), "{label}");
         }
         let line = program.logged("authenticated").await;
-        assert_eq!(line["span"]["key"], "desk-a", "{line}");
+        assert_eq!(line["fields"]["key"], "desk-a", "{line}");
         for client in clients {
             client.close().await;
         }
