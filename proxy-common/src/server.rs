@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,6 +22,7 @@ use tracing::{Instrument, debug, error_span, field::Empty, info, warn};
 
 use crate::{
     abuse::Abuse,
+    admission::Place,
     doors::{Doors, Entered},
     http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::{Reason, SessionMetrics},
@@ -203,6 +204,16 @@ async fn tick<T: Tier>(tier: Arc<T>, doors: Arc<Doors>, stop: CancellationToken)
     }
 }
 
+/// A connection that became a WebSocket.
+struct Established {
+    socket: TcpStream,
+    /// What came with the upgrade.
+    early: Bytes,
+    permit: OwnedSemaphorePermit,
+    place: Option<Place>,
+    client: IpAddr,
+}
+
 /// What the tasks of one listener share.
 struct Port<T> {
     face: Arc<HttpFace<T>>,
@@ -229,11 +240,7 @@ impl<T: Tier> Port<T> {
                         port.face.doors.abuse.note(Abuse::Connections, peer.ip().to_canonical());
                         continue;
                     };
-                    let connection = Arc::clone(&port);
-                    port.tracker.spawn(async move {
-                        connection.serve(socket, peer).await;
-                        drop(permit);
-                    });
+                    port.tracker.spawn(Arc::clone(&port).serve(socket, peer, permit));
                 }
                 Err(error) if is_the_peers(&error) => {
                     debug!(%error, "connection lost before accept");
@@ -246,47 +253,49 @@ impl<T: Tier> Port<T> {
         }
     }
 
-    async fn serve(&self, mut socket: TcpStream, peer: SocketAddr) {
-        // Small messages must not wait for acknowledgements of earlier ones.
-        if let Err(error) = socket.set_nodelay(true) {
-            debug!(%error, "connection lost at once");
-            return;
-        }
+    async fn serve(
+        self: Arc<Self>,
+        socket: TcpStream,
+        peer: SocketAddr,
+        _permit: OwnedSemaphorePermit,
+    ) {
         // Not for the whole session, which names its client where it logs: a span for each of many idle sessions costs more
         // than the rest that is kept of them.
         let span = error_span!("connection", %peer, client = Empty);
-        // Boxed: the HTTP state is gone before the session begins, and sessions live long.
-        let entering = Box::pin(self.enter(&mut socket, peer).instrument(span.clone()));
-        let Some(entered) = entering.await else { return };
-        let Some((socket, early, admitted)) =
-            Box::pin(self.handshake(socket, &entered).instrument(span)).await
-        else {
+        // Boxed: all of this is gone before the session begins, and sessions live long.
+        let establishing = Box::pin(self.establish(socket, peer).instrument(span));
+        let Some(Established { socket, early, permit, place, client }) = establishing.await else {
             return;
         };
-        let Admitted { permit, place, client } = admitted;
-        // Counted with the connection or with the session, never with both.
-        let place = place.or(entered.into_place());
         let metrics = &self.face.metrics;
         metrics.opened.inc();
         metrics.sessions.inc();
-        let abuse = &self.face.doors.abuse;
-        let visitor = Visitor { client, abuse };
-        let reason = session::serve(
-            &*self.face.tier,
-            &self.sessions,
-            metrics,
-            socket,
-            early,
-            &self.stop,
-            visitor,
-        )
-        .await;
+        let visitor = Visitor { client, abuse: &self.face.doors.abuse };
+        let (tier, sessions) = (&*self.face.tier, &*self.sessions);
+        let session = session::serve(tier, sessions, metrics, socket, &early, &self.stop, visitor);
+        drop(early);
+        let reason = session.await;
         metrics.sessions.dec();
         metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
         if let Some(kind) = Abuse::of(reason) {
-            abuse.note(kind, client);
+            self.face.doors.abuse.note(kind, client);
         }
         drop((permit, place));
+    }
+
+    /// From an accepted connection to a WebSocket, if it becomes one.
+    async fn establish(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<Established> {
+        // Small messages must not wait for acknowledgements of earlier ones.
+        if let Err(error) = socket.set_nodelay(true) {
+            debug!(%error, "connection lost at once");
+            return None;
+        }
+        let entered = self.enter(&mut socket, peer).await?;
+        let (socket, early, admitted) = self.handshake(socket, &entered).await?;
+        let Admitted { permit, place, client } = admitted;
+        // Counted with the connection or with the session, never with both.
+        let place = place.or(entered.into_place());
+        Some(Established { socket, early, permit, place, client })
     }
 
     /// Finds out whose the connection is, unless the port is the operator's own.

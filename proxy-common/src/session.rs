@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeSet, future, net::IpAddr, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::{
     net::TcpStream,
     task::coop::consume_budget,
@@ -134,21 +133,21 @@ struct Session<'a, T: Tier> {
 /// Serves an upgraded connection until it ends, and says why it ended.
 ///
 /// `early` holds bytes that arrived with the upgrade. Stop it through `stop`, which lets it say goodbye.
-pub async fn serve<T: Tier>(
-    tier: &T,
-    config: &SessionConfig,
-    metrics: &Arc<SessionMetrics>,
+pub fn serve<'a, T: Tier>(
+    tier: &'a T,
+    config: &'a SessionConfig,
+    metrics: &'a Arc<SessionMetrics>,
     socket: TcpStream,
-    early: Bytes,
-    stop: &CancellationToken,
-    visitor: Visitor<'_>,
-) -> CloseReason {
+    early: &[u8],
+    stop: &'a CancellationToken,
+    visitor: Visitor<'a>,
+) -> impl Future<Output = CloseReason> + Send + use<'a, T> {
     let now = Instant::now();
     let mut session = Session {
         tier,
         config,
         outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
-        inbound: Inbound::new(&early),
+        inbound: Inbound::new(early),
         seat: None,
         grant: None,
         label: None,
@@ -160,19 +159,21 @@ pub async fn serve<T: Tier>(
         next_ping: now + config.ping_interval,
         metrics,
     };
-    drop(early);
-    session.outbound.send_frame(&status_frame(&Status::connected()), now);
-    let reason = session.run(stop).await;
-    // The seat goes first: nothing more is routed to a session that ends.
-    session.seat = None;
-    Box::pin(session.end(reason)).await;
-    let (client, key) = (session.visitor.client, session.label.as_deref());
-    if reason.is_notable() {
-        warn!(%client, key, reason = reason.label(), "session ended");
-    } else {
-        debug!(%client, key, reason = reason.label(), "session ended");
+    // Not an `async fn`, which would keep its arguments beside the session made of them.
+    async move {
+        session.outbound.send_frame(&status_frame(&Status::connected()), now);
+        let reason = session.run(stop).await;
+        // The seat goes first: nothing more is routed to a session that ends.
+        session.seat = None;
+        Box::pin(session.end(reason)).await;
+        let (client, key) = (session.visitor.client, session.label.as_deref());
+        if reason.is_notable() {
+            warn!(%client, key, reason = reason.label(), "session ended");
+        } else {
+            debug!(%client, key, reason = reason.label(), "session ended");
+        }
+        reason
     }
-    reason
 }
 
 impl<T: Tier> Session<'_, T> {

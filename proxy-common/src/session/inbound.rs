@@ -112,13 +112,16 @@ impl Inbound {
 
 /// Reads what nobody understands any more, until the peer leaves.
 pub(super) async fn discard(outbound: &Outbound) {
-    let mut buffer = [0; READ_BYTES];
     while outbound.socket().readable().await.is_ok() {
-        match outbound.socket().try_read(&mut buffer) {
+        match throw_away(outbound.socket()) {
             Ok(0) => return,
             Ok(_) => consume_budget().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }
     }
+}
+
+fn throw_away(socket: &TcpStream) -> io::Result<usize> {
+    socket.try_read(&mut [0; READ_BYTES])
 }
