@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use proxy_common::config::{
-    AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, authorities, check_market, path, port,
-    secret, secret_text, websocket_url,
+use proxy_common::{
+    config::{
+        AccountArgs, ConfigError, Keys, ListenArgs, LogArgs, authorities, check_market, path, port,
+        secret, secret_text, websocket_url,
+    },
+    notice::Notices,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
@@ -65,6 +68,8 @@ pub struct Config {
     pub host: String,
     /// Port to listen on.
     pub port: u16,
+    /// Which sessions get notices.
+    pub notices: Notices,
     /// Settings of the port that both tiers share.
     pub listen: ListenArgs,
 }
@@ -115,6 +120,7 @@ impl TryFrom<&Args> for Config {
             keys,
             host: args.host.clone(),
             port: args.port,
+            notices: if args.listen.client_notices { Notices::ToAll } else { Notices::Off },
             listen: args.listen.clone(),
         })
     }

@@ -4,6 +4,7 @@
 //! sessions that want the same, [`router`] writes it. It never talks to the vendor and passes no subscription on.
 
 pub mod batch;
+pub mod carriage;
 pub mod config;
 pub mod index;
 pub mod metrics;
@@ -82,7 +83,8 @@ impl FilteredProxy {
         link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
         let market = config.listen.market;
-        let (router, router_handle) = Router::new(market, routing, Arc::clone(&sessions));
+        let (router, router_handle) =
+            Router::new(market, config.notices, routing, Arc::clone(&sessions));
         let tier = FilteredTier {
             router: router_handle,
             link: handle,
@@ -94,7 +96,7 @@ impl FilteredProxy {
             tier: Arc::new(tier),
             registry,
             metrics: sessions,
-            sessions: config.listen.sessions(config.keys),
+            sessions: config.listen.sessions(config.keys, config.notices),
             max_connections: config.listen.max_connections,
         };
         Ok(Self { bound, server, link, router, wanted })

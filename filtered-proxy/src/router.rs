@@ -15,17 +15,19 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
+    carried::{Carried, Shortfall},
     channel::Channel,
     close::CloseReason,
     link::{Link, LinkEvent},
     market::Market,
     metrics::{LossReason, SessionMetrics},
-    notice::Notice,
+    notice::{Notice, Notices},
     outbound::Outbound,
+    protocol::{Status, status_messages},
     session::{Change, Seat},
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -33,6 +35,7 @@ use tracing::{debug, warn};
 use crate::{
     TIER,
     batch::Batch,
+    carriage::Carriage,
     index::{Index, SessionId},
     metrics::RouterMetrics,
 };
@@ -57,6 +60,8 @@ struct Shared {
     /// Sessions that ended, to be removed by the router. Held for a push or a swap only; bounded by the number of sessions.
     gone: Mutex<Vec<SessionId>>,
     someone_left: Notify,
+    /// What the firehose carries; `None` as long as it has not told. Written by the router.
+    carriage: watch::Sender<Option<Carriage>>,
 }
 
 /// The way to the router.
@@ -70,6 +75,7 @@ pub struct RouterHandle {
 #[derive(Debug)]
 pub struct Router {
     market: Market,
+    notices: Notices,
     index: Index<Arc<Outbound>>,
     batch: Batch,
     inputs: mpsc::Receiver<Input>,
@@ -82,6 +88,7 @@ impl Router {
     /// A router without sessions, and the way to it.
     pub fn new(
         market: Market,
+        notices: Notices,
         metrics: RouterMetrics,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
@@ -90,10 +97,11 @@ impl Router {
             next_session: AtomicU64::new(0),
             gone: Mutex::default(),
             someone_left: Notify::new(),
+            carriage: watch::Sender::new(None),
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let (index, batch) = (Index::default(), Batch::default());
-        (Self { market, index, batch, inputs, shared, metrics, sessions }, handle)
+        (Self { market, notices, index, batch, inputs, shared, metrics, sessions }, handle)
     }
 
     /// Routes until dropped, or until nobody is left who could bring a session.
@@ -123,7 +131,8 @@ impl Router {
                 LinkEvent::Up(Some(outage)) => {
                     self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).text());
                 }
-                LinkEvent::Up(None) => {}
+                LinkEvent::Carried(object) => self.learn(&object),
+                LinkEvent::Up(None) | LinkEvent::Channels(_) => {}
             }
         }
         self.deliver();
@@ -146,9 +155,39 @@ impl Router {
         self.notify(&Notice::malformed(TIER).text());
     }
 
-    /// Tells every session, in order with the events around it.
+    /// Takes in what the firehose carries, and tells the sessions that hold what it does not, unless they knew.
+    fn learn(&mut self, object: &str) {
+        self.deliver();
+        let told = Carried::read(object, self.market);
+        let before = self.shared.carriage.borrow().clone();
+        let carriage = told.map(|told| Carriage::after(before.as_ref(), told));
+        self.shared.carriage.send_replace(carriage.clone());
+        let Some(carriage) = carriage else { return };
+        let now = Instant::now();
+        for (channels, members) in self.index.cohorts() {
+            let news = channels.iter().filter_map(|channel| {
+                let shortfall = carriage.shortfall(channel)?;
+                let known = before.as_ref().and_then(|before| before.shortfall(channel));
+                (known.as_ref() != Some(&shortfall)).then(|| shortfall.status(&channel.to_string()))
+            });
+            let messages = status_messages(&news.collect::<Vec<Status>>());
+            if messages.is_empty() {
+                continue;
+            }
+            for outbound in members {
+                for message in &messages {
+                    outbound.send_message(message, now);
+                }
+            }
+        }
+    }
+
+    /// Tells every session that gets notices, in order with the events around it.
     fn notify(&mut self, message: &Bytes) {
         self.deliver();
+        if self.notices == Notices::Off {
+            return;
+        }
         let now = Instant::now();
         for outbound in self.index.everyone() {
             outbound.send_message(message, now);
@@ -181,14 +220,26 @@ impl Router {
         match input {
             Input::Join(session, outbound) => self.index.join(session, outbound),
             Input::Change(session, change, done) => {
+                // What the firehose told since the session was asked about it.
+                let late = match &*self.shared.carriage.borrow() {
+                    Some(carriage) if change.subscribe => change
+                        .channels
+                        .iter()
+                        .filter_map(|channel| match carriage.shortfall(channel)? {
+                            whole @ Shortfall::Whole(_) => Some(whole.status(&channel.to_string())),
+                            Shortfall::Part(_) => None,
+                        })
+                        .collect(),
+                    Some(_) | None => Vec::new(),
+                };
                 self.index.change(session, change.channels, change.subscribe);
+                self.count_subscriptions();
                 if let Some(outbound) = self.index.member(session) {
                     let now = Instant::now();
-                    for message in &change.reply {
+                    for message in change.reply.iter().chain(&status_messages(&late)) {
                         outbound.send_message(message, now);
                     }
                 }
-                self.count_subscriptions();
                 // The session may have ended while it waited.
                 let _ = done.send(());
             }
@@ -253,6 +304,10 @@ impl Seat for RouterSeat {
 
     fn held(&self) -> &BTreeSet<Channel> {
         &self.held
+    }
+
+    fn shortfall(&self, channel: &Channel) -> Option<Shortfall> {
+        self.router.shared.carriage.borrow().as_ref()?.shortfall(channel)
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {

@@ -10,6 +10,7 @@ use proxy_common::{
         secret_text, websocket_url,
     },
     market::{Kind, Market},
+    notice::Notices,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
@@ -78,6 +79,8 @@ pub struct Config {
     pub keys: Keys,
     /// Frames a downstream may lag behind.
     pub ring_frames: usize,
+    /// Which sessions get notices.
+    pub notices: Notices,
     /// Settings of the port that both tiers share.
     pub listen: ListenArgs,
 }
@@ -125,6 +128,11 @@ impl TryFrom<&Args> for Config {
             port: args.port,
             keys,
             ring_frames: args.ring_frames,
+            // Filtered proxies pass on what they are told, so they are told in any case.
+            notices: match args.listen.client_notices {
+                true => Notices::ToAll,
+                false => Notices::ToHoldersOfAll,
+            },
             listen: args.listen.clone(),
         })
     }

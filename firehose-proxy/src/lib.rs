@@ -7,6 +7,7 @@
 pub mod aggregate;
 pub mod config;
 pub mod fanout;
+pub mod offer;
 mod seat;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
@@ -19,7 +20,7 @@ use proxy_common::{
     health::{Health, HealthReporter},
     link::{Link, LinkConfig, LinkEvent, LinkHandle},
     metrics::{LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
-    notice::Notice,
+    notice::{Notice, Notices},
     outbound::Outbound,
     protocol::MAX_MESSAGE_BYTES,
     server::{Bound, Server},
@@ -33,6 +34,7 @@ pub use self::config::{Args, Config};
 use self::{
     aggregate::Aggregate,
     fanout::{Fanout, FanoutHandle},
+    offer::Offer,
     seat::FirehoseSeat,
 };
 
@@ -53,6 +55,8 @@ pub struct Firehose {
 pub struct FirehoseTier {
     fanout: FanoutHandle,
     aggregate: Arc<Aggregate>,
+    offer: Arc<Offer>,
+    notices: Notices,
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
@@ -78,6 +82,8 @@ impl Firehose {
         let upstream = LinkMetrics::register(prefixed);
         let sessions = SessionMetrics::register(prefixed);
         let market = config.listen.market;
+        let offer = Arc::new(Offer::new(market, config.upstream_channels.clone()));
+        let notices = config.notices;
         let (aggregate, wanted) =
             Aggregate::new(market, config.upstream_channels, config.upstream_linger);
         let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
@@ -87,6 +93,8 @@ impl Firehose {
         let tier = FirehoseTier {
             fanout: readers,
             aggregate: Arc::new(aggregate),
+            offer,
+            notices,
             link: handle,
             health: HealthReporter::new(market),
             upstream,
@@ -96,7 +104,7 @@ impl Firehose {
             tier: Arc::new(tier),
             registry,
             metrics: sessions,
-            sessions: config.listen.sessions(config.keys),
+            sessions: config.listen.sessions(config.keys, notices),
             max_connections: config.listen.max_connections,
         };
         Ok(Self { bound, server, link, fanout })
@@ -125,31 +133,39 @@ impl Firehose {
     pub async fn serve(self, stop: CancellationToken) {
         // Data flows until the last session has gone.
         let metrics = Arc::clone(&self.server.metrics);
+        let offer = Arc::clone(&self.server.tier.offer);
         tokio::select! {
-            () = pump(self.link, self.fanout, metrics) => {}
+            () = pump(self.link, self.fanout, offer, metrics) => {}
             () = self.server.serve(self.bound, stop) => {}
         }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(mut link: Link, mut fanout: Fanout, metrics: Arc<SessionMetrics>) {
+async fn pump(mut link: Link, mut fanout: Fanout, offer: Arc<Offer>, metrics: Arc<SessionMetrics>) {
     loop {
         match link.next().await {
-            LinkEvent::Frame { text, .. } if text.len() > MAX_MESSAGE_BYTES => {
-                publish_cut(&mut fanout, &text, &metrics);
-            }
             LinkEvent::Frame { text, events } => {
-                fanout.publish(text, u32::try_from(events).unwrap_or(u32::MAX));
+                if text.len() > MAX_MESSAGE_BYTES {
+                    publish_cut(&mut fanout, &text, &metrics);
+                } else {
+                    fanout.publish(text, u32::try_from(events).unwrap_or(u32::MAX));
+                }
             }
-            LinkEvent::Notice(object) => fanout.publish(Bytes::from(format!("[{object}]")), 0),
+            LinkEvent::Notice(object) => fanout.notify(Bytes::from(format!("[{object}]"))),
             LinkEvent::Down(outage) => {
-                fanout.publish(Notice::upstream_down(TIER, &outage).text(), 0);
+                fanout.notify(Notice::upstream_down(TIER, &outage).text());
             }
             LinkEvent::Up(Some(outage)) => {
-                fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).text(), 0);
+                fanout.notify(Notice::upstream_up(TIER, &outage, SystemTime::now()).text());
             }
-            LinkEvent::Up(None) => {}
+            LinkEvent::Channels(changes) => {
+                if offer.learn(&changes) {
+                    fanout.offer_changed();
+                }
+            }
+            // Another firehose says it of its `*`, which is not asked for here.
+            LinkEvent::Up(None) | LinkEvent::Carried(_) => {}
         }
     }
 }
@@ -164,12 +180,12 @@ fn publish_cut(fanout: &mut Fanout, text: &Bytes, metrics: &SessionMetrics) {
             if oversize > 0 {
                 warn!(oversize, "events longer than a message may be dropped");
                 metrics.lost(LossReason::Oversize, oversize);
-                fanout.publish(Notice::oversize(TIER, oversize).text(), 0);
+                fanout.notify(Notice::oversize(TIER, oversize).text());
             }
         }
         Err(_) => {
             warn!(bytes = text.len(), "malformed frame dropped");
-            fanout.publish(Notice::malformed(TIER).text(), 0);
+            fanout.notify(Notice::malformed(TIER).text());
         }
     }
 }
@@ -182,6 +198,8 @@ impl Tier for FirehoseTier {
             Arc::clone(outbound),
             self.fanout.clone(),
             Arc::clone(&self.aggregate),
+            Arc::clone(&self.offer),
+            self.notices,
             Arc::clone(&self.sessions),
         )
     }
@@ -193,5 +211,6 @@ impl Tier for FirehoseTier {
     fn tick(&self) {
         self.health.sample(&self.upstream);
         self.aggregate.expire(Instant::now());
+        self.offer.retain(&self.aggregate.wanted());
     }
 }

@@ -8,12 +8,13 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    market::Market, server::Bound, session::SessionConfig, slow::SlowLimits, telemetry::LogFormat,
+    market::Market, notice::Notices, server::Bound, session::SessionConfig, slow::SlowLimits,
+    telemetry::LogFormat,
 };
 
 mod parse;
@@ -66,6 +67,9 @@ pub struct ListenArgs {
     /// Most subscriptions of one client
     #[arg(long, env = "MAX_SUBSCRIPTIONS", default_value = "50000", value_parser = count)]
     pub max_subscriptions: usize,
+    /// Whether clients get the proxy's own notices about outages and losses: on or off
+    #[arg(long, env = "CLIENT_NOTICES", default_value = "on", value_parser = switch, action = ArgAction::Set)]
+    pub client_notices: bool,
     /// Time for clients to take what is queued for them when the program stops
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "7s", value_parser = duration)]
     pub drain_timeout: Duration,
@@ -75,8 +79,8 @@ pub struct ListenArgs {
 }
 
 impl ListenArgs {
-    /// How sessions are served, given the keys that open them.
-    pub fn sessions(&self, keys: Keys) -> SessionConfig {
+    /// How sessions are served, given the keys that open them and which of them get notices.
+    pub fn sessions(&self, keys: Keys, notices: Notices) -> SessionConfig {
         SessionConfig {
             market: self.market,
             keys,
@@ -85,6 +89,7 @@ impl ListenArgs {
             max_subscriptions: self.max_subscriptions,
             slow: SlowLimits { queue_bytes: self.client_queue_bytes, max_lag: self.client_max_lag },
             drain_timeout: self.drain_timeout,
+            notices,
         }
     }
 }
@@ -173,6 +178,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(time) if !time.is_zero() => Ok(time),
         _ => Err("expected a time such as 10s, 500ms or 15min".to_owned()),
+    }
+}
+
+/// Parses a switch.
+///
+/// # Errors
+///
+/// Neither `on` nor `off`.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
     }
 }
 

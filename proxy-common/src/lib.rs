@@ -2,13 +2,14 @@
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`frame`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`protocol`], [`frame`], [`upstream_channels`], [`carried`], [`close`], [`slow`], [`backoff`] | each other, downwards |
 //! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`] | the pure layer |
 //! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
 
 pub mod backoff;
+pub mod carried;
 pub mod channel;
 pub mod close;
 pub mod config;

@@ -91,6 +91,10 @@ pub enum LinkEvent {
     },
     /// A notice of the upstream that concerns those downstream: the text of its status object.
     Notice(String),
+    /// A firehose tells what it carries: the text of its status object, for [`Carried::read`](crate::carried::Carried::read).
+    Carried(String),
+    /// The upstream answered subscriptions.
+    Channels(Vec<Change>),
 }
 
 /// A time without the link.
@@ -312,7 +316,11 @@ impl Link {
                         return Poll::Ready(LinkEvent::Frame { text, events });
                     }
                     Ok(Received::Notice(text)) => return Poll::Ready(LinkEvent::Notice(text)),
-                    Ok(Received::Channels(changes)) => self.on_channels(&changes),
+                    Ok(Received::Carried(text)) => return Poll::Ready(LinkEvent::Carried(text)),
+                    Ok(Received::Channels(changes)) => {
+                        self.on_channels(&changes);
+                        return Poll::Ready(LinkEvent::Channels(changes));
+                    }
                     Err(error) => {
                         let life = connection.age();
                         let outage = Outage { from: SystemTime::now(), reason: error.to_string() };

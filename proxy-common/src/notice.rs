@@ -1,12 +1,34 @@
 //! Notices: statuses of our own that tell clients what happened to their data. The vendor has none; its clients pass them on
 //! or log them.
 
-use std::time::SystemTime;
+use std::{collections::BTreeSet, time::SystemTime};
 
 use bytes::Bytes;
 use serde::Serialize;
 
-use crate::link::Outage;
+use crate::{channel::Channel, link::Outage};
+
+/// Which sessions of a tier get notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notices {
+    /// Every session.
+    ToAll,
+    /// Sessions that hold `*`, as filtered proxies do: they pass notices on.
+    ToHoldersOfAll,
+    /// Nobody.
+    Off,
+}
+
+impl Notices {
+    /// Whether a session that holds these channels gets them.
+    pub fn reach(self, held: &BTreeSet<Channel>) -> bool {
+        match self {
+            Self::ToAll => true,
+            Self::ToHoldersOfAll => held.contains(&Channel::All),
+            Self::Off => false,
+        }
+    }
+}
 
 /// A notice, as the object that clients get. Absent fields do not apply.
 #[derive(Debug, Clone, Default, Serialize)]

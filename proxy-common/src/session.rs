@@ -21,11 +21,13 @@ use tokio_tungstenite::tungstenite::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    carried::Shortfall,
     channel::{Channel, items},
     close::CloseReason,
     config::Keys,
     market::Market,
     metrics::SessionMetrics,
+    notice::Notices,
     outbound::Outbound,
     protocol::{Command, Status, status_message, status_messages},
     slow::SlowLimits,
@@ -59,6 +61,8 @@ pub struct SessionConfig {
     pub slow: SlowLimits,
     /// Most time for taking what is queued when the program stops.
     pub drain_timeout: Duration,
+    /// Which sessions get notices.
+    pub notices: Notices,
 }
 
 /// A change of subscriptions that a client asked for, checked.
@@ -98,6 +102,9 @@ pub trait Seat: Send {
 
     /// The subscriptions that the session holds.
     fn held(&self) -> &BTreeSet<Channel>;
+
+    /// What a subscription of this channel would lack, as far as the tier knows.
+    fn shortfall(&self, channel: &Channel) -> Option<Shortfall>;
 
     /// Waits for data and sends it, where the tier lets its sessions fetch their data; never returns otherwise. Only called
     /// while nothing is queued. Must be cancel-safe.
@@ -150,9 +157,13 @@ pub async fn serve<T: Tier>(
     };
     session.outbound.send_message(&status_message(&Status::connected()), now);
     let reason = session.run(stop).await;
+    let noticed = match &session.seat {
+        Some(seat) => config.notices.reach(seat.held()),
+        None => config.notices == Notices::ToAll,
+    };
     // The seat goes first: nothing more is routed to a session that ends.
     session.seat = None;
-    Box::pin(session.end(reason)).await;
+    Box::pin(session.end(reason, noticed)).await;
     reason
 }
 
@@ -268,6 +279,11 @@ impl<T: Tier> Session<'_, T> {
                     )));
                 }
                 Ok(channel) => {
+                    let shortfall = seat.shortfall(&channel).filter(|_| subscribe);
+                    refusals.extend(shortfall.as_ref().map(|shortfall| shortfall.status(item)));
+                    if matches!(shortfall, Some(Shortfall::Whole(_))) {
+                        continue;
+                    }
                     if held.contains(&channel) != subscribe {
                         channels.insert(channel);
                     }
@@ -305,15 +321,17 @@ impl<T: Tier> Session<'_, T> {
         self.outbound.send_message(&status_message(status), Instant::now());
     }
 
-    /// Says goodbye as the reason demands, and waits for the peer to take it.
-    async fn end(&mut self, reason: CloseReason) {
+    /// Says goodbye as the reason demands, with a notice if it gets any, and waits for the peer to take it.
+    async fn end(&mut self, reason: CloseReason, noticed: bool) {
         let farewell = match reason {
             CloseReason::AuthTimeout => Some(Status::auth_timeout()),
-            CloseReason::SlowConsumer => Some(Status::new(
+            CloseReason::SlowConsumer => noticed.then(|| Status::new(
                 "slow_consumer",
                 "this client reads more slowly than its data comes: what was queued for it is lost",
             )),
-            CloseReason::Drain => Some(Status::new("draining", "the proxy is restarting")),
+            CloseReason::Drain => {
+                noticed.then(|| Status::new("draining", "the proxy is restarting"))
+            }
             CloseReason::AuthFailed => {
                 self.reply(&Status::auth_failed());
                 self.linger(VERDICT_PAUSE, Until::Left).await;

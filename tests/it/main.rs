@@ -4,6 +4,7 @@
 //! programs under test are built once and tests share the machine well.
 
 mod big;
+mod carried;
 mod commands;
 mod config;
 mod documents;
@@ -13,6 +14,7 @@ mod half_open;
 mod http;
 mod login;
 mod manners;
+mod notices;
 mod official_clients;
 mod oracle_churn;
 mod scale;

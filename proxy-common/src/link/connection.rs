@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::{BoxFuture, LinkError, Wanted, login, login::WebSocket};
 use crate::{
+    carried::Carried,
     frame::Separator,
     health::ChannelHealth,
     metrics::LinkMetrics,
@@ -36,6 +37,7 @@ const MESSAGES_BETWEEN_CHORES: u32 = 64;
 pub(super) enum Received {
     Data { text: Bytes, events: u64 },
     Notice(String),
+    Carried(String),
     Channels(Vec<Change>),
 }
 
@@ -240,6 +242,7 @@ impl Connection {
                 debug!(?status, "upstream status");
             }
             "gap" | "upstream_down" | "upstream_up" => self.ready.push_back(Received::Notice(text)),
+            Carried::STATUS => self.ready.push_back(Received::Carried(text)),
             _ => {
                 warn!(status = status.status, message = status.message, "upstream status");
                 self.farewell = Some(format!("{}: {}", status.status, status.message));
