@@ -140,7 +140,7 @@ impl Tier for FilteredTier {
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+        self.health.report(&self.link.status(), &self.upstream, &self.sessions, Vec::new())
     }
 
     fn tick(&self) {

@@ -5,10 +5,13 @@
 //! carried. Filtering is the filtered proxy's work.
 
 pub mod aggregate;
+pub mod calendar;
 pub mod config;
 pub mod fanout;
+pub mod guardian;
 pub mod offer;
 mod seat;
+pub mod silence;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -34,6 +37,7 @@ pub use self::config::{Args, Config};
 use self::{
     aggregate::Aggregate,
     fanout::{Fanout, FanoutHandle},
+    guardian::{Guardian, Sampler, Scene},
     offer::Offer,
     seat::FirehoseSeat,
 };
@@ -48,6 +52,7 @@ pub struct Firehose {
     server: Server<FirehoseTier>,
     link: Link,
     fanout: Fanout,
+    sampler: Sampler,
 }
 
 /// What sessions see of the firehose.
@@ -57,6 +62,7 @@ pub struct FirehoseTier {
     aggregate: Arc<Aggregate>,
     offer: Arc<Offer>,
     notices: Notices,
+    guardian: Guardian,
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
@@ -84,6 +90,7 @@ impl Firehose {
         let market = config.listen.market;
         let offer = Arc::new(Offer::new(market, config.upstream_channels.clone()));
         let notices = config.notices;
+        let (guardian, sampler) = Guardian::new(market, config.silence_alarm, prefixed);
         let (aggregate, wanted) =
             Aggregate::new(market, config.upstream_channels, config.upstream_linger);
         let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
@@ -95,6 +102,7 @@ impl Firehose {
             aggregate: Arc::new(aggregate),
             offer,
             notices,
+            guardian,
             link: handle,
             health: HealthReporter::new(market),
             upstream,
@@ -107,7 +115,7 @@ impl Firehose {
             sessions: config.listen.sessions(config.keys, notices),
             max_connections: config.listen.max_connections,
         };
-        Ok(Self { bound, server, link, fanout })
+        Ok(Self { bound, server, link, fanout, sampler })
     }
 
     /// The addresses listened on.
@@ -135,17 +143,24 @@ impl Firehose {
         let metrics = Arc::clone(&self.server.metrics);
         let offer = Arc::clone(&self.server.tier.offer);
         tokio::select! {
-            () = pump(self.link, self.fanout, offer, metrics) => {}
+            () = pump(self.link, self.fanout, self.sampler, offer, metrics) => {}
             () = self.server.serve(self.bound, stop) => {}
         }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(mut link: Link, mut fanout: Fanout, offer: Arc<Offer>, metrics: Arc<SessionMetrics>) {
+async fn pump(
+    mut link: Link,
+    mut fanout: Fanout,
+    mut sampler: Sampler,
+    offer: Arc<Offer>,
+    metrics: Arc<SessionMetrics>,
+) {
     loop {
         match link.next().await {
             LinkEvent::Frame { text, events } => {
+                sampler.frame(&text);
                 if text.len() > MAX_MESSAGE_BYTES {
                     publish_cut(&mut fanout, &text, &metrics);
                 } else {
@@ -205,12 +220,21 @@ impl Tier for FirehoseTier {
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+        let problems = self.guardian.problems();
+        self.health.report(&self.link.status(), &self.upstream, &self.sessions, problems)
     }
 
     fn tick(&self) {
         self.health.sample(&self.upstream);
         self.aggregate.expire(Instant::now());
-        self.offer.retain(&self.aggregate.wanted());
+        let wanted = self.aggregate.wanted();
+        self.offer.retain(&wanted);
+        let scene = Scene {
+            up: self.upstream.up.get() == 1,
+            wanted: &wanted,
+            refused: &self.offer.refused(),
+            frames: self.upstream.frames.get(),
+        };
+        self.guardian.tick(Instant::now().into_std(), SystemTime::now(), &scene);
     }
 }

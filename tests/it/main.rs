@@ -19,6 +19,7 @@ mod official_clients;
 mod oracle_churn;
 mod scale;
 mod shapes;
+mod silence;
 mod stop;
 mod tidy;
 mod tls;

@@ -46,13 +46,24 @@ fn code(text: &str) -> String {
 
 #[test]
 fn pure_modules_know_no_runtime_no_clock_and_no_log() {
-    let common =
-        ["backoff", "channel", "close", "frame", "market", "protocol", "slow", "upstream_channels"];
-    let filtered = ["split", "index", "batch"];
+    let common = [
+        "backoff",
+        "carried",
+        "channel",
+        "close",
+        "frame",
+        "market",
+        "protocol",
+        "slow",
+        "upstream_channels",
+    ];
+    let filtered = ["split", "index", "batch", "carriage"];
+    let firehose = ["calendar", "silence"];
     let modules = common
         .map(|name| format!("proxy-common/src/{name}.rs"))
         .into_iter()
-        .chain(filtered.map(|name| format!("filtered-proxy/src/{name}.rs")));
+        .chain(filtered.map(|name| format!("filtered-proxy/src/{name}.rs")))
+        .chain(firehose.map(|name| format!("firehose-proxy/src/{name}.rs")));
     for module in modules {
         let code = code(&read(&module));
         assert!(code.contains("pub "), "{module}");
