@@ -78,6 +78,7 @@ impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        args.listen.check()?;
         let account = args.account.key()?;
         let expected = "the key of your Polygon.io (Massive) account";
         let own = secret(

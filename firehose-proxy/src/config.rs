@@ -94,6 +94,7 @@ impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        args.listen.check()?;
         let key = args.account.key()?.ok_or_else(|| {
             ConfigError::missing("POLYGON_API_KEY", "the key of your Polygon.io (Massive) account")
         })?;

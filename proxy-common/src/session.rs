@@ -59,7 +59,9 @@ pub struct SessionConfig {
     pub max_subscriptions: usize,
     /// How far it may fall behind.
     pub slow: SlowLimits,
-    /// Most time for taking what is queued when the program stops.
+    /// When the program stops, sessions are closed spread over this time.
+    pub drain_spread: Duration,
+    /// Most time from then to the end of the last session.
     pub drain_timeout: Duration,
     /// Which sessions get notices.
     pub notices: Notices,
@@ -121,7 +123,34 @@ struct Session<'a, T: Tier> {
     started: Instant,
     last_heard: Instant,
     next_ping: Instant,
+    /// Set once the program stops.
+    leave: Option<Leave>,
     metrics: &'a SessionMetrics,
+}
+
+/// When a session goes as the program stops.
+#[derive(Clone, Copy)]
+struct Leave {
+    /// Its turn: until then it is served as ever.
+    turn: Instant,
+    /// The turn of those that hold nothing yet: the vendor's Python client forgets what it is about to subscribe to.
+    last_turn: Instant,
+    /// What is queued for it is given up.
+    flushed: Instant,
+    /// It is over, whatever the client does.
+    gone: Instant,
+}
+
+impl Leave {
+    /// For a session that learns of the stop now. `chance` is evenly spread over `0.0..1.0`.
+    fn new(now: Instant, config: &SessionConfig, chance: f64) -> Self {
+        // The rest is for ending the program.
+        let whole = config.drain_timeout.mul_f64(0.95);
+        let gone = now + whole;
+        let spread = config.drain_spread.min(whole);
+        let (turn, last_turn) = (now + spread.mul_f64(chance), now + spread);
+        Self { turn, last_turn, flushed: gone - CLOSE_TIMEOUT.min(whole / 5), gone }
+    }
 }
 
 /// Serves an upgraded connection until it ends, and says why it ended.
@@ -153,6 +182,7 @@ pub async fn serve<T: Tier>(
         started: now,
         last_heard: now,
         next_ping: now + config.ping_interval,
+        leave: None,
         metrics,
     };
     session.outbound.send_message(&status_message(&Status::connected()), now);
@@ -176,7 +206,10 @@ impl<T: Tier> Session<'_, T> {
             let may_pull = self.seat.is_some() && outbound.is_idle();
             let step = tokio::select! {
                 biased; // Timers before data: the last branches may always be ready.
-                () = stop.cancelled() => Err(CloseReason::Drain),
+                () = stop.cancelled(), if self.leave.is_none() => {
+                    self.leave = Some(Leave::new(Instant::now(), self.config, fastrand::f64()));
+                    Ok(())
+                }
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
                 message = read(&mut self.websocket, outbound) => {
@@ -197,10 +230,22 @@ impl<T: Tier> Session<'_, T> {
         if self.seat.is_none() {
             deadline = deadline.min(self.started + self.config.auth_timeout);
         }
+        if let Some(turn) = self.turn() {
+            deadline = deadline.min(turn);
+        }
         deadline
     }
 
+    /// When this session goes, once the program stops.
+    fn turn(&self) -> Option<Instant> {
+        let holds = self.seat.as_ref().is_some_and(|seat| !seat.held().is_empty());
+        self.leave.map(|leave| if holds { leave.turn } else { leave.last_turn })
+    }
+
     fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
+        if self.turn().is_some_and(|turn| now >= turn) {
+            return Err(CloseReason::Drain);
+        }
         if self.seat.is_none() && now >= self.started + self.config.auth_timeout {
             return Err(CloseReason::AuthTimeout);
         }
@@ -346,10 +391,13 @@ impl<T: Tier> Session<'_, T> {
         };
         self.outbound.finish(reason, farewell.as_ref());
         if reason.frame().is_some() {
-            let drain = reason == CloseReason::Drain;
-            let patience = if drain { self.config.drain_timeout } else { CLOSE_TIMEOUT };
-            if self.linger(patience, Until::Written).await {
-                self.linger(CLOSE_TIMEOUT, Until::Left).await;
+            let now = Instant::now();
+            let (flushed, gone) = match self.leave {
+                Some(leave) => (leave.flushed, leave.gone),
+                None => (now + CLOSE_TIMEOUT, now + 2 * CLOSE_TIMEOUT),
+            };
+            if self.linger(flushed - now, Until::Written).await {
+                self.linger(CLOSE_TIMEOUT.min(gone - Instant::now()), Until::Left).await;
             }
         }
         self.outbound.abandon(reason);
