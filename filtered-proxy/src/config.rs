@@ -9,6 +9,7 @@ use proxy_common::{
         secret, secret_text, websocket_url,
     },
     keys::Keys,
+    notice::Notices,
     process::ProgramArgs,
 };
 use rustls::pki_types::CertificateDer;
@@ -80,6 +81,8 @@ pub struct Config {
     pub host: String,
     /// Port to listen on.
     pub port: u16,
+    /// Which sessions get notices.
+    pub notices: Notices,
     /// Settings of the port that both tiers share.
     pub listen: ListenArgs,
 }
@@ -88,6 +91,7 @@ impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        args.listen.check()?;
         let account = args.account.key()?;
         let expected = "the key of your Polygon.io (Massive) account";
         let own = secret(
@@ -131,6 +135,7 @@ impl TryFrom<&Args> for Config {
             keys,
             host: args.host.clone(),
             port: args.port,
+            notices: if args.listen.client_notices { Notices::ToAll } else { Notices::Off },
             listen: args.listen.clone(),
         })
     }

@@ -145,6 +145,13 @@ impl<M> Index<M> {
         self.cohorts.iter().flat_map(|(_, cohort)| &cohort.members).map(|(_, member)| member)
     }
 
+    /// The channels of each cohort, and what the caller keeps for its sessions.
+    pub fn cohorts(&self) -> impl Iterator<Item = (&ChannelSet, impl Iterator<Item = &M>)> {
+        self.cohorts
+            .iter()
+            .map(|(_, cohort)| (&cohort.channels, cohort.members.iter().map(|(_, member)| member)))
+    }
+
     /// What the caller keeps for one session.
     pub fn member(&self, session: SessionId) -> Option<&M> {
         let id = self.sessions.get(&session)?;

@@ -4,6 +4,7 @@
 //! sessions that want the same, [`router`] writes it. It never talks to the vendor and passes no subscription on.
 
 pub mod batch;
+pub mod carriage;
 pub mod config;
 pub mod index;
 pub mod metrics;
@@ -89,8 +90,13 @@ impl FilteredProxy {
         link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
         let market = config.listen.market;
-        let (router, router_handle) =
-            Router::new(market, config.listen.client_queue_bytes, routing, Arc::clone(&sessions));
+        let (router, router_handle) = Router::new(
+            market,
+            config.listen.client_queue_bytes,
+            config.notices,
+            routing,
+            Arc::clone(&sessions),
+        );
         let tier = FilteredTier {
             router: router_handle,
             link: handle,
@@ -102,7 +108,7 @@ impl FilteredProxy {
             tier: Arc::new(tier),
             registry,
             metrics: sessions,
-            sessions: config.listen.sessions(keys),
+            sessions: config.listen.sessions(keys, config.notices),
             max_connections: config.listen.max_connections,
             doors: Arc::new(doors),
         };
@@ -148,7 +154,7 @@ impl Tier for FilteredTier {
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+        self.health.report(&self.link.status(), &self.upstream, &self.sessions, Vec::new())
     }
 
     fn tick(&self) {

@@ -14,18 +14,21 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
+    carried::{Carried, Shortfall},
+    channel::Channel,
     channel_set::ChannelSet,
     close::CloseReason,
     frame::Frame,
     link::{Link, LinkEvent},
     market::Market,
     metrics::{LossReason, SessionMetrics},
-    notice::Notice,
+    notice::{Notice, Notices},
     outbound::Outbound,
+    protocol::{Status, status_frames},
     session::{Change, Seat},
 };
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -33,6 +36,7 @@ use tracing::{debug, warn};
 use crate::{
     TIER,
     batch::Batch,
+    carriage::Carriage,
     index::{Index, SessionId},
     metrics::RouterMetrics,
 };
@@ -58,6 +62,8 @@ struct Shared {
     /// Sessions that ended, to be removed by the router. Held for a push or a swap only; bounded by the number of sessions.
     gone: Mutex<Vec<SessionId>>,
     someone_left: Notify,
+    /// What the firehose carries; `None` as long as it has not told. Written by the router.
+    carriage: watch::Sender<Option<Carriage>>,
 }
 
 /// The way to the router.
@@ -71,6 +77,7 @@ pub struct RouterHandle {
 #[derive(Debug)]
 pub struct Router {
     market: Market,
+    notices: Notices,
     index: Index<Arc<Outbound>>,
     batch: Batch,
     batch_bytes: usize,
@@ -85,6 +92,7 @@ impl Router {
     pub fn new(
         market: Market,
         queue_bytes: usize,
+        notices: Notices,
         metrics: RouterMetrics,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
@@ -93,10 +101,12 @@ impl Router {
             next_session: AtomicU64::new(0),
             gone: Mutex::default(),
             someone_left: Notify::new(),
+            carriage: watch::Sender::new(None),
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let router = Self {
             market,
+            notices,
             index: Index::default(),
             batch: Batch::default(),
             // One batch must not be what makes a session slow that was not behind.
@@ -136,7 +146,8 @@ impl Router {
                 LinkEvent::Up(Some(outage)) => {
                     self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
                 }
-                LinkEvent::Up(None) => {}
+                LinkEvent::Carried(object) => self.learn(&object),
+                LinkEvent::Up(None) | LinkEvent::Channels(_) => {}
             }
         }
         self.deliver();
@@ -159,9 +170,37 @@ impl Router {
         self.notify(&Notice::malformed(TIER).frame());
     }
 
-    /// Tells every session, in order with the events around it.
+    /// Takes in what the firehose carries, and tells the sessions that hold what it does not, unless they knew.
+    fn learn(&mut self, object: &str) {
+        self.deliver();
+        let told = Carried::read(object, self.market);
+        let before = self.shared.carriage.borrow().clone();
+        let carriage = told.map(|told| Carriage::after(before.as_ref(), told));
+        self.shared.carriage.send_replace(carriage.clone());
+        let Some(carriage) = carriage else { return };
+        let now = Instant::now();
+        for (channels, members) in self.index.cohorts() {
+            let news = channels.iter().filter_map(|channel| {
+                let shortfall = carriage.shortfall(channel)?;
+                let known = before.as_ref().and_then(|before| before.shortfall(channel));
+                (known.as_ref() != Some(&shortfall)).then(|| shortfall.status(&channel.to_string()))
+            });
+            let frames = status_frames(&news.collect::<Vec<Status>>());
+            if frames.is_empty() {
+                continue;
+            }
+            for outbound in members {
+                outbound.send_frames(frames.iter().map(|frame| (frame, 0)), now);
+            }
+        }
+    }
+
+    /// Tells every session that gets notices, in order with the events around it.
     fn notify(&mut self, frame: &Frame) {
         self.deliver();
+        if self.notices == Notices::Off {
+            return;
+        }
         let now = Instant::now();
         for outbound in self.index.everyone() {
             outbound.send_frame(frame, now);
@@ -194,12 +233,26 @@ impl Router {
         match input {
             Input::Join(session, outbound) => self.index.join(session, outbound),
             Input::Change(session, change, done) => {
+                // What the firehose told since the session was asked about it.
+                let late = match &*self.shared.carriage.borrow() {
+                    Some(carriage) if change.subscribe => change
+                        .channels
+                        .iter()
+                        .filter_map(|channel| match carriage.shortfall(channel)? {
+                            whole @ Shortfall::Whole(_) => Some(whole.status(&channel.to_string())),
+                            Shortfall::Part(_) => None,
+                        })
+                        .collect(),
+                    Some(_) | None => Vec::new(),
+                };
                 self.index.change(session, change.channels, change.subscribe);
+                self.count_subscriptions();
                 if let Some(outbound) = self.index.member(session) {
                     let now = Instant::now();
-                    outbound.send_frames(change.reply.iter().map(|frame| (frame, 0)), now);
+                    let late = status_frames(&late);
+                    let frames = change.reply.iter().chain(&late).map(|frame| (frame, 0));
+                    outbound.send_frames(frames, now);
                 }
-                self.count_subscriptions();
                 // The session may have ended while it waited.
                 let _ = done.send(());
             }
@@ -264,6 +317,10 @@ impl Seat for RouterSeat {
 
     fn held(&self) -> &ChannelSet {
         &self.held
+    }
+
+    fn shortfall(&self, channel: &Channel) -> Option<Shortfall> {
+        self.router.shared.carriage.borrow().as_ref()?.shortfall(channel)
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {

@@ -81,6 +81,11 @@ impl Aggregate {
         });
     }
 
+    /// What is wanted now.
+    pub fn wanted(&self) -> watch::Ref<'_, Wanted> {
+        self.wanted.borrow()
+    }
+
     /// `change` tells whether it may have changed what is wanted.
     fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>) -> bool) {
         let mut counts = self.channels.lock().unwrap_or_else(PoisonError::into_inner);

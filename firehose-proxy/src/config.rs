@@ -11,6 +11,7 @@ use proxy_common::{
     },
     keys::Keys,
     market::{Kind, Market},
+    notice::Notices,
     process::ProgramArgs,
 };
 use rustls::pki_types::CertificateDer;
@@ -37,6 +38,9 @@ pub struct Args {
     /// Time for which channels that nobody wants any more stay subscribed upstream
     #[arg(long, env = "UPSTREAM_LINGER", default_value = "30s", value_parser = duration)]
     upstream_linger: Duration,
+    /// Time without an event of a busy type, while its market is open, after which /health says so; or off
+    #[arg(long, env = "SILENCE_ALARM", default_value = "60s", value_parser = silence_alarm)]
+    silence_alarm: Alarm,
     /// Host name or address to listen on, at every address that it stands for
     #[arg(long, env = "FIREHOSE_HOST", default_value = "localhost")]
     host: String,
@@ -83,6 +87,8 @@ pub struct Config {
     pub upstream_channels: BTreeSet<Channel>,
     /// How long unwanted channels stay subscribed there.
     pub upstream_linger: Duration,
+    /// After which time without events a busy kind counts as silent, if ever.
+    pub silence_alarm: Option<Duration>,
     /// Host name to listen on.
     pub host: String,
     /// Port to listen on.
@@ -91,6 +97,8 @@ pub struct Config {
     pub keys: Keys,
     /// Frames a downstream may lag behind.
     pub ring_frames: usize,
+    /// Which sessions get notices.
+    pub notices: Notices,
     /// Settings of the port that both tiers share.
     pub listen: ListenArgs,
 }
@@ -99,6 +107,7 @@ impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
+        args.listen.check()?;
         let key = args.account.key()?.ok_or_else(|| {
             ConfigError::missing("POLYGON_API_KEY", "the key of your Polygon.io (Massive) account")
         })?;
@@ -132,12 +141,32 @@ impl TryFrom<&Args> for Config {
             extra_roots: config::authorities("POLYGON_CA", args.polygon_ca.as_deref())?,
             upstream_channels,
             upstream_linger: args.upstream_linger,
+            silence_alarm: args.silence_alarm.0,
             host: args.host.clone(),
             port: args.port,
             keys,
             ring_frames: args.ring_frames,
+            // Filtered proxies pass on what they are told, so they are told in any case.
+            notices: match args.listen.client_notices {
+                true => Notices::ToAll,
+                false => Notices::ToHoldersOfAll,
+            },
             listen: args.listen.clone(),
         })
+    }
+}
+
+/// A time, or never.
+#[derive(Debug, Clone, Copy)]
+struct Alarm(Option<Duration>);
+
+fn silence_alarm(text: &str) -> Result<Alarm, String> {
+    match text {
+        "off" => Ok(Alarm(None)),
+        _ => match duration(text) {
+            Ok(time) => Ok(Alarm(Some(time))),
+            Err(expected) => Err(format!("{expected}, or off")),
+        },
     }
 }
 

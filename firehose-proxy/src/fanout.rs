@@ -10,8 +10,21 @@ pub struct Published {
     pub frame: Frame,
     /// How many events it holds.
     pub events: u32,
+    /// What it is.
+    pub content: Content,
     /// Events published before this one, since the start: what tells a reader how many it missed.
     before: u64,
+}
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// Events of the upstream.
+    Data,
+    /// A notice of a tier.
+    Notice,
+    /// A sign without a text: what can be had of the upstream has changed.
+    OfferChanged,
 }
 
 /// The writing end. Publishing never waits for a reader.
@@ -57,9 +70,23 @@ pub fn ring(frames: usize) -> (Fanout, FanoutHandle) {
 }
 
 impl Fanout {
-    /// Gives a message to every reader there is.
+    /// Gives a message of data to every reader there is.
     pub fn publish(&mut self, frame: Frame, events: u32) {
-        let published = Published { frame, events, before: self.published };
+        self.send(frame, events, Content::Data);
+    }
+
+    /// Gives a notice to every reader there is.
+    pub fn notify(&mut self, frame: Frame) {
+        self.send(frame, 0, Content::Notice);
+    }
+
+    /// Tells every reader there is that the offer has changed.
+    pub fn offer_changed(&mut self) {
+        self.send(Frame::new(b""), 0, Content::OfferChanged);
+    }
+
+    fn send(&mut self, frame: Frame, events: u32, content: Content) {
+        let published = Published { frame, events, content, before: self.published };
         self.published += u64::from(events);
         // No reader is no error: nobody is there to miss anything.
         let _ = self.ring.send(published);

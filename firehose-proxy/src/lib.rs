@@ -5,9 +5,13 @@
 //! carried. Filtering is the filtered proxy's work.
 
 pub mod aggregate;
+pub mod calendar;
 pub mod config;
 pub mod fanout;
+pub mod guardian;
+pub mod offer;
 mod seat;
+pub mod silence;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -20,7 +24,7 @@ use proxy_common::{
     keys::KeyMetrics,
     link::{Link, LinkConfig, LinkEvent, LinkHandle},
     metrics::{LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
-    notice::Notice,
+    notice::{Notice, Notices},
     outbound::Outbound,
     protocol::MAX_MESSAGE_BYTES,
     reload::Reload,
@@ -35,6 +39,8 @@ pub use self::config::{Args, Config};
 use self::{
     aggregate::Aggregate,
     fanout::{Fanout, FanoutHandle},
+    guardian::{Guardian, Sampler, Scene},
+    offer::Offer,
     seat::FirehoseSeat,
 };
 
@@ -48,6 +54,7 @@ pub struct Firehose {
     server: Server<FirehoseTier>,
     link: Link,
     fanout: Fanout,
+    sampler: Sampler,
 }
 
 /// What sessions see of the firehose.
@@ -55,6 +62,9 @@ pub struct Firehose {
 pub struct FirehoseTier {
     fanout: FanoutHandle,
     aggregate: Arc<Aggregate>,
+    offer: Arc<Offer>,
+    notices: Notices,
+    guardian: Guardian,
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
@@ -84,6 +94,9 @@ impl Firehose {
         let keys = Arc::new(config.keys);
         prefixed.register_collector(Box::new(KeyMetrics(Arc::clone(&keys))));
         let market = config.listen.market;
+        let offer = Arc::new(Offer::new(market, config.upstream_channels.clone()));
+        let notices = config.notices;
+        let (guardian, sampler) = Guardian::new(market, config.silence_alarm, prefixed);
         let (aggregate, wanted) =
             Aggregate::new(market, config.upstream_channels, config.upstream_linger);
         let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
@@ -93,6 +106,9 @@ impl Firehose {
         let tier = FirehoseTier {
             fanout: readers,
             aggregate: Arc::new(aggregate),
+            offer,
+            notices,
+            guardian,
             link: handle,
             health: HealthReporter::new(market),
             upstream,
@@ -102,11 +118,11 @@ impl Firehose {
             tier: Arc::new(tier),
             registry,
             metrics: sessions,
-            sessions: config.listen.sessions(keys),
+            sessions: config.listen.sessions(keys, notices),
             max_connections: config.listen.max_connections,
             doors: Arc::new(doors),
         };
-        Ok(Self { bound, server, link, fanout })
+        Ok(Self { bound, server, link, fanout, sampler })
     }
 
     /// The addresses listened on.
@@ -133,31 +149,46 @@ impl Firehose {
     pub async fn serve(self, stop: CancellationToken) {
         // Data flows until the last session has gone.
         let metrics = Arc::clone(&self.server.metrics);
+        let offer = Arc::clone(&self.server.tier.offer);
         tokio::select! {
-            () = pump(self.link, self.fanout, metrics) => {}
+            () = pump(self.link, self.fanout, self.sampler, offer, metrics) => {}
             () = self.server.serve(self.bound, stop) => {}
         }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(mut link: Link, mut fanout: Fanout, metrics: Arc<SessionMetrics>) {
+async fn pump(
+    mut link: Link,
+    mut fanout: Fanout,
+    mut sampler: Sampler,
+    offer: Arc<Offer>,
+    metrics: Arc<SessionMetrics>,
+) {
     loop {
         match link.next().await {
-            LinkEvent::Frame { frame, .. } if frame.text().len() > MAX_MESSAGE_BYTES => {
-                publish_cut(&mut fanout, frame.text(), &metrics);
-            }
             LinkEvent::Frame { frame, events } => {
-                fanout.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
+                sampler.frame(frame.text());
+                if frame.text().len() > MAX_MESSAGE_BYTES {
+                    publish_cut(&mut fanout, frame.text(), &metrics);
+                } else {
+                    fanout.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
+                }
             }
-            LinkEvent::Notice(frame) => fanout.publish(frame, 0),
+            LinkEvent::Notice(frame) => fanout.notify(frame),
             LinkEvent::Down(outage) => {
-                fanout.publish(Notice::upstream_down(TIER, &outage).frame(), 0);
+                fanout.notify(Notice::upstream_down(TIER, &outage).frame());
             }
             LinkEvent::Up(Some(outage)) => {
-                fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame(), 0);
+                fanout.notify(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
             }
-            LinkEvent::Up(None) => {}
+            LinkEvent::Channels(changes) => {
+                if offer.learn(&changes) {
+                    fanout.offer_changed();
+                }
+            }
+            // Another firehose says it of its `*`, which is not asked for here.
+            LinkEvent::Up(None) | LinkEvent::Carried(_) => {}
         }
     }
 }
@@ -172,12 +203,12 @@ fn publish_cut(fanout: &mut Fanout, text: &[u8], metrics: &SessionMetrics) {
             if oversize > 0 {
                 warn!(oversize, "events longer than a message may be dropped");
                 metrics.lost(LossReason::Oversize, oversize);
-                fanout.publish(Notice::oversize(TIER, oversize).frame(), 0);
+                fanout.notify(Notice::oversize(TIER, oversize).frame());
             }
         }
         Err(_) => {
             warn!(bytes = text.len(), "malformed frame dropped");
-            fanout.publish(Notice::malformed(TIER).frame(), 0);
+            fanout.notify(Notice::malformed(TIER).frame());
         }
     }
 }
@@ -190,16 +221,28 @@ impl Tier for FirehoseTier {
             Arc::clone(outbound),
             self.fanout.clone(),
             Arc::clone(&self.aggregate),
+            Arc::clone(&self.offer),
+            self.notices,
             Arc::clone(&self.sessions),
         )
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+        let problems = self.guardian.problems();
+        self.health.report(&self.link.status(), &self.upstream, &self.sessions, problems)
     }
 
     fn tick(&self) {
         self.health.sample(&self.upstream);
         self.aggregate.expire(Instant::now());
+        let wanted = self.aggregate.wanted();
+        self.offer.retain(&wanted);
+        let scene = Scene {
+            up: self.upstream.up.get() == 1,
+            wanted: &wanted,
+            refused: &self.offer.refused(),
+            frames: self.upstream.frames.get(),
+        };
+        self.guardian.tick(Instant::now().into_std(), SystemTime::now(), &scene);
     }
 }

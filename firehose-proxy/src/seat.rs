@@ -3,13 +3,15 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
+    carried::Shortfall,
     channel::Channel,
     channel_set::ChannelSet,
     close::CloseReason,
     frame::Frame,
     metrics::{LossReason, SessionMetrics},
-    notice::Notice,
+    notice::{Notice, Notices},
     outbound::Outbound,
+    protocol::{Status, status_frames},
     session::{Change, Seat},
 };
 use tokio::time::Instant;
@@ -17,7 +19,8 @@ use tokio::time::Instant;
 use crate::{
     TIER,
     aggregate::Aggregate,
-    fanout::{FanoutHandle, Next, Reader},
+    fanout::{Content, FanoutHandle, Next, Published, Reader},
+    offer::{Offer, Refusals},
 };
 
 /// Most messages fetched before they are written: what a session holds outside the ring.
@@ -29,6 +32,10 @@ pub struct FirehoseSeat {
     outbound: Arc<Outbound>,
     fanout: FanoutHandle,
     aggregate: Arc<Aggregate>,
+    offer: Arc<Offer>,
+    notices: Notices,
+    /// The refusals that this session knows of.
+    refused: Arc<Refusals>,
     metrics: Arc<SessionMetrics>,
     held: ChannelSet,
     reader: Option<Reader>,
@@ -40,15 +47,34 @@ impl FirehoseSeat {
         outbound: Arc<Outbound>,
         fanout: FanoutHandle,
         aggregate: Arc<Aggregate>,
+        offer: Arc<Offer>,
+        notices: Notices,
         metrics: Arc<SessionMetrics>,
     ) -> Self {
-        let held = ChannelSet::default();
-        Self { outbound, fanout, aggregate, metrics, held, reader: None, batch: Vec::new() }
+        let (held, refused) = (ChannelSet::default(), offer.refused());
+        Self {
+            outbound,
+            fanout,
+            aggregate,
+            offer,
+            notices,
+            refused,
+            metrics,
+            held,
+            reader: None,
+            batch: Vec::new(),
+        }
+    }
+
+    /// Puts the cursor into the ring: before the upstream is asked, so that nothing is missed in between.
+    fn begin(&mut self) {
+        if self.reader.is_none() {
+            self.reader = Some(self.fanout.reader());
+            self.refused = self.offer.refused();
+        }
     }
 
     fn subscribe(&mut self, channels: BTreeSet<Channel>) {
-        // The cursor stands before the upstream is asked, so that nothing is missed in between.
-        self.reader.get_or_insert_with(|| self.fanout.reader());
         self.metrics.subscriptions.inc_by(channels.len() as i64);
         self.aggregate.add(&channels);
         self.held.add(channels);
@@ -65,30 +91,90 @@ impl FirehoseSeat {
 
     fn stow(&mut self, next: Next) {
         match next {
-            Next::Message(message) => self.batch.push((message.frame, message.events)),
+            Next::Message(message) => self.stow_message(message),
             Next::Gap { frames, events, then } => {
                 self.metrics.lost(LossReason::RingOverrun, events.unwrap_or(frames));
-                self.batch.push((Notice::gap(TIER, frames, events).frame(), 0));
-                self.batch.push((then.frame, then.events));
+                if self.notices.reach(&self.held) {
+                    self.batch.push((Notice::gap(TIER, frames, events).frame(), 0));
+                }
+                // A change of the offer may be among what is lost.
+                self.stow_offer();
+                self.stow_message(then);
             }
         }
+    }
+
+    fn stow_message(&mut self, message: Published) {
+        match message.content {
+            Content::Data => self.batch.push((message.frame, message.events)),
+            Content::Notice if self.notices.reach(&self.held) => {
+                self.batch.push((message.frame, 0));
+            }
+            Content::Notice => {}
+            Content::OfferChanged => self.stow_offer(),
+        }
+    }
+
+    /// Tells what is refused of the subscriptions held, unless it was told before, and to filtered proxies the whole.
+    fn stow_offer(&mut self) {
+        let refused = self.offer.refused();
+        if Arc::ptr_eq(&refused, &self.refused) {
+            return;
+        }
+        let known = std::mem::replace(&mut self.refused, refused);
+        let told = self.lacking(self.held.iter(), Some(&known));
+        self.batch.extend(told.into_iter().map(|frame| (frame, 0)));
+        if self.held.contains(&Channel::All) {
+            self.batch.push((self.offer.frame(), 0));
+        }
+    }
+
+    /// The frames about these channels as far as they are refused, and were not `before`.
+    fn lacking<'a>(
+        &self,
+        channels: impl IntoIterator<Item = &'a Channel>,
+        before: Option<&Refusals>,
+    ) -> Vec<Frame> {
+        if self.refused.is_empty() {
+            return Vec::new();
+        }
+        let news = channels.into_iter().filter_map(|channel| {
+            let shortfall = self.offer.shortfall(channel, &self.refused)?;
+            let known = before.and_then(|before| self.offer.shortfall(channel, before));
+            (known.as_ref() != Some(&shortfall)).then(|| shortfall.status(&channel.to_string()))
+        });
+        status_frames(&news.collect::<Vec<Status>>())
     }
 }
 
 impl Seat for FirehoseSeat {
     async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
+        let mut replies = change.reply;
         match (change.subscribe, change.channels.is_empty()) {
             (_, true) => {}
-            (true, false) => self.subscribe(change.channels),
+            (true, false) => {
+                self.begin();
+                // What was refused since the session was asked about it.
+                replies.extend(self.lacking(&change.channels, None));
+                let all = change.channels.contains(&Channel::All);
+                self.subscribe(change.channels);
+                if all {
+                    replies.push(self.offer.frame());
+                }
+            }
             (false, false) => self.unsubscribe(&change.channels),
         }
         let now = Instant::now();
-        self.outbound.send_frames(change.reply.iter().map(|frame| (frame, 0)), now);
+        self.outbound.send_frames(replies.iter().map(|frame| (frame, 0)), now);
         Ok(())
     }
 
     fn held(&self) -> &ChannelSet {
         &self.held
+    }
+
+    fn shortfall(&self, channel: &Channel) -> Option<Shortfall> {
+        self.offer.shortfall(channel, &self.offer.refused())
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    keys::Keys, market::Market, pace::Rate, server::Bound, session::SessionConfig,
+    keys::Keys, market::Market, notice::Notices, pace::Rate, server::Bound, session::SessionConfig,
     slow::SlowLimits, telemetry::LogFormat,
 };
 
@@ -72,8 +72,14 @@ pub struct ListenArgs {
     /// Most subscriptions of one client
     #[arg(long, env = "MAX_SUBSCRIPTIONS", default_value = "50000", value_parser = count)]
     pub max_subscriptions: usize,
-    /// Time for clients to take what is queued for them when the program stops
-    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "7s", value_parser = duration)]
+    /// Whether clients get the proxy's own notices about outages and losses: on or off
+    #[arg(long, env = "CLIENT_NOTICES", default_value = "on", value_parser = switch, action = ArgAction::Set)]
+    pub client_notices: bool,
+    /// When the program stops, clients are closed spread over this time
+    #[arg(long, env = "DRAIN_SPREAD", default_value = "2s", value_parser = duration_or_none)]
+    pub drain_spread: Duration,
+    /// Time from the signal to stop until the program has ended
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub drain_timeout: Duration,
     /// Market served: stocks, options, forex, crypto, indices or futures
     #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
@@ -84,8 +90,26 @@ pub struct ListenArgs {
 }
 
 impl ListenArgs {
-    /// How sessions are served, given the keys that open them.
-    pub fn sessions(&self, keys: Arc<Keys>) -> SessionConfig {
+    /// Checks what depends on more than one setting.
+    ///
+    /// # Errors
+    ///
+    /// The time for closing clients leaves less than half of the time to stop.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let half = self.drain_timeout / 2;
+        if self.drain_spread <= half {
+            return Ok(());
+        }
+        let (spread, half) = (self.drain_spread, humantime::format_duration(half));
+        Err(ConfigError::invalid(
+            "DRAIN_SPREAD",
+            humantime::format_duration(spread),
+            format!("expected at most half of DRAIN_TIMEOUT, {half}"),
+        ))
+    }
+
+    /// How sessions are served, given the keys that open them and which of them get notices.
+    pub fn sessions(&self, keys: Arc<Keys>, notices: Notices) -> SessionConfig {
         SessionConfig {
             market: self.market,
             keys,
@@ -94,7 +118,9 @@ impl ListenArgs {
             ping_interval: self.ping_interval,
             max_subscriptions: self.max_subscriptions,
             slow: SlowLimits { queue_bytes: self.client_queue_bytes, max_lag: self.client_max_lag },
+            drain_spread: self.drain_spread,
             drain_timeout: self.drain_timeout,
+            notices,
         }
     }
 }
@@ -194,6 +220,28 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(time) if !time.is_zero() => Ok(time),
         _ => Err("expected a time such as 10s, 500ms or 15min".to_owned()),
+    }
+}
+
+/// Parses a time such as `2s`, or `0s` for none.
+///
+/// # Errors
+///
+/// Not of that form.
+pub fn duration_or_none(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "expected a time such as 2s, or 0s".to_owned())
+}
+
+/// Parses a switch.
+///
+/// # Errors
+///
+/// Neither `on` nor `off`.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
     }
 }
 

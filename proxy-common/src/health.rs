@@ -21,7 +21,7 @@ use crate::{
 pub enum Verdict {
     /// Data can flow and every channel asked for is carried.
     Ok,
-    /// Logged in upstream, but some channel is refused or unanswered.
+    /// Logged in upstream, but some channel is refused or unanswered, or there is another problem.
     Degraded,
     /// Not logged in upstream.
     Down,
@@ -38,6 +38,8 @@ pub struct Health {
     pub uptime_seconds: u64,
     /// The market served.
     pub market: &'static str,
+    /// What else is wrong, in sentences.
+    pub problems: Vec<String>,
     /// The link to the upstream.
     pub upstream: UpstreamHealth,
     /// What is asked of the upstream.
@@ -107,15 +109,18 @@ impl HealthReporter {
         Self { started: now, market, rates: Mutex::new(rates) }
     }
 
-    /// The document of this moment.
+    /// The document of this moment. `problems` are what the tier itself finds wrong.
     pub fn report(
         &self,
         link: &LinkStatus,
         upstream: &LinkMetrics,
         sessions: &SessionMetrics,
+        problems: Vec<String>,
     ) -> Health {
         let (frames_per_second, events_per_second) = self.sample(upstream);
-        let incomplete = !link.channels.refused.is_empty() || !link.channels.pending.is_empty();
+        let incomplete = !link.channels.refused.is_empty()
+            || !link.channels.pending.is_empty()
+            || !problems.is_empty();
         Health {
             status: match link.state {
                 LinkState::Up if incomplete => Verdict::Degraded,
@@ -128,6 +133,7 @@ impl HealthReporter {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             market: self.market.name(),
+            problems,
             upstream: UpstreamHealth {
                 state: link.state,
                 since: rfc3339(link.since),

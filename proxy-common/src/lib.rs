@@ -2,7 +2,7 @@
 //!
 //! | layer | modules | may use |
 //! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
+//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`carried`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
 //! | one side effect each | [`config`], [`keys`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
 //! | sockets and tasks | [`proxy_protocol`], [`doors`], [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
@@ -12,6 +12,7 @@ pub mod abuse;
 pub mod address;
 pub mod admission;
 pub mod backoff;
+pub mod carried;
 pub mod channel;
 pub mod channel_set;
 pub mod close;

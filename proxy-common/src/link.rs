@@ -92,6 +92,10 @@ pub enum LinkEvent {
     },
     /// A notice of the upstream that concerns those downstream: a frame that holds it alone.
     Notice(Frame),
+    /// A firehose tells what it carries: the text of its status object, for [`Carried::read`](crate::carried::Carried::read).
+    Carried(String),
+    /// The upstream answered subscriptions.
+    Channels(Vec<Change>),
 }
 
 /// A time without the link.
@@ -313,7 +317,11 @@ impl Link {
                         return Poll::Ready(LinkEvent::Frame { frame, events });
                     }
                     Ok(Received::Notice(frame)) => return Poll::Ready(LinkEvent::Notice(frame)),
-                    Ok(Received::Channels(changes)) => self.on_channels(&changes),
+                    Ok(Received::Carried(text)) => return Poll::Ready(LinkEvent::Carried(text)),
+                    Ok(Received::Channels(changes)) => {
+                        self.on_channels(&changes);
+                        return Poll::Ready(LinkEvent::Channels(changes));
+                    }
                     Err(error) => {
                         let life = connection.age();
                         let outage = Outage { from: SystemTime::now(), reason: error.to_string() };

@@ -5,7 +5,29 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::{frame::Frame, link::Outage};
+use crate::{channel::Channel, channel_set::ChannelSet, frame::Frame, link::Outage};
+
+/// Which sessions of a tier get notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notices {
+    /// Every session.
+    ToAll,
+    /// Sessions that hold `*`, as filtered proxies do: they pass notices on.
+    ToHoldersOfAll,
+    /// Nobody.
+    Off,
+}
+
+impl Notices {
+    /// Whether a session that holds these channels gets them.
+    pub fn reach(self, held: &ChannelSet) -> bool {
+        match self {
+            Self::ToAll => true,
+            Self::ToHoldersOfAll => held.contains(&Channel::All),
+            Self::Off => false,
+        }
+    }
+}
 
 /// A notice, as the object that clients get. Absent fields do not apply.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -16,6 +16,7 @@ mod inbound;
 use self::inbound::{Inbound, Message, discard};
 use crate::{
     abuse::{Abuse, AbuseLog},
+    carried::Shortfall,
     channel::{Channel, items},
     channel_set::ChannelSet,
     close::CloseReason,
@@ -23,6 +24,7 @@ use crate::{
     keys::{Grant, Keys},
     market::Market,
     metrics::SessionMetrics,
+    notice::Notices,
     outbound::Outbound,
     pace::{Pace, Rate},
     protocol::{Command, Status, status_frame, status_frames},
@@ -53,8 +55,12 @@ pub struct SessionConfig {
     pub max_subscriptions: usize,
     /// How far it may fall behind.
     pub slow: SlowLimits,
-    /// Most time for taking what is queued when the program stops.
+    /// When the program stops, sessions are closed spread over this time.
+    pub drain_spread: Duration,
+    /// Most time from then to the end of the last session.
     pub drain_timeout: Duration,
+    /// Which sessions get notices.
+    pub notices: Notices,
 }
 
 /// A change of subscriptions that a client asked for, checked.
@@ -95,6 +101,9 @@ pub trait Seat: Send {
     /// The subscriptions that the session holds.
     fn held(&self) -> &ChannelSet;
 
+    /// What a subscription of this channel would lack, as far as the tier knows.
+    fn shortfall(&self, channel: &Channel) -> Option<Shortfall>;
+
     /// Waits for data and sends it, where the tier lets its sessions fetch their data; never returns otherwise. Only called
     /// while nothing is queued. Must be cancel-safe.
     fn pull(&mut self) -> impl Future<Output = Result<(), CloseReason>> + Send;
@@ -127,7 +136,34 @@ struct Session<'a, T: Tier> {
     started: Instant,
     last_heard: Instant,
     next_ping: Instant,
+    /// Set once the program stops.
+    leave: Option<Leave>,
     metrics: &'a SessionMetrics,
+}
+
+/// When a session goes as the program stops.
+#[derive(Clone, Copy)]
+struct Leave {
+    /// Its turn: until then it is served as ever.
+    turn: Instant,
+    /// The turn of those that hold nothing yet: the vendor's Python client forgets what it is about to subscribe to.
+    last_turn: Instant,
+    /// What is queued for it is given up.
+    flushed: Instant,
+    /// It is over, whatever the client does.
+    gone: Instant,
+}
+
+impl Leave {
+    /// For a session that learns of the stop now. `chance` is evenly spread over `0.0..1.0`.
+    fn new(now: Instant, config: &SessionConfig, chance: f64) -> Self {
+        // The rest is for ending the program.
+        let whole = config.drain_timeout.mul_f64(0.95);
+        let gone = now + whole;
+        let spread = config.drain_spread.min(whole);
+        let (turn, last_turn) = (now + spread.mul_f64(chance), now + spread);
+        Self { turn, last_turn, flushed: gone - CLOSE_TIMEOUT.min(whole / 5), gone }
+    }
 }
 
 /// Serves an upgraded connection until it ends, and says why it ended.
@@ -157,15 +193,20 @@ pub fn serve<'a, T: Tier>(
         started: now,
         last_heard: now,
         next_ping: now + config.ping_interval,
+        leave: None,
         metrics,
     };
     // Not an `async fn`, which would keep its arguments beside the session made of them.
     async move {
         session.outbound.send_frame(&status_frame(&Status::connected()), now);
         let reason = session.run(stop).await;
+        let noticed = match &session.seat {
+            Some(seat) => config.notices.reach(seat.held()),
+            None => config.notices == Notices::ToAll,
+        };
         // The seat goes first: nothing more is routed to a session that ends.
         session.seat = None;
-        Box::pin(session.end(reason)).await;
+        Box::pin(session.end(reason, noticed)).await;
         let (client, key) = (session.visitor.client, session.label.as_deref());
         if reason.is_notable() {
             warn!(%client, key, reason = reason.label(), "session ended");
@@ -186,7 +227,10 @@ impl<T: Tier> Session<'_, T> {
             let may_pull = self.seat.is_some() && outbound.is_idle();
             let step = tokio::select! {
                 biased; // Timers before data: the last branches may always be ready.
-                () = stop.cancelled() => Err(CloseReason::Drain),
+                () = stop.cancelled(), if self.leave.is_none() => {
+                    self.leave = Some(Leave::new(Instant::now(), self.config, fastrand::f64()));
+                    Ok(())
+                }
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
                 message = self.inbound.next(outbound), if may_read => {
@@ -207,10 +251,20 @@ impl<T: Tier> Session<'_, T> {
         if self.seat.is_none() {
             deadline = deadline.min(self.started + self.config.auth_timeout);
         }
-        self.paused_until.map_or(deadline, |until| deadline.min(until))
+        let others = [self.paused_until, self.turn()];
+        others.into_iter().flatten().fold(deadline, Instant::min)
+    }
+
+    /// When this session goes, once the program stops.
+    fn turn(&self) -> Option<Instant> {
+        let holds = self.seat.as_ref().is_some_and(|seat| !seat.held().is_empty());
+        self.leave.map(|leave| if holds { leave.turn } else { leave.last_turn })
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
+        if self.turn().is_some_and(|turn| now >= turn) {
+            return Err(CloseReason::Drain);
+        }
         if self.seat.is_none() && now >= self.started + self.config.auth_timeout {
             return Err(CloseReason::AuthTimeout);
         }
@@ -312,6 +366,11 @@ impl<T: Tier> Session<'_, T> {
                     )));
                 }
                 Ok(channel) => {
+                    let shortfall = seat.shortfall(&channel).filter(|_| subscribe);
+                    refusals.extend(shortfall.as_ref().map(|shortfall| shortfall.status(item)));
+                    if matches!(shortfall, Some(Shortfall::Whole(_))) {
+                        continue;
+                    }
                     if held.contains(&channel) != subscribe {
                         channels.insert(channel);
                     }
@@ -349,16 +408,18 @@ impl<T: Tier> Session<'_, T> {
         self.outbound.send_frame(&status_frame(status), Instant::now());
     }
 
-    /// Says goodbye as the reason demands, and waits for the peer to take it.
-    async fn end(&mut self, reason: CloseReason) {
+    /// Says goodbye as the reason demands, with a notice if it gets any, and waits for the peer to take it.
+    async fn end(&mut self, reason: CloseReason, noticed: bool) {
         let farewell = match reason {
             CloseReason::AuthTimeout => Some(Status::auth_timeout()),
             CloseReason::KeyRevoked => Some(Status::new("auth_failed", "key revoked")),
-            CloseReason::SlowConsumer => Some(Status::new(
+            CloseReason::SlowConsumer => noticed.then(|| Status::new(
                 "slow_consumer",
                 "this client reads more slowly than its data comes: what was queued for it is lost",
             )),
-            CloseReason::Drain => Some(Status::new("draining", "the proxy is restarting")),
+            CloseReason::Drain => {
+                noticed.then(|| Status::new("draining", "the proxy is restarting"))
+            }
             CloseReason::AuthFailed => {
                 self.reply(&Status::auth_failed());
                 self.linger(VERDICT_PAUSE, Until::Left).await;
@@ -373,10 +434,13 @@ impl<T: Tier> Session<'_, T> {
         };
         self.outbound.finish(reason, farewell.as_ref());
         if reason.frame().is_some() {
-            let drain = reason == CloseReason::Drain;
-            let patience = if drain { self.config.drain_timeout } else { CLOSE_TIMEOUT };
-            if self.linger(patience, Until::Written).await {
-                self.linger(CLOSE_TIMEOUT, Until::Left).await;
+            let now = Instant::now();
+            let (flushed, gone) = match self.leave {
+                Some(leave) => (leave.flushed, leave.gone),
+                None => (now + CLOSE_TIMEOUT, now + 2 * CLOSE_TIMEOUT),
+            };
+            if self.linger(flushed - now, Until::Written).await {
+                self.linger(CLOSE_TIMEOUT.min(gone - Instant::now()), Until::Left).await;
             }
         }
         self.outbound.abandon(reason);

@@ -38,6 +38,7 @@ async fn the_firehose_splits_it_as_well() {
     let events = many();
     let mut client = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     client.subscribe("*").await;
+    client.is_told_what_is_carried().await;
     stack.publish(&events);
     client.expect_objects(&events).await;
 }

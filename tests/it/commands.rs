@@ -44,6 +44,9 @@ async fn items_are_trimmed_and_empty_ones_ignored() {
         let mut client = TestClient::login(addr, key).await;
         client.command("subscribe", " AM.AAPL, AM.MSFT ,,\tT.*\n, * ,").await;
         client.expect(&acks("subscribed", "AM.AAPL,AM.MSFT,T.*,*")).await;
+        if addr == stack.firehose.addr() {
+            client.is_told_what_is_carried().await;
+        }
         client.command("unsubscribe", ", *,AM.MSFT ").await;
         client.expect(&acks("unsubscribed", "*,AM.MSFT")).await;
         for nothing in ["", " ", ",", " , ,"] {

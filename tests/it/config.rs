@@ -57,6 +57,9 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("PROXY_PROTOCOL", "maybe"),
         // On, and nobody to expect a header of.
         ("PROXY_PROTOCOL", "on"),
+        ("DRAIN_SPREAD", "2"),
+        ("DRAIN_SPREAD", "6s"),
+        ("CLIENT_NOTICES", "yes"),
     ];
     let firehose_cases = [
         ("FIREHOSE_PORT", "abc"),
@@ -70,6 +73,7 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("UPSTREAM_CHANNELS", "AAPL"),
         ("UPSTREAM_LINGER", "a while"),
         ("RING_FRAMES", "x"),
+        ("SILENCE_ALARM", "never"),
     ];
     let filtered_cases = [
         ("FILTERED_PROXY_PORT", "abc"),

@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::Write,
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -16,24 +14,18 @@ use tests::{
     http::{get, refused_upgrade, upgrade},
     program::{Finished, Launch, Program, Signal, binaries},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
-    wait::{SOON, eventually, within},
+    wait::{SOON, eventually, listens, within},
 };
 use tokio::{
-    net::TcpStream,
     process::Command,
     time::{interval, timeout},
 };
 
-use crate::events::{quote, trade};
-
-/// The project's directory.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn document(name: &str) -> String {
-    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-}
+use crate::{
+    events::{quote, trade},
+    nginx,
+    snippets::{block, document, replaced, root},
+};
 
 /// The rows of the table with these first headings, each its cells.
 fn table(document: &str, headings: [&str; 2]) -> Vec<Vec<String>> {
@@ -54,21 +46,6 @@ fn table(document: &str, headings: [&str; 2]) -> Vec<Vec<String>> {
 /// What stands between backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
-}
-
-/// The one block of code in this language that holds this text.
-fn block<'a>(document: &'a str, language: &str, holds: &str) -> &'a str {
-    let fence = format!("```{language}\n");
-    let blocks = document.split(&fence).skip(1).filter_map(|rest| rest.split("```").next());
-    let found: Vec<_> = blocks.filter(|block| block.contains(holds)).collect();
-    assert_eq!(found.len(), 1, "blocks of {language} with {holds:?}");
-    found[0]
-}
-
-/// A text with one part replaced, which stands there once.
-fn replaced(text: &str, part: &str, by: &str) -> String {
-    assert_eq!(text.matches(part).count(), 1, "{part:?} in {text}");
-    text.replace(part, by)
 }
 
 const TIERS: [(&str, &str); 2] = [("firehose", "firehose-proxy"), ("filtered", "filtered-proxy")];
@@ -287,47 +264,12 @@ async fn the_plain_commands_of_the_quick_start_work() {
 
 #[tokio::test]
 async fn the_nginx_configuration_spreads_clients() {
-    let Ok(version) = Command::new("nginx").arg("-v").output().await else {
-        // Written past the test runner, which hides the output of tests that pass.
-        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no nginx ***");
+    if !nginx::is_there().await {
         return;
-    };
-    assert!(version.status.success(), "{version:?}");
+    }
     let stack = Stack::with(StackConfig { filtered: 3, ..StackConfig::default() }).await;
     let front = ReservedPort::new();
-    let document = document("QUICKSTART.md");
-    let mut servers = block(&document, "nginx", "upstream").to_owned();
-    servers = replaced(&servers, "listen 8080;", &format!("listen {};", front.addr()));
-    for (port, proxy) in [8765, 8775, 8785].into_iter().zip(&stack.filtered) {
-        servers = replaced(&servers, &format!("127.0.0.1:{port}"), &proxy.addr().to_string());
-    }
-    let dir = tempfile::tempdir().expect("make a temporary directory");
-    let place = dir.path().display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .map(|name| format!("{name}_temp_path {place}/{name};\n"))
-        .concat();
-    let config = format!(
-        "daemon off;\nmaster_process off;\npid {place}/pid;\nerror_log stderr;\nevents {{}}\n\
-         http {{\naccess_log off;\n{temporary}{servers}}}\n"
-    );
-    let file = dir.path().join("nginx.conf");
-    std::fs::write(&file, config).expect("write a configuration");
-    let nginx = || {
-        let mut nginx = Command::new("nginx");
-        nginx
-            .arg("-p")
-            .arg(dir.path())
-            .arg("-e")
-            .arg("stderr")
-            .arg("-c")
-            .arg(&file)
-            .kill_on_drop(true);
-        nginx
-    };
-    let check = within(SOON, "nginx -t", nginx().arg("-t").output()).await.expect("run nginx");
-    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
-    let mut running = nginx().spawn().expect("start nginx");
-    listens(front.addr()).await;
+    let running = nginx::spread(&front, &stack.filtered).await;
 
     let mut clients = Vec::new();
     for _ in 0..6 {
@@ -347,7 +289,7 @@ async fn the_nginx_configuration_spreads_clients() {
     let own = format!("Origin: http://{}\r\n", front.addr());
     assert_eq!(upgrade(front.addr(), &own).await.status, 101);
     assert_eq!(upgrade(front.addr(), "Origin: https://evil.example\r\n").await.status, 403);
-    running.kill().await.expect("end nginx");
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -359,12 +301,6 @@ async fn the_example_of_a_file_of_keys_is_one() {
     let launch = launch.file("keys", keys).env("CLIENT_API_KEYS_FILE", "keys");
     let health = launch.start().await.health().await;
     assert_eq!(health["keys"], serde_json::json!({"desk-a": 0, "desk-b": 0}));
-}
-
-/// Waits until something listens there.
-async fn listens(addr: SocketAddr) {
-    let what = format!("a listener at {addr}");
-    eventually(SOON, &what, async || TcpStream::connect(addr).await.is_ok()).await;
 }
 
 #[tokio::test]

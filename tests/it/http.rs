@@ -34,6 +34,7 @@ async fn health_tells_how_a_tier_is_doing() {
             "version",
             "uptime_seconds",
             "market",
+            "problems",
             "upstream",
             "channels",
             "sessions",

@@ -4,6 +4,7 @@
 //! programs under test are built once and tests share the machine well.
 
 mod big;
+mod carried;
 mod commands;
 mod config;
 mod documents;
@@ -15,10 +16,15 @@ mod http;
 mod keys;
 mod login;
 mod manners;
+mod nginx;
+mod notices;
 mod official_clients;
 mod oracle_churn;
+mod rolling;
 mod scale;
 mod shapes;
+mod silence;
+mod snippets;
 mod stop;
 mod tidy;
 mod tls;

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use polygon_sim::{Fault, SimConfig};
 use serde_json::Value;
 use tests::{
+    client::TestClient,
     oracle,
-    stack::{Stack, StackConfig},
-    wait::SOON,
+    stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, is_up},
+    wait::{SOON, eventually},
 };
 
 use crate::events::{end_of, quote, trade};
@@ -39,24 +40,40 @@ fn samples() -> BTreeMap<String, Vec<(String, String, String)>> {
 async fn every_kind_of_every_market_reaches_those_who_asked_for_its_symbol() {
     for (market, events) in samples() {
         let (end_channel, end) = end_of(&market);
-        let sim = SimConfig { market: market.clone(), ..SimConfig::default() };
-        let stack = Stack::with(StackConfig { sim, ..StackConfig::default() }).await;
+        let sim = Sim::with(SimConfig { market: market.clone(), ..SimConfig::default() }).await;
+        // Those of the Launchpad product are not asked for unless they are named.
+        let mut kinds: Vec<_> = events.iter().map(|(kind, ..)| kind.as_str()).collect();
+        kinds.push(&end_channel);
+        let firehose = stack::firehose(&sim.url(&market)).env("MARKET", &market);
+        let firehose = firehose.env("UPSTREAM_CHANNELS", kinds.join(",")).start().await;
+        let filtered = stack::filtered(firehose.addr()).env("MARKET", &market).start().await;
+        is_up(&firehose).await;
+        eventually(SOON, "everything is subscribed", async || {
+            filtered.health().await["channels"]["carried"] == serde_json::json!(["*"])
+        })
+        .await;
+        let subscriber = async |params: String| {
+            let mut client = TestClient::connect_to(filtered.addr(), "/").await;
+            client.log_in(CLIENT_KEY).await;
+            client.subscribe(&params).await;
+            client
+        };
         let mut clients = Vec::new();
         for (kind, symbol, sample) in &events {
             let event: Value = serde_json::from_str(sample).expect("a sample");
             for channel in [format!("{kind}.{symbol}"), format!("{kind}.*"), "*".to_owned()] {
                 assert!(oracle::matches(&market, &channel, &event), "{market} {channel} {sample}");
-                let client = stack.subscriber_at("/", &format!("{channel},{end_channel}")).await;
+                let client = subscriber(format!("{channel},{end_channel}")).await;
                 clients.push((channel, client));
             }
             let other = format!("{kind}.{symbol}X");
             assert!(!oracle::matches(&market, &other, &event), "{market} {other} {sample}");
-            let client = stack.subscriber_at("/", &format!("{other},{end_channel}")).await;
+            let client = subscriber(format!("{other},{end_channel}")).await;
             clients.push((other, client));
         }
         let samples: Vec<_> =
             events.iter().map(|(_, _, sample)| sample.as_str()).chain([end.as_str()]).collect();
-        stack.sim.handle.publish_raw(&format!("[{}]", samples.join(",")));
+        sim.handle.publish_raw(&format!("[{}]", samples.join(",")));
         for (channel, client) in &mut clients {
             let is_wanted = |sample: &&&str| {
                 let event = serde_json::from_str(sample).expect("a sample");
@@ -321,7 +338,7 @@ async fn what_is_no_json_is_dropped_and_counted_and_the_rest_goes_on() {
     client.command("subscribe", "T.AAPL").await;
     client.expect_status("success", "subscribed to: T.AAPL").await;
     assert_eq!(stack.sim.handle.stats().connections_accepted, 1);
-    tests::wait::eventually(SOON, "malformed frames are counted", async || {
+    eventually(SOON, "malformed frames are counted", async || {
         stack.firehose.metric("firehose_frames_malformed_total").await >= Some(4.0)
     })
     .await;

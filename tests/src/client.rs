@@ -169,6 +169,16 @@ impl TestClient {
         self.expect(&acks("subscribed", params)).await;
     }
 
+    /// Takes the next frame, in which the firehose tells those who hold `*` what it carries.
+    ///
+    /// # Panics
+    ///
+    /// It is another.
+    pub async fn is_told_what_is_carried(&mut self) {
+        let text = self.next_text().await;
+        assert!(text.starts_with(r#"[{"ev":"status","status":"carried","#), "{text}");
+    }
+
     /// Unsubscribes on a silent connection: the next frame is the acknowledgement of these items and of nothing else.
     ///
     /// # Panics

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{sys::signal::kill, unistd::Pid};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
@@ -22,7 +23,7 @@ use tokio::{
 
 use crate::{
     client::objects,
-    program::Finished,
+    program::{Finished, Signal},
     wait::{SOON, within},
 };
 use packages::Packages;
@@ -191,7 +192,11 @@ impl Running {
         let what = format!("output of {:?}", self.client);
         let line = within(SOON, &what, self.output.next_line()).await.expect("read the output");
         let line = line.unwrap_or_else(|| panic!("{:?} ended", self.client));
-        Output::parse(&line).unwrap_or_else(|| panic!("{:?} wrote {line:?}", self.client))
+        Output::parse(&line).unwrap_or_else(|| {
+            let error = serde_json::from_str::<Value>(&line).err();
+            let begin: String = line.chars().take(200).collect();
+            panic!("{:?} wrote {} bytes ({error:?}): {begin}", self.client, line.len())
+        })
     }
 
     /// The bytes of the next object that it hands over, in whatever frame.
@@ -341,6 +346,16 @@ impl Running {
         let line = format!("{action} {params}\n");
         let commands = self.commands.as_mut().expect("only finish takes it");
         commands.write_all(line.as_bytes()).await.expect("tell a client something");
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// It has ended already.
+    pub fn signal(&self, signal: Signal) {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok());
+        kill(Pid::from_raw(id.expect("the client still runs")), signal).expect("signal a client");
     }
 
     /// Tells it that it is done and waits until it has left.

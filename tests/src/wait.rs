@@ -1,7 +1,8 @@
 //! Waiting with a deadline. A test that hangs is a test that fails with the name of what it waited for.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The deadline for anything that takes milliseconds on an idle machine. Long, because a busy machine is no bug.
@@ -34,6 +35,16 @@ pub async fn eventually(limit: Duration, what: &str, mut condition: impl AsyncFn
         }
     };
     within(limit, what, holds).await;
+}
+
+/// Returns once something listens there.
+///
+/// # Panics
+///
+/// Nothing does before long.
+pub async fn listens(addr: SocketAddr) {
+    let what = format!("a listener at {addr}");
+    eventually(SOON, &what, async || TcpStream::connect(addr).await.is_ok()).await;
 }
 
 /// Returns when the condition has held all the time, looked at every few milliseconds: for what must *not* happen.

@@ -19,6 +19,7 @@ use super::{
     websocket::{Message, WebSocket},
 };
 use crate::{
+    carried::Carried,
     frame::{Frame, separate},
     health::ChannelHealth,
     metrics::LinkMetrics,
@@ -36,6 +37,7 @@ const MESSAGES_BETWEEN_CHORES: u32 = 64;
 pub(super) enum Received {
     Data { frame: Frame, events: u64 },
     Notice(Frame),
+    Carried(String),
     Channels(Vec<Change>),
 }
 
@@ -224,6 +226,7 @@ impl Connection {
                 let frame = Frame::new(format!("[{text}]").as_bytes());
                 self.ready.push_back(Received::Notice(frame));
             }
+            Carried::STATUS => self.ready.push_back(Received::Carried(text.to_owned())),
             _ => {
                 warn!(status = status.status, message = status.message, "upstream status");
                 self.farewell = Some(format!("{}: {}", status.status, status.message));

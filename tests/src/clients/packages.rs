@@ -74,6 +74,8 @@ impl Packages {
             command
                 .env("PYTHONPATH", self.dir())
                 .env("PYTHONNOUSERSITE", "1")
+                // Unbuffered, Python loses what is left of a write that a signal cut short.
+                .env_remove("PYTHONUNBUFFERED")
                 .env("PYTHONDONTWRITEBYTECODE", "1");
         }
         command

@@ -1,0 +1,206 @@
+//! What is not carried: clients are told instead of being left waiting, on both tiers.
+
+use std::net::SocketAddr;
+
+use polygon_sim::{Fault, SimConfig};
+use tests::{
+    client::{TestClient, acks},
+    program::Launch,
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
+    wait::{SOON, eventually},
+};
+
+use crate::{
+    doors,
+    events::{quote, trade},
+};
+
+const FMV: &str = r#"{"ev":"FMV","fmv":231.416,"sym":"AAPL","t":1790604301418204112}"#;
+
+/// A market whose plan lacks two kinds.
+fn poor() -> SimConfig {
+    SimConfig { refuse: vec!["FMV".to_owned(), "NOI".to_owned()], ..SimConfig::default() }
+}
+
+fn error(message: &str) -> String {
+    let message = serde_json::Value::from(message);
+    format!(r#"{{"ev":"status","status":"error","message":{message}}}"#)
+}
+
+fn refused(item: &str, by: &str) -> String {
+    error(&format!("{item:?} is not carried: upstream refused {by}: not authorized"))
+}
+
+/// Waits until new clients are told that this is not carried.
+async fn is_known(addr: SocketAddr, key: &str, item: &str) {
+    let what = format!("{item} is known not to be carried");
+    eventually(SOON, &what, async || {
+        let mut client = TestClient::login(addr, key).await;
+        client.command("subscribe", item).await;
+        client.next_text().await.contains("is not carried")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_kind_is_told_instead_of_acknowledged_on_both_tiers() {
+    let stack = Stack::with(StackConfig { sim: poor(), ..StackConfig::default() }).await;
+    for (addr, key) in doors(&stack) {
+        is_known(addr, key, "FMV.*").await;
+        is_known(addr, key, "NOI.*").await;
+        let mut client = TestClient::login(addr, key).await;
+        client.command("subscribe", "T.AAPL,FMV.AAPL, NOI.*,nonsense").await;
+        let frame = client.next_frame().await;
+        assert_eq!(frame[0], refused("FMV.AAPL", "FMV.*"));
+        assert_eq!(frame[1], refused("NOI.*", "NOI.*"));
+        assert!(frame[2].contains("invalid channel"), "{frame:?}");
+        assert_eq!(format!("[{}]", frame[3]), acks("subscribed", "T.AAPL"));
+        assert_eq!(frame.len(), 4, "{frame:?}");
+        // What was refused is not held, and giving it up is acknowledged like anything else that is not held.
+        client.unsubscribe("FMV.AAPL").await;
+        let events = [trade("AAPL", 1), trade("AAPL", 2)];
+        stack.publish(&events);
+        client.expect_objects(&events).await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_firehose_does_not_ask_for_is_told() {
+    let stack = Stack::with(StackConfig {
+        firehose_env: vec![("UPSTREAM_CHANNELS", "T,AM.SPY,AM.QQQ".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    is_known(stack.addr(), CLIENT_KEY, "Q.AAPL").await;
+    let mut client = stack.client().await;
+    client.command("subscribe", "Q.AAPL,AM.AAPL,AM.SPY,AM.*,*").await;
+    let frame = client.next_frame().await;
+    let only = "of AM the firehose takes from upstream only AM.QQQ, AM.SPY";
+    let expected = [
+        error(r#""Q.AAPL" is not carried: the firehose takes no Q from upstream"#),
+        error(&format!(r#""AM.AAPL" is not carried: {only}"#)),
+        error(r#""AM.*" is carried in part: AM.QQQ, AM.SPY"#),
+    ];
+    assert_eq!(frame[..3], expected);
+    assert_eq!(format!("[{}]", frame[3..].join(",")), acks("subscribed", "AM.SPY,AM.*,*"));
+    // The firehose itself asks for what its own clients want.
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("Q.AAPL").await;
+}
+
+#[tokio::test]
+async fn whoever_holds_what_turns_out_to_be_refused_is_told_once_and_another_plan_serves_it() {
+    let port = ReservedPort::new();
+    let filtered = stack::filtered(port.addr()).start().await;
+    // While nothing is known, everything is acknowledged.
+    let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL,FMV.AAPL,FMV.*,LV.AAPL").await;
+    let poor = Sim::with(poor()).await;
+    let firehose = |sim: &Sim| -> Launch {
+        stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port())
+    };
+    let first = firehose(&poor).start().await;
+    let mut told = Vec::new();
+    while told.len() < 3 {
+        let object = client.next_but_notices().await;
+        assert!(object.contains(r#""status":"error""#), "{object}");
+        told.push(object);
+    }
+    told.sort();
+    let mut expected = [
+        refused("FMV.AAPL", "FMV.*"),
+        refused("FMV.*", "FMV.*"),
+        error(r#""LV.AAPL" is not carried: the firehose takes no LV from upstream"#),
+    ];
+    expected.sort();
+    assert_eq!(told, expected);
+    is_known(filtered.addr(), CLIENT_KEY, "FMV.MSFT").await;
+
+    // Neither the vendor's nor the firehose's coming back is a reason to say it again.
+    let asked =
+        |sim: &Sim| sim.handle.commands().iter().filter(|command| command.contains("T.*")).count();
+    poor.handle.inject(Fault::Abort);
+    eventually(SOON, "everything is asked again", async || asked(&poor) == 2).await;
+    first.stop().await;
+    let second = firehose(&poor).start().await;
+    is_up(&filtered).await;
+    eventually(SOON, "everything is asked again", async || {
+        poor.handle.subscriptions().contains("T.*") && asked(&poor) == 3
+    })
+    .await;
+    poor.handle.publish(&[trade("AAPL", 1)]);
+    client.expect_event(&trade("AAPL", 1)).await;
+    second.stop().await;
+
+    // What is known holds on while the firehose is away.
+    is_known(filtered.addr(), CLIENT_KEY, "FMV.AAPL").await;
+    let rich = Sim::start().await;
+    let _third = firehose(&rich).start().await;
+    eventually(SOON, "new subscriptions are acknowledged", async || {
+        let mut late = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+        late.command("subscribe", "FMV.AAPL").await;
+        late.next_but_notices().await.contains("subscribed to: FMV.AAPL")
+    })
+    .await;
+    eventually(SOON, "fair values are subscribed", async || {
+        rich.handle.subscriptions().contains("FMV.*")
+    })
+    .await;
+    // Whoever held it all the time gets it as well.
+    rich.handle.publish(&[FMV.to_owned()]);
+    client.expect_event(FMV).await;
+}
+
+#[tokio::test]
+async fn a_client_of_the_firehose_learns_a_refusal_as_soon_as_it_is_known() {
+    let sim = Sim::with(poor()).await;
+    let firehose = stack::firehose(&sim.url("stocks")).env("UPSTREAM_LINGER", "1ms").start().await;
+    is_up(&firehose).await;
+    let mut client = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    client.subscribe("FMV.AAPL,T.AAPL").await;
+    client.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
+    let mut other = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    other.command("subscribe", "FMV.AAPL").await;
+    other.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
+    // Another symbol was not asked for yet.
+    other.subscribe("FMV.MSFT").await;
+    other.expect_objects(&[refused("FMV.MSFT", "FMV.MSFT")]).await;
+    client.ping(b"then").await;
+    assert!(client.take_objects().is_empty(), "the other's business");
+    // When nobody wants it any more it is forgotten, and asked again for the next who does.
+    client.unsubscribe("FMV.AAPL").await;
+    let asked = || sim.handle.commands().iter().filter(|c| c.contains("FMV.AAPL")).count();
+    eventually(SOON, "the refused channel is given up", async || asked() == 2).await;
+    eventually(SOON, "it is acknowledged and asked again", async || {
+        let mut late = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+        late.command("subscribe", "FMV.AAPL").await;
+        if late.next_object().await.contains("is not carried") {
+            return false;
+        }
+        late.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
+        true
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn holders_of_everything_at_the_firehose_are_told_what_that_is() {
+    let stack = Stack::with(StackConfig { sim: poor(), ..StackConfig::default() }).await;
+    eventually(SOON, "every channel is answered", async || {
+        let health = stack.firehose.health().await;
+        health["channels"]["pending"].as_array().is_some_and(Vec::is_empty)
+    })
+    .await;
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("*").await;
+    direct
+        .expect(
+            r#"[{"ev":"status","status":"carried","message":"* stands for T.*, Q.*, A.*, AM.*, LULD.*; upstream refused NOI.*, FMV.*","tier":"firehose","carried":["T.*","Q.*","A.*","AM.*","LULD.*"],"pending":[],"refused":[{"reason":"not authorized","channels":["NOI.*","FMV.*"]}]}]"#,
+        )
+        .await;
+    // It is between the tiers alone.
+    let mut client = stack.subscriber("*").await;
+    stack.publish(&[quote("AAPL", 1)]);
+    client.expect_objects(&[quote("AAPL", 1)]).await;
+    direct.expect_objects(&[quote("AAPL", 1)]).await;
+}

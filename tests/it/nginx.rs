@@ -1,0 +1,71 @@
+//! nginx before the filtered proxies, configured as QUICKSTART.md shows.
+
+use std::io::Write;
+
+use tempfile::TempDir;
+use tests::{
+    program::Program,
+    stack::ReservedPort,
+    wait::{SOON, listens, within},
+};
+use tokio::process::{Child, Command};
+
+use crate::snippets::{block, document, replaced};
+
+/// A running nginx. Dropping it kills it.
+pub(crate) struct Nginx {
+    child: Child,
+    _dir: TempDir,
+}
+
+/// Whether the machine has nginx; where it has none, that is said loudly.
+pub(crate) async fn is_there() -> bool {
+    let Ok(version) = Command::new("nginx").arg("-v").output().await else {
+        // Written past the test runner, which hides the output of tests that pass.
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no nginx ***");
+        return false;
+    };
+    assert!(version.status.success(), "{version:?}");
+    true
+}
+
+/// Starts it on this port with the document's configuration, cut to these proxies.
+pub(crate) async fn spread(front: &ReservedPort, proxies: &[Program]) -> Nginx {
+    let document = document("QUICKSTART.md");
+    let mut servers = block(&document, "nginx", "upstream").to_owned();
+    servers = replaced(&servers, "listen 8080;", &format!("listen {};", front.addr()));
+    for (n, port) in [8765, 8775, 8785].into_iter().enumerate() {
+        let entry = format!("server 127.0.0.1:{port} max_fails=0;");
+        let by = proxies.get(n).map(|proxy| format!("server {} max_fails=0;", proxy.addr()));
+        servers = replaced(&servers, &entry, &by.unwrap_or_default());
+    }
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    let place = dir.path().display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {place}/{name};\n"))
+        .concat();
+    let config = format!(
+        "daemon off;\nmaster_process off;\npid {place}/pid;\nerror_log stderr;\nevents {{}}\n\
+         http {{\naccess_log off;\n{temporary}{servers}}}\n"
+    );
+    let file = dir.path().join("nginx.conf");
+    std::fs::write(&file, config).expect("write a configuration");
+    let nginx = || {
+        let mut nginx = Command::new("nginx");
+        nginx.arg("-p").arg(dir.path()).arg("-e").arg("stderr").arg("-c").arg(&file);
+        nginx.kill_on_drop(true);
+        nginx
+    };
+    let check = within(SOON, "nginx -t", nginx().arg("-t").output()).await.expect("run nginx");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+    let child = nginx().spawn().expect("start nginx");
+    listens(front.addr()).await;
+    Nginx { child, _dir: dir }
+}
+
+impl Nginx {
+    /// Ends it.
+    pub(crate) async fn stop(mut self) {
+        self.child.kill().await.expect("end nginx");
+    }
+}

@@ -1,0 +1,169 @@
+//! A rolling restart: filtered proxies behind nginx are replaced one after the other under load.
+
+use std::{net::SocketAddr, sync::Mutex, time::Duration};
+
+use futures_util::future::join_all;
+use tests::{
+    client::{AUTHENTICATED, GREETING, Received, TestClient, acks, objects},
+    http::get,
+    program::Signal,
+    stack::{self, CLIENT_KEY, ReservedPort, Stack, StackConfig, is_up},
+    wait::{SOON, eventually, within},
+};
+use tokio::time::{Instant, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::{events::trade, nginx};
+
+/// How many clients there are.
+const CLIENTS: usize = 12;
+/// How long an event may be on its way, on a busy machine.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+
+/// One life of a client between two closes: what it got, and when it was served.
+#[derive(Debug)]
+struct Life {
+    acknowledged: Instant,
+    got: Vec<usize>,
+    closed: Instant,
+    /// What it was told before the close.
+    farewell: Option<String>,
+}
+
+/// Lives as the vendor's Python client does: after a close that is no end it connects again at once, and subscribes anew.
+async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
+    let mut lives = Vec::new();
+    while !end.is_cancelled() {
+        // A handshake that is refused is tried again.
+        if get(addr, "/livez").await.status != 200 {
+            continue;
+        }
+        let mut client = TestClient::connect(addr).await;
+        client.expect(GREETING).await;
+        client.command("auth", CLIENT_KEY).await;
+        client.expect(AUTHENTICATED).await;
+        client.command("subscribe", "T.AAPL").await;
+        // One that came at the last moment is led on before it got anything.
+        match client.next(SOON).await {
+            Received::Text(text) if text == acks("subscribed", "T.AAPL") => {}
+            Received::Text(text) => {
+                assert!(text.contains(r#""status":"draining""#), "{text}");
+                continue;
+            }
+            end => panic!("{end:?} instead of an answer"),
+        }
+        let now = Instant::now();
+        let mut life = Life { acknowledged: now, got: Vec::new(), closed: now, farewell: None };
+        loop {
+            let received = tokio::select! {
+                received = client.next(SOON) => received,
+                () = end.cancelled() => break,
+            };
+            match received {
+                Received::Text(text) => {
+                    for object in objects(&text) {
+                        assert_eq!(life.farewell, None, "the farewell is the last word");
+                        match number(&object) {
+                            Some(n) => life.got.push(n),
+                            None => life.farewell = Some(object),
+                        }
+                    }
+                }
+                Received::Closed(code) => {
+                    assert_eq!(code, Some(1012));
+                    break;
+                }
+                Received::Dropped => panic!("dropped without a word"),
+            }
+        }
+        life.closed = Instant::now();
+        if !life.got.is_empty() {
+            lives.push(life);
+        }
+    }
+    lives
+}
+
+fn number(object: &str) -> Option<usize> {
+    let n = object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()?;
+    assert_eq!(object, trade("AAPL", n));
+    Some(n)
+}
+
+#[tokio::test]
+async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
+    if !nginx::is_there().await {
+        return;
+    }
+    let ports = [ReservedPort::new(), ReservedPort::new()];
+    let mut stack = Stack::with(StackConfig { filtered: 0, ..StackConfig::default() }).await;
+    let launch = |n: usize| {
+        let launch = stack::filtered(stack.firehose.addr());
+        launch.env("FILTERED_PROXY_PORT", ports[n].addr().port()).env("DRAIN_SPREAD", "1s")
+    };
+    let mut proxies = vec![launch(0).start().await, launch(1).start().await];
+    for proxy in &proxies {
+        is_up(proxy).await;
+    }
+    let front = ReservedPort::new();
+    let nginx = nginx::spread(&front, &proxies).await;
+    eventually(SOON, "trades are subscribed", async || {
+        stack.sim.handle.subscriptions().contains("T.*")
+    })
+    .await;
+
+    // When which event was published.
+    let published = Mutex::new(Vec::new());
+    let count = || published.lock().expect("nobody panicked").len();
+    let end = CancellationToken::new();
+    let load = async {
+        let mut ticks = interval(Duration::from_millis(5));
+        while !end.is_cancelled() {
+            ticks.tick().await;
+            let n = count();
+            published.lock().expect("nobody panicked").push(Instant::now());
+            stack.sim.handle.publish(&[trade("AAPL", n)]);
+        }
+    };
+    let restarts = async {
+        for (n, proxy) in proxies.iter_mut().enumerate() {
+            let before = count();
+            eventually(SOON, "some load", async || count() > before + 50).await;
+            proxy.signal(Signal::SIGTERM);
+            assert_eq!(proxy.wait_exit(Duration::from_secs(10)).await.code(), Some(0));
+            *proxy = launch(n).start().await;
+            is_up(proxy).await;
+        }
+        let before = count();
+        eventually(SOON, "some load", async || count() > before + 50).await;
+        end.cancel();
+    };
+    let clients = join_all((0..CLIENTS).map(|_| live(front.addr(), &end)));
+    let all = async { tokio::join!(clients, load, restarts).0 };
+    let clients = within(5 * SOON, "a rolling restart", all).await;
+    nginx.stop().await;
+    stack.filtered = proxies;
+
+    let published = published.into_inner().expect("nobody panicked");
+    for lives in &clients {
+        for life in lives {
+            let first = life.got[0];
+            let all: Vec<_> = (first..first + life.got.len()).collect();
+            assert_eq!(life.got, all, "nothing is missing within a life");
+        }
+        for pair in lives.windows(2) {
+            let (last, first) = (pair[0].got[pair[0].got.len() - 1], pair[1].got[0]);
+            assert!(last < first, "an event came twice");
+            let farewell = pair[0].farewell.as_deref().expect("it was told");
+            assert!(farewell.contains(r#""status":"draining""#), "{farewell}");
+            assert!(pair[1].acknowledged - pair[0].closed < SOON, "away too long");
+            for at in &published[last + 1..first] {
+                assert!(*at + ON_ITS_WAY > pair[0].closed, "published long before the close");
+                assert!(*at < pair[1].acknowledged, "published after the acknowledgement");
+            }
+        }
+        assert!(lives.len() <= 3, "{} lives", lives.len());
+    }
+    let lives: usize = clients.iter().map(Vec::len).sum();
+    assert!(lives >= 2 * CLIENTS, "each proxy was left by its clients: {lives} lives");
+}

@@ -1,0 +1,28 @@
+//! Texts and pieces of code out of the project's documents.
+
+use std::path::{Path, PathBuf};
+
+/// The project's directory.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The text of a document, by its path from the project's directory.
+pub(crate) fn document(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// The one block of code in this language that holds this text.
+pub(crate) fn block<'a>(document: &'a str, language: &str, holds: &str) -> &'a str {
+    let fence = format!("```{language}\n");
+    let blocks = document.split(&fence).skip(1).filter_map(|rest| rest.split("```").next());
+    let found: Vec<_> = blocks.filter(|block| block.contains(holds)).collect();
+    assert_eq!(found.len(), 1, "blocks of {language} with {holds:?}");
+    found[0]
+}
+
+/// A text with one part replaced, which stands there once.
+pub(crate) fn replaced(text: &str, part: &str, by: &str) -> String {
+    assert_eq!(text.matches(part).count(), 1, "{part:?} in {text}");
+    text.replace(part, by)
+}
