@@ -18,7 +18,7 @@ use proxy_common::{
     config::{ConfigError, bind},
     health::{Health, HealthReporter},
     link::{Link, LinkConfig, LinkHandle, Wanted},
-    metrics::{LinkMetrics, ProcessMetrics, SessionMetrics},
+    metrics::{IntakeMetrics, LinkMetrics, ProcessMetrics, SessionMetrics},
     outbound::Outbound,
     server::{Bound, Server},
     session::Tier,
@@ -53,6 +53,7 @@ pub struct FilteredTier {
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
+    intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -82,6 +83,7 @@ impl FilteredProxy {
         link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
         let market = config.listen.market;
+        let intake = routing.intake.clone();
         let (router, router_handle) =
             Router::new(market, config.listen.client_queue_bytes, routing, Arc::clone(&sessions));
         let tier = FilteredTier {
@@ -89,6 +91,7 @@ impl FilteredProxy {
             link: handle,
             health: HealthReporter::new(market),
             upstream,
+            intake,
             sessions: Arc::clone(&sessions),
         };
         let server = Server {
@@ -97,6 +100,7 @@ impl FilteredProxy {
             metrics: sessions,
             sessions: config.listen.sessions(config.keys),
             max_connections: config.listen.max_connections,
+            total_queue_bytes: config.listen.total_queue_bytes,
         };
         Ok(Self { bound, server, link, router, wanted })
     }
@@ -139,7 +143,7 @@ impl Tier for FilteredTier {
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+        self.health.report(&self.link.status(), &self.upstream, &self.intake, &self.sessions)
     }
 
     fn tick(&self) {

@@ -78,6 +78,10 @@ pub struct Router {
     shared: Arc<Shared>,
     metrics: RouterMetrics,
     sessions: Arc<SessionMetrics>,
+    /// Events that the link told to be in the frames at hand.
+    told: u64,
+    /// Whether one of these frames could not be read to its end.
+    damaged: bool,
 }
 
 impl Router {
@@ -105,6 +109,8 @@ impl Router {
             shared,
             metrics,
             sessions,
+            told: 0,
+            damaged: false,
         };
         (router, handle)
     }
@@ -128,7 +134,9 @@ impl Router {
     fn route(&mut self, events: &mut Vec<LinkEvent>) {
         for event in events.drain(..) {
             match event {
-                LinkEvent::Frame { frame, .. } => self.route_frame(frame.shared_text()),
+                LinkEvent::Frame { frame, events } => {
+                    self.route_frame(frame.shared_text(), events);
+                }
                 LinkEvent::Notice(frame) => self.notify(&frame),
                 LinkEvent::Down(outage) => {
                     self.notify(&Notice::upstream_down(TIER, &outage).frame());
@@ -142,10 +150,12 @@ impl Router {
         self.deliver();
     }
 
-    fn route_frame(&mut self, text: Bytes) {
+    fn route_frame(&mut self, text: Bytes, events: u64) {
         let length = text.len();
+        self.told += events;
         if let Some(malformed) = self.batch.add(text, self.market, &self.index) {
             debug!(at = malformed.at, length, "malformed frame");
+            self.damaged = true;
             self.complain("a frame that is no array of events", 1);
         }
     }
@@ -173,13 +183,20 @@ impl Router {
             return;
         }
         let (index, now) = (&self.index, Instant::now());
+        let mut owed = 0;
         let tally = self.batch.deliver(index, |cohort, chunks| {
+            let events: u64 = chunks.iter().map(|chunk| u64::from(chunk.events())).sum();
             for outbound in index.members(cohort) {
+                owed += events;
                 outbound.deliver(chunks, now);
             }
         });
-        self.metrics.events.inc_by(tally.events);
-        self.metrics.unwanted.inc_by(tally.unwanted);
+        self.sessions.events_owed.inc_by(owed);
+        let intake = &self.metrics.intake;
+        intake.unwanted.inc_by(tally.unwanted);
+        let damaged = std::mem::take(&mut self.damaged) || tally.nameless > 0;
+        let lost = intake.found(tally.events, std::mem::take(&mut self.told), damaged);
+        self.sessions.lost(LossReason::Malformed, lost);
         if tally.nameless > 0 {
             self.complain("objects without a type", tally.nameless);
         }

@@ -14,10 +14,10 @@ use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 use prometheus_client::registry::Registry;
 use proxy_common::{
     config::{ConfigError, bind},
-    frame::{Cut, cut},
+    frame::{Cut, Frame, cut},
     health::{Health, HealthReporter},
     link::{Link, LinkConfig, LinkEvent, LinkHandle},
-    metrics::{LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
+    metrics::{IntakeMetrics, LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
     notice::Notice,
     outbound::Outbound,
     protocol::MAX_MESSAGE_BYTES,
@@ -55,6 +55,7 @@ pub struct FirehoseTier {
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
+    intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -75,6 +76,7 @@ impl Firehose {
         registry.register_collector(Box::new(ProcessMetrics::new()));
         let prefixed = registry.sub_registry_with_prefix(TIER);
         let upstream = LinkMetrics::register(prefixed);
+        let intake = IntakeMetrics::register(prefixed);
         let sessions = SessionMetrics::register(prefixed);
         let market = config.listen.market;
         let (aggregate, wanted) =
@@ -89,6 +91,7 @@ impl Firehose {
             link: handle,
             health: HealthReporter::new(market),
             upstream,
+            intake,
             sessions: Arc::clone(&sessions),
         };
         let server = Server {
@@ -97,6 +100,7 @@ impl Firehose {
             metrics: sessions,
             sessions: config.listen.sessions(config.keys),
             max_connections: config.listen.max_connections,
+            total_queue_bytes: config.listen.total_queue_bytes,
         };
         Ok(Self { bound, server, link, fanout })
     }
@@ -123,52 +127,85 @@ impl Firehose {
     /// Serves until `stop`, then lets the sessions say goodbye.
     pub async fn serve(self, stop: CancellationToken) {
         // Data flows until the last session has gone.
-        let metrics = Arc::clone(&self.server.metrics);
+        let publisher = Publisher {
+            fanout: self.fanout,
+            intake: self.server.tier.intake.clone(),
+            sessions: Arc::clone(&self.server.metrics),
+        };
         tokio::select! {
-            () = pump(self.link, self.fanout, metrics) => {}
+            () = pump(self.link, publisher) => {}
             () = self.server.serve(self.bound, stop) => {}
         }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(mut link: Link, mut fanout: Fanout, metrics: Arc<SessionMetrics>) {
+async fn pump(mut link: Link, mut publisher: Publisher) {
     loop {
         match link.next().await {
-            LinkEvent::Frame { frame, .. } if frame.text().len() > MAX_MESSAGE_BYTES => {
-                publish_cut(&mut fanout, frame.text(), &metrics);
+            LinkEvent::Frame { frame, events } if frame.text().len() > MAX_MESSAGE_BYTES => {
+                publisher.publish_cut(frame.text(), events);
             }
             LinkEvent::Frame { frame, events } => {
-                fanout.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
+                publisher.intake.found(events, events, false);
+                publisher.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
             }
-            LinkEvent::Notice(frame) => fanout.publish(frame, 0),
+            LinkEvent::Notice(frame) => publisher.notify(frame),
             LinkEvent::Down(outage) => {
-                fanout.publish(Notice::upstream_down(TIER, &outage).frame(), 0);
+                publisher.notify(Notice::upstream_down(TIER, &outage).frame());
             }
             LinkEvent::Up(Some(outage)) => {
-                fanout.publish(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame(), 0);
+                publisher.notify(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
             }
             LinkEvent::Up(None) => {}
         }
     }
 }
 
-/// A frame longer than a message to clients may be: rare enough to be parsed.
-fn publish_cut(fanout: &mut Fanout, text: &[u8], metrics: &SessionMetrics) {
-    match cut(text) {
-        Ok(Cut { arrays, oversize }) => {
-            for (array, events) in arrays {
-                fanout.publish(array, events);
-            }
-            if oversize > 0 {
-                warn!(oversize, "events longer than a message may be dropped");
-                metrics.lost(LossReason::Oversize, oversize);
-                fanout.publish(Notice::oversize(TIER, oversize).frame(), 0);
-            }
+/// The way into the ring, with its books.
+struct Publisher {
+    fanout: Fanout,
+    intake: IntakeMetrics,
+    sessions: Arc<SessionMetrics>,
+}
+
+impl Publisher {
+    fn publish(&mut self, frame: Frame, events: u32) {
+        let readers = self.fanout.publish(frame, events);
+        if readers == 0 {
+            self.intake.unwanted.inc_by(events.into());
+            return;
         }
-        Err(_) => {
-            warn!(bytes = text.len(), "malformed frame dropped");
-            fanout.publish(Notice::malformed(TIER).frame(), 0);
+        let owed = u64::from(events) * readers as u64;
+        self.sessions.events_owed.inc_by(owed);
+        self.sessions.queue_events.inc_by(owed as i64);
+    }
+
+    fn notify(&mut self, frame: Frame) {
+        self.publish(frame, 0);
+    }
+
+    /// A frame longer than a message to clients may be: rare enough to be parsed.
+    fn publish_cut(&mut self, text: &[u8], told: u64) {
+        match cut(text) {
+            Ok(Cut { arrays, oversize }) => {
+                let found = arrays.iter().map(|(_, events)| u64::from(*events)).sum::<u64>();
+                self.intake.found(found + oversize, told, false);
+                for (array, events) in arrays {
+                    self.publish(array, events);
+                }
+                if oversize > 0 {
+                    warn!(oversize, "events longer than a message may be dropped");
+                    self.sessions.lost(LossReason::Oversize, oversize);
+                    self.notify(Notice::oversize(TIER, oversize).frame());
+                }
+            }
+            Err(_) => {
+                warn!(bytes = text.len(), "malformed frame dropped");
+                let lost = self.intake.found(0, told, true);
+                self.sessions.lost(LossReason::Malformed, lost);
+                self.notify(Notice::malformed(TIER).frame());
+            }
         }
     }
 }
@@ -186,7 +223,7 @@ impl Tier for FirehoseTier {
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions)
+        self.health.report(&self.link.status(), &self.upstream, &self.intake, &self.sessions)
     }
 
     fn tick(&self) {

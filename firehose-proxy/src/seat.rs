@@ -59,16 +59,23 @@ impl FirehoseSeat {
         self.aggregate.remove(channels, Instant::now());
         self.held.remove(channels);
         if self.held.is_empty() {
-            self.reader = None;
+            self.leave_ring();
         }
+    }
+
+    /// What it has not read by now, it will not get.
+    fn leave_ring(&mut self) {
+        let unread = self.reader.take().map_or(0, Reader::leave);
+        self.metrics.queue_events.dec_by(unread as i64);
+        self.metrics.lost(LossReason::SessionClosed, unread);
     }
 
     fn stow(&mut self, next: Next) {
         match next {
             Next::Message(message) => self.batch.push((message.frame, message.events)),
             Next::Gap { frames, events, then } => {
-                self.metrics.lost(LossReason::RingOverrun, events.unwrap_or(frames));
-                self.batch.push((Notice::gap(TIER, frames, events).frame(), 0));
+                self.metrics.lost(LossReason::RingOverrun, events);
+                self.batch.push((Notice::gap(TIER, frames, Some(events)).frame(), 0));
                 self.batch.push((then.frame, then.events));
             }
         }
@@ -93,6 +100,7 @@ impl Seat for FirehoseSeat {
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
         let Some(reader) = &mut self.reader else { return std::future::pending().await };
+        let seen = reader.seen();
         let Some(next) = reader.next().await else {
             // The pump ends only when the program stops; the session is told by its own signal.
             return std::future::pending().await;
@@ -106,12 +114,15 @@ impl Seat for FirehoseSeat {
         let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
         self.outbound.send_frames(frames, Instant::now());
         self.batch.clear();
+        let now_seen = self.reader.as_ref().map_or(seen, Reader::seen);
+        self.metrics.queue_events.dec_by((now_seen - seen) as i64);
         Ok(())
     }
 }
 
 impl Drop for FirehoseSeat {
     fn drop(&mut self) {
+        self.leave_ring();
         self.metrics.subscriptions.dec_by(self.held.len() as i64);
         self.aggregate.remove(self.held.iter(), Instant::now());
     }

@@ -3,12 +3,13 @@
 //! | layer | modules | may use |
 //! | --- | --- | --- |
 //! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`close`], [`slow`], [`backoff`] | each other, downwards |
-//! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`health`], [`notice`] | the pure layer |
-//! | sockets and tasks | [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//! | one side effect each | [`config`], [`telemetry`], [`process`], [`metrics`], [`ledger`], [`health`], [`notice`] | the pure layer |
+//! | sockets and tasks | [`outbound`], [`budget`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
 
 pub mod backoff;
+pub mod budget;
 pub mod channel;
 pub mod channel_set;
 pub mod close;
@@ -16,6 +17,7 @@ pub mod config;
 pub mod frame;
 pub mod health;
 pub mod http_face;
+pub mod ledger;
 pub mod link;
 pub mod market;
 pub mod metrics;

@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug, error_span, info, warn};
 
 use crate::{
+    budget::{self, Budget},
     close::CloseReason,
     http_face::{Accepted, AcceptedSlot, HttpFace},
     metrics::{Reason, SessionMetrics},
@@ -123,6 +124,8 @@ pub struct Server<T> {
     pub sessions: SessionConfig,
     /// Most sessions at once.
     pub max_connections: usize,
+    /// Most bytes queued for all sessions together.
+    pub total_queue_bytes: usize,
 }
 
 impl<T: Tier> Server<T> {
@@ -134,6 +137,7 @@ impl<T: Tier> Server<T> {
         let room = Arc::new(Semaphore::new(max_sessions));
         let connections = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
         let sessions = Arc::new(self.sessions);
+        let budget = Arc::new(Budget::new(self.total_queue_bytes, Arc::clone(&self.metrics)));
         let face = |upgrades, probes| {
             Arc::new(HttpFace {
                 tier: Arc::clone(&self.tier),
@@ -158,12 +162,14 @@ impl<T: Tier> Server<T> {
                 face,
                 sessions: Arc::clone(&sessions),
                 connections: Arc::clone(&connections),
+                budget: Arc::clone(&budget),
                 tracker: tracker.clone(),
                 stop: stop.clone(),
             };
             tracker.spawn(port.accept(listener));
         }
         tracker.spawn(tick(Arc::clone(&self.tier), stop.clone()));
+        tracker.spawn(budget::keep(budget, stop.clone()));
         stop.cancelled().await;
         tracker.close();
         tracker.wait().await;
@@ -200,6 +206,7 @@ struct Port<T> {
     face: Arc<HttpFace<T>>,
     sessions: Arc<SessionConfig>,
     connections: Arc<Semaphore>,
+    budget: Arc<Budget>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -250,9 +257,10 @@ impl<T: Tier> Port<T> {
         let metrics = &self.face.metrics;
         metrics.opened.inc();
         metrics.sessions.inc();
+        let tier = &*self.face.tier;
+        let (budget, stop) = (&*self.budget, &self.stop);
         let reason =
-            session::serve(&*self.face.tier, &self.sessions, metrics, socket, early, &self.stop)
-                .await;
+            session::serve(tier, &self.sessions, metrics, budget, socket, early, stop).await;
         metrics.sessions.dec();
         metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
         drop(permit);

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tungstenite::protocol::frame::coding::Control;
 
 use crate::{
+    budget::Budget,
     channel::{Channel, items},
     channel_set::ChannelSet,
     close::CloseReason,
@@ -118,6 +119,7 @@ pub async fn serve<T: Tier>(
     tier: &T,
     config: &SessionConfig,
     metrics: &Arc<SessionMetrics>,
+    budget: &Budget,
     socket: TcpStream,
     early: Bytes,
     stop: &CancellationToken,
@@ -135,6 +137,7 @@ pub async fn serve<T: Tier>(
         metrics,
     };
     drop(early);
+    let _entry = budget.enter(&session.outbound);
     session.outbound.send_frame(&status_frame(&Status::connected()), now);
     let reason = session.run(stop).await;
     // The seat goes first: nothing more is routed to a session that ends.

@@ -37,6 +37,11 @@ impl<'a> Chunk<'a> {
         self.text
     }
 
+    /// How many they are.
+    pub fn events(&self) -> u32 {
+        self.events
+    }
+
     pub(super) fn share(&self) -> Bytes {
         self.shared.get_or_init(|| Bytes::copy_from_slice(self.text)).clone()
     }
@@ -121,6 +126,8 @@ pub(super) struct Lane {
     pub(super) queue_events: u64,
     /// What the gauge of queued bytes holds for this session.
     pub(super) reported: usize,
+    /// What the gauge of queued events holds for this session.
+    pub(super) reported_events: u64,
     pub(super) state: State,
 }
 
@@ -157,6 +164,7 @@ impl Lane {
             queue_bytes: 0,
             queue_events: 0,
             reported: 0,
+            reported_events: 0,
             state: State::Open,
         }
     }
