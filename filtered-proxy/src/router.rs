@@ -20,7 +20,7 @@ use proxy_common::{
     link::{Link, LinkEvent},
     market::Market,
     metrics::{LossReason, SessionMetrics},
-    notice::Notice,
+    notice::{self, Notice, OutageNotice},
     outbound::Outbound,
     session::{Change, Seat},
 };
@@ -82,6 +82,8 @@ pub struct Router {
     told: u64,
     /// Whether one of these frames could not be read to its end.
     damaged: bool,
+    /// The notices of outages that last: of our link, and of the firehose's as it told us.
+    down: [Option<Frame>; 2],
 }
 
 impl Router {
@@ -111,6 +113,7 @@ impl Router {
             sessions,
             told: 0,
             damaged: false,
+            down: [None, None],
         };
         (router, handle)
     }
@@ -137,11 +140,22 @@ impl Router {
                 LinkEvent::Frame { frame, events } => {
                     self.route_frame(frame.shared_text(), events);
                 }
-                LinkEvent::Notice(frame) => self.notify(&frame),
+                LinkEvent::Notice(frame) => {
+                    match notice::outage(frame.text()) {
+                        Some(OutageNotice::Down) => self.down[1] = Some(frame.clone()),
+                        Some(OutageNotice::Up) => self.down[1] = None,
+                        None => {}
+                    }
+                    self.notify(&frame);
+                }
                 LinkEvent::Down(outage) => {
-                    self.notify(&Notice::upstream_down(TIER, &outage).frame());
+                    let frame = Notice::upstream_down(TIER, &outage).frame();
+                    self.notify(&frame);
+                    // The firehose says again what lasts, once we are back.
+                    self.down = [Some(frame), None];
                 }
                 LinkEvent::Up(Some(outage)) => {
+                    self.down[0] = None;
                     self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
                 }
                 LinkEvent::Up(None) => {}
@@ -214,7 +228,10 @@ impl Router {
                 self.index.change(session, change.channels, change.subscribe);
                 if let Some(outbound) = self.index.member(session) {
                     let now = Instant::now();
-                    outbound.send_frames(change.reply.iter().map(|frame| (frame, 0)), now);
+                    // Who subscribes while something is missing is told, as those were who were there when it began.
+                    let down = self.down.iter().flatten().filter(|_| change.subscribe);
+                    let frames = change.reply.iter().chain(down);
+                    outbound.send_frames(frames.map(|frame| (frame, 0)), now);
                 }
                 self.count_subscriptions();
                 // The session may have ended while it waited.

@@ -24,7 +24,7 @@ use proxy_common::{
     server::{Bound, Server},
     session::Tier,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -45,12 +45,14 @@ pub struct Firehose {
     server: Server<FirehoseTier>,
     link: Link,
     fanout: Fanout,
+    down: watch::Sender<Option<Frame>>,
 }
 
 /// What sessions see of the firehose.
 #[derive(Debug)]
 pub struct FirehoseTier {
     fanout: FanoutHandle,
+    down: watch::Receiver<Option<Frame>>,
     aggregate: Arc<Aggregate>,
     link: LinkHandle,
     health: HealthReporter,
@@ -85,8 +87,10 @@ impl Firehose {
         link_config.extra_roots = config.extra_roots;
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
         let (fanout, readers) = fanout::ring(config.ring_frames);
+        let (down, lasting) = watch::channel(None);
         let tier = FirehoseTier {
             fanout: readers,
+            down: lasting,
             aggregate: Arc::new(aggregate),
             link: handle,
             health: HealthReporter::new(market),
@@ -102,7 +106,7 @@ impl Firehose {
             max_connections: config.listen.max_connections,
             total_queue_bytes: config.listen.total_queue_bytes,
         };
-        Ok(Self { bound, server, link, fanout })
+        Ok(Self { bound, server, link, fanout, down })
     }
 
     /// The addresses listened on.
@@ -129,6 +133,7 @@ impl Firehose {
         // Data flows until the last session has gone.
         let publisher = Publisher {
             fanout: self.fanout,
+            down: self.down,
             intake: self.server.tier.intake.clone(),
             sessions: Arc::clone(&self.server.metrics),
         };
@@ -152,9 +157,12 @@ async fn pump(mut link: Link, mut publisher: Publisher) {
             }
             LinkEvent::Notice(frame) => publisher.notify(frame),
             LinkEvent::Down(outage) => {
-                publisher.notify(Notice::upstream_down(TIER, &outage).frame());
+                let frame = Notice::upstream_down(TIER, &outage).frame();
+                publisher.down.send_replace(Some(frame.clone()));
+                publisher.notify(frame);
             }
             LinkEvent::Up(Some(outage)) => {
+                publisher.down.send_replace(None);
                 publisher.notify(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
             }
             LinkEvent::Up(None) => {}
@@ -165,6 +173,8 @@ async fn pump(mut link: Link, mut publisher: Publisher) {
 /// The way into the ring, with its books.
 struct Publisher {
     fanout: Fanout,
+    /// The notice of the outage that lasts, for who subscribes meanwhile.
+    down: watch::Sender<Option<Frame>>,
     intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
 }
@@ -217,6 +227,7 @@ impl Tier for FirehoseTier {
         FirehoseSeat::new(
             Arc::clone(outbound),
             self.fanout.clone(),
+            self.down.clone(),
             Arc::clone(&self.aggregate),
             Arc::clone(&self.sessions),
         )

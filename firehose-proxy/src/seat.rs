@@ -12,7 +12,7 @@ use proxy_common::{
     outbound::Outbound,
     session::{Change, Seat},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     TIER,
@@ -28,6 +28,8 @@ const BATCH: usize = 64;
 pub struct FirehoseSeat {
     outbound: Arc<Outbound>,
     fanout: FanoutHandle,
+    /// The notice of the outage that lasts.
+    down: watch::Receiver<Option<Frame>>,
     aggregate: Arc<Aggregate>,
     metrics: Arc<SessionMetrics>,
     held: ChannelSet,
@@ -39,11 +41,12 @@ impl FirehoseSeat {
     pub(crate) fn new(
         outbound: Arc<Outbound>,
         fanout: FanoutHandle,
+        down: watch::Receiver<Option<Frame>>,
         aggregate: Arc<Aggregate>,
         metrics: Arc<SessionMetrics>,
     ) -> Self {
         let held = ChannelSet::default();
-        Self { outbound, fanout, aggregate, metrics, held, reader: None, batch: Vec::new() }
+        Self { outbound, fanout, down, aggregate, metrics, held, reader: None, batch: Vec::new() }
     }
 
     fn subscribe(&mut self, channels: BTreeSet<Channel>) {
@@ -89,8 +92,10 @@ impl Seat for FirehoseSeat {
             (true, false) => self.subscribe(change.channels),
             (false, false) => self.unsubscribe(&change.channels),
         }
-        let now = Instant::now();
-        self.outbound.send_frames(change.reply.iter().map(|frame| (frame, 0)), now);
+        // Who subscribes while something is missing is told, as those were who were there when it began.
+        let down = change.subscribe.then(|| self.down.borrow().clone()).flatten();
+        let frames = change.reply.iter().chain(&down);
+        self.outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
         Ok(())
     }
 
