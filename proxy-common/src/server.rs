@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -40,6 +40,8 @@ const HTTP_LIFETIME: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// How long a request that is half sent, or a handshake, may take to end when the program stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
+/// Most bytes that the system takes for a peer who has no room for them: pongs stand behind them, and nobody sees their age.
+const UNSENT_BYTES: u32 = 256 * 1024;
 /// Connections the system holds for us while we are busy.
 const BACKLOG: i32 = 4_096;
 
@@ -247,8 +249,8 @@ impl<T: Tier> Port<T> {
     }
 
     async fn serve(&self, socket: TcpStream) {
-        // Small messages must not wait for acknowledgements of earlier ones.
-        if let Err(error) = socket.set_nodelay(true) {
+        // Small messages must not wait for acknowledgements of earlier ones, and what waits shall wait where it can be overtaken.
+        if let Err(error) = socket.set_nodelay(true).and_then(|()| limit_unsent(&socket)) {
             debug!(%error, "connection lost at once");
             return;
         }
@@ -313,6 +315,13 @@ impl<T: Tier> Port<T> {
         let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
         Some((parts.io.into_inner(), parts.read_buf, permit))
     }
+}
+
+/// Bounds what the system takes for a peer who has no room for it, where the system can be asked to.
+fn limit_unsent(socket: &TcpStream) -> io::Result<()> {
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    Ok(())
 }
 
 fn log_end(reason: CloseReason) {
