@@ -39,7 +39,7 @@ impl Response {
             .unwrap_or_else(|error| panic!("body is no JSON ({error}): {:?}", self.body))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
