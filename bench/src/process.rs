@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
@@ -23,6 +23,9 @@ use crate::{
 
 /// How long a program may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the counters of a program that is at work may take to agree at one moment.
+const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running program. Killed when dropped.
 #[derive(Debug)]
@@ -166,6 +169,33 @@ impl Program {
     /// The memory resident now, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.memory("VmRSS:")
+    }
+
+    /// Checks that the ledger of a proxy accounts for every event; floors keep none.
+    ///
+    /// # Errors
+    ///
+    /// It does not, before long.
+    pub fn check_ledger(&self) -> Result<()> {
+        if self.output.is_some() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + LEDGER_LIMIT;
+        loop {
+            let mut stream = TcpStream::connect(self.address)?;
+            stream.set_read_timeout(Some(LEDGER_LIMIT))?;
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            let health: serde_json::Value = serde_json::from_str(body)?;
+            let ledger = &health["ledger"];
+            if ledger["balanced"] == true {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "the ledger of {}: {ledger}", self.name);
+            pause();
+        }
     }
 
     fn memory(&self, field: &str) -> Result<u64> {

@@ -262,6 +262,7 @@ impl Rig {
         let own_cpu_seconds = own_cpu_seconds()? - own;
         let ours = own_cpu_seconds + costs.iter().map(|cost: &Cost| cost.cpu_seconds).sum::<f64>();
         let others = busy_cores(began, idle)? - ours / began.elapsed().as_secs_f64();
+        self.programs.iter().try_for_each(Program::check_ledger)?;
         Ok(Outcome {
             events: sent.events,
             seconds,

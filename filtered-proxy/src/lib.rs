@@ -21,7 +21,7 @@ use proxy_common::{
     health::{Health, HealthReporter},
     keys::KeyMetrics,
     link::{Link, LinkConfig, LinkHandle, Wanted},
-    metrics::{LinkMetrics, ProcessMetrics, SessionMetrics},
+    metrics::{IntakeMetrics, LinkMetrics, ProcessMetrics, SessionMetrics},
     outbound::Outbound,
     reload::Reload,
     server::{Bound, Server},
@@ -57,6 +57,7 @@ pub struct FilteredTier {
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
+    intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -90,6 +91,7 @@ impl FilteredProxy {
         link_config.refused_interval = Duration::from_secs(30);
         let (link, handle) = Link::new(link_config, receiver, Arc::clone(&upstream));
         let market = config.listen.market;
+        let intake = routing.intake.clone();
         let (router, router_handle) = Router::new(
             market,
             config.listen.client_queue_bytes,
@@ -102,6 +104,7 @@ impl FilteredProxy {
             link: handle,
             health: HealthReporter::new(market),
             upstream,
+            intake,
             sessions: Arc::clone(&sessions),
         };
         let server = Server {
@@ -111,6 +114,7 @@ impl FilteredProxy {
             sessions: config.listen.sessions(keys, config.notices),
             max_connections: config.listen.max_connections,
             doors: Arc::new(doors),
+            total_queue_bytes: config.listen.total_queue_bytes,
         };
         Ok(Self { bound, server, link, router, wanted })
     }
@@ -154,7 +158,8 @@ impl Tier for FilteredTier {
     }
 
     fn health(&self) -> Health {
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions, Vec::new())
+        let (link, problems) = (self.link.status(), Vec::new());
+        self.health.report(&link, &self.upstream, &self.intake, &self.sessions, problems)
     }
 
     fn tick(&self) {

@@ -22,7 +22,7 @@ use proxy_common::{
     link::{Link, LinkEvent},
     market::Market,
     metrics::{LossReason, SessionMetrics},
-    notice::{Notice, Notices},
+    notice::{self, Notice, Notices, OutageNotice},
     outbound::Outbound,
     protocol::{Status, status_frames},
     session::{Change, Seat},
@@ -85,6 +85,12 @@ pub struct Router {
     shared: Arc<Shared>,
     metrics: RouterMetrics,
     sessions: Arc<SessionMetrics>,
+    /// Events that the link told to be in the frames at hand.
+    told: u64,
+    /// Whether one of these frames could not be read to its end.
+    damaged: bool,
+    /// The notices of outages that last: of our link, and of the firehose's as it told us.
+    down: [Option<Frame>; 2],
 }
 
 impl Router {
@@ -115,6 +121,9 @@ impl Router {
             shared,
             metrics,
             sessions,
+            told: 0,
+            damaged: false,
+            down: [None, None],
         };
         (router, handle)
     }
@@ -138,12 +147,25 @@ impl Router {
     fn route(&mut self, events: &mut Vec<LinkEvent>) {
         for event in events.drain(..) {
             match event {
-                LinkEvent::Frame { frame, .. } => self.route_frame(frame.shared_text()),
-                LinkEvent::Notice(frame) => self.notify(&frame),
+                LinkEvent::Frame { frame, events } => {
+                    self.route_frame(frame.shared_text(), events);
+                }
+                LinkEvent::Notice(frame) => {
+                    match notice::outage(frame.text()) {
+                        Some(OutageNotice::Down) => self.down[1] = Some(frame.clone()),
+                        Some(OutageNotice::Up) => self.down[1] = None,
+                        None => {}
+                    }
+                    self.notify(&frame);
+                }
                 LinkEvent::Down(outage) => {
-                    self.notify(&Notice::upstream_down(TIER, &outage).frame());
+                    let frame = Notice::upstream_down(TIER, &outage).frame();
+                    self.notify(&frame);
+                    // The firehose says again what lasts, once we are back.
+                    self.down = [Some(frame), None];
                 }
                 LinkEvent::Up(Some(outage)) => {
+                    self.down[0] = None;
                     self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
                 }
                 LinkEvent::Carried(object) => self.learn(&object),
@@ -153,10 +175,12 @@ impl Router {
         self.deliver();
     }
 
-    fn route_frame(&mut self, text: Bytes) {
+    fn route_frame(&mut self, text: Bytes, events: u64) {
         let length = text.len();
+        self.told += events;
         if let Some(malformed) = self.batch.add(text, self.market, &self.index) {
             debug!(at = malformed.at, length, "malformed frame");
+            self.damaged = true;
             self.complain("a frame that is no array of events", 1);
         }
     }
@@ -212,13 +236,20 @@ impl Router {
             return;
         }
         let (index, now) = (&self.index, Instant::now());
+        let mut owed = 0;
         let tally = self.batch.deliver(index, |cohort, chunks| {
+            let events: u64 = chunks.iter().map(|chunk| u64::from(chunk.events())).sum();
             for outbound in index.members(cohort) {
+                owed += events;
                 outbound.deliver(chunks, now);
             }
         });
-        self.metrics.events.inc_by(tally.events);
-        self.metrics.unwanted.inc_by(tally.unwanted);
+        self.sessions.events_owed.inc_by(owed);
+        let intake = &self.metrics.intake;
+        intake.unwanted.inc_by(tally.unwanted);
+        let damaged = std::mem::take(&mut self.damaged) || tally.nameless > 0;
+        let lost = intake.found(tally.events, std::mem::take(&mut self.told), damaged);
+        self.sessions.lost(LossReason::Malformed, lost);
         if tally.nameless > 0 {
             self.complain("objects without a type", tally.nameless);
         }
@@ -249,9 +280,12 @@ impl Router {
                 self.count_subscriptions();
                 if let Some(outbound) = self.index.member(session) {
                     let now = Instant::now();
+                    // Who subscribes while something is missing is told, as those were who were there when it began.
+                    let tells = change.subscribe && self.notices != Notices::Off;
+                    let down = self.down.iter().flatten().filter(|_| tells);
                     let late = status_frames(&late);
-                    let frames = change.reply.iter().chain(&late).map(|frame| (frame, 0));
-                    outbound.send_frames(frames, now);
+                    let frames = change.reply.iter().chain(&late).chain(down);
+                    outbound.send_frames(frames.map(|frame| (frame, 0)), now);
                 }
                 // The session may have ended while it waited.
                 let _ = done.send(());

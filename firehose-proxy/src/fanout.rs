@@ -1,5 +1,7 @@
 //! Fan-out: the same frame to every session, over one ring with a cursor for each reader.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use proxy_common::frame::Frame;
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
@@ -29,21 +31,24 @@ pub enum Content {
 
 /// The writing end. Publishing never waits for a reader.
 #[derive(Debug)]
-pub struct Fanout {
-    ring: broadcast::Sender<Published>,
-    published: u64,
-}
+pub struct Fanout(FanoutHandle);
 
 /// Makes readers, from wherever sessions are.
 #[derive(Debug, Clone)]
-pub struct FanoutHandle(broadcast::Sender<Published>);
+pub struct FanoutHandle {
+    ring: broadcast::Sender<Published>,
+    /// Events published since the start. Held while the ring or its readers change, so that each reader knows exactly what
+    /// it is owed.
+    published: Arc<Mutex<u64>>,
+}
 
 /// One session's cursor.
 #[derive(Debug)]
 pub struct Reader {
     ring: broadcast::Receiver<Published>,
-    /// Events up to here are read; unknown before the first message.
-    seen: Option<u64>,
+    published: Arc<Mutex<u64>>,
+    /// Events up to here are read.
+    seen: u64,
     lagged: u64,
 }
 
@@ -56,8 +61,8 @@ pub enum Next {
     Gap {
         /// How many messages.
         frames: u64,
-        /// How many events they held, unless they were the first that this reader would have seen.
-        events: Option<u64>,
+        /// How many events they held.
+        events: u64,
         /// The message after them.
         then: Published,
     },
@@ -66,13 +71,14 @@ pub enum Next {
 /// A ring for this many messages, rounded up to a power of two. A reader that lags further loses the oldest.
 pub fn ring(frames: usize) -> (Fanout, FanoutHandle) {
     let (ring, _) = broadcast::channel(frames);
-    (Fanout { ring: ring.clone(), published: 0 }, FanoutHandle(ring))
+    let handle = FanoutHandle { ring, published: Arc::default() };
+    (Fanout(handle.clone()), handle)
 }
 
 impl Fanout {
-    /// Gives a message of data to every reader there is.
-    pub fn publish(&mut self, frame: Frame, events: u32) {
-        self.send(frame, events, Content::Data);
+    /// Gives a message of data to every reader there is, and tells how many they are.
+    pub fn publish(&mut self, frame: Frame, events: u32) -> usize {
+        self.send(frame, events, Content::Data)
     }
 
     /// Gives a notice to every reader there is.
@@ -85,19 +91,26 @@ impl Fanout {
         self.send(Frame::new(b""), 0, Content::OfferChanged);
     }
 
-    fn send(&mut self, frame: Frame, events: u32, content: Content) {
-        let published = Published { frame, events, content, before: self.published };
-        self.published += u64::from(events);
+    fn send(&mut self, frame: Frame, events: u32, content: Content) -> usize {
+        let mut published = lock(&self.0.published);
+        let message = Published { frame, events, content, before: *published };
+        *published += u64::from(events);
         // No reader is no error: nobody is there to miss anything.
-        let _ = self.ring.send(published);
+        self.0.ring.send(message).unwrap_or(0)
     }
 }
 
 impl FanoutHandle {
     /// A reader of everything published from now on.
     pub fn reader(&self) -> Reader {
-        Reader { ring: self.0.subscribe(), seen: None, lagged: 0 }
+        let published = lock(&self.published);
+        let ring = self.ring.subscribe();
+        Reader { ring, published: Arc::clone(&self.published), seen: *published, lagged: 0 }
     }
+}
+
+fn lock(published: &Mutex<u64>) -> MutexGuard<'_, u64> {
+    published.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Reader {
@@ -125,13 +138,24 @@ impl Reader {
         }
     }
 
+    /// How many of the events published are behind it: taken or missed.
+    pub fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    /// Gives the place up, and tells how many events published meanwhile are left unread.
+    pub fn leave(self) -> u64 {
+        let published = lock(&self.published);
+        drop(self.ring);
+        *published - self.seen
+    }
+
     fn take(&mut self, message: Published) -> Next {
-        let seen = self.seen.replace(message.before + u64::from(message.events));
+        let events = message.before - self.seen;
+        self.seen = message.before + u64::from(message.events);
         match std::mem::take(&mut self.lagged) {
             0 => Next::Message(message),
-            frames => {
-                Next::Gap { frames, events: seen.map(|seen| message.before - seen), then: message }
-            }
+            frames => Next::Gap { frames, events, then: message },
         }
     }
 }
@@ -152,21 +176,23 @@ mod tests {
             assert!(matches!(quick.try_next(), Some(Next::Message(_))));
         }
         match reader.try_next() {
-            Some(Next::Gap { frames: 6, events: Some(30), then }) => {
-                assert_eq!(then.frame.text(), b"6");
-            }
+            Some(Next::Gap { frames: 6, events: 30, then }) => assert_eq!(then.frame.text(), b"6"),
             other => panic!("{other:?}"),
         }
         assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"7"));
+        assert_eq!((reader.seen(), reader.leave()), (41, 10));
+        assert_eq!(quick.leave(), 5);
+        assert_eq!(fanout.publish(Frame::new(b"nobody"), 1), 0);
     }
 
     #[test]
-    fn a_gap_before_the_first_message_has_unknown_events() {
+    fn a_reader_is_owed_what_comes_after_it_came() {
         let (mut fanout, handle) = ring(2);
+        fanout.publish(Frame::new(b"before"), 100);
         let mut reader = handle.reader();
         for n in 0..5 {
             fanout.publish(Frame::new(n.to_string().as_bytes()), 1);
         }
-        assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: None, .. })));
+        assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: 3, .. })));
     }
 }

@@ -19,11 +19,11 @@ use prometheus_client::registry::Registry;
 use proxy_common::{
     config::{ConfigError, bind},
     doors::Doors,
-    frame::{Cut, cut},
+    frame::{Cut, Frame, cut},
     health::{Health, HealthReporter},
     keys::KeyMetrics,
     link::{Link, LinkConfig, LinkEvent, LinkHandle},
-    metrics::{LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
+    metrics::{IntakeMetrics, LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
     notice::{Notice, Notices},
     outbound::Outbound,
     protocol::MAX_MESSAGE_BYTES,
@@ -31,7 +31,7 @@ use proxy_common::{
     server::{Bound, Server},
     session::Tier,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -55,12 +55,14 @@ pub struct Firehose {
     link: Link,
     fanout: Fanout,
     sampler: Sampler,
+    down: watch::Sender<Option<Frame>>,
 }
 
 /// What sessions see of the firehose.
 #[derive(Debug)]
 pub struct FirehoseTier {
     fanout: FanoutHandle,
+    down: watch::Receiver<Option<Frame>>,
     aggregate: Arc<Aggregate>,
     offer: Arc<Offer>,
     notices: Notices,
@@ -68,6 +70,7 @@ pub struct FirehoseTier {
     link: LinkHandle,
     health: HealthReporter,
     upstream: Arc<LinkMetrics>,
+    intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -89,6 +92,7 @@ impl Firehose {
         registry.register_collector(Box::new(ProcessMetrics::new()));
         let prefixed = registry.sub_registry_with_prefix(TIER);
         let upstream = LinkMetrics::register(prefixed);
+        let intake = IntakeMetrics::register(prefixed);
         let sessions = SessionMetrics::register(prefixed);
         let doors = Doors::new(&config.listen.admission, prefixed);
         let keys = Arc::new(config.keys);
@@ -103,8 +107,10 @@ impl Firehose {
         link_config.extra_roots = config.extra_roots;
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
         let (fanout, readers) = fanout::ring(config.ring_frames);
+        let (down, lasting) = watch::channel(None);
         let tier = FirehoseTier {
             fanout: readers,
+            down: lasting,
             aggregate: Arc::new(aggregate),
             offer,
             notices,
@@ -112,6 +118,7 @@ impl Firehose {
             link: handle,
             health: HealthReporter::new(market),
             upstream,
+            intake,
             sessions: Arc::clone(&sessions),
         };
         let server = Server {
@@ -121,8 +128,9 @@ impl Firehose {
             sessions: config.listen.sessions(keys, notices),
             max_connections: config.listen.max_connections,
             doors: Arc::new(doors),
+            total_queue_bytes: config.listen.total_queue_bytes,
         };
-        Ok(Self { bound, server, link, fanout, sampler })
+        Ok(Self { bound, server, link, fanout, sampler, down })
     }
 
     /// The addresses listened on.
@@ -148,43 +156,48 @@ impl Firehose {
     /// Serves until `stop`, then lets the sessions say goodbye.
     pub async fn serve(self, stop: CancellationToken) {
         // Data flows until the last session has gone.
-        let metrics = Arc::clone(&self.server.metrics);
-        let offer = Arc::clone(&self.server.tier.offer);
+        let publisher = Publisher {
+            fanout: self.fanout,
+            sampler: self.sampler,
+            offer: Arc::clone(&self.server.tier.offer),
+            down: self.down,
+            intake: self.server.tier.intake.clone(),
+            sessions: Arc::clone(&self.server.metrics),
+        };
         tokio::select! {
-            () = pump(self.link, self.fanout, self.sampler, offer, metrics) => {}
+            () = pump(self.link, publisher) => {}
             () = self.server.serve(self.bound, stop) => {}
         }
     }
 }
 
 /// Moves what the link yields to the ring. Publishing never waits, so upstream is read as fast as it sends.
-async fn pump(
-    mut link: Link,
-    mut fanout: Fanout,
-    mut sampler: Sampler,
-    offer: Arc<Offer>,
-    metrics: Arc<SessionMetrics>,
-) {
+async fn pump(mut link: Link, mut publisher: Publisher) {
     loop {
         match link.next().await {
             LinkEvent::Frame { frame, events } => {
-                sampler.frame(frame.text());
+                publisher.sampler.frame(frame.text());
                 if frame.text().len() > MAX_MESSAGE_BYTES {
-                    publish_cut(&mut fanout, frame.text(), &metrics);
+                    publisher.publish_cut(frame.text(), events);
                 } else {
-                    fanout.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
+                    publisher.intake.found(events, events, false);
+                    publisher.publish(frame, u32::try_from(events).unwrap_or(u32::MAX));
                 }
             }
-            LinkEvent::Notice(frame) => fanout.notify(frame),
+            LinkEvent::Notice(frame) => publisher.fanout.notify(frame),
             LinkEvent::Down(outage) => {
-                fanout.notify(Notice::upstream_down(TIER, &outage).frame());
+                let frame = Notice::upstream_down(TIER, &outage).frame();
+                publisher.down.send_replace(Some(frame.clone()));
+                publisher.fanout.notify(frame);
             }
             LinkEvent::Up(Some(outage)) => {
-                fanout.notify(Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
+                publisher.down.send_replace(None);
+                let notice = Notice::upstream_up(TIER, &outage, SystemTime::now());
+                publisher.fanout.notify(notice.frame());
             }
             LinkEvent::Channels(changes) => {
-                if offer.learn(&changes) {
-                    fanout.offer_changed();
+                if publisher.offer.learn(&changes) {
+                    publisher.fanout.offer_changed();
                 }
             }
             // Another firehose says it of its `*`, which is not asked for here.
@@ -193,22 +206,51 @@ async fn pump(
     }
 }
 
-/// A frame longer than a message to clients may be: rare enough to be parsed.
-fn publish_cut(fanout: &mut Fanout, text: &[u8], metrics: &SessionMetrics) {
-    match cut(text) {
-        Ok(Cut { arrays, oversize }) => {
-            for (array, events) in arrays {
-                fanout.publish(array, events);
-            }
-            if oversize > 0 {
-                warn!(oversize, "events longer than a message may be dropped");
-                metrics.lost(LossReason::Oversize, oversize);
-                fanout.notify(Notice::oversize(TIER, oversize).frame());
-            }
+/// The way into the ring, with its books.
+struct Publisher {
+    fanout: Fanout,
+    sampler: Sampler,
+    /// What can be had of the vendor, as it turns out.
+    offer: Arc<Offer>,
+    /// The notice of the outage that lasts, for who subscribes meanwhile.
+    down: watch::Sender<Option<Frame>>,
+    intake: IntakeMetrics,
+    sessions: Arc<SessionMetrics>,
+}
+
+impl Publisher {
+    fn publish(&mut self, frame: Frame, events: u32) {
+        let readers = self.fanout.publish(frame, events);
+        if readers == 0 {
+            self.intake.unwanted.inc_by(events.into());
+            return;
         }
-        Err(_) => {
-            warn!(bytes = text.len(), "malformed frame dropped");
-            fanout.notify(Notice::malformed(TIER).frame());
+        let owed = u64::from(events) * readers as u64;
+        self.sessions.events_owed.inc_by(owed);
+        self.sessions.queue_events.inc_by(owed as i64);
+    }
+
+    /// A frame longer than a message to clients may be: rare enough to be parsed.
+    fn publish_cut(&mut self, text: &[u8], told: u64) {
+        match cut(text) {
+            Ok(Cut { arrays, oversize }) => {
+                let found = arrays.iter().map(|(_, events)| u64::from(*events)).sum::<u64>();
+                self.intake.found(found + oversize, told, false);
+                for (array, events) in arrays {
+                    self.publish(array, events);
+                }
+                if oversize > 0 {
+                    warn!(oversize, "events longer than a message may be dropped");
+                    self.sessions.lost(LossReason::Oversize, oversize);
+                    self.fanout.notify(Notice::oversize(TIER, oversize).frame());
+                }
+            }
+            Err(_) => {
+                warn!(bytes = text.len(), "malformed frame dropped");
+                let lost = self.intake.found(0, told, true);
+                self.sessions.lost(LossReason::Malformed, lost);
+                self.fanout.notify(Notice::malformed(TIER).frame());
+            }
         }
     }
 }
@@ -220,6 +262,7 @@ impl Tier for FirehoseTier {
         FirehoseSeat::new(
             Arc::clone(outbound),
             self.fanout.clone(),
+            self.down.clone(),
             Arc::clone(&self.aggregate),
             Arc::clone(&self.offer),
             self.notices,
@@ -228,8 +271,8 @@ impl Tier for FirehoseTier {
     }
 
     fn health(&self) -> Health {
-        let problems = self.guardian.problems();
-        self.health.report(&self.link.status(), &self.upstream, &self.sessions, problems)
+        let (link, problems) = (self.link.status(), self.guardian.problems());
+        self.health.report(&link, &self.upstream, &self.intake, &self.sessions, problems)
     }
 
     fn tick(&self) {

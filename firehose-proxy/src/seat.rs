@@ -14,7 +14,7 @@ use proxy_common::{
     protocol::{Status, status_frames},
     session::{Change, Seat},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     TIER,
@@ -31,6 +31,8 @@ const BATCH: usize = 64;
 pub struct FirehoseSeat {
     outbound: Arc<Outbound>,
     fanout: FanoutHandle,
+    /// The notice of the outage that lasts.
+    down: watch::Receiver<Option<Frame>>,
     aggregate: Arc<Aggregate>,
     offer: Arc<Offer>,
     notices: Notices,
@@ -46,6 +48,7 @@ impl FirehoseSeat {
     pub(crate) fn new(
         outbound: Arc<Outbound>,
         fanout: FanoutHandle,
+        down: watch::Receiver<Option<Frame>>,
         aggregate: Arc<Aggregate>,
         offer: Arc<Offer>,
         notices: Notices,
@@ -55,6 +58,7 @@ impl FirehoseSeat {
         Self {
             outbound,
             fanout,
+            down,
             aggregate,
             offer,
             notices,
@@ -85,17 +89,24 @@ impl FirehoseSeat {
         self.aggregate.remove(channels, Instant::now());
         self.held.remove(channels);
         if self.held.is_empty() {
-            self.reader = None;
+            self.leave_ring();
         }
+    }
+
+    /// What it has not read by now, it will not get.
+    fn leave_ring(&mut self) {
+        let unread = self.reader.take().map_or(0, Reader::leave);
+        self.metrics.queue_events.dec_by(unread as i64);
+        self.metrics.lost(LossReason::SessionClosed, unread);
     }
 
     fn stow(&mut self, next: Next) {
         match next {
             Next::Message(message) => self.stow_message(message),
             Next::Gap { frames, events, then } => {
-                self.metrics.lost(LossReason::RingOverrun, events.unwrap_or(frames));
+                self.metrics.lost(LossReason::RingOverrun, events);
                 if self.notices.reach(&self.held) {
-                    self.batch.push((Notice::gap(TIER, frames, events).frame(), 0));
+                    self.batch.push((Notice::gap(TIER, frames, Some(events)).frame(), 0));
                 }
                 // A change of the offer may be among what is lost.
                 self.stow_offer();
@@ -164,8 +175,10 @@ impl Seat for FirehoseSeat {
             }
             (false, false) => self.unsubscribe(&change.channels),
         }
-        let now = Instant::now();
-        self.outbound.send_frames(replies.iter().map(|frame| (frame, 0)), now);
+        // Who subscribes while something is missing is told, as those were who were there when it began.
+        let tells = change.subscribe && self.notices.reach(&self.held);
+        replies.extend(tells.then(|| self.down.borrow().clone()).flatten());
+        self.outbound.send_frames(replies.iter().map(|frame| (frame, 0)), Instant::now());
         Ok(())
     }
 
@@ -179,6 +192,7 @@ impl Seat for FirehoseSeat {
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
         let Some(reader) = &mut self.reader else { return std::future::pending().await };
+        let seen = reader.seen();
         let Some(next) = reader.next().await else {
             // The pump ends only when the program stops; the session is told by its own signal.
             return std::future::pending().await;
@@ -192,12 +206,15 @@ impl Seat for FirehoseSeat {
         let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
         self.outbound.send_frames(frames, Instant::now());
         self.batch.clear();
+        let now_seen = self.reader.as_ref().map_or(seen, Reader::seen);
+        self.metrics.queue_events.dec_by((now_seen - seen) as i64);
         Ok(())
     }
 }
 
 impl Drop for FirehoseSeat {
     fn drop(&mut self) {
+        self.leave_ring();
         self.metrics.subscriptions.dec_by(self.held.len() as i64);
         self.aggregate.remove(self.held.iter(), Instant::now());
     }

@@ -54,7 +54,9 @@ mod tests {
     fn waits_double_up_to_the_cap() {
         let mut backoff = Backoff::default();
         let expected = [250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000];
+        assert_eq!(backoff.failures(), 0);
         assert_eq!(ceilings(&mut backoff, Duration::ZERO, 9), expected);
+        assert_eq!(backoff.failures(), 9);
         assert_eq!(ceilings(&mut backoff, Duration::ZERO, 100)[99], 30_000);
     }
 

@@ -82,7 +82,11 @@ impl Channel {
             _ if symbol.chars().any(|c| c.is_control() || c.is_whitespace()) => {
                 refuse("blanks and control characters are not part of symbols")
             }
-            _ => Ok(Self::Symbol(kind, market.symbol_key(symbol).into())),
+            _ => match market.symbol_key(symbol) {
+                // Nothing but a prefix.
+                key if key.is_empty() => Err(form()),
+                key => Ok(Self::Symbol(kind, key.into())),
+            },
         }
     }
 }
@@ -143,6 +147,8 @@ mod tests {
             "T.A B",
             "invalid symbol in \"T.A B\": blanks and control characters are not part of symbols",
         );
+        let longest = format!("T.{}", "A".repeat(64));
+        check(&longest, &longest);
         let long = format!("T.{}", "A".repeat(65));
         check(&long, &format!("invalid symbol in {long:?}: longer than 64 bytes"));
     }
@@ -158,5 +164,8 @@ mod tests {
         let channel = |item| Channel::parse(item, Market::Forex);
         assert_eq!(channel("C.EUR/USD"), channel("C.C:EUR-USD"));
         assert_ne!(channel("C.EUR/USD"), channel("CA.EUR/USD"));
+        for nothing in ["C.C:", "C.X:", "CA.C:X:"] {
+            assert!(matches!(channel(nothing), Err(ChannelError::Form { .. })), "{nothing}");
+        }
     }
 }

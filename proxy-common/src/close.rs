@@ -128,6 +128,28 @@ mod tests {
     }
 
     #[test]
+    fn each_reason_ends_a_session_in_its_way() {
+        let rows = CloseReason::ALL.map(|reason| {
+            let code = reason.frame().map_or(0, |frame| frame.code);
+            (reason.label(), code, reason.flushes(), reason.is_notable())
+        });
+        let expected = [
+            ("client_gone", 0, false, false),
+            ("protocol", 1002, true, false),
+            ("too_big", 1009, true, false),
+            ("auth_timeout", 1008, true, false),
+            ("auth_failed", 1008, true, false),
+            ("key_revoked", 1008, false, false),
+            ("slow_consumer", 1008, false, true),
+            ("silent", 1008, false, false),
+            ("control_flood", 1008, false, false),
+            ("drain", 1012, true, false),
+            ("internal", 1011, false, true),
+        ];
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
     fn labels_are_distinct() {
         let labels: std::collections::BTreeSet<_> =
             CloseReason::ALL.iter().map(|reason| reason.label()).collect();

@@ -69,6 +69,9 @@ pub struct ListenArgs {
     /// Oldest age of data queued for one client before it is closed as a slow consumer
     #[arg(long, env = "CLIENT_MAX_LAG", default_value = "5s", value_parser = duration)]
     pub client_max_lag: Duration,
+    /// Most bytes queued for all clients together; past it those with the longest queues are closed as slow consumers
+    #[arg(long, env = "TOTAL_QUEUE_BYTES", default_value = "1073741824", value_parser = count)]
+    pub total_queue_bytes: usize,
     /// Most subscriptions of one client
     #[arg(long, env = "MAX_SUBSCRIPTIONS", default_value = "50000", value_parser = count)]
     pub max_subscriptions: usize,

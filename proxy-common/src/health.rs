@@ -10,9 +10,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
+    ledger::Ledger,
     link::{LinkState, LinkStatus},
     market::Market,
-    metrics::{LinkMetrics, SessionMetrics},
+    metrics::{IntakeMetrics, LinkMetrics, SessionMetrics},
 };
 
 /// How a tier is doing, in one word.
@@ -54,6 +55,8 @@ pub struct Health {
     pub frames_per_second: f64,
     /// Events received a second, over the last second or more.
     pub events_per_second: f64,
+    /// What became of every event.
+    pub ledger: Ledger,
 }
 
 /// The state of the link to the upstream.
@@ -114,6 +117,7 @@ impl HealthReporter {
         &self,
         link: &LinkStatus,
         upstream: &LinkMetrics,
+        intake: &IntakeMetrics,
         sessions: &SessionMetrics,
         problems: Vec<String>,
     ) -> Health {
@@ -146,6 +150,7 @@ impl HealthReporter {
             subscriptions: sessions.subscriptions.get(),
             frames_per_second,
             events_per_second,
+            ledger: Ledger::read(upstream, intake, sessions),
         }
     }
 

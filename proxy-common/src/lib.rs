@@ -3,8 +3,8 @@
 //! | layer | modules | may use |
 //! | --- | --- | --- |
 //! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`carried`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
-//! | one side effect each | [`config`], [`keys`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
-//! | sockets and tasks | [`proxy_protocol`], [`doors`], [`outbound`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//! | one side effect each | [`config`], [`keys`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`ledger`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
+//! | sockets and tasks | [`proxy_protocol`], [`doors`], [`outbound`], [`budget`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
 
@@ -12,6 +12,7 @@ pub mod abuse;
 pub mod address;
 pub mod admission;
 pub mod backoff;
+pub mod budget;
 pub mod carried;
 pub mod channel;
 pub mod channel_set;
@@ -22,6 +23,7 @@ pub mod frame;
 pub mod health;
 pub mod http_face;
 pub mod keys;
+pub mod ledger;
 pub mod link;
 pub mod market;
 pub mod metrics;

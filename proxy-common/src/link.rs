@@ -79,7 +79,8 @@ impl LinkConfig {
 /// What happens on a link.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Logged in. Data may follow. If the link was up before, the outage that has just ended.
+    /// Logged in. Data may follow. If the link was up before, it has everything again that it had been asked for, and this is
+    /// the outage that has just ended.
     Up(Option<Outage>),
     /// The connection is lost, since now. Reconnecting goes on by itself.
     Down(Outage),
@@ -303,6 +304,9 @@ impl Link {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(event);
             }
+            if let Some(outage) = self.ended_outage() {
+                return Poll::Ready(LinkEvent::Up(Some(outage)));
+            }
             match &mut self.phase {
                 Phase::Waiting(wait) => {
                     ready!(wait.as_mut().poll(cx));
@@ -324,11 +328,15 @@ impl Link {
                     }
                     Err(error) => {
                         let life = connection.age();
-                        let outage = Outage { from: SystemTime::now(), reason: error.to_string() };
-                        self.outage = Some(outage.clone());
                         self.metrics.up.set(0);
                         self.on_end(&error, life);
-                        self.ready.push_back(LinkEvent::Down(outage));
+                        // An outage that was not over yet goes on.
+                        if self.outage.is_none() {
+                            let outage =
+                                Outage { from: SystemTime::now(), reason: error.to_string() };
+                            self.outage = Some(outage.clone());
+                            self.ready.push_back(LinkEvent::Down(outage));
+                        }
                     }
                 },
             }
@@ -365,7 +373,15 @@ impl Link {
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
         self.metrics.up.set(1);
-        self.ready.push_back(LinkEvent::Up(self.outage.take()));
+        if self.outage.is_none() {
+            self.ready.push_back(LinkEvent::Up(None));
+        }
+    }
+
+    /// The outage that ends now that all channels are back: until then events are missed that nobody would know of.
+    fn ended_outage(&mut self) -> Option<Outage> {
+        let Phase::Up(connection) = &self.phase else { return None };
+        if self.outage.is_some() && connection.is_settled() { self.outage.take() } else { None }
     }
 
     /// Decides when to try again. `life` is how long the connection had been logged in.

@@ -233,7 +233,10 @@ impl Market {
 }
 
 fn pair_key(symbol: &str) -> Cow<'_, str> {
-    let pair = symbol.strip_prefix("C:").or_else(|| symbol.strip_prefix("X:")).unwrap_or(symbol);
+    let mut pair = symbol;
+    while let Some(rest) = pair.strip_prefix("C:").or_else(|| pair.strip_prefix("X:")) {
+        pair = rest;
+    }
     if let Some((base, quote)) = pair.split_once('/') {
         return Cow::Owned(format!("{base}-{quote}"));
     }

@@ -53,12 +53,19 @@ pub enum LossReason {
     RingOverrun,
     /// A single event longer than a message may be.
     Oversize,
+    /// An event in a frame that could not be read to its end, or that names no type.
+    Malformed,
 }
 
 impl LossReason {
     /// Every reason.
-    pub const ALL: [Self; 4] =
-        [Self::SlowConsumer, Self::SessionClosed, Self::RingOverrun, Self::Oversize];
+    pub const ALL: [Self; 5] = [
+        Self::SlowConsumer,
+        Self::SessionClosed,
+        Self::RingOverrun,
+        Self::Oversize,
+        Self::Malformed,
+    ];
 
     /// The value of the label `reason`.
     pub const fn label(self) -> &'static str {
@@ -67,6 +74,7 @@ impl LossReason {
             Self::SessionClosed => "session_closed",
             Self::RingOverrun => "ring_overrun",
             Self::Oversize => "oversize",
+            Self::Malformed => "malformed",
         }
     }
 
@@ -103,12 +111,16 @@ pub struct SessionMetrics {
     pub subscriptions: Level,
     /// Commands received.
     pub commands: Count,
-    /// Events written to sessions' sockets: one event for two sessions counts twice.
+    /// Events handed out for sessions: one event for two sessions counts twice.
+    pub events_owed: Count,
+    /// Events written to sessions' sockets, counted likewise.
     pub events_delivered: Count,
     /// Bytes written to sessions' sockets.
     pub bytes_out: Count,
     /// Bytes queued for all sessions.
     pub queue_bytes: Level,
+    /// Events queued for all sessions, those unread in the firehose's ring included.
+    pub queue_events: Level,
     /// Events lost on the way to sessions, by reason.
     pub events_lost: Family<Reason, Count>,
 }
@@ -141,6 +153,11 @@ impl SessionMetrics {
         );
         registry.register("commands", "Commands received", metrics.commands.clone());
         registry.register(
+            "events_owed",
+            "Events handed out for sessions, counted for each session",
+            metrics.events_owed.clone(),
+        );
+        registry.register(
             "events_delivered",
             "Events written to sessions, counted for each session",
             metrics.events_delivered.clone(),
@@ -156,6 +173,11 @@ impl SessionMetrics {
             "Bytes queued for sessions",
             Unit::Bytes,
             metrics.queue_bytes.clone(),
+        );
+        registry.register(
+            "queue_events",
+            "Events queued for sessions",
+            metrics.queue_events.clone(),
         );
         registry.register(
             "events_lost",
@@ -181,6 +203,54 @@ impl SessionMetrics {
         if events > 0 {
             self.events_lost.get_or_create(&Reason::new(reason.label())).inc_by(events);
         }
+    }
+
+    /// Events lost for this reason until now.
+    pub fn lost_until_now(&self, reason: LossReason) -> u64 {
+        self.events_lost.get_or_create(&Reason::new(reason.label())).get()
+    }
+}
+
+/// What is counted about the events of frames, between the link and the sessions.
+#[derive(Debug, Default, Clone)]
+pub struct IntakeMetrics {
+    /// Events found in frames.
+    pub routed: Count,
+    /// Events of those that no session was subscribed to.
+    pub unwanted: Count,
+    /// By how many the events found in sound frames differ from the link's count by the key `ev`.
+    pub recounted: Level,
+}
+
+impl IntakeMetrics {
+    /// Registers everything under the registry's prefix.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register("events_routed", "Events found in frames", metrics.routed.clone());
+        registry.register(
+            "events_filtered",
+            "Events that no session was subscribed to",
+            metrics.unwanted.clone(),
+        );
+        registry.register(
+            "events_recounted",
+            "Events found in sound frames less those counted when they came",
+            metrics.recounted.clone(),
+        );
+        metrics
+    }
+
+    /// Notes how many events were found in frames that the link told to hold `told`, and returns how many of these are lost:
+    /// what damaged frames were told to hold and do not.
+    pub fn found(&self, found: u64, told: u64, damaged: bool) -> u64 {
+        self.routed.inc_by(found);
+        if damaged && told > found {
+            return told - found;
+        }
+        if found != told {
+            self.recounted.inc_by(found as i64 - told as i64);
+        }
+        0
     }
 }
 

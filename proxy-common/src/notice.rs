@@ -5,7 +5,9 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::{channel::Channel, channel_set::ChannelSet, frame::Frame, link::Outage};
+use crate::{
+    channel::Channel, channel_set::ChannelSet, frame::Frame, link::Outage, protocol::UpstreamStatus,
+};
 
 /// Which sessions of a tier get notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +124,25 @@ impl Notice {
     }
 }
 
+/// Begin or end of an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutageNotice {
+    /// `upstream_down`.
+    Down,
+    /// `upstream_up`.
+    Up,
+}
+
+/// Whether a message that holds one notice tells the begin or the end of an outage.
+pub fn outage(message: &[u8]) -> Option<OutageNotice> {
+    let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
+    match statuses.first()?.status.as_str() {
+        "upstream_down" => Some(OutageNotice::Down),
+        "upstream_up" => Some(OutageNotice::Up),
+        _ => None,
+    }
+}
+
 fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -132,6 +153,17 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn outages_are_told_from_other_notices() {
+        let lost = Outage { from: SystemTime::UNIX_EPOCH, reason: "upstream_up".into() };
+        let down = Notice::upstream_down("firehose", &lost).frame();
+        assert_eq!(outage(down.text()), Some(OutageNotice::Down));
+        let up = Notice::upstream_up("firehose", &lost, SystemTime::now()).frame();
+        assert_eq!(outage(up.text()), Some(OutageNotice::Up));
+        assert_eq!(outage(Notice::gap("firehose", 1, None).frame().text()), None);
+        assert_eq!(outage(b"[]"), None);
+    }
 
     #[test]
     fn notices_are_statuses_with_a_message_and_fields_for_programs() {

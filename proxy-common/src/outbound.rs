@@ -219,6 +219,22 @@ impl Outbound {
         Ok(false)
     }
 
+    /// Bytes that wait here.
+    pub fn held(&self) -> usize {
+        let lane = self.lock();
+        lane.queue_bytes + lane.wire_bytes
+    }
+
+    /// Ends the session as a slow consumer, for all sessions together hold too much. False if it is at its end already.
+    pub fn give_up(&self) -> bool {
+        let mut lane = self.lock();
+        let open = lane.state == State::Open;
+        if open {
+            self.condemn(&mut lane, CloseReason::SlowConsumer);
+        }
+        open
+    }
+
     /// Applies the limit on age to a session that waits for room.
     fn check_age(&self, now: Instant) {
         let mut lane = self.lock();
@@ -362,11 +378,16 @@ impl Outbound {
         self.judge(lane, now);
     }
 
-    /// Brings the gauge of queued bytes up to date.
+    /// Brings the gauges of what is queued up to date.
     fn report(&self, lane: &mut Lane) {
         let held = lane.queue_bytes + lane.wire_bytes;
         self.metrics.queue_bytes.inc_by(held as i64 - lane.reported as i64);
         lane.reported = held;
+        let events = lane.queue_events + u64::from(lane.wire_events);
+        if events != lane.reported_events {
+            self.metrics.queue_events.inc_by(events as i64 - lane.reported_events as i64);
+            lane.reported_events = events;
+        }
     }
 
     fn judge(&self, lane: &mut Lane, now: Instant) {
@@ -447,5 +468,6 @@ impl Drop for Outbound {
     fn drop(&mut self) {
         let lane = self.lane.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.metrics.queue_bytes.dec_by(lane.reported as i64);
+        self.metrics.queue_events.dec_by(lane.reported_events as i64);
     }
 }

@@ -238,6 +238,27 @@ mod tests {
     }
 
     #[test]
+    fn a_message_of_statuses_may_be_exactly_as_long_as_the_limit() {
+        let alone = status_frame(&Status::error("")).text().len();
+        // Brackets once, and a comma.
+        let room = MAX_MESSAGE_BYTES - (2 * alone - 1);
+        let of = |bytes: usize| {
+            let statuses = [1_000, bytes - 1_000].map(|bytes| Status::error("x".repeat(bytes)));
+            status_frames(&statuses).iter().map(|frame| frame.text().len()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(room), [MAX_MESSAGE_BYTES]);
+        assert_eq!(of(room + 1), [alone + 1_000, alone + room - 999]);
+    }
+
+    #[test]
+    fn commands_are_written_as_they_are_read() {
+        let text = command_text("unsubscribe", "T.\"A,Q.*");
+        assert_eq!(text, r#"{"action":"unsubscribe","params":"T.\"A,Q.*"}"#);
+        let command = Command::parse(&text);
+        assert!(matches!(&command, Ok(Command::Unsubscribe(p)) if p == "T.\"A,Q.*"), "{command:?}");
+    }
+
+    #[test]
     fn commands_are_read_as_json() {
         for text in [
             r#"{"action":"subscribe","params":"T.A,T.B"}"#,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -23,6 +23,7 @@ use tracing::{Instrument, debug, error_span, field::Empty, info, warn};
 use crate::{
     abuse::Abuse,
     admission::Place,
+    budget::{self, Budget},
     doors::{Doors, Entered},
     http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::{Reason, SessionMetrics},
@@ -41,6 +42,8 @@ const HTTP_LIFETIME: Duration = Duration::from_secs(60);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
 /// How long a request that is half sent, or a handshake, may take to end when the program stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
+/// Most bytes that the system takes for a peer who has no room for them: pongs stand behind them, and nobody sees their age.
+const UNSENT_BYTES: u32 = 256 * 1024;
 /// Connections the system holds for us while we are busy.
 const BACKLOG: i32 = 4_096;
 
@@ -127,6 +130,8 @@ pub struct Server<T> {
     pub max_connections: usize,
     /// Who gets that far.
     pub doors: Arc<Doors>,
+    /// Most bytes queued for all sessions together.
+    pub total_queue_bytes: usize,
 }
 
 impl<T: Tier> Server<T> {
@@ -138,6 +143,7 @@ impl<T: Tier> Server<T> {
         let room = Arc::new(Semaphore::new(max_sessions));
         let connections = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
         let sessions = Arc::new(self.sessions);
+        let budget = Arc::new(Budget::new(self.total_queue_bytes, Arc::clone(&self.metrics)));
         let face = |upgrades, probes| {
             Arc::new(HttpFace {
                 tier: Arc::clone(&self.tier),
@@ -164,12 +170,14 @@ impl<T: Tier> Server<T> {
                 face,
                 sessions: Arc::clone(&sessions),
                 connections: Arc::clone(&connections),
+                budget: Arc::clone(&budget),
                 tracker: tracker.clone(),
                 stop: stop.clone(),
             };
             tracker.spawn(port.accept(listener));
         }
         tracker.spawn(tick(Arc::clone(&self.tier), self.doors, stop.clone()));
+        tracker.spawn(budget::keep(budget, stop.clone()));
         stop.cancelled().await;
         tracker.close();
         tracker.wait().await;
@@ -219,6 +227,7 @@ struct Port<T> {
     face: Arc<HttpFace<T>>,
     sessions: Arc<SessionConfig>,
     connections: Arc<Semaphore>,
+    budget: Arc<Budget>,
     tracker: TaskTracker,
     stop: CancellationToken,
 }
@@ -271,8 +280,9 @@ impl<T: Tier> Port<T> {
         metrics.opened.inc();
         metrics.sessions.inc();
         let visitor = Visitor { client, abuse: &self.face.doors.abuse };
-        let (tier, sessions) = (&*self.face.tier, &*self.sessions);
-        let session = session::serve(tier, sessions, metrics, socket, &early, &self.stop, visitor);
+        let (tier, sessions, budget) = (&*self.face.tier, &*self.sessions, &*self.budget);
+        let session =
+            session::serve(tier, sessions, metrics, budget, socket, &early, &self.stop, visitor);
         drop(early);
         let reason = session.await;
         metrics.sessions.dec();
@@ -285,8 +295,8 @@ impl<T: Tier> Port<T> {
 
     /// From an accepted connection to a WebSocket, if it becomes one.
     async fn establish(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<Established> {
-        // Small messages must not wait for acknowledgements of earlier ones.
-        if let Err(error) = socket.set_nodelay(true) {
+        // Small messages must not wait for acknowledgements of earlier ones, and what waits shall wait where it can be overtaken.
+        if let Err(error) = socket.set_nodelay(true).and_then(|()| limit_unsent(&socket)) {
             debug!(%error, "connection lost at once");
             return None;
         }
@@ -358,6 +368,13 @@ impl<T: Tier> Port<T> {
         let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
         Some((parts.io.into_inner(), parts.read_buf, admitted))
     }
+}
+
+/// Bounds what the system takes for a peer who has no room for it, where the system can be asked to.
+fn limit_unsent(socket: &TcpStream) -> io::Result<()> {
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    Ok(())
 }
 
 /// Errors of one connection, which say nothing about the next.

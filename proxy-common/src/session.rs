@@ -16,6 +16,7 @@ mod inbound;
 use self::inbound::{Inbound, Message, discard};
 use crate::{
     abuse::{Abuse, AbuseLog},
+    budget::Budget,
     carried::Shortfall,
     channel::{Channel, items},
     channel_set::ChannelSet,
@@ -169,10 +170,12 @@ impl Leave {
 /// Serves an upgraded connection until it ends, and says why it ended.
 ///
 /// `early` holds bytes that arrived with the upgrade. Stop it through `stop`, which lets it say goodbye.
+#[expect(clippy::too_many_arguments, reason = "a connection's surroundings, named at the one call")]
 pub fn serve<'a, T: Tier>(
     tier: &'a T,
     config: &'a SessionConfig,
     metrics: &'a Arc<SessionMetrics>,
+    budget: &'a Budget,
     socket: TcpStream,
     early: &[u8],
     stop: &'a CancellationToken,
@@ -198,6 +201,7 @@ pub fn serve<'a, T: Tier>(
     };
     // Not an `async fn`, which would keep its arguments beside the session made of them.
     async move {
+        let _entry = budget.enter(&session.outbound);
         session.outbound.send_frame(&status_frame(&Status::connected()), now);
         let reason = session.run(stop).await;
         let noticed = match &session.seat {

@@ -1,4 +1,4 @@
-//! The slow-consumer policy: one pure function.
+//! The slow-consumer policy: what one session may hold, and who pays when all together hold too much. Pure.
 
 use std::time::Duration;
 
@@ -36,9 +36,37 @@ impl SlowLimits {
     }
 }
 
+/// Which sessions to end, given the bytes that each holds, so that all together hold no more than `budget`: as few as can be,
+/// those that hold the most. Of equals, those that stand first.
+pub fn worst(held: &[usize], budget: usize) -> Vec<usize> {
+    let mut total: usize = held.iter().sum();
+    if total <= budget {
+        return Vec::new();
+    }
+    let mut order: Vec<usize> = (0..held.len()).collect();
+    order.sort_by_key(|&i| std::cmp::Reverse(held[i]));
+    let needed = order.iter().take_while(|&&i| {
+        let over = total > budget;
+        total -= held[i];
+        over
+    });
+    needed.copied().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_pay_first_and_no_more_than_needed() {
+        assert!(worst(&[], 0).is_empty());
+        assert!(worst(&[10, 50, 40], 100).is_empty());
+        assert_eq!(worst(&[10, 50, 41], 100), [1]);
+        assert_eq!(worst(&[10, 50, 41], 51), [1]);
+        assert_eq!(worst(&[10, 50, 41], 50), [1, 2]);
+        assert_eq!(worst(&[7, 7, 7, 7], 15), [0, 1]);
+        assert_eq!(worst(&[0, 3, 0], 0), [1]);
+    }
 
     #[test]
     fn a_session_is_given_up_at_its_limits() {

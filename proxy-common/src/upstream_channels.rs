@@ -190,6 +190,11 @@ impl UpstreamChannels {
         self.in_flight.as_ref().map(|in_flight| in_flight.deadline)
     }
 
+    /// Whether each channel wanted has been asked for and answered, or has had its time to be.
+    pub fn is_settled(&self) -> bool {
+        self.in_flight.is_none() && self.next_batch().is_empty()
+    }
+
     /// The channels by answer, as `/health` shows them.
     pub fn health(&self) -> ChannelHealth {
         let with = |answer: Option<Answer>| {
@@ -243,8 +248,11 @@ mod tests {
         up.on_status(&status("success", "subscribed to: T.*"));
         assert_eq!(params(&mut up, now), "subscribe Q.*");
         up.on_status(&status("success", "subscribed to: Q.*"));
+        assert!(!up.is_settled());
         assert_eq!(params(&mut up, now), "subscribe FMV.*");
+        assert!(!up.is_settled());
         let changes = up.on_status(&status("error", "not authorized"));
+        assert!(up.is_settled());
         let refused = channels("FMV.*").pop_first().unwrap();
         assert_eq!(changes, [Change::Refused(refused, "not authorized".to_owned())]);
         assert_eq!(params(&mut up, now), "");

@@ -10,10 +10,13 @@ mod config;
 mod documents;
 mod doors;
 mod events;
+mod faults;
 mod filter;
 mod half_open;
+mod handshake;
 mod http;
 mod keys;
+mod ledger;
 mod login;
 mod manners;
 mod nginx;
@@ -24,7 +27,9 @@ mod rolling;
 mod scale;
 mod shapes;
 mod silence;
+mod slow;
 mod snippets;
+mod soak;
 mod stop;
 mod tidy;
 mod tls;
@@ -46,6 +51,19 @@ async fn programs(settings: &[(&str, &str)]) -> [(Program, &'static str, &'stati
     let firehose = with(stack::firehose(&format!("ws://{}", nowhere.addr()))).start().await;
     let filtered = with(stack::filtered(nowhere.addr())).start().await;
     [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
+}
+
+/// The seed of this run: `TEST_SEED`, or one nobody has tried yet.
+fn seed() -> u64 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the tests' own switch, no setting of the product"
+    )]
+    let given = std::env::var("TEST_SEED").ok();
+    match given {
+        Some(seed) => seed.parse().expect("TEST_SEED is a whole number"),
+        None => fastrand::u64(..),
+    }
 }
 
 /// Both ports with the keys they take: what speaks the vendor's protocol.

@@ -27,7 +27,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::events::end_of;
+use crate::{events::end_of, seed};
 
 /// A run of the churn.
 struct Churn {
@@ -49,19 +49,6 @@ async fn crypto() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn forex() {
     run(Churn { market: "forex", clients: 16, frames: 200 }).await;
-}
-
-/// The seed of this run: `TEST_SEED`, or one nobody has tried yet.
-fn seed() -> u64 {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the tests' own switch, no setting of the product"
-    )]
-    let given = std::env::var("TEST_SEED").ok();
-    match given {
-        Some(seed) => seed.parse().expect("TEST_SEED is a whole number"),
-        None => fastrand::u64(..),
-    }
 }
 
 async fn run(churn: Churn) {

@@ -210,6 +210,27 @@ async fn an_outage_is_told_in_frames_of_its_own() {
     assert!(from <= to && to <= Some(unix_millis()), "{up}");
 }
 
+#[tokio::test]
+async fn who_comes_during_an_outage_is_told_of_it() {
+    let stack = Stack::start().await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    stack.sim.handle.inject(Fault::RefuseTcp { on: true });
+    stack.sim.handle.inject(Fault::Abort);
+    assert!(witness.next_text().await.contains(r#""status":"upstream_down""#));
+    for (addr, key) in crate::doors(&stack) {
+        let mut late = TestClient::login(addr, key).await;
+        late.subscribe("T.AAPL").await;
+        let told: Value = serde_json::from_str(&late.next_text().await).expect("a frame");
+        assert_eq!(told[0]["status"], "upstream_down", "{told}");
+        assert_eq!(told[0]["tier"], "firehose", "{told}");
+    }
+    stack.sim.handle.inject(Fault::RefuseTcp { on: false });
+    stack.linked().await;
+    let mut later = stack.subscriber("T.AAPL").await;
+    stack.publish(&[trade("AAPL", 1)]);
+    later.expect_objects(&[trade("AAPL", 1)]).await;
+}
+
 fn unix_millis() -> u64 {
     let since = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock past 1970");
     u64::try_from(since.as_millis()).expect("not so late")

@@ -363,6 +363,12 @@ impl TestClient {
         within(SOON, "a pong", pong).await
     }
 
+    /// The connection itself, for reading otherwise than clients do.
+    #[must_use]
+    pub fn into_stream(self) -> TcpStream {
+        self.ws.into_inner()
+    }
+
     /// Closes as official clients do and waits for the answer.
     ///
     /// # Panics

@@ -39,7 +39,7 @@ impl Response {
             .unwrap_or_else(|error| panic!("body is no JSON ({error}): {:?}", self.body))
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         // What follows a 101 is no text.
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n")?;

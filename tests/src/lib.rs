@@ -11,14 +11,24 @@
 //! | [`stack`] | simulator, firehose and filtered proxies, wired up in one call |
 //! | [`client`] | a WebSocket client that keeps the bytes of what it receives |
 //! | [`http`] | plain HTTP requests |
+//! | [`ledger`] | whether a program's counters account for every event |
+//! | [`relay`] | a TCP relay that makes trouble on request |
+//! | [`chain`] | a whole chain with a relay at each link, and a market of numbered events |
+//! | [`soak`] | all of it for as long as asked, and what the programs hold afterwards |
+//! | [`watcher`] | a client that comes back after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
 //! | [`clients`] | the vendor's official clients, run as they come |
 
+pub mod chain;
 pub mod client;
 pub mod clients;
 pub mod http;
+pub mod ledger;
 pub mod oracle;
 pub mod program;
+pub mod relay;
+pub mod soak;
 pub mod stack;
 pub mod tls;
 pub mod wait;
+pub mod watcher;

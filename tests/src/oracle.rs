@@ -79,6 +79,8 @@ impl Sent {
 pub enum Step {
     /// The bytes of an event.
     Event(String),
+    /// A notice that something is missing here: an outage, or a gap.
+    Gap,
     /// The acknowledgement of a change.
     Changed {
         /// Items acknowledged as subscribed.
@@ -138,20 +140,37 @@ impl Oracle {
     ///
     /// Says which event is foreign, missing, repeated or out of order.
     pub fn check(&self, steps: &[Step]) -> Result<(), String> {
+        let last = self.check_begun(steps)?;
+        if last.is_none_or(|last| last + 1 < self.sent.len()) {
+            return Err(format!("ends at {last:?} of {} events", self.sent.len()));
+        }
+        Ok(())
+    }
+
+    /// Checks all that a client saw whose connection ended early: as [`check`](Self::check), but for the end. Returns the
+    /// position of the last event since the last change.
+    ///
+    /// # Errors
+    ///
+    /// Says which event is foreign, missing, repeated or out of order.
+    pub fn check_begun(&self, steps: &[Step]) -> Result<Option<usize>, String> {
         let mut held = HashSet::new();
         let mut cut = Cut { earliest: 0, latest: 0 };
         let mut last: Option<usize> = None;
+        let mut gap = false;
         for (at, step) in steps.iter().enumerate() {
             match step {
                 Step::Event(event) => {
                     let position = self.positions.get(event);
                     let position = *position.ok_or(format!("step {at}: never sent: {event}"))?;
-                    self.check_event(position, last, cut, &held)
+                    self.check_event(position, last, cut, std::mem::take(&mut gap), &held)
                         .map_err(|wrong| format!("step {at}: {wrong}: {event}"))?;
                     last = Some(position);
                 }
+                Step::Gap => gap = true,
                 Step::Changed { added, removed, sent_before } => {
-                    cut = self.next_cut(last, cut, &held, *sent_before).ok_or(format!(
+                    let gap = std::mem::take(&mut gap);
+                    cut = self.next_cut(last, cut, gap, &held, *sent_before).ok_or(format!(
                         "step {at}: no place for the change +{added:?} -{removed:?}: {cut:?}, {last:?}"
                     ))?;
                     last = None;
@@ -162,10 +181,7 @@ impl Oracle {
                 }
             }
         }
-        if last.is_none_or(|last| last + 1 < self.sent.len()) {
-            return Err(format!("ends at {last:?} of {} events", self.sent.len()));
-        }
-        Ok(())
+        Ok(last)
     }
 
     fn check_event(
@@ -173,6 +189,7 @@ impl Oracle {
         position: usize,
         last: Option<usize>,
         cut: Cut,
+        gap: bool,
         held: &HashSet<String>,
     ) -> Result<(), String> {
         if !self.sent[position].is_wanted(held) {
@@ -187,6 +204,9 @@ impl Oracle {
             }
             None => cut.latest.min(position),
         };
+        if gap {
+            return Ok(());
+        }
         match self.first_wanted(expected_from, held) {
             missing if missing < position => {
                 Err(format!("event {missing} is missing before event {position}, held: {held:?}"))
@@ -200,6 +220,7 @@ impl Oracle {
         &self,
         last: Option<usize>,
         cut: Cut,
+        gap: bool,
         held: &HashSet<String>,
         sent_before: usize,
     ) -> Option<Cut> {
@@ -207,7 +228,8 @@ impl Oracle {
             Some(last) => (last + 1, last + 1),
             None => (cut.earliest, cut.latest),
         };
-        let latest = self.first_wanted(expected_from, held).min(sent_before);
+        let first_missed = if gap { sent_before } else { self.first_wanted(expected_from, held) };
+        let latest = first_missed.min(sent_before);
         (earliest <= latest).then_some(Cut { earliest, latest })
     }
 
@@ -251,7 +273,7 @@ mod tests {
                 Step::Event(count) => {
                     all.extend(received.by_ref().take(count.parse().unwrap()));
                 }
-                change @ Step::Changed { .. } => all.push(change.clone()),
+                other @ (Step::Gap | Step::Changed { .. }) => all.push(other.clone()),
             }
         }
         all.extend(received);
@@ -291,6 +313,21 @@ mod tests {
         check(&steps, &[1, 4, 8], Err("missing"));
         let steps = [add("T.*", 1), then(1), remove("T.A", 9), then(1)];
         check(&steps, &[1, 3, 4, 5, 6, 7, 8], Err("missing"));
+    }
+
+    #[test]
+    fn what_is_declared_may_be_missing_and_nothing_else() {
+        check(&[add("*", 0), then(2), Step::Gap], &[0, 1, 5, 6, 7, 8], Ok(()));
+        check(&[add("*", 0), Step::Gap, then(2)], &[3, 4, 5, 6, 7, 8], Ok(()));
+        check(&[add("T.A", 0), then(2), Step::Gap, add("T.C", 9)], &[0, 2, 8], Ok(()));
+        let missed = [add("*", 0), then(2), Step::Gap];
+        check(&missed, &[0, 1, 5, 7, 8], Err("event 6 is missing"));
+        check(&missed, &[0, 1, 1, 8], Err("event 1 after 1"));
+        check(&missed, &[0, 1, 5, 6], Err("ends at"));
+        let oracle = Oracle::new("stocks", &events());
+        let begun: Vec<_> = events()[3..5].iter().cloned().map(Step::Event).collect();
+        let steps = [&[add("*", 3)][..], &begun].concat();
+        assert_eq!(oracle.check_begun(&steps), Ok(Some(4)));
     }
 
     #[test]

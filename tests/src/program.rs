@@ -20,7 +20,7 @@ use tokio::{
 pub use nix::sys::signal::Signal;
 
 use crate::{
-    http,
+    http, ledger,
     wait::{SOON, eventually, within},
 };
 
@@ -128,8 +128,10 @@ impl Launch {
     ///
     /// It does not start, ends, or does not listen before long.
     pub async fn start(self) -> Program {
+        let tls = self.settings.iter().any(|(name, _)| name == "TLS_CERT");
         let mut program = self.spawn();
         program.addr = Some(program.bound("listening").await);
+        program.plain = program.addr.filter(|_| !tls);
         program
     }
 
@@ -147,7 +149,15 @@ impl Launch {
         let stderr = child.stderr.take().expect("stderr is piped");
         readers.spawn(collect(stdout, Arc::clone(&log)));
         readers.spawn(collect(stderr, Arc::clone(&log)));
-        Program { binary: self.binary, child, log, readers, addr: None, _dir: self.dir }
+        Program {
+            binary: self.binary,
+            child,
+            log,
+            readers,
+            addr: None,
+            plain: None,
+            _dir: self.dir,
+        }
     }
 
     /// Runs it to its end.
@@ -195,7 +205,7 @@ pub struct Finished {
     pub took: Duration,
 }
 
-/// A running program. Dropping it kills it and, in a failing test, shows its last lines.
+/// A running program. Dropping it checks its ledger and kills it and, in a failing test, shows its last lines.
 #[derive(Debug)]
 pub struct Program {
     binary: &'static str,
@@ -204,6 +214,8 @@ pub struct Program {
     /// The tasks that read its output; they end with it.
     readers: JoinSet<()>,
     addr: Option<SocketAddr>,
+    /// The same, if it speaks plain HTTP there.
+    plain: Option<SocketAddr>,
     /// The directory it runs in, removed with it.
     _dir: TempDir,
 }
@@ -351,6 +363,10 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
+        let ended = self.child.try_wait().map_or(true, |status| status.is_some());
+        if let (Some(addr), false, false) = (self.plain, ended, std::thread::panicking()) {
+            ledger::check(self.binary, addr);
+        }
         if std::thread::panicking() {
             let lines = self.log.lines();
             let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");

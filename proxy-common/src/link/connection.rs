@@ -102,6 +102,11 @@ impl Connection {
         self.channels.deadline().is_none().then(|| self.channels.health())
     }
 
+    /// Whether each channel wanted is carried, or is known not to be.
+    pub(super) fn is_settled(&self) -> bool {
+        self.channels.is_settled()
+    }
+
     /// Frames come first, so that upstream never waits for us. The rest is looked after whenever no frame is there, and after
     /// every so many frames in a flood, while the runtime still grants this task its timers.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, LinkError>> {

@@ -14,6 +14,10 @@ use crate::{close::CloseReason, protocol::MAX_MESSAGE_BYTES};
 /// The longest header of a frame that a server sends, and the bracket after it.
 pub(super) const MAX_HEAD: usize = 11;
 
+/// Chunks share a message up to this size. A pong waits for the message before it to be read, so it is not the most that a
+/// message may hold.
+const MAX_SHARED_BYTES: usize = 128 * 1024;
+
 /// Some events as text: objects separated by commas, without the brackets of an array.
 ///
 /// Borrowed from the caller's buffer; copied once, however many sessions have to queue it.
@@ -35,6 +39,11 @@ impl<'a> Chunk<'a> {
     /// The events.
     pub fn text(&self) -> &[u8] {
         self.text
+    }
+
+    /// How many they are.
+    pub fn events(&self) -> u32 {
+        self.events
     }
 
     pub(super) fn share(&self) -> Bytes {
@@ -121,6 +130,8 @@ pub(super) struct Lane {
     pub(super) queue_events: u64,
     /// What the gauge of queued bytes holds for this session.
     pub(super) reported: usize,
+    /// What the gauge of queued events holds for this session.
+    pub(super) reported_events: u64,
     pub(super) state: State,
 }
 
@@ -157,6 +168,7 @@ impl Lane {
             queue_bytes: 0,
             queue_events: 0,
             reported: 0,
+            reported_events: 0,
             state: State::Open,
         }
     }
@@ -235,7 +247,7 @@ impl Lane {
         let mut n = 0;
         for item in self.queue.iter().take_while(|item| !item.framed) {
             // Brackets and commas included; a chunk that alone is too long goes alone.
-            if n > 0 && inner + item.bytes.len() + 2 > MAX_MESSAGE_BYTES {
+            if n > 0 && inner + item.bytes.len() + 2 > MAX_SHARED_BYTES {
                 break;
             }
             inner += item.bytes.len() + 1;

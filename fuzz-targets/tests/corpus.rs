@@ -1,0 +1,55 @@
+//! The saved corpus through the functions that are fuzzed, and each of its inputs changed at random places.
+
+use std::{fs, path::Path};
+
+use fastrand::Rng;
+use fuzz_targets::TARGETS;
+
+/// Changed inputs for each one of the corpus. The same ones each time: what is new is for cargo-fuzz to find.
+const CHANGED: usize = 300;
+
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
+    let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).expect("read an input")).collect()
+}
+
+/// Takes out, puts in, doubles or exchanges a few bytes, or puts in a piece of another input.
+fn change(input: &[u8], others: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
+    const TELLING: &[u8] = b"{}[]\",:\\ev*.T\x00\xff\n 0";
+    let mut changed = input.to_vec();
+    for _ in 0..rng.usize(1..5) {
+        let at = rng.usize(..=changed.len());
+        let end = (at + rng.usize(..8)).min(changed.len());
+        let piece = match rng.u8(..4) {
+            0 => Vec::new(),
+            1 => vec![TELLING[rng.usize(..TELLING.len())]],
+            2 => changed[at..end].repeat(2),
+            _ => {
+                let other = &others[rng.usize(..others.len())];
+                let from = rng.usize(..=other.len());
+                other[from..(from + rng.usize(..80)).min(other.len())].to_vec()
+            }
+        };
+        changed.splice(at..end, piece);
+    }
+    changed
+}
+
+#[test]
+fn the_corpus_and_its_like_pass() {
+    for (name, target) in TARGETS {
+        let corpus = corpus(name);
+        assert!(corpus.len() >= 5, "the corpus of {name}");
+        let mut rng = Rng::with_seed(1);
+        for input in &corpus {
+            target(input);
+            for _ in 0..CHANGED {
+                target(&change(input, &corpus, &mut rng));
+            }
+        }
+        println!("{name}: {} inputs", corpus.len() * (1 + CHANGED));
+    }
+}

@@ -1,0 +1,223 @@
+//! Slow consumers: each is told and closed, all together hold no more than they may, and nobody else notices.
+
+use std::time::Duration;
+
+use tests::{
+    client::{Received, TestClient},
+    relay::{Fault, Relay},
+    stack::{CLIENT_KEY, Stack, StackConfig},
+    wait::{SOON, eventually, within},
+};
+use tokio::{
+    io::AsyncReadExt,
+    net::TcpStream,
+    task::JoinSet,
+    time::{interval, sleep},
+};
+
+use crate::events::{quote, trade};
+
+/// An event of 2 KB, to fill the system's buffers with few.
+fn wide(n: usize) -> String {
+    trade(&format!("AAPL\",\"x\":\"{}", "x".repeat(2_000)), n)
+}
+
+async fn with(settings: &[(&'static str, &str)]) -> Stack {
+    let filtered_env = settings.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    Stack::with(StackConfig { filtered_env, ..StackConfig::default() }).await
+}
+
+/// A client whose system takes little for it.
+async fn narrow(stack: &Stack, channels: &str) -> TestClient {
+    buffered(stack, 4_096, channels).await
+}
+
+async fn buffered(stack: &Stack, bytes: u32, channels: &str) -> TestClient {
+    let mut client = TestClient::connect_narrow(stack.addr(), bytes).await;
+    client.log_in(CLIENT_KEY).await;
+    client.subscribe(channels).await;
+    client
+}
+
+async fn closed_as_slow(stack: &Stack) -> f64 {
+    let label = r#"reason="slow_consumer""#;
+    let closed = stack.filtered[0].metric_with("filtered_sessions_closed_total", label).await;
+    closed.unwrap_or_default()
+}
+
+async fn trickle(mut stream: TcpStream) {
+    let mut buffer = [0; 1_000];
+    while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_kind_of_slow_reader_is_closed_and_the_others_get_everything() {
+    let stack = with(&[("CLIENT_QUEUE_BYTES", "400000")]).await;
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        others.push(stack.subscriber("T.*").await);
+    }
+    let _stalled = narrow(&stack, "T.*").await;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(trickle(narrow(&stack, "T.*").await.into_stream()));
+    let mut mid_frame = narrow(&stack, "T.*").await.into_stream();
+    let mut sent = 0;
+    let mut stopped = false;
+    eventually(SOON, "all slow readers are closed", async || {
+        let events: Vec<_> = (sent..sent + 100).map(wide).collect();
+        sent += events.len();
+        stack.publish(&events);
+        for other in &mut others {
+            other.expect_objects(&events).await;
+        }
+        if !std::mem::replace(&mut stopped, true) {
+            // In the middle of the first event.
+            mid_frame.read_exact(&mut [0; 1_001]).await.expect("the begin of a frame");
+        }
+        closed_as_slow(&stack).await >= 3.0
+    })
+    .await;
+    assert_eq!(closed_as_slow(&stack).await, 3.0);
+    assert_eq!(stack.filtered[0].metric("filtered_sessions").await, Some(4.0));
+}
+
+#[tokio::test]
+async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
+    let stack = with(&[("CLIENT_QUEUE_BYTES", "1000000")]).await;
+    let mut others = [stack.subscriber("T.*").await, stack.subscriber("T.*").await];
+    let mut stalled = Vec::new();
+    for n in 0..100 {
+        // Each with a set of its own, so that no two share what is queued.
+        // Through a small buffer the rest would take longer than a session at its end has.
+        stalled.push(buffered(&stack, 128 * 1024, &format!("T.*,Q.X{n}")).await);
+    }
+    let memory = async || {
+        let metric = stack.filtered[0].metric("process_resident_memory_bytes").await;
+        metric.expect("a gauge")
+    };
+    let lost = async || {
+        let label = r#"reason="slow_consumer""#;
+        stack.filtered[0].metric_with("filtered_events_lost_total", label).await
+    };
+    let before = memory().await;
+    let (mut sent, mut most) = (0, before);
+    eventually(Duration::from_secs(60), "they are given up", async || {
+        let events: Vec<_> = (sent..sent + 100).map(wide).collect();
+        sent += events.len();
+        stack.publish(&events);
+        for other in &mut others {
+            other.expect_objects(&events).await;
+        }
+        most = most.max(memory().await);
+        lost().await > Some(0.0)
+            && stack.filtered[0].metric("filtered_queue_bytes").await < Some(100.0 * 300_000.0)
+    })
+    .await;
+    // They wake up and read what there is for them: whoever is in time is told why it is closed.
+    let mut readers = JoinSet::new();
+    for mut client in stalled {
+        readers.spawn(async move {
+            let mut told = false;
+            loop {
+                match client.next(Duration::from_secs(60)).await {
+                    Received::Text(text) => told |= text.contains(r#""status":"slow_consumer""#),
+                    end => return (told, end),
+                }
+            }
+        });
+    }
+    let mut in_time = 0;
+    while let Some(ended) = readers.join_next().await {
+        match ended.expect("a reader") {
+            (true, Received::Closed(Some(1008))) => in_time += 1,
+            (_, Received::Dropped) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(in_time > 0, "nobody was told");
+    eventually(SOON, "all are closed", async || closed_as_slow(&stack).await == 100.0).await;
+    let grown = most - before;
+    println!("{in_time} of 100 told in time, {sent} events, memory grown by {grown} bytes");
+    // The queues' limit, what is framed ahead, and what the allocator keeps.
+    assert!(grown < 100.0 * 1.3e6 + 60e6, "grown by {grown} bytes");
+    let events = [wide(sent)];
+    stack.publish(&events);
+    for other in &mut others {
+        other.expect_objects(&events).await;
+    }
+}
+
+#[tokio::test]
+async fn who_holds_the_most_pays_when_all_together_hold_too_much() {
+    const TOTAL: f64 = 6e6;
+    let stack = with(&[
+        ("CLIENT_QUEUE_BYTES", "50000000"),
+        ("CLIENT_MAX_LAG", "60s"),
+        ("TOTAL_QUEUE_BYTES", "6000000"),
+    ])
+    .await;
+    let mut quick = stack.subscriber("T.*").await;
+    let _greedy = [narrow(&stack, "T.*").await, narrow(&stack, "T.*,Q.*").await];
+    let mut modest = narrow(&stack, "Q.*").await;
+    let mut modest_events = Vec::new();
+    let (mut sent, mut most) = (0, 0.0_f64);
+    eventually(Duration::from_secs(60), "both greedy ones are closed", async || {
+        let events: Vec<_> = (sent..sent + 100).map(wide).collect();
+        sent += events.len();
+        stack.publish(&events);
+        quick.expect_objects(&events).await;
+        let quotes: Vec<_> = (0..20).map(|n| quote("MSFT", sent + n)).collect();
+        stack.publish(&quotes);
+        modest_events.extend(quotes);
+        let queued = stack.filtered[0].metric("filtered_queue_bytes").await;
+        most = most.max(queued.expect("a gauge"));
+        closed_as_slow(&stack).await == 2.0
+    })
+    .await;
+    // What is routed between two looks, and the rest of messages half written, comes on top.
+    println!("at most {most} bytes queued");
+    assert!(most > TOTAL / 2.0 && most < TOTAL * 2.0, "{most} bytes queued");
+    modest.expect_objects(&modest_events).await;
+    assert_eq!(closed_as_slow(&stack).await, 2.0);
+}
+
+#[tokio::test]
+async fn a_slow_reader_with_a_backlog_gets_its_pongs() {
+    let stack = with(&[("CLIENT_MAX_LAG", "10min"), ("CLIENT_QUEUE_BYTES", "300000000")]).await;
+    let relay = Relay::start(stack.addr()).await;
+    let mut slow = TestClient::login(relay.addr(), CLIENT_KEY).await;
+    slow.subscribe("T.*").await;
+    // A fifth of what comes.
+    relay.inject(Fault::Throttle(200_000));
+    let market = async {
+        let mut frames = interval(Duration::from_millis(10));
+        let mut n = 0;
+        loop {
+            frames.tick().await;
+            let events: Vec<_> = (n..n + 5).map(wide).collect();
+            n += events.len();
+            stack.publish(&events);
+        }
+    };
+    let pings = async {
+        eventually(SOON, "a backlog", async || {
+            stack.filtered[0].metric("filtered_queue_bytes").await > Some(1e6)
+        })
+        .await;
+        for n in 0..4 {
+            let started = tokio::time::Instant::now();
+            within(SOON, "a pong", slow.ping(b"are you there")).await;
+            println!("pong {n} after {:?}", started.elapsed());
+        }
+    };
+    tokio::select! {
+        () = market => {}
+        () = pings => {}
+    }
+    assert_eq!(closed_as_slow(&stack).await, 0.0);
+    // Behind all that it would have taken as long as the backlog is.
+    let queued = stack.filtered[0].metric("filtered_queue_bytes").await.expect("a gauge");
+    assert!(queued > 1e6, "{queued} bytes queued");
+}

@@ -1,0 +1,17 @@
+//! A short soak, to see that the long one works and finds nothing at once.
+
+use std::time::Duration;
+
+use crate::seed;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_soak_leaves_nothing_behind() {
+    let seed = seed();
+    // Shown when the test fails.
+    println!("TEST_SEED={seed}");
+    let report = tests::soak::soak(Duration::from_secs(12), seed).await;
+    println!("{report}");
+    assert!(report.faults > 6 && report.received > report.events / 2, "too little happened");
+    assert!(report.passers_by > 20, "too few came by");
+    report.check().unwrap_or_else(|grown| panic!("{grown}"));
+}

@@ -1,0 +1,238 @@
+//! The soak: a market, faults at every link, clients that come and go, and clients that do not read, for as long as asked;
+//! and whether the programs hold at the end what they held at the begin.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    chain::{Chain, Day, Place},
+    client::TestClient,
+    program::Program,
+    relay::schedule,
+    stack::CLIENT_KEY,
+    wait::{SOON, eventually},
+};
+
+/// What happens between two looks at the programs.
+const ROUND: Duration = Duration::from_secs(20);
+/// The longest fault, and the longest pause between two.
+const LONGEST: Duration = Duration::from_millis(1_500);
+/// Clients that come and go, and clients that do not read.
+const PASSERS_BY: usize = 4;
+const STALLED: usize = 4;
+/// Bytes that each frame is filled up with, so that those who do not read are noticed.
+const PADDING: usize = 4_000;
+
+/// What a program holds while nothing happens.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    /// Resident memory in bytes.
+    pub memory: u64,
+    /// Open file descriptors.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Sessions.
+    pub sessions: u64,
+}
+
+impl Held {
+    async fn by(program: &Program, tier: &str) -> Self {
+        let metric = async |name: &str| program.metric(name).await.unwrap_or_default() as u64;
+        let entries = |what: &str| {
+            let path = format!("/proc/{}/{what}", program.id());
+            std::fs::read_dir(path).map_or(0, Iterator::count)
+        };
+        Self {
+            memory: metric("process_resident_memory_bytes").await,
+            files: entries("fd"),
+            threads: entries("task"),
+            sessions: metric(&format!("{tier}_sessions")).await,
+        }
+    }
+}
+
+/// What came of a soak.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Rounds, each judged by the oracle.
+    pub rounds: usize,
+    /// Faults injected.
+    pub faults: usize,
+    /// Events published.
+    pub events: usize,
+    /// Events that watchers received, each one checked.
+    pub received: usize,
+    /// Connections of watchers.
+    pub connections: usize,
+    /// Sessions of clients that came and went.
+    pub passers_by: usize,
+    /// Sessions closed as slow consumers.
+    pub slow: u64,
+    /// What firehose and filtered proxy held after each round.
+    pub held: Vec<[Held; 2]>,
+}
+
+impl Report {
+    /// Whether the programs hold after the last round what they held after the first. The first is left out: what is
+    /// allocated once is allocated in it.
+    ///
+    /// # Errors
+    ///
+    /// Says what has grown.
+    pub fn check(&self) -> Result<(), String> {
+        let (Some(first), Some(last)) = (self.held.first(), self.held.last()) else {
+            return Err("no round".to_owned());
+        };
+        for (tier, (before, after)) in
+            ["firehose", "filtered"].into_iter().zip(first.iter().zip(last))
+        {
+            let memory = after.memory <= before.memory + before.memory / 4 + 8_000_000;
+            let files = after.files <= before.files + 2;
+            let threads = after.threads <= before.threads + 2;
+            if !memory || !files || !threads || after.sessions != before.sessions {
+                return Err(format!("{tier} has grown from {before:?} to {after:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} rounds, {} faults, {} events, {} received on {} connections, {} passers-by, {} slow",
+            self.rounds,
+            self.faults,
+            self.events,
+            self.received,
+            self.connections,
+            self.passers_by,
+            self.slow,
+        )?;
+        for (n, tiers) in self.held.iter().enumerate() {
+            for (tier, held) in ["firehose", "filtered"].into_iter().zip(tiers) {
+                writeln!(
+                    f,
+                    "after round {}: {tier} {:.1} MB, {} files, {} threads, {} sessions",
+                    n + 1,
+                    held.memory as f64 / 1e6,
+                    held.files,
+                    held.threads,
+                    held.sessions,
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Soaks for at least this long, two rounds at the least.
+///
+/// # Panics
+///
+/// A client did not get what it was to get, a ledger does not balance, or something does not come back.
+pub async fn soak(time: Duration, seed: u64) -> Report {
+    let chain = Chain::start(&[("CLIENT_QUEUE_BYTES", "300000"), ("CLIENT_MAX_LAG", "4s")]).await;
+    let round = ROUND.min(time / 2);
+    let mut rng = Rng::with_seed(seed);
+    let mut report = Report::default();
+    let end = Instant::now() + time;
+    while Instant::now() < end || report.rounds < 2 {
+        play(&chain, &mut rng, round, &mut report).await;
+        report.rounds += 1;
+        report.held.push(at_rest(&chain).await);
+    }
+    let label = r#"reason="slow_consumer""#;
+    let slow = chain.filtered.metric_with("filtered_sessions_closed_total", label).await;
+    report.slow = slow.unwrap_or_default() as u64;
+    report
+}
+
+/// One round.
+async fn play(chain: &Chain, rng: &mut Rng, time: Duration, report: &mut Report) {
+    let mut day = Day::new(rng.u64(..)).padded(PADDING);
+    for (relayed, channels) in [(true, "T.*,Q.*"), (true, "Q.S1"), (false, "*"), (false, "T.S2")] {
+        day.watch(chain, relayed, channels).await;
+    }
+    let mut others = JoinSet::new();
+    for _ in 0..STALLED {
+        others.spawn(stall(chain.filtered.addr()));
+    }
+    let mut passing = JoinSet::new();
+    let end = Instant::now() + time;
+    for _ in 0..PASSERS_BY {
+        passing.spawn(pass_by(chain.filtered.addr(), rng.fork(), end));
+    }
+    let mut plans = Place::ALL.map(|place| (place, rng.fork()));
+    let [vendor, firehose, client] = &mut plans;
+    let trouble = async {
+        tokio::join!(
+            make_trouble(chain, vendor, end),
+            make_trouble(chain, firehose, end),
+            make_trouble(chain, client, end)
+        )
+    };
+    let (a, b, c) = day.publish_while(chain, trouble).await;
+    report.faults += a + b + c;
+    while let Some(passed) = passing.join_next().await {
+        report.passers_by += passed.unwrap_or_else(|error| panic!("a passer-by failed: {error}"));
+    }
+    others.shutdown().await;
+    day.recover(chain).await;
+    let verdict = day.end(chain).await;
+    report.events += verdict.events;
+    report.received += verdict.received();
+    report.connections += verdict.connections();
+}
+
+/// One fault after the other at one link. Returns how many.
+async fn make_trouble(chain: &Chain, (place, rng): &mut (Place, Rng), end: Instant) -> usize {
+    let mut faults = 0;
+    while Instant::now() < end {
+        let plan = schedule(rng, 1, LONGEST);
+        faults += plan.len();
+        chain.relay(*place).play(&plan).await;
+    }
+    faults
+}
+
+/// Subscribes to everything and reads nothing of it.
+async fn stall(addr: SocketAddr) {
+    let mut client = TestClient::connect_narrow(addr, 4_096).await;
+    client.log_in(CLIENT_KEY).await;
+    client.command("subscribe", "*").await;
+    std::future::pending::<()>().await;
+}
+
+/// Comes, subscribes and leaves without a word, again and again. Returns how often.
+async fn pass_by(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
+    let mut passed = 0;
+    while Instant::now() < end {
+        let mut client = TestClient::login(addr, CLIENT_KEY).await;
+        let items: Vec<_> = (0..rng.usize(1..20)).map(|_| format!("T.S{}", rng.u8(..16))).collect();
+        client.command("subscribe", &items.join(",")).await;
+        client.next_text().await;
+        sleep(Duration::from_millis(rng.u64(..50))).await;
+        passed += 1;
+    }
+    passed
+}
+
+/// What the programs hold once everybody has left.
+async fn at_rest(chain: &Chain) -> [Held; 2] {
+    eventually(SOON, "everybody has left", async || {
+        chain.filtered.metric("filtered_sessions").await == Some(0.0)
+            && chain.filtered.metric("filtered_queue_bytes").await == Some(0.0)
+            && chain.firehose.metric("firehose_sessions").await == Some(1.0)
+    })
+    .await;
+    [Held::by(&chain.firehose, "firehose").await, Held::by(&chain.filtered, "filtered").await]
+}
