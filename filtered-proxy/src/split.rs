@@ -4,12 +4,10 @@
 //! at a glance where an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), and by walking its keys otherwise.
 //! Nothing is decoded, copied or allocated, but for strings with escapes. Values are not checked: an event goes out as it came.
 
-use std::borrow::Cow;
-
 use proxy_common::market::Kind;
 
 use self::{
-    brackets::{BLOCK, Brackets, GROUP},
+    brackets::{BLOCK, Brackets, GROUP, QuotePlaces},
     head::{any_head, feed_head, flat_head},
 };
 
@@ -60,7 +58,8 @@ pub fn split(frame: &[u8], mut visit: impl FnMut(Event<'_>)) -> Result<(), Malfo
     if u32::try_from(frame.len()).is_err() {
         return Err(Malformed { at: 0 });
     }
-    let mut walk = Walk { frame, depth: 0, start: 0, last: 0, done: false };
+    let mut walk =
+        Walk { frame, depth: 0, start: 0, nested: false, last: 0, done: false, quotes: [0; _] };
     let mut brackets = Brackets::new();
     let (blocks, rest) = frame.as_chunks();
     let mut base = 0;
@@ -85,9 +84,13 @@ struct Walk<'a> {
     depth: u32,
     /// Where the event at hand began.
     start: usize,
+    /// Whether it holds another object.
+    nested: bool,
     /// Where what was understood last ended.
     last: usize,
     done: bool,
+    /// Room for [`flat_head`].
+    quotes: QuotePlaces,
 }
 
 impl Walk<'_> {
@@ -114,6 +117,7 @@ impl Walk<'_> {
                 }
                 _ => {
                     self.start = at;
+                    self.nested = false;
                     self.depth = 2;
                     places = rest;
                     continue;
@@ -121,10 +125,9 @@ impl Walk<'_> {
             };
             self.last = end as usize + 1;
             places = rest;
-            let text = &self.frame[at..self.last];
-            match feed_head(text).or_else(|| flat_head(text)) {
+            match feed_head(&self.frame[at..self.last]) {
                 Some((kind, symbol)) => visit(Event { start: at, end: self.last, kind, symbol }),
-                None => self.visit_any(at, visit),
+                None => self.visit_other(at, false, visit),
             }
         }
         Ok(())
@@ -134,11 +137,14 @@ impl Walk<'_> {
     #[inline]
     fn step(&mut self, at: usize, visit: &mut impl FnMut(Event<'_>)) -> Result<(), Malformed> {
         match (self.depth, self.frame[at]) {
-            (2.., b'{' | b'[') => self.depth += 1,
+            (2.., byte @ (b'{' | b'[')) => {
+                self.nested |= byte == b'{';
+                self.depth += 1;
+            }
             (2, b'}') => {
                 self.depth = 1;
                 self.last = at + 1;
-                self.visit_any(self.start, visit);
+                self.visit_any(self.start, self.nested, visit);
             }
             (3.., _) => self.depth -= 1,
             (1, b']') => {
@@ -157,14 +163,22 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The event from `start` to where was understood last, whatever it holds.
-    fn visit_any(&self, start: usize, visit: &mut impl FnMut(Event<'_>)) {
-        let text = &self.frame[start..self.last];
-        let (kind, symbol) = match feed_head(text) {
-            Some((kind, symbol)) => (kind, symbol.map(Cow::Borrowed)),
-            None => any_head(text),
-        };
-        visit(Event { start, end: self.last, kind, symbol: symbol.as_deref() });
+    /// The event from `start` to where was understood last.
+    fn visit_any(&mut self, start: usize, nested: bool, visit: &mut impl FnMut(Event<'_>)) {
+        match feed_head(&self.frame[start..self.last]) {
+            Some((kind, symbol)) => visit(Event { start, end: self.last, kind, symbol }),
+            None => self.visit_other(start, nested, visit),
+        }
+    }
+
+    /// The same for one that does not begin as the feed writes it.
+    fn visit_other(&mut self, start: usize, nested: bool, visit: &mut impl FnMut(Event<'_>)) {
+        let (text, end) = (&self.frame[start..self.last], self.last);
+        if !nested && let Some((kind, symbol)) = flat_head(text, &mut self.quotes) {
+            return visit(Event { start, end, kind, symbol });
+        }
+        let (kind, symbol) = any_head(text);
+        visit(Event { start, end, kind, symbol: symbol.as_deref() });
     }
 
     /// Between two events stands one comma, before the first none; blanks may surround it.

@@ -27,7 +27,7 @@ use crate::{
     doors::{Doors, Entered},
     http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::{Reason, SessionMetrics},
-    session::{self, SessionConfig, Tier, Visitor},
+    session::{self, Ground, SessionConfig, Tier, Visitor},
 };
 
 /// Connections beyond the sessions' limit, for probes and for telling others that there is no room.
@@ -276,17 +276,23 @@ impl<T: Tier> Port<T> {
         let Some(Established { socket, early, permit, place, client }) = establishing.await else {
             return;
         };
-        let metrics = &self.face.metrics;
-        metrics.opened.inc();
-        metrics.sessions.inc();
-        let visitor = Visitor { client, abuse: &self.face.doors.abuse };
-        let (tier, sessions, budget) = (&*self.face.tier, &*self.sessions, &*self.budget);
-        let session =
-            session::serve(tier, sessions, metrics, budget, socket, &early, &self.stop, visitor);
+        self.face.metrics.opened.inc();
+        self.face.metrics.sessions.inc();
+        let session = {
+            let ground = Ground {
+                tier: &*self.face.tier,
+                config: &self.sessions,
+                metrics: &self.face.metrics,
+                budget: &self.budget,
+                stop: &self.stop,
+            };
+            let visitor = Visitor { client, abuse: &self.face.doors.abuse };
+            session::serve(&ground, socket, &early, visitor)
+        };
         drop(early);
         let reason = session.await;
-        metrics.sessions.dec();
-        metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
+        self.face.metrics.sessions.dec();
+        self.face.metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
         if let Some(kind) = Abuse::of(reason) {
             self.face.doors.abuse.note(kind, client);
         }

@@ -138,7 +138,7 @@ struct Session<'a, T: Tier> {
     last_heard: Instant,
     next_ping: Instant,
     /// Set once the program stops.
-    leave: Option<Leave>,
+    leave: Option<Box<Leave>>,
     metrics: &'a SessionMetrics,
 }
 
@@ -167,20 +167,29 @@ impl Leave {
     }
 }
 
-/// Serves an upgraded connection until it ends, and says why it ended.
-///
-/// `early` holds bytes that arrived with the upgrade. Stop it through `stop`, which lets it say goodbye.
-#[expect(clippy::too_many_arguments, reason = "a connection's surroundings, named at the one call")]
+/// What all sessions of a tier have in common.
+#[derive(Debug)]
+pub struct Ground<'a, T> {
+    /// The tier.
+    pub tier: &'a T,
+    /// How sessions are served.
+    pub config: &'a SessionConfig,
+    /// What is counted about them.
+    pub metrics: &'a Arc<SessionMetrics>,
+    /// What they may queue together.
+    pub budget: &'a Budget,
+    /// Lets them say goodbye.
+    pub stop: &'a CancellationToken,
+}
+
+/// Serves an upgraded connection until it ends, and says why it ended. `early` holds bytes that arrived with the upgrade.
 pub fn serve<'a, T: Tier>(
-    tier: &'a T,
-    config: &'a SessionConfig,
-    metrics: &'a Arc<SessionMetrics>,
-    budget: &'a Budget,
+    ground: &Ground<'a, T>,
     socket: TcpStream,
     early: &[u8],
-    stop: &'a CancellationToken,
     visitor: Visitor<'a>,
 ) -> impl Future<Output = CloseReason> + Send + use<'a, T> {
+    let &Ground { tier, config, metrics, budget, stop } = ground;
     let now = Instant::now();
     let mut session = Session {
         tier,
@@ -199,14 +208,14 @@ pub fn serve<'a, T: Tier>(
         leave: None,
         metrics,
     };
+    session.outbound.send_frame(&status_frame(&Status::connected()), now);
     // Not an `async fn`, which would keep its arguments beside the session made of them.
     async move {
         let _entry = budget.enter(&session.outbound);
-        session.outbound.send_frame(&status_frame(&Status::connected()), now);
         let reason = session.run(stop).await;
         let noticed = match &session.seat {
-            Some(seat) => config.notices.reach(seat.held()),
-            None => config.notices == Notices::ToAll,
+            Some(seat) => session.config.notices.reach(seat.held()),
+            None => session.config.notices == Notices::ToAll,
         };
         // The seat goes first: nothing more is routed to a session that ends.
         session.seat = None;
@@ -232,7 +241,8 @@ impl<T: Tier> Session<'_, T> {
             let step = tokio::select! {
                 biased; // Timers before data: the last branches may always be ready.
                 () = stop.cancelled(), if self.leave.is_none() => {
-                    self.leave = Some(Leave::new(Instant::now(), self.config, fastrand::f64()));
+                    let leave = Leave::new(Instant::now(), self.config, fastrand::f64());
+                    self.leave = Some(Box::new(leave));
                     Ok(())
                 }
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
@@ -262,7 +272,7 @@ impl<T: Tier> Session<'_, T> {
     /// When this session goes, once the program stops.
     fn turn(&self) -> Option<Instant> {
         let holds = self.seat.as_ref().is_some_and(|seat| !seat.held().is_empty());
-        self.leave.map(|leave| if holds { leave.turn } else { leave.last_turn })
+        self.leave.as_ref().map(|leave| if holds { leave.turn } else { leave.last_turn })
     }
 
     fn on_time(&mut self, now: Instant) -> Result<(), CloseReason> {
@@ -439,7 +449,7 @@ impl<T: Tier> Session<'_, T> {
         self.outbound.finish(reason, farewell.as_ref());
         if reason.frame().is_some() {
             let now = Instant::now();
-            let (flushed, gone) = match self.leave {
+            let (flushed, gone) = match &self.leave {
                 Some(leave) => (leave.flushed, leave.gone),
                 None => (now + CLOSE_TIMEOUT, now + 2 * CLOSE_TIMEOUT),
             };

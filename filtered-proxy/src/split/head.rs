@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use proxy_common::market::{Kind, SymbolField};
 
-use super::{EventKind, brackets::quotes};
+use super::{
+    EventKind,
+    brackets::{QuotePlaces, quotes},
+};
 
 /// The head of an event that begins as the feed writes most of them: `ev`, then the symbol. `None` for any other.
 #[inline(always)]
@@ -49,9 +52,11 @@ fn string_end(text: &[u8]) -> Option<usize> {
 
 /// The head of an event with no object inside it, whatever the order of its keys and the blanks between them; goes from quote
 /// to quote. `None` for one with escapes, or too long. The first of equal keys counts.
-pub(super) fn flat_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
-    let mut places = [0; _];
-    let mut quotes = quotes(text, &mut places)?;
+pub(super) fn flat_head<'a>(
+    text: &'a [u8],
+    places: &mut QuotePlaces,
+) -> Option<(EventKind, Option<&'a [u8]>)> {
+    let mut quotes = quotes(text, places)?;
     let mut kind = None;
     let mut symbols = [None; 4];
     // The quotes of one string and those behind it.
@@ -257,7 +262,7 @@ mod tests {
             let event = format!("{{{}}}", members.join(comma));
             let (kind, symbol) = any_head(event.as_bytes());
             let expected = (kind, symbol.as_deref());
-            assert_eq!(flat_head(event.as_bytes()), Some(expected), "{event}");
+            assert_eq!(flat_head(event.as_bytes(), &mut [0; _]), Some(expected), "{event}");
             if let Some(head) = feed_head(event.as_bytes()) {
                 assert_eq!(head, expected, "{event}");
                 glances += 1;
