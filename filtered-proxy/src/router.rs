@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
-    carried::{Carried, Shortfall},
+    carried::{Carried, Shortfall, news},
     channel::Channel,
     channel_set::ChannelSet,
     close::CloseReason,
@@ -24,7 +24,6 @@ use proxy_common::{
     metrics::{LossReason, SessionMetrics},
     notice::{self, Notice, Notices, OutageNotice},
     outbound::Outbound,
-    protocol::{Status, status_frames},
     session::{Change, Seat},
 };
 use tokio::{
@@ -204,12 +203,8 @@ impl Router {
         let Some(carriage) = carriage else { return };
         let now = Instant::now();
         for (channels, members) in self.index.cohorts() {
-            let news = channels.iter().filter_map(|channel| {
-                let shortfall = carriage.shortfall(channel)?;
-                let known = before.as_ref().and_then(|before| before.shortfall(channel));
-                (known.as_ref() != Some(&shortfall)).then(|| shortfall.status(&channel.to_string()))
-            });
-            let frames = status_frames(&news.collect::<Vec<Status>>());
+            let known = |channel: &Channel| before.as_ref()?.shortfall(channel);
+            let frames = news(channels.iter(), |channel| carriage.shortfall(channel), known);
             if frames.is_empty() {
                 continue;
             }
@@ -266,14 +261,13 @@ impl Router {
             Input::Change(session, change, done) => {
                 // What the firehose told since the session was asked about it.
                 let late = match &*self.shared.carriage.borrow() {
-                    Some(carriage) if change.subscribe => change
-                        .channels
-                        .iter()
-                        .filter_map(|channel| match carriage.shortfall(channel)? {
-                            whole @ Shortfall::Whole(_) => Some(whole.status(&channel.to_string())),
-                            Shortfall::Part(_) => None,
-                        })
-                        .collect(),
+                    Some(carriage) if change.subscribe => {
+                        let whole = |channel: &Channel| {
+                            let shortfall = carriage.shortfall(channel);
+                            shortfall.filter(|shortfall| matches!(shortfall, Shortfall::Whole(_)))
+                        };
+                        news(&change.channels, whole, |_| None)
+                    }
                     Some(_) | None => Vec::new(),
                 };
                 self.index.change(session, change.channels, change.subscribe);
@@ -283,7 +277,6 @@ impl Router {
                     // Who subscribes while something is missing is told, as those were who were there when it began.
                     let tells = change.subscribe && self.notices != Notices::Off;
                     let down = self.down.iter().flatten().filter(|_| tells);
-                    let late = status_frames(&late);
                     let frames = change.reply.iter().chain(&late).chain(down);
                     outbound.send_frames(frames.map(|frame| (frame, 0)), now);
                 }

@@ -8,7 +8,7 @@ use proxy_common::market::Kind;
 
 use self::{
     brackets::{BLOCK, Brackets, GROUP, QuotePlaces},
-    head::{any_head, feed_head, flat_head},
+    head::{any_head, feed_head, flat_head, trim_start},
 };
 
 mod brackets;
@@ -201,10 +201,8 @@ impl Walk<'_> {
 }
 
 /// Without the blanks that JSON knows.
-fn trim(mut text: &[u8]) -> &[u8] {
-    while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = text {
-        text = rest;
-    }
+fn trim(text: &[u8]) -> &[u8] {
+    let mut text = trim_start(text);
     while let [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] = text {
         text = rest;
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
-    carried::Shortfall,
+    carried::{Shortfall, news},
     channel::Channel,
     channel_set::ChannelSet,
     close::CloseReason,
@@ -11,7 +11,6 @@ use proxy_common::{
     metrics::{LossReason, SessionMetrics},
     notice::{Notice, Notices},
     outbound::Outbound,
-    protocol::{Status, status_frames},
     session::{Change, Seat},
 };
 use tokio::{sync::watch, time::Instant};
@@ -149,12 +148,8 @@ impl FirehoseSeat {
         if self.refused.is_empty() {
             return Vec::new();
         }
-        let news = channels.into_iter().filter_map(|channel| {
-            let shortfall = self.offer.shortfall(channel, &self.refused)?;
-            let known = before.and_then(|before| self.offer.shortfall(channel, before));
-            (known.as_ref() != Some(&shortfall)).then(|| shortfall.status(&channel.to_string()))
-        });
-        status_frames(&news.collect::<Vec<Status>>())
+        let now = |channel: &Channel| self.offer.shortfall(channel, &self.refused);
+        news(channels, now, |channel| self.offer.shortfall(channel, before?))
     }
 }
 

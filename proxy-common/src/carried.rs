@@ -8,7 +8,7 @@ use crate::{
     channel::Channel,
     frame::Frame,
     market::Market,
-    protocol::{MAX_MESSAGE_BYTES, Status},
+    protocol::{MAX_MESSAGE_BYTES, Status, status_frames},
 };
 
 /// Most characters of an upstream's reason that are kept.
@@ -85,7 +85,7 @@ impl Carried {
         };
         let frame = |document: &Document| {
             let object = serde_json::to_string(document).expect("strings always serialise");
-            Frame::new(format!("[{object}]").as_bytes())
+            Frame::of_object(&object)
         };
         let whole = frame(&document);
         if whole.text().len() <= MAX_MESSAGE_BYTES {
@@ -132,6 +132,20 @@ impl Shortfall {
             Self::Part(what) => Status::error(format!("{item:?} is carried in part: {what}")),
         }
     }
+}
+
+/// Frames that tell what these channels lack `now`, as far as it is not what was known `before`.
+pub fn news<'a>(
+    channels: impl IntoIterator<Item = &'a Channel>,
+    now: impl Fn(&Channel) -> Option<Shortfall>,
+    before: impl Fn(&Channel) -> Option<Shortfall>,
+) -> Vec<Frame> {
+    let statuses = channels.into_iter().filter_map(|channel| {
+        let shortfall = now(channel)?;
+        (before(channel).as_ref() != Some(&shortfall))
+            .then(|| shortfall.status(&channel.to_string()))
+    });
+    status_frames(&statuses.collect::<Vec<Status>>())
 }
 
 /// A reason of the upstream, cut to a length that can be repeated.

@@ -36,6 +36,11 @@ impl Frame {
         Self { bytes: bytes.into(), head }
     }
 
+    /// A frame with an array of this object alone.
+    pub fn of_object(object: &str) -> Self {
+        Self::new(format!("[{object}]").as_bytes())
+    }
+
     /// The frame that these bytes are, of which the first `head` are its header.
     pub(crate) fn received(bytes: Bytes, head: usize) -> Self {
         Self { bytes, head }
@@ -98,13 +103,13 @@ pub struct Malformed;
 /// The frame is no text, no array and no object, or seems to hold a status and is not JSON.
 pub fn separate(frame: Frame) -> Result<Separated, Malformed> {
     let text = frame.text();
-    let survey = Survey::of(text);
-    if !survey.ascii {
+    let seen = survey(text);
+    if !seen.ascii {
         std::str::from_utf8(text).map_err(|_| Malformed)?;
     }
     match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'[') if !(survey.suspicious && holds_status(text)) => {
-            Ok(Separated { data: Some(frame), events: survey.events, statuses: Vec::new() })
+        Some(b'[') if !(seen.suspicious && holds_status(text)) => {
+            Ok(Separated { data: Some(frame), events: seen.events, statuses: Vec::new() })
         }
         Some(b'[') => separate_array(frame),
         Some(b'{') => separate_array(Frame::new(&[b"[", text, b"]"].concat())),
@@ -120,12 +125,6 @@ struct Survey {
     /// Whether `"sta` does, as it does wherever there is a status.
     suspicious: bool,
     ascii: bool,
-}
-
-impl Survey {
-    fn of(text: &[u8]) -> Self {
-        survey(text)
-    }
 }
 
 /// Bytes looked at together; fewer than 256, so that they can be counted in a byte.
@@ -326,10 +325,10 @@ mod tests {
             for at in 0..=length {
                 let text = |what: &[u8]| [&vec![b'x'; at], what, &vec![b' '; length - at]].concat();
                 let expected = |events, suspicious, ascii| Survey { events, suspicious, ascii };
-                assert_eq!(Survey::of(&text(b"")), expected(0, false, true));
-                assert_eq!(Survey::of(&text(br#""ev""ev""#)), expected(2, false, true));
-                assert_eq!(Survey::of(&text(br#""status"#)), expected(0, true, true));
-                assert_eq!(Survey::of(&text("é".as_bytes())), expected(0, false, false));
+                assert_eq!(survey(&text(b"")), expected(0, false, true));
+                assert_eq!(survey(&text(br#""ev""ev""#)), expected(2, false, true));
+                assert_eq!(survey(&text(br#""status"#)), expected(0, true, true));
+                assert_eq!(survey(&text("é".as_bytes())), expected(0, false, false));
             }
         }
     }

@@ -120,7 +120,7 @@ impl Notice {
     /// A frame holding this notice alone.
     pub fn frame(&self) -> Frame {
         let object = serde_json::to_string(self).expect("strings and numbers always serialise");
-        Frame::new(format!("[{object}]").as_bytes())
+        Frame::of_object(&object)
     }
 }
 

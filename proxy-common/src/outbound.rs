@@ -141,9 +141,6 @@ impl Outbound {
     ///
     /// A peer that makes us answer without reading the answers is condemned.
     pub fn send_control(&self, control: Control, payload: &[u8]) {
-        let mut framed = Vec::with_capacity(MAX_HEADER_BYTES + payload.len());
-        append_header(&mut framed, OpCode::Control(control), payload.len());
-        framed.extend_from_slice(payload);
         let mut lane = self.lock();
         if !matches!(lane.state, State::Open) {
             return;
@@ -151,7 +148,7 @@ impl Outbound {
         if lane.control.is_empty() {
             lane.control_since = Instant::now();
         }
-        lane.control.extend_from_slice(&framed);
+        append_control(&mut lane.control, control, payload);
         if lane.control.len() > MAX_CONTROL_BYTES {
             return self.condemn(&mut lane, CloseReason::ControlFlood);
         }
@@ -261,10 +258,9 @@ impl Outbound {
         if let Some(frame) = reason.frame() {
             // Behind the queue: control frames would overtake what is still to be read.
             while lane.frame_next(now) {}
-            let mut framed = Vec::with_capacity(4 + frame.text.len());
-            append_header(&mut framed, OpCode::Control(Control::Close), 2 + frame.text.len());
-            framed.extend_from_slice(&frame.code.to_be_bytes());
-            framed.extend_from_slice(frame.text.as_bytes());
+            let payload = [&frame.code.to_be_bytes()[..], frame.text.as_bytes()].concat();
+            let mut framed = Vec::with_capacity(MAX_HEADER_BYTES + payload.len());
+            append_control(&mut framed, Control::Close, &payload);
             lane.put(framed.into());
         }
         lane.state = State::Closing;
@@ -462,6 +458,11 @@ impl Outbound {
             }
         }
     }
+}
+
+fn append_control(out: &mut Vec<u8>, control: Control, payload: &[u8]) {
+    append_header(out, OpCode::Control(control), payload.len());
+    out.extend_from_slice(payload);
 }
 
 impl Drop for Outbound {

@@ -167,7 +167,7 @@ pub fn status_frames(statuses: &[Status]) -> Vec<Frame> {
 
 /// A frame holding this status alone.
 pub fn status_frame(status: &Status) -> Frame {
-    Frame::new(format!("[{}]", json(status)).as_bytes())
+    Frame::of_object(&json(status))
 }
 
 /// A status as an upstream sent it.

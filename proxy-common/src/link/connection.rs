@@ -228,7 +228,7 @@ impl Connection {
                 debug!(?status, "upstream status");
             }
             "gap" | "upstream_down" | "upstream_up" => {
-                let frame = Frame::new(format!("[{text}]").as_bytes());
+                let frame = Frame::of_object(text);
                 self.ready.push_back(Received::Notice(frame));
             }
             Carried::STATUS => self.ready.push_back(Received::Carried(text.to_owned())),
