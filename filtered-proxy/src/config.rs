@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use proxy_common::{
+    certificate::Certificate,
     config::{
         AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, authorities, check_market, path, port,
         secret, secret_text, websocket_url,
@@ -83,6 +84,8 @@ pub struct Config {
     pub port: u16,
     /// Which sessions get notices.
     pub notices: Notices,
+    /// What the port shows, if it speaks TLS.
+    pub certificate: Option<Certificate>,
     /// Settings of the port that both tiers share.
     pub listen: ListenArgs,
 }
@@ -136,6 +139,7 @@ impl TryFrom<&Args> for Config {
             host: args.host.clone(),
             port: args.port,
             notices: if args.listen.client_notices { Notices::ToAll } else { Notices::Off },
+            certificate: args.listen.certificate()?,
             listen: args.listen.clone(),
         })
     }

@@ -114,6 +114,7 @@ impl FilteredProxy {
             sessions: config.listen.sessions(keys, config.notices),
             max_connections: config.listen.max_connections,
             doors: Arc::new(doors),
+            certificate: config.certificate.map(Arc::new),
             total_queue_bytes: config.listen.total_queue_bytes,
         };
         Ok(Self { bound, server, link, router, wanted })
@@ -131,7 +132,8 @@ impl FilteredProxy {
     /// What SIGHUP asks for.
     pub fn reload(&self) -> Reload {
         let keys = Arc::clone(&self.server.sessions.keys);
-        Reload { link: self.server.tier.link.clone(), keys }
+        let certificate = self.server.certificate.clone();
+        Reload { link: self.server.tier.link.clone(), keys, certificate }
     }
 
     /// What is counted about the link and about sessions.

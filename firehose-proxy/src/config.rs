@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
+    certificate::Certificate,
     channel::{Channel, items},
     config::{
         self, AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, count, duration, path, port,
@@ -99,6 +100,8 @@ pub struct Config {
     pub ring_frames: usize,
     /// Which sessions get notices.
     pub notices: Notices,
+    /// What the port shows, if it speaks TLS.
+    pub certificate: Option<Certificate>,
     /// Settings of the port that both tiers share.
     pub listen: ListenArgs,
 }
@@ -151,6 +154,7 @@ impl TryFrom<&Args> for Config {
                 true => Notices::ToAll,
                 false => Notices::ToHoldersOfAll,
             },
+            certificate: args.listen.certificate()?,
             listen: args.listen.clone(),
         })
     }

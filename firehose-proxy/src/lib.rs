@@ -128,6 +128,7 @@ impl Firehose {
             sessions: config.listen.sessions(keys, notices),
             max_connections: config.listen.max_connections,
             doors: Arc::new(doors),
+            certificate: config.certificate.map(Arc::new),
             total_queue_bytes: config.listen.total_queue_bytes,
         };
         Ok(Self { bound, server, link, fanout, sampler, down })
@@ -145,7 +146,8 @@ impl Firehose {
     /// What SIGHUP asks for.
     pub fn reload(&self) -> Reload {
         let keys = Arc::clone(&self.server.sessions.keys);
-        Reload { link: self.server.tier.link.clone(), keys }
+        let certificate = self.server.certificate.clone();
+        Reload { link: self.server.tier.link.clone(), keys, certificate }
     }
 
     /// What is counted about the link and about sessions.

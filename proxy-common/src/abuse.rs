@@ -32,6 +32,8 @@ pub enum Abuse {
     Origin,
     /// A trusted proxy's connection without a PROXY header that can be read.
     ProxyHeader,
+    /// No TLS on a port that speaks nothing else, or a TLS handshake that failed.
+    Tls,
     /// A path that leads to no market.
     Path,
     /// A handshake that is none.
@@ -52,13 +54,14 @@ pub enum Abuse {
 
 impl Abuse {
     /// Every kind, in the order of its declaration.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Full,
         Self::Connections,
         Self::AddressFull,
         Self::HandshakeRate,
         Self::Origin,
         Self::ProxyHeader,
+        Self::Tls,
         Self::Path,
         Self::Handshake,
         Self::AuthTimeout,
@@ -78,6 +81,7 @@ impl Abuse {
             Self::HandshakeRate => "handshake_rate",
             Self::Origin => "origin",
             Self::ProxyHeader => "proxy_header",
+            Self::Tls => "tls",
             Self::Path => "path",
             Self::Handshake => "handshake",
             Self::AuthTimeout => "auth_timeout",
@@ -98,6 +102,7 @@ impl Abuse {
             Self::HandshakeRate => "turned away: faster than HANDSHAKE_RATE",
             Self::Origin => "turned away: a web page that ALLOWED_ORIGINS does not list",
             Self::ProxyHeader => "dropped: a trusted proxy sent no PROXY header that can be read",
+            Self::Tls => "turned away: no TLS, or none that both sides accept",
             Self::Path => "turned away: no market at that path",
             Self::Handshake => "turned away: no WebSocket handshake",
             Self::AuthTimeout => "closed: no key in time",
@@ -152,10 +157,19 @@ impl AbuseLog {
 
     /// Notes one case.
     pub fn note(&self, abuse: Abuse, client: IpAddr) {
+        self.note_case(abuse, client, None);
+    }
+
+    /// Notes one case and what the library said of it.
+    pub fn note_error(&self, abuse: Abuse, client: IpAddr, error: &str) {
+        self.note_case(abuse, client, Some(error));
+    }
+
+    fn note_case(&self, abuse: Abuse, client: IpAddr, error: Option<&str>) {
         self.counts.get_or_create(&Reason::new(abuse.label())).inc();
         let line = self.lock(abuse).note(client, Instant::now());
         if let Some(line) = line {
-            line.write(abuse);
+            line.write(abuse, error);
         }
     }
 
@@ -164,7 +178,7 @@ impl AbuseLog {
         for abuse in Abuse::ALL {
             let line = self.lock(abuse).tick(now);
             if let Some(line) = line {
-                line.write(abuse);
+                line.write(abuse, None);
             }
         }
     }
@@ -182,9 +196,9 @@ struct Line {
 }
 
 impl Line {
-    fn write(&self, abuse: Abuse) {
+    fn write(&self, abuse: Abuse, error: Option<&str>) {
         let Self { client, suppressed } = self;
-        warn!(abuse = abuse.label(), %client, suppressed, "{}", abuse.sentence());
+        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.sentence());
     }
 }
 

@@ -14,8 +14,8 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    keys::Keys, market::Market, notice::Notices, pace::Rate, server::Bound, session::SessionConfig,
-    slow::SlowLimits, telemetry::LogFormat,
+    certificate::Certificate, keys::Keys, market::Market, notice::Notices, pace::Rate,
+    server::Bound, session::SessionConfig, slow::SlowLimits, telemetry::LogFormat,
 };
 
 mod admission;
@@ -54,6 +54,12 @@ pub struct ListenArgs {
     /// Loopback port for /livez, /readyz and /metrics, which then leave the data port [default: none]
     #[arg(long, env = "ADMIN_PORT", value_parser = port)]
     pub admin_port: Option<u16>,
+    /// Certificate (PEM, with the chain above it) that the port shows: clients then connect with wss:// [default: none]
+    #[arg(long, env = "TLS_CERT", value_parser = path)]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of that certificate
+    #[arg(long, env = "TLS_KEY", value_parser = path)]
+    pub tls_key: Option<PathBuf>,
     /// Most sessions at once; more are answered 503 with Retry-After
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
     pub max_connections: usize,
@@ -109,6 +115,15 @@ impl ListenArgs {
             humantime::format_duration(spread),
             format!("expected at most half of DRAIN_TIMEOUT, {half}"),
         ))
+    }
+
+    /// The certificate that the port shows, if it is to speak TLS.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Certificate::read`].
+    pub fn certificate(&self) -> Result<Option<Certificate>, ConfigError> {
+        Certificate::read(self.tls_cert.as_deref(), self.tls_key.as_deref())
     }
 
     /// How sessions are served, given the keys that open them and which of them get notices.
@@ -275,16 +290,27 @@ pub fn websocket_url(text: &str) -> Result<url::Url, String> {
     Ok(url)
 }
 
-/// Reads the certificates of authorities from a file in PEM form.
+/// Reads the certificates of authorities from a file in PEM form, if one is named.
 ///
 /// # Errors
 ///
-/// The file cannot be read or holds none.
+/// As of [`certificates`].
 pub fn authorities(
     variable: &str,
     file: Option<&Path>,
 ) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    let Some(path) = file else { return Ok(Vec::new()) };
+    file.map_or(Ok(Vec::new()), |path| certificates(variable, path))
+}
+
+/// Reads certificates from a file in PEM form.
+///
+/// # Errors
+///
+/// The file cannot be read or holds none.
+pub fn certificates(
+    variable: &str,
+    path: &Path,
+) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
     let invalid = |why: String| {
         let expected = format!("expected a file of certificates in PEM form: {why}");
         ConfigError::invalid(variable, path.display(), expected)

@@ -3,7 +3,10 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,6 +49,10 @@ pub struct Entered {
     place: Option<Place>,
     /// Whether each session is counted for the client that the request names.
     shared: bool,
+    /// Whether the TLS handshake was counted in place of the first request.
+    paid: AtomicBool,
+    /// Whether the client speaks plain HTTP to a port that speaks TLS.
+    expects_tls: bool,
 }
 
 /// Why a request is turned away.
@@ -60,7 +67,26 @@ pub struct Refusal {
 impl Entered {
     /// Someone on a port that nobody but the operator reaches.
     pub fn operator(peer: SocketAddr) -> Self {
-        Self { peer: peer.ip(), place: None, shared: false }
+        Self::new(peer.ip(), None, false)
+    }
+
+    fn new(peer: IpAddr, place: Option<Place>, shared: bool) -> Self {
+        Self { peer, place, shared, paid: AtomicBool::new(false), expects_tls: false }
+    }
+
+    /// Who is at the other end: the peer, or whom its PROXY header names.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// The client speaks plain HTTP to a port that speaks TLS: it gets no more than an answer that says so.
+    pub fn expect_tls(&mut self) {
+        self.expects_tls = true;
+    }
+
+    /// Whether there is only one answer to give: to use TLS.
+    pub fn expects_tls(&self) -> bool {
+        self.expects_tls
     }
 
     /// What counts the connection for its address.
@@ -107,10 +133,10 @@ impl Doors {
             }
         }
         if self.trusted.contains(peer) {
-            return Ok(Entered { peer, place: None, shared: true });
+            return Ok(Entered::new(peer, None, true));
         }
         match self.addresses.connect(peer) {
-            Counted::In(place) => Ok(Entered { peer, place, shared: false }),
+            Counted::In(place) => Ok(Entered::new(peer, place, false)),
             Counted::Full => Err(self.noted(Abuse::AddressFull, peer)),
         }
     }
@@ -122,12 +148,29 @@ impl Doors {
         self.trusted.client(entered.peer, values.map(|value| value.to_str().unwrap_or_default()))
     }
 
+    /// Judges how fast a client's TLS handshakes come, which cost more than the requests behind them: the first of those is
+    /// counted with it. Behind a proxy nobody knows yet whose it is.
+    ///
+    /// # Errors
+    ///
+    /// Too fast.
+    pub fn pace_tls(&self, entered: &mut Entered) -> Result<(), Abuse> {
+        if entered.shared {
+            return Ok(());
+        }
+        *entered.paid.get_mut() = true;
+        self.requests.take(entered.peer).map_err(|_| self.noted(Abuse::HandshakeRate, entered.peer))
+    }
+
     /// Judges how fast a client's requests come.
     ///
     /// # Errors
     ///
     /// Too fast.
-    pub fn pace(&self, client: IpAddr) -> Result<(), Refusal> {
+    pub fn pace(&self, entered: &Entered, client: IpAddr) -> Result<(), Refusal> {
+        if entered.paid.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
         self.requests.take(client).map_err(|wait| Refusal {
             abuse: self.noted(Abuse::HandshakeRate, client),
             retry_after: Some(wait),

@@ -33,13 +33,15 @@ use crate::{
 /// The answer to every plain request that is no probe.
 const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks. \
                      GET /health tells how it is.\n";
+/// The answer to plain HTTP where TLS is spoken.
+const PLAIN: &str = "This port speaks TLS: connect with wss:// or https://\n";
 /// After which time a client that found no room may come again.
 const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
 /// The refusal that nobody is to blame for.
 const STOPPING: &str = "stopping";
 
 /// Why a connection is turned away before the upgrade: the values of the metric label `reason`.
-pub const REFUSALS: [&str; 9] = [
+pub const REFUSALS: [&str; 10] = [
     STOPPING,
     Abuse::Full.label(),
     Abuse::Connections.label(),
@@ -47,6 +49,7 @@ pub const REFUSALS: [&str; 9] = [
     Abuse::HandshakeRate.label(),
     Abuse::Origin.label(),
     Abuse::ProxyHeader.label(),
+    Abuse::Tls.label(),
     Abuse::Path.label(),
     Abuse::Handshake.label(),
 ];
@@ -96,8 +99,12 @@ impl<T: Tier> HttpFace<T> {
         if self.upgrades {
             let client = self.doors.client(entered, request.headers());
             Span::current().record("client", field::display(client));
-            if let Err(refusal) = self.doors.pace(client) {
+            if let Err(refusal) = self.doors.pace(entered, client) {
                 return self.refuse(&refusal);
+            }
+            if entered.expects_tls() {
+                self.blame(Abuse::Tls, client);
+                return text(StatusCode::BAD_REQUEST, PLAIN);
             }
             if asks_for_websocket(&request) {
                 return self.upgrade(request, entered, client, slot);

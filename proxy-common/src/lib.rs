@@ -3,8 +3,8 @@
 //! | layer | modules | may use |
 //! | --- | --- | --- |
 //! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`carried`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
-//! | one side effect each | [`config`], [`keys`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`ledger`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
-//! | sockets and tasks | [`proxy_protocol`], [`doors`], [`outbound`], [`budget`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//! | one side effect each | [`config`], [`keys`], [`certificate`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`ledger`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
+//! | sockets and tasks | [`proxy_protocol`], [`doors`], [`socket`], [`outbound`], [`budget`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
 //!
 //! `docs/ARCHITECTURE.md` shows how the modules work together.
 
@@ -14,6 +14,7 @@ pub mod admission;
 pub mod backoff;
 pub mod budget;
 pub mod carried;
+pub mod certificate;
 pub mod channel;
 pub mod channel_set;
 pub mod close;
@@ -38,6 +39,7 @@ pub mod reload;
 pub mod server;
 pub mod session;
 pub mod slow;
+pub mod socket;
 pub mod telemetry;
 pub mod upstream_channels;
 pub mod websocket;

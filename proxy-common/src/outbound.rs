@@ -15,7 +15,6 @@ use std::{
 
 use bytes::Bytes;
 use tokio::{
-    net::TcpStream,
     sync::Notify,
     time::{Instant, sleep_until},
 };
@@ -27,6 +26,7 @@ use crate::{
     metrics::{LossReason, SessionMetrics},
     protocol::{MAX_MESSAGE_BYTES, Status, status_frame},
     slow::{SlowLimits, Verdict},
+    socket::Socket,
 };
 
 mod lane;
@@ -47,7 +47,7 @@ const WIRE_BYTES: usize = 128 * 1024;
 /// and the router meet at it.
 #[derive(Debug)]
 pub struct Outbound {
-    socket: TcpStream,
+    socket: Socket,
     lane: Mutex<Lane>,
     /// Tells the session's task that the socket is full or that the session is condemned.
     attention: Notify,
@@ -68,7 +68,7 @@ pub enum Flushed {
 
 impl Outbound {
     /// The write half over this socket.
-    pub fn new(socket: TcpStream, limits: SlowLimits, metrics: Arc<SessionMetrics>) -> Self {
+    pub fn new(socket: Socket, limits: SlowLimits, metrics: Arc<SessionMetrics>) -> Self {
         Self {
             socket,
             lane: Mutex::new(Lane::new(Instant::now())),
@@ -79,7 +79,7 @@ impl Outbound {
     }
 
     /// The socket, for reading.
-    pub fn socket(&self) -> &TcpStream {
+    pub fn socket(&self) -> &Socket {
         &self.socket
     }
 
@@ -312,7 +312,7 @@ impl Outbound {
         add(b"]");
         let total = head.len() + inner;
         let events = chunks.iter().map(|chunk| chunk.events).sum();
-        match self.try_write(lane, events, |socket| socket.try_write_vectored(&parts[..n])) {
+        match self.try_write(lane, events, &mut parts[..n]) {
             Some(written) if written < total => {
                 lane.commit(head, chunks, written);
                 self.go_on_later(lane, events, now);
@@ -325,7 +325,7 @@ impl Outbound {
 
     /// Writes one whole frame, nothing being queued.
     fn write_framed(&self, lane: &mut Lane, framed: &[u8], events: u32, now: Instant) {
-        match self.try_write(lane, events, |socket| socket.try_write(framed)) {
+        match self.try_write(lane, events, &mut [IoSlice::new(framed)]) {
             Some(written) if written < framed.len() => {
                 lane.put(Bytes::copy_from_slice(&framed[written..]));
                 self.go_on_later(lane, events, now);
@@ -336,13 +336,8 @@ impl Outbound {
     }
 
     /// Writes, nothing being queued. Tells how many bytes the socket took, or `None` if it failed; the events are lost then.
-    fn try_write(
-        &self,
-        lane: &mut Lane,
-        events: u32,
-        write: impl FnOnce(&TcpStream) -> io::Result<usize>,
-    ) -> Option<usize> {
-        match write(&self.socket) {
+    fn try_write(&self, lane: &mut Lane, events: u32, parts: &mut [IoSlice<'_>]) -> Option<usize> {
+        match self.socket.try_write(parts) {
             Ok(written) => {
                 self.metrics.delivered(0, written);
                 Some(written)
@@ -441,7 +436,7 @@ impl Outbound {
             for (part, bytes) in parts.iter_mut().zip(&lane.wire) {
                 *part = IoSlice::new(bytes);
             }
-            match self.socket.try_write_vectored(&parts[..n]) {
+            match self.socket.try_write(&mut parts[..n]) {
                 Ok(written) => {
                     lane.advance(written);
                     self.metrics.delivered(0, written);

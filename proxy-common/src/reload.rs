@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::{error, info};
 
-use crate::{keys::Keys, link::LinkHandle};
+use crate::{certificate::Certificate, config::ConfigError, keys::Keys, link::LinkHandle};
 
 /// The parts of a tier that are read or tried again.
 #[derive(Debug, Clone)]
@@ -13,16 +13,17 @@ pub struct Reload {
     pub link: LinkHandle,
     /// A file of keys is read again.
     pub keys: Arc<Keys>,
+    /// The certificate is read again, if the port has one.
+    pub certificate: Option<Arc<Certificate>>,
 }
 
 impl Reload {
     /// Does it now. What cannot be read is logged, and stays as it was.
     pub async fn run(&self) {
         self.link.retry_now();
-        let keys = Arc::clone(&self.keys);
-        // Not on a thread that data flows through: the file may lie on a slow disk.
-        match tokio::task::spawn_blocking(move || keys.reload()).await {
-            Ok(Ok(Some(done))) => {
+        let Self { keys, certificate, .. } = self.clone();
+        match read(move || keys.reload()).await {
+            Ok(Some(done)) => {
                 info!(
                     keys = done.keys,
                     added = done.added,
@@ -30,11 +31,29 @@ impl Reload {
                     "keys read again"
                 );
             }
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => {
+            Ok(None) => {}
+            Err(error) => {
                 error!(%error, "failed to read the keys again: they stay as they were");
             }
-            Err(error) => error!(%error, "failed to read the keys again"),
         }
+        if let Some(certificate) = certificate {
+            match read(move || certificate.reload()).await {
+                Ok(()) => info!("certificate read again, for connections to come"),
+                Err(error) => {
+                    error!(%error, "failed to read the certificate again: it stays as it was");
+                }
+            }
+        }
+    }
+}
+
+/// Reads on a thread that no data flows through: files may lie on a slow disk.
+async fn read<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ConfigError> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }

@@ -2,33 +2,33 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
-use bytes::Bytes;
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    net::TcpListener,
+    sync::Semaphore,
+    time::{MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{Instrument, debug, error_span, field::Empty, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
-    abuse::Abuse,
-    admission::Place,
     budget::{self, Budget},
-    doors::{Doors, Entered},
-    http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
-    metrics::{Reason, SessionMetrics},
-    session::{self, Ground, SessionConfig, Tier, Visitor},
+    certificate::Certificate,
+    doors::Doors,
+    http_face::HttpFace,
+    metrics::SessionMetrics,
+    session::{SessionConfig, Tier},
 };
+
+mod port;
+
+use self::port::Port;
 
 /// Connections beyond the sessions' limit, for probes and for telling others that there is no room.
 const SPARE_CONNECTIONS: usize = 256;
@@ -36,14 +36,6 @@ const SPARE_CONNECTIONS: usize = 256;
 const OTHER_FILES: usize = 64;
 /// More open files than any system grants.
 const MAX_FILES: usize = 1 << 30;
-/// How long a connection may speak plain HTTP, whatever it asks.
-const HTTP_LIFETIME: Duration = Duration::from_secs(60);
-/// How long to wait when the system has no descriptor or memory for another connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// How long a request that is half sent, or a handshake, may take to end when the program stops.
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
-/// Most bytes that the system takes for a peer who has no room for them: pongs stand behind them, and nobody sees their age.
-const UNSENT_BYTES: u32 = 256 * 1024;
 /// Connections the system holds for us while we are busy.
 const BACKLOG: i32 = 4_096;
 
@@ -130,6 +122,8 @@ pub struct Server<T> {
     pub max_connections: usize,
     /// Who gets that far.
     pub doors: Arc<Doors>,
+    /// What the data port shows, if it speaks TLS.
+    pub certificate: Option<Arc<Certificate>>,
     /// Most bytes queued for all sessions together.
     pub total_queue_bytes: usize,
 }
@@ -163,11 +157,13 @@ impl<T: Tier> Server<T> {
         let faces: Vec<_> = faces.collect();
         let admin = bound.admin.map(|l| (l, face(false, true), "admin listening"));
         for (listener, face, announcement) in faces.into_iter().chain(admin) {
+            let certificate = self.certificate.clone().filter(|_| face.upgrades);
             if let Ok(addr) = listener.local_addr() {
-                info!(%addr, "{announcement}");
+                info!(%addr, tls = certificate.is_some(), "{announcement}");
             }
             let port = Port {
                 face,
+                certificate,
                 sessions: Arc::clone(&sessions),
                 connections: Arc::clone(&connections),
                 budget: Arc::clone(&budget),
@@ -210,185 +206,4 @@ async fn tick<T: Tier>(tier: Arc<T>, doors: Arc<Doors>, stop: CancellationToken)
             }
         }
     }
-}
-
-/// A connection that became a WebSocket.
-struct Established {
-    socket: TcpStream,
-    /// What came with the upgrade.
-    early: Bytes,
-    permit: OwnedSemaphorePermit,
-    place: Option<Place>,
-    client: IpAddr,
-}
-
-/// What the tasks of one listener share.
-struct Port<T> {
-    face: Arc<HttpFace<T>>,
-    sessions: Arc<SessionConfig>,
-    connections: Arc<Semaphore>,
-    budget: Arc<Budget>,
-    tracker: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl<T: Tier> Port<T> {
-    /// Accepts until told to stop. No error of a connection or of the system ends it.
-    async fn accept(self, listener: TcpListener) {
-        let port = Arc::new(self);
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = port.stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((socket, peer)) => {
-                    let Ok(permit) = Arc::clone(&port.connections).try_acquire_owned() else {
-                        port.face.turned_away(Abuse::Connections);
-                        port.face.doors.abuse.note(Abuse::Connections, peer.ip().to_canonical());
-                        continue;
-                    };
-                    port.tracker.spawn(Arc::clone(&port).serve(socket, peer, permit));
-                }
-                Err(error) if is_the_peers(&error) => {
-                    debug!(%error, "connection lost before accept");
-                }
-                Err(error) => {
-                    warn!(%error, "failed to accept; trying again shortly");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn serve(
-        self: Arc<Self>,
-        socket: TcpStream,
-        peer: SocketAddr,
-        _permit: OwnedSemaphorePermit,
-    ) {
-        // Not for the whole session, which names its client where it logs: a span for each of many idle sessions costs more
-        // than the rest that is kept of them.
-        let span = error_span!("connection", %peer, client = Empty);
-        // Boxed: all of this is gone before the session begins, and sessions live long.
-        let establishing = Box::pin(self.establish(socket, peer).instrument(span));
-        let Some(Established { socket, early, permit, place, client }) = establishing.await else {
-            return;
-        };
-        self.face.metrics.opened.inc();
-        self.face.metrics.sessions.inc();
-        let session = {
-            let ground = Ground {
-                tier: &*self.face.tier,
-                config: &self.sessions,
-                metrics: &self.face.metrics,
-                budget: &self.budget,
-                stop: &self.stop,
-            };
-            let visitor = Visitor { client, abuse: &self.face.doors.abuse };
-            session::serve(&ground, socket, &early, visitor)
-        };
-        drop(early);
-        let reason = session.await;
-        self.face.metrics.sessions.dec();
-        self.face.metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
-        if let Some(kind) = Abuse::of(reason) {
-            self.face.doors.abuse.note(kind, client);
-        }
-        drop((permit, place));
-    }
-
-    /// From an accepted connection to a WebSocket, if it becomes one.
-    async fn establish(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<Established> {
-        // Small messages must not wait for acknowledgements of earlier ones, and what waits shall wait where it can be overtaken.
-        if let Err(error) = socket.set_nodelay(true).and_then(|()| limit_unsent(&socket)) {
-            debug!(%error, "connection lost at once");
-            return None;
-        }
-        let entered = self.enter(&mut socket, peer).await?;
-        let (socket, early, admitted) = self.handshake(socket, &entered).await?;
-        let Admitted { permit, place, client } = admitted;
-        // Counted with the connection or with the session, never with both.
-        let place = place.or(entered.into_place());
-        Some(Established { socket, early, permit, place, client })
-    }
-
-    /// Finds out whose the connection is, unless the port is the operator's own.
-    async fn enter(&self, socket: &mut TcpStream, peer: SocketAddr) -> Option<Entered> {
-        if !self.face.upgrades {
-            return Some(Entered::operator(peer));
-        }
-        let entered = self.face.doors.enter(socket, peer, self.sessions.auth_timeout);
-        let entered = tokio::select! {
-            entered = entered => entered,
-            () = self.stop.cancelled() => return None,
-        };
-        entered.inspect_err(|&abuse| self.face.turned_away(abuse)).ok()
-    }
-
-    /// Serves HTTP until the connection ends or becomes a WebSocket.
-    async fn handshake(
-        &self,
-        socket: TcpStream,
-        entered: &Entered,
-    ) -> Option<(TcpStream, Bytes, Admitted)> {
-        let slot = AcceptedSlot::default();
-        let limit = self.sessions.auth_timeout;
-        {
-            let service = service_fn(|request| {
-                std::future::ready(Ok::<_, std::convert::Infallible>(
-                    self.face.respond(request, entered, &slot),
-                ))
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limit)
-                .max_buf_size(16 * 1024)
-                .serve_connection(TokioIo::new(socket), service)
-                .with_upgrades();
-            tokio::pin!(connection);
-            let served = tokio::select! {
-                served = timeout(HTTP_LIFETIME, &mut connection) => match served {
-                    Ok(served) => served,
-                    Err(_) => return None,
-                },
-                () = self.stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    match timeout(STOP_PATIENCE, connection).await {
-                        Ok(served) => served,
-                        Err(_) => return None,
-                    }
-                }
-            };
-            if let Err(error) = served {
-                debug!(%error, "HTTP connection ended");
-            }
-        }
-        let Accepted { upgrade, admitted } =
-            slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
-        let upgraded = match timeout(limit, upgrade).await {
-            Ok(Ok(upgraded)) => upgraded,
-            Ok(Err(_)) | Err(_) => return None,
-        };
-        let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-        Some((parts.io.into_inner(), parts.read_buf, admitted))
-    }
-}
-
-/// Bounds what the system takes for a peer who has no room for it, where the system can be asked to.
-fn limit_unsent(socket: &TcpStream) -> io::Result<()> {
-    #[cfg(any(target_os = "android", target_os = "linux"))]
-    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
-    Ok(())
-}
-
-/// Errors of one connection, which say nothing about the next.
-fn is_the_peers(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-    )
 }

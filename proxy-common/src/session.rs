@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, future, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpStream,
     task::coop::consume_budget,
     time::{Instant, sleep_until, timeout},
 };
@@ -30,6 +29,7 @@ use crate::{
     pace::{Pace, Rate},
     protocol::{Command, Status, status_frame, status_frames},
     slow::SlowLimits,
+    socket::Socket,
 };
 
 /// A client silent for this many pings is closed.
@@ -185,7 +185,7 @@ pub struct Ground<'a, T> {
 /// Serves an upgraded connection until it ends, and says why it ended. `early` holds bytes that arrived with the upgrade.
 pub fn serve<'a, T: Tier>(
     ground: &Ground<'a, T>,
-    socket: TcpStream,
+    socket: Socket,
     early: &[u8],
     visitor: Visitor<'a>,
 ) -> impl Future<Output = CloseReason> + Send + use<'a, T> {

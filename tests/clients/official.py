@@ -21,11 +21,12 @@ def main():
     # The client's own handler writes to standard output. Its log is all that `--parsed` leaves of
     # statuses.
     logging.getLogger("WebSocketClient").handlers = [Log()]
+    scheme, _, feed = options.url.partition("://")
     # The client's own way to another host: everything else is as for the vendor's.
     client = package.WebSocketClient(
         api_key=driver.key(),
-        feed=options.url.removeprefix("ws://"),
-        secure=False,
+        feed=feed,
+        secure=scheme == "wss",
         market="stocks",
         raw=not options.parsed,
         verbose=options.parsed,

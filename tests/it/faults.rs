@@ -68,6 +68,15 @@ async fn each_fault_at(place: Place) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedules_drawn_by_chance_at_all_links_at_once() {
+    by_chance(&Chain::start(&[]).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_where_every_port_speaks_tls() {
+    by_chance(&Chain::encrypted().await).await;
+}
+
+async fn by_chance(chain: &Chain) {
     #[expect(
         clippy::disallowed_methods,
         reason = "the tests' own switch, no setting of the product"
@@ -79,10 +88,9 @@ async fn schedules_drawn_by_chance_at_all_links_at_once() {
     println!("TEST_SEED={seed} TEST_FAULTS={faults}");
     let mut rng = Rng::with_seed(seed);
     let plans = Place::ALL.map(|_| schedule(&mut rng, faults, LONGEST));
-    let chain = Chain::start(&[]).await;
     let mut day = Day::new(seed);
     for (relayed, channels) in [(true, "T.*,Q.*"), (true, "Q.S1"), (false, "*"), (false, "T.S2")] {
-        day.watch(&chain, relayed, channels).await;
+        day.watch(chain, relayed, channels).await;
     }
     let [vendor, firehose, client] = &plans;
     let trouble = async {
@@ -93,9 +101,9 @@ async fn schedules_drawn_by_chance_at_all_links_at_once() {
         );
         sleep(Duration::from_millis(200)).await;
     };
-    day.publish_while(&chain, trouble).await;
-    day.recover(&chain).await;
-    let verdict = day.end(&chain).await;
+    day.publish_while(chain, trouble).await;
+    day.recover(chain).await;
+    let verdict = day.end(chain).await;
     println!(
         "{} faults: {} events, {} received on {} connections",
         3 * faults,

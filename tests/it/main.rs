@@ -34,6 +34,7 @@ mod stop;
 mod tidy;
 mod tls;
 mod upstream;
+mod wss;
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,7 @@
 //! A whole chain with a relay at each link, a market of numbered events, and watchers whose whole life is judged.
 
 use std::{
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -20,6 +21,7 @@ use crate::{
     program::Program,
     relay::Relay,
     stack::{CLIENT_KEY, Sim, filtered, firehose},
+    tls::{Certificate, Tunnel},
     wait::eventually,
     watcher::{Watched, Watcher},
 };
@@ -60,6 +62,8 @@ impl Place {
 #[derive(Debug)]
 pub struct Chain {
     relays: [Relay; 3],
+    /// What clients talk to, directly and through the relay, where the ports speak TLS.
+    tunnels: Option<[Tunnel; 2]>,
     /// The filtered proxy.
     pub filtered: Program,
     /// The firehose.
@@ -75,17 +79,54 @@ impl Chain {
     ///
     /// Something does not start or link up before long.
     pub async fn start(settings: &[(&'static str, &str)]) -> Self {
+        Self::with(settings, None).await
+    }
+
+    /// A chain whose both ports speak TLS.
+    ///
+    /// # Panics
+    ///
+    /// Something does not start or link up before long.
+    pub async fn encrypted() -> Self {
+        Self::with(&[], Some(Certificate::new())).await
+    }
+
+    async fn with(settings: &[(&'static str, &str)], certificate: Option<Certificate>) -> Self {
+        let tls = certificate.iter().flat_map(Certificate::settings);
         let sim = Sim::start().await;
         let vendor = Relay::start(sim.addr()).await;
-        let firehose = firehose(&format!("ws://{}/stocks", vendor.addr())).start().await;
+        let launch = firehose(&format!("ws://{}/stocks", vendor.addr()));
+        let firehose = launch.envs(tls.clone()).start().await;
         let between = Relay::start(firehose.addr()).await;
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        let launch = filtered(between.addr()).env("PING_INTERVAL", "2s").envs(settings);
+        let mut launch =
+            filtered(between.addr()).env("PING_INTERVAL", "2s").envs(settings).envs(tls);
+        if let Some(certificate) = &certificate {
+            let url = format!("wss://localhost:{}", between.addr().port());
+            launch = launch.env("FIREHOSE_URL", url);
+            launch = launch.env("FIREHOSE_CA", certificate.file().display());
+        }
         let filtered = launch.start().await;
         let clients = Relay::start(filtered.addr()).await;
-        let chain = Self { relays: [vendor, between, clients], filtered, firehose, sim };
+        let tunnels = match certificate.map(|certificate| certificate.trust()) {
+            Some(trust) => Some([
+                Tunnel::start(filtered.addr(), trust.clone()).await,
+                Tunnel::start(clients.addr(), trust).await,
+            ]),
+            None => None,
+        };
+        let chain = Self { relays: [vendor, between, clients], tunnels, filtered, firehose, sim };
         eventually(BACK, "the chain is linked up", async || chain.is_linked().await).await;
         chain
+    }
+
+    /// Where clients connect: directly, or through the relay.
+    fn entrance(&self, relayed: bool) -> SocketAddr {
+        match &self.tunnels {
+            Some([direct, through]) => if relayed { through } else { direct }.addr(),
+            None if relayed => self.relay(Place::Client).addr(),
+            None => self.filtered.addr(),
+        }
     }
 
     /// The relay at this place.
@@ -151,13 +192,9 @@ impl Day {
     ///
     /// It is not before long.
     pub async fn watch(&mut self, chain: &Chain, relayed: bool, channels: &str) {
-        let addr = match relayed {
-            true => chain.relay(Place::Client).addr(),
-            false => chain.filtered.addr(),
-        };
         self.heard.push(Arc::default());
         let watcher = Watcher {
-            addr,
+            addr: chain.entrance(relayed),
             key: CLIENT_KEY,
             channels: format!("{channels},AM.END"),
             sent: Arc::clone(&self.sent),
@@ -267,7 +304,7 @@ impl Day {
             }
         }
         for (name, program) in [("firehose", &chain.firehose), ("filtered", &chain.filtered)] {
-            ledger::check(name, program.addr());
+            ledger::check(name, program.plain());
         }
         Verdict { events: self.events.len(), watchers }
     }

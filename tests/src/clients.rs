@@ -66,7 +66,22 @@ impl Client {
     ///
     /// It can not be installed or started.
     pub async fn start(self, addr: SocketAddr, key: &str, params: &str) -> Option<Running> {
-        self.start_with(addr, key, params, &[]).await
+        self.start_with(&format!("ws://{addr}"), key, params, &[], None).await
+    }
+
+    /// Starts it as [`Client::start`] does, against a URL such as `wss://localhost:8765`, where it trusts this authority.
+    ///
+    /// # Panics
+    ///
+    /// It can not be installed or started.
+    pub async fn start_secure(
+        self,
+        url: &str,
+        authority: &Path,
+        key: &str,
+        params: &str,
+    ) -> Option<Running> {
+        self.start_with(url, key, params, &[], Some(authority)).await
     }
 
     /// Starts the vendor's Python client so that it makes objects of events, which is its default.
@@ -79,15 +94,16 @@ impl Client {
             matches!(self, Self::PythonMassive | Self::PythonPolygon),
             "{self:?} parses nothing"
         );
-        self.start_with(addr, key, params, &["--parsed"]).await
+        self.start_with(&format!("ws://{addr}"), key, params, &["--parsed"], None).await
     }
 
     async fn start_with(
         self,
-        addr: SocketAddr,
+        url: &str,
         key: &str,
         params: &str,
         more: &[&str],
+        authority: Option<&Path>,
     ) -> Option<Running> {
         let (packages, driver): (_, &[&str]) = match self {
             Self::PythonMassive => (Packages::Massive, &["official.py", "--package", "massive"]),
@@ -104,9 +120,13 @@ impl Client {
         let mut command = packages.interpreter(&packages.drivers().join(driver[0])).await?;
         command
             .args(&driver[1..])
-            .args(["--url", &format!("ws://{addr}"), "--subscribe", params])
+            .args(["--url", url, "--subscribe", params])
             .args(more)
             .env("POLYGON_API_KEY", key);
+        if let Some(authority) = authority {
+            // What OpenSSL, and so Python, and what Node trust beside what they come with.
+            command.env("SSL_CERT_FILE", authority).env("NODE_EXTRA_CA_CERTS", authority);
+        }
         Some(Running::spawn(self, command))
     }
 }

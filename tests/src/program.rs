@@ -122,7 +122,7 @@ impl Launch {
         command
     }
 
-    /// Starts it and waits until it says where it listens.
+    /// Starts it and waits until it says where it listens. With `TLS_CERT` it needs an `ADMIN_PORT`, for questions about it.
     ///
     /// # Panics
     ///
@@ -131,7 +131,9 @@ impl Launch {
         let tls = self.settings.iter().any(|(name, _)| name == "TLS_CERT");
         let mut program = self.spawn();
         program.addr = Some(program.bound("listening").await);
-        program.plain = program.addr.filter(|_| !tls);
+        // Where the port speaks TLS, its admin port answers.
+        program.plain =
+            if tls { Some(program.bound("admin listening").await) } else { program.addr };
         program
     }
 
@@ -214,7 +216,7 @@ pub struct Program {
     /// The tasks that read its output; they end with it.
     readers: JoinSet<()>,
     addr: Option<SocketAddr>,
-    /// The same, if it speaks plain HTTP there.
+    /// Where it answers plain HTTP.
     plain: Option<SocketAddr>,
     /// The directory it runs in, removed with it.
     _dir: TempDir,
@@ -229,6 +231,12 @@ impl Program {
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr.expect("the program was started with Launch::start")
+    }
+
+    /// Where it answers plain HTTP: there, unless that port speaks TLS.
+    #[must_use]
+    pub fn plain(&self) -> SocketAddr {
+        self.plain.unwrap_or_else(|| self.addr())
     }
 
     /// The address in its first log line with this message, once it is there.
@@ -326,7 +334,7 @@ impl Program {
     ///
     /// There is no answer, or it is no JSON.
     pub async fn health(&self) -> Value {
-        http::get(self.addr(), "/health").await.json()
+        http::get(self.plain(), "/health").await.json()
     }
 
     /// The string at a place of its `/health`, such as `/upstream/state`; empty if there is none.
@@ -355,7 +363,7 @@ impl Program {
     ///
     /// There is no answer, or a sample is no number.
     pub async fn metric_with(&self, name: &str, label: &str) -> Option<f64> {
-        let response = http::get(self.addr(), "/metrics").await;
+        let response = http::get(self.plain(), "/metrics").await;
         assert_eq!(response.status, 200, "/metrics of {}", self.binary);
         sum_of_samples(&response.body, name, label)
     }

@@ -1,6 +1,12 @@
-//! TLS in front of a port: what a certificate authority of one's own, or a server that nobody vouches for, looks like.
+//! TLS on either side of a port: certificates of one's own, a front that speaks TLS for a server, a tunnel that speaks it for
+//! clients.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::{
@@ -9,19 +15,153 @@ use tokio::{
     task::JoinSet,
 };
 use tokio_rustls::{
-    TlsAcceptor,
+    TlsAcceptor, TlsConnector,
+    client::TlsStream,
     rustls::{
-        ServerConfig,
+        ClientConfig, RootCertStore, ServerConfig,
         crypto::ring,
-        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+        pki_types::{
+            CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject,
+        },
     },
 };
+
+/// A certificate for `localhost` that vouches for itself, and its key, in files.
+#[derive(Debug)]
+pub struct Certificate {
+    dir: tempfile::TempDir,
+}
+
+impl Certificate {
+    /// A fresh one.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be made or written.
+    #[must_use]
+    pub fn new() -> Self {
+        let certificate = Self { dir: tempfile::tempdir().expect("make a directory") };
+        certificate.renew();
+        certificate
+    }
+
+    /// Puts another in its place, in the same files.
+    ///
+    /// # Panics
+    ///
+    /// It cannot be made or written.
+    pub fn renew(&self) {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let CertifiedKey { cert, signing_key } =
+            generate_simple_self_signed(names).expect("make a certificate");
+        std::fs::write(self.file(), cert.pem()).expect("write the certificate");
+        std::fs::write(self.key_file(), signing_key.serialize_pem()).expect("write the key");
+    }
+
+    /// Puts this one in the place of another, in the files of that.
+    ///
+    /// # Panics
+    ///
+    /// A file cannot be copied.
+    pub fn copy_to(&self, other: &Self) {
+        std::fs::copy(self.file(), other.file()).expect("copy the certificate");
+        std::fs::copy(self.key_file(), other.key_file()).expect("copy the key");
+    }
+
+    /// The directory of its files, `cert.pem` and `key.pem`.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The file of the certificate, which is an authority's as well.
+    #[must_use]
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join("cert.pem")
+    }
+
+    /// The file of its private key.
+    #[must_use]
+    pub fn key_file(&self) -> PathBuf {
+        self.dir.path().join("key.pem")
+    }
+
+    /// What lets a program's port show it, with plain probes at a port beside.
+    #[must_use]
+    pub fn settings(&self) -> [(&'static str, String); 3] {
+        [
+            ("TLS_CERT", self.file().display().to_string()),
+            ("TLS_KEY", self.key_file().display().to_string()),
+            ("ADMIN_PORT", "0".to_owned()),
+        ]
+    }
+
+    /// Trusts it as it is now, and nothing else.
+    ///
+    /// # Panics
+    ///
+    /// The files do not hold it.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.der()).expect("a certificate of an authority");
+        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the usual versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Trust(Arc::new(config).into())
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.file()).expect("a certificate in the file")
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let key = PrivatePkcs8KeyDer::from_pem_file(self.key_file()).expect("a key in the file");
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("the usual versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der()], PrivateKeyDer::from(key))
+            .expect("a certificate with its key");
+        Arc::new(config).into()
+    }
+}
+
+impl Default for Certificate {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A client's trust in one certificate.
+#[derive(Clone)]
+pub struct Trust(TlsConnector);
+
+impl std::fmt::Debug for Trust {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trust").finish_non_exhaustive()
+    }
+}
+
+impl Trust {
+    /// Speaks TLS to whoever is at the other end of a connection.
+    ///
+    /// # Errors
+    ///
+    /// They do not agree, or the other end shows another certificate.
+    pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        self.0.connect(name, stream).await
+    }
+}
 
 /// Takes TLS connections for `localhost` and passes what is in them on. Dropping it ends it.
 #[derive(Debug)]
 pub struct TlsFront {
     addr: SocketAddr,
-    dir: tempfile::TempDir,
+    certificate: Certificate,
     _tasks: JoinSet<()>,
 }
 
@@ -32,34 +172,19 @@ impl TlsFront {
     ///
     /// It does not start.
     pub async fn start(target: SocketAddr) -> Self {
-        let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed(["localhost".to_owned()]).expect("make a certificate");
-        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
-        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .expect("the usual versions")
-            .with_no_client_auth()
-            .with_single_cert(vec![cert.der().clone()], key)
-            .expect("a certificate with its key");
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let addr = listener.local_addr().expect("the address bound");
-        let dir = tempfile::tempdir().expect("make a directory");
-        std::fs::write(dir.path().join("ca.pem"), cert.pem()).expect("write the certificate");
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((socket, _)) = listener.accept().await {
-                let acceptor = acceptor.clone();
-                connections.spawn(async move {
-                    // Peers that do not trust us leave here.
-                    let Ok(mut inner) = acceptor.accept(socket).await else { return };
-                    let Ok(mut outer) = TcpStream::connect(target).await else { return };
-                    let _ = copy_bidirectional(&mut inner, &mut outer).await;
-                });
+        let certificate = Certificate::new();
+        let acceptor = certificate.acceptor();
+        let (addr, tasks) = pass_on(move |socket| {
+            let accepting = acceptor.accept(socket);
+            async move {
+                // Peers that do not trust us leave here.
+                let mut inner = accepting.await?;
+                let mut outer = TcpStream::connect(target).await?;
+                copy_bidirectional(&mut inner, &mut outer).await
             }
-        });
-        Self { addr, dir, _tasks: tasks }
+        })
+        .await;
+        Self { addr, certificate, _tasks: tasks }
     }
 
     /// The address to connect to.
@@ -71,6 +196,58 @@ impl TlsFront {
     /// The certificate, in a file.
     #[must_use]
     pub fn ca(&self) -> PathBuf {
-        self.dir.path().join("ca.pem")
+        self.certificate.file()
     }
+}
+
+/// Takes plain connections and speaks TLS for them, so that every plain client can talk to a port that wants it. Dropping it
+/// ends it.
+#[derive(Debug)]
+pub struct Tunnel {
+    addr: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+impl Tunnel {
+    /// A tunnel to a port that shows this certificate.
+    ///
+    /// # Panics
+    ///
+    /// It does not start.
+    pub async fn start(target: SocketAddr, trust: Trust) -> Self {
+        let (addr, tasks) = pass_on(move |mut inner| {
+            let trust = trust.clone();
+            async move {
+                let mut outer = trust.connect(TcpStream::connect(target).await?).await?;
+                copy_bidirectional(&mut inner, &mut outer).await
+            }
+        })
+        .await;
+        Self { addr, _tasks: tasks }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+}
+
+/// Does something with every connection to a port.
+async fn pass_on<F>(
+    connection: impl Fn(TcpStream) -> F + Send + 'static,
+) -> (SocketAddr, JoinSet<()>)
+where
+    F: Future<Output = io::Result<(u64, u64)>> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+    let addr = listener.local_addr().expect("the address bound");
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            connections.spawn(connection(socket));
+        }
+    });
+    (addr, tasks)
 }

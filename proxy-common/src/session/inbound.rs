@@ -3,12 +3,13 @@
 use std::{future, io};
 
 use bytes::{Buf, BytesMut};
-use tokio::{net::TcpStream, task::coop::consume_budget};
+use tokio::task::coop::consume_budget;
 use tungstenite::protocol::frame::coding::Control;
 
 use crate::{
     close::CloseReason,
     outbound::Outbound,
+    socket::Socket,
     websocket::{Decoded, Decoder, Violation},
 };
 
@@ -85,7 +86,6 @@ impl Inbound {
                 Decoded::Missing(_) => {}
             }
             let socket = outbound.socket();
-            // Not `readable()`, whose future is larger: nobody else waits to read.
             future::poll_fn(|cx| socket.poll_read_ready(cx))
                 .await
                 .map_err(|_| CloseReason::ClientGone)?;
@@ -96,7 +96,7 @@ impl Inbound {
     }
 
     /// Reads what has come, through a buffer that all sessions of a thread share: its stack. Tells how many bytes.
-    fn read(&mut self, socket: &TcpStream) -> Result<usize, CloseReason> {
+    fn read(&mut self, socket: &Socket) -> Result<usize, CloseReason> {
         let mut bytes = [0; READ_BYTES];
         match socket.try_read(&mut bytes) {
             Ok(0) => Err(CloseReason::ClientGone),
@@ -112,8 +112,9 @@ impl Inbound {
 
 /// Reads what nobody understands any more, until the peer leaves.
 pub(super) async fn discard(outbound: &Outbound) {
-    while outbound.socket().readable().await.is_ok() {
-        match throw_away(outbound.socket()) {
+    let socket = outbound.socket();
+    while future::poll_fn(|cx| socket.poll_read_ready(cx)).await.is_ok() {
+        match throw_away(socket) {
             Ok(0) => return,
             Ok(_) => consume_budget().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -122,6 +123,6 @@ pub(super) async fn discard(outbound: &Outbound) {
     }
 }
 
-fn throw_away(socket: &TcpStream) -> io::Result<usize> {
+fn throw_away(socket: &Socket) -> io::Result<usize> {
     socket.try_read(&mut [0; READ_BYTES])
 }

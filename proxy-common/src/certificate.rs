@@ -1,0 +1,96 @@
+//! The proxy's own certificate: what its port shows to clients that connect with `wss://`.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use rustls::{
+    ALL_VERSIONS, ServerConfig,
+    crypto::ring,
+    pki_types::{PrivateKeyDer, pem, pem::PemObject},
+};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::{ConfigError, certificates};
+
+const CERTIFICATE: &str = "TLS_CERT";
+const KEY: &str = "TLS_KEY";
+
+/// A certificate, its private key, and the files to read them from again.
+pub struct Certificate {
+    chain: PathBuf,
+    key: PathBuf,
+    /// Read for each connection, written on reload; never held across an await.
+    config: RwLock<Arc<ServerConfig>>,
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("chain", &self.chain).finish_non_exhaustive()
+    }
+}
+
+impl Certificate {
+    /// Reads the certificate and the chain above it from one file in PEM form, and its private key from another, which may be
+    /// the same; none if neither is named.
+    ///
+    /// # Errors
+    ///
+    /// Only one is named, a file cannot be read or lacks what it should hold, or the key belongs to another certificate.
+    pub fn read(chain: Option<&Path>, key: Option<&Path>) -> Result<Option<Self>, ConfigError> {
+        let (chain, key) = match (chain, key) {
+            (None, None) => return Ok(None),
+            (Some(_), None) => {
+                return Err(ConfigError::missing(KEY, format!("the private key of {CERTIFICATE}")));
+            }
+            (None, Some(_)) => {
+                return Err(ConfigError::missing(CERTIFICATE, format!("the certificate of {KEY}")));
+            }
+            (Some(chain), Some(key)) => (chain.to_owned(), key.to_owned()),
+        };
+        let config = RwLock::new(load(&chain, &key)?);
+        Ok(Some(Self { chain, key, config }))
+    }
+
+    /// Reads the files again, for connections to come; those that stand keep what they have. Blocks while it reads.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Certificate::read`]; the certificate stays as it was.
+    pub fn reload(&self) -> Result<(), ConfigError> {
+        let config = load(&self.chain, &self.key)?;
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    /// Takes connections as the certificate is now.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner)).into()
+    }
+}
+
+/// TLS 1.2 and 1.3, which are all that the library knows.
+fn load(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, ConfigError> {
+    let certificates = certificates(CERTIFICATE, chain)?;
+    let wrong = |why: String| ConfigError::invalid(KEY, key.display(), why);
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        // Other errors of the parser may show a line of the file.
+        let why = match error {
+            pem::Error::Io(error) => error.to_string(),
+            pem::Error::NoItemsFound => "it holds none, or one under a password".to_owned(),
+            _ => "it is damaged".to_owned(),
+        };
+        wrong(format!("expected a file with a private key in PEM form: {why}"))
+    })?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(ALL_VERSIONS)
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
+        .map_err(|error| {
+            wrong(format!("expected the private key of the certificate in {CERTIFICATE}: {error}"))
+        })?;
+    // Browsers ask for HTTP/2 as well, where there are no WebSockets of this kind.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,335 @@
+//! A client's socket, encrypted or not, as a session uses it: whoever has data writes without waiting, one task reads.
+
+use std::{
+    io::{self, BufRead, ErrorKind, IoSlice, Read, Write},
+    sync::{Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use rustls::ServerConnection;
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// A client's socket. Reading and writing never wait; both may be done at once.
+#[derive(Debug)]
+pub enum Socket {
+    /// Bytes as they are.
+    Plain(TcpStream),
+    /// Bytes in TLS records.
+    Tls(Box<TlsSocket>),
+}
+
+impl Socket {
+    /// Waits for something to read, which may turn out to be nothing: the task is woken when to ask again.
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(socket) => socket.poll_read_ready(cx),
+            Self::Tls(socket) => socket.poll_read_ready(cx),
+        }
+    }
+
+    /// Waits for room to write, which may turn out to be none: the task is woken when to ask again.
+    pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.tcp().poll_write_ready(cx)
+    }
+
+    /// Reads what has come; 0 is the end.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if nothing has; others are the end of the connection.
+    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.try_read(buffer),
+            Self::Tls(socket) => socket.try_read(buffer),
+        }
+    }
+
+    /// Writes what there is room for, and tells how many bytes of these parts that was.
+    ///
+    /// Bytes it was given and did not take must come first in the next call: they may be encrypted already.
+    ///
+    /// # Errors
+    ///
+    /// `WouldBlock` if there is no room; others are the end of the connection.
+    pub fn try_write(&self, parts: &mut [IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => match parts {
+                [part] => socket.try_write(part),
+                _ => socket.try_write_vectored(parts),
+            },
+            Self::Tls(socket) => socket.try_write(parts),
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(socket) => &socket.tcp,
+        }
+    }
+}
+
+impl From<TcpStream> for Socket {
+    fn from(socket: TcpStream) -> Self {
+        Self::Plain(socket)
+    }
+}
+
+impl From<TlsStream<TcpStream>> for Socket {
+    fn from(stream: TlsStream<TcpStream>) -> Self {
+        let (tcp, connection) = stream.into_inner();
+        let records = Records { connection, untold: 0 };
+        Self::Tls(Box::new(TlsSocket { tcp, records: Mutex::new(records) }))
+    }
+}
+
+/// A socket whose handshake is over.
+#[derive(Debug)]
+pub struct TlsSocket {
+    tcp: TcpStream,
+    /// Held for a non-blocking read or write, never across an await. Only the session's task and the router meet at it.
+    records: Mutex<Records>,
+}
+
+#[derive(Debug)]
+struct Records {
+    connection: ServerConnection,
+    /// Bytes encrypted whose records have not all left: not told as written before they have, so that nothing is forgotten in
+    /// here. Bounded by the library's buffer of 64 KiB.
+    untold: usize,
+}
+
+impl TlsSocket {
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let decrypted = match self.lock().connection.reader().fill_buf() {
+            Ok(_) => true,
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+        };
+        if !decrypted {
+            ready!(self.tcp.poll_read_ready(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut records = self.lock();
+        match records.connection.reader().read(buffer) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            end_or_data => return end_or_data,
+        }
+        // Once: records that hold no data should not keep the thread.
+        records.connection.read_tls(&mut Wire(&self.tcp))?;
+        let understood = records.connection.process_new_packets();
+        // Answers of the protocol itself, and the alert that says what was not understood. If there is no room, they leave with
+        // what is written next.
+        match records.push(&self.tcp) {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            _ => {}
+        }
+        understood.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        records.connection.reader().read(buffer)
+    }
+
+    fn try_write(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<usize> {
+        let mut left: usize = parts.iter().map(|part| part.len()).sum();
+        let mut told = 0;
+        let mut records = self.lock();
+        loop {
+            match records.push(&self.tcp) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock && told > 0 => return Ok(told),
+                Err(error) => return Err(error),
+            }
+            let gone = std::mem::take(&mut records.untold);
+            told += gone;
+            if gone >= left {
+                return Ok(told);
+            }
+            left -= gone;
+            IoSlice::advance_slices(&mut parts, gone);
+            records.untold = records.connection.writer().write_vectored(parts)?;
+            if records.untold == 0 && !records.connection.wants_write() {
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+        }
+    }
+}
+
+impl Records {
+    /// Writes all records that are ready.
+    fn push(&mut self, tcp: &TcpStream) -> io::Result<()> {
+        while self.connection.wants_write() {
+            if self.connection.write_tls(&mut Wire(tcp))? == 0 {
+                return Err(ErrorKind::WriteZero.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TlsSocket {
+    fn drop(&mut self) {
+        let records = self.records.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // Without it the end looks to the peer as if someone had cut the connection.
+        records.connection.send_close_notify();
+        let _ = records.push(&self.tcp);
+    }
+}
+
+/// The socket as the library wants it.
+struct Wire<'a>(&'a TcpStream);
+
+impl Read for Wire<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.0.try_write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, sync::Arc};
+
+    use rustls::{
+        ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+        crypto::ring,
+        pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName},
+    };
+    use socket2::SockRef;
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpSocket},
+        task::JoinSet,
+    };
+    use tokio_rustls::{TlsAcceptor, TlsConnector, client};
+
+    use super::*;
+
+    /// Both ends of a fresh connection that takes little at a time.
+    async fn ends() -> (Socket, client::TlsStream<TcpStream>) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let provider = Arc::new(ring::default_provider());
+        let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let narrow = TcpSocket::new_v4().unwrap();
+        narrow.set_recv_buffer_size(8 * 1024).unwrap();
+        let connected = narrow.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        SockRef::from(&accepted).set_send_buffer_size(32 * 1024).unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let (server, client) = tokio::join!(
+            TlsAcceptor::from(Arc::new(server)).accept(accepted),
+            TlsConnector::from(Arc::new(client)).connect(name, connected)
+        );
+        (server.unwrap().into(), client.unwrap())
+    }
+
+    fn records(socket: &Socket) -> MutexGuard<'_, Records> {
+        match socket {
+            Socket::Tls(socket) => socket.lock(),
+            Socket::Plain(_) => panic!("a plain socket"),
+        }
+    }
+
+    /// Text of which no part is like another.
+    fn text(bytes: usize) -> Vec<u8> {
+        (0..bytes / 8 + 1).flat_map(|n| format!("{n:08}").into_bytes()).take(bytes).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_told_as_written_has_left_and_nothing_is_sent_twice() {
+        let (socket, client) = ends().await;
+        let sent = text(6_000_000);
+        let mut readers = JoinSet::new();
+        let length = sent.len();
+        readers.spawn(async move {
+            let mut client = client;
+            let mut read = vec![0; length];
+            client.read_exact(&mut read).await.unwrap();
+            read
+        });
+        let mut rng = fastrand::Rng::with_seed(7);
+        let (mut at, mut end, mut blocked) = (0, 0, 0);
+        while at < sent.len() {
+            // Now less, now more than the library's buffer holds; what was refused comes first again.
+            end = sent.len().min(end.max(at + rng.usize(1..200_000)));
+            let (one, two) = sent[at..end].split_at((end - at) / 3);
+            let mut parts = [IoSlice::new(one), IoSlice::new(&[]), IoSlice::new(two)];
+            match socket.try_write(&mut parts) {
+                Ok(written) => {
+                    let records = records(&socket);
+                    at += written;
+                    assert!(written > 0 && at + records.untold <= end);
+                    // What is kept in here is told as not written.
+                    assert_eq!(records.untold > 0, records.connection.wants_write());
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+                    blocked += 1;
+                    poll_fn(|cx| socket.poll_write_ready(cx)).await.unwrap();
+                }
+            }
+        }
+        assert!(blocked > 10, "the socket was never full");
+        let read = readers.join_next().await.unwrap().unwrap();
+        assert!(read == sent, "other bytes arrived");
+    }
+
+    #[tokio::test]
+    async fn what_is_decrypted_is_ready_although_the_wire_is_silent() {
+        let (socket, client) = ends().await;
+        let (mut tcp, mut client): (_, ClientConnection) = client.into_inner();
+        // Two messages and the farewell in one flight.
+        for message in ["one", "two"] {
+            client.writer().write_all(message.as_bytes()).unwrap();
+        }
+        client.send_close_notify();
+        let mut flight = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut flight).unwrap();
+        }
+        tokio::io::AsyncWriteExt::write_all(&mut tcp, &flight).await.unwrap();
+        let mut read = Vec::new();
+        loop {
+            let mut byte = [0];
+            poll_fn(|cx| socket.poll_read_ready(cx)).await.unwrap();
+            match socket.try_read(&mut byte) {
+                Ok(0) => break,
+                Ok(_) => read.push(byte[0]),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+        }
+        assert_eq!(read, b"onetwo");
+    }
+}
