@@ -394,3 +394,32 @@ async fn settings_that_do_not_fit_are_refused_by_name() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_idle_session_keeps_little() {
+    const CLIENTS: usize = 300;
+    let (stack, certificate) = encrypted(&[]).await;
+    let tunnel = Tunnel::start(stack.addr(), certificate.trust()).await;
+    let mut clients = Vec::new();
+    let resident = async || {
+        let bytes = stack.filtered[0].metric("process_resident_memory_bytes").await;
+        bytes.expect("a gauge")
+    };
+    let mut before = 0.0;
+    for n in 0..CLIENTS + 50 {
+        // What the first ones need is needed once.
+        if n == 50 {
+            before = resident().await;
+        }
+        let mut client = TestClient::login(tunnel.addr(), CLIENT_KEY).await;
+        client.subscribe("T.AAPL").await;
+        clients.push(client);
+    }
+    stack.publish(&[trade("AAPL", 1)]);
+    for client in &mut clients {
+        client.expect_objects(&[trade("AAPL", 1)]).await;
+    }
+    let each = (resident().await - before) / CLIENTS as f64;
+    println!("{each:.0} bytes for each idle session over TLS");
+    assert!(each < 32_000.0, "{each} bytes for each session");
+}
