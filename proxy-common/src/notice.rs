@@ -56,7 +56,7 @@ impl Notice {
     /// The tier's upstream is gone: what happens there from now on is missed.
     pub fn upstream_down(tier: &'static str, outage: &Outage) -> Self {
         Self {
-            message: format!("upstream of the {tier} lost, reconnecting: {}", outage.reason),
+            message: format!("upstream of the {tier} tier lost, reconnecting: {}", outage.reason),
             reason: Some(outage.reason.clone()),
             from: Some(millis(outage.from)),
             ..Self::new(tier, "upstream_down")
@@ -68,7 +68,7 @@ impl Notice {
         let (from, to) = (millis(outage.from), millis(to));
         Self {
             message: format!(
-                "upstream of the {tier} is back after {} ms; events of that time are missed",
+                "upstream of the {tier} tier is back after {} ms; events of that time are missed",
                 to.saturating_sub(from)
             ),
             reason: Some(outage.reason.clone()),
@@ -82,7 +82,7 @@ impl Notice {
     pub fn gap(tier: &'static str, frames: u64, events: Option<u64>) -> Self {
         Self {
             message: format!(
-                "{frames} frames lost at the {tier}: they came faster than they were read"
+                "{frames} frames lost at the {tier} tier: they came faster than they were read"
             ),
             reason: Some("ring_overrun".to_owned()),
             frames: Some(frames),
@@ -94,7 +94,7 @@ impl Notice {
     /// A frame could not be read to its end.
     pub fn malformed(tier: &'static str) -> Self {
         Self {
-            message: format!("a frame reached the {tier} damaged: events in it may be missing"),
+            message: format!("a frame reached the {tier} tier damaged: events in it may be missing"),
             reason: Some("malformed".to_owned()),
             frames: Some(1),
             ..Self::new(tier, "gap")
@@ -105,7 +105,7 @@ impl Notice {
     pub fn oversize(tier: &'static str, events: u64) -> Self {
         Self {
             message: format!(
-                "{events} events longer than a message may be were left out by the {tier}"
+                "{events} events longer than a message may be were left out by the {tier} tier"
             ),
             reason: Some("oversize".to_owned()),
             events: Some(events),
