@@ -11,6 +11,7 @@ use crate::{
     event::{EVENT_BYTES, mark},
     feed::{Feed, STRIDE},
     latency::Latency,
+    secure::Stream,
     verify::Verifier,
     wire::{self, KEY, client_frame, command_frame, find, header},
 };
@@ -45,7 +46,7 @@ pub enum Phase {
 /// One client of the proxy.
 #[derive(Debug)]
 pub struct Client {
-    socket: TcpStream,
+    stream: Stream,
     plan: ClientPlan,
     phase: Phase,
     /// The beginning of something whose rest has not come yet.
@@ -58,17 +59,16 @@ pub struct Client {
 
 impl Client {
     /// Asks for the upgrade on a connected socket.
-    pub fn start(mut socket: TcpStream, plan: ClientPlan) -> Result<Self> {
-        socket.set_nodelay(true)?;
-        socket.write_all(wire::upgrade_request())?;
-        socket.set_nonblocking(true)?;
+    pub fn start(mut stream: Stream, plan: ClientPlan) -> Result<Self> {
+        stream.write_all(wire::upgrade_request())?;
+        stream.socket().set_nonblocking(true)?;
         let (tail, notices) = (Vec::new(), Vec::new());
-        Ok(Self { socket, plan, phase: Phase::Upgrading, tail, open: 0, notices })
+        Ok(Self { stream, plan, phase: Phase::Upgrading, tail, open: 0, notices })
     }
 
     /// The socket.
     pub fn socket(&self) -> &TcpStream {
-        &self.socket
+        self.stream.socket()
     }
 
     /// How far it is.
@@ -100,7 +100,7 @@ impl Client {
             buffer.resize(kept + room, 0);
         }
         buffer[..kept].copy_from_slice(&self.tail);
-        match self.socket.read(&mut buffer[kept..kept + room]) {
+        match self.stream.read(&mut buffer[kept..kept + room]) {
             Ok(0) => self.phase = Phase::Ended,
             Ok(n) => {
                 let before = self.plan.verifier.received();
@@ -187,7 +187,7 @@ impl Client {
             9 => {
                 let pong = client_frame(0x8a, payload);
                 // A socket that cannot take a pong belongs to a session that is about to be cut off, which is noticed.
-                let _ = self.socket.write(&pong);
+                let _ = self.stream.write(&pong);
             }
             8 => {
                 let code = payload.first_chunk().map_or(0, |code| u16::from_be_bytes(*code));
@@ -211,9 +211,9 @@ impl Client {
             if !self.plan.channels.is_empty() {
                 commands.extend(command_frame("subscribe", &self.plan.channels));
             }
-            self.socket.set_nonblocking(false)?;
-            self.socket.write_all(&commands).context("log in")?;
-            self.socket.set_nonblocking(true)?;
+            self.stream.socket().set_nonblocking(false)?;
+            self.stream.write_all(&commands).context("log in")?;
+            self.stream.socket().set_nonblocking(true)?;
             return Ok(());
         }
         ensure!(

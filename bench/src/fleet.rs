@@ -20,6 +20,7 @@ use crate::{
     clock::Clock,
     feed::Feed,
     latency::Latency,
+    secure::{Identity, Stream},
     verify::Faults,
 };
 
@@ -55,9 +56,10 @@ impl std::fmt::Debug for Fleet {
 }
 
 impl Fleet {
-    /// Connects, logs in and subscribes.
+    /// Connects, with TLS if the port shows this, logs in and subscribes.
     pub fn connect(
         address: SocketAddr,
+        identity: Option<&Identity>,
         plans: Vec<ClientPlan>,
         feed: Arc<Feed>,
         clock: Clock,
@@ -83,7 +85,12 @@ impl Fleet {
             }
             let data = epoll::EventData::new_u64(fleet.clients.len() as u64);
             epoll::add(&fleet.epoll, &socket, data, epoll::EventFlags::IN)?;
-            fleet.clients.push(Client::start(socket, plan)?);
+            socket.set_nodelay(true)?;
+            let stream = match identity {
+                Some(identity) => identity.secure(socket)?,
+                None => Stream::Plain(socket),
+            };
+            fleet.clients.push(Client::start(stream, plan)?);
             fleet.waiting += 1;
             if fleet.clients.len().is_multiple_of(16) || fleet.waiting >= MAX_LOGINS {
                 fleet.poll(Duration::ZERO)?;

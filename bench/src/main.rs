@@ -1,6 +1,6 @@
 //! Starts the load program: options, scenarios in turn, results to the screen and to files. The work is in the library.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bench::{
@@ -9,7 +9,8 @@ use bench::{
     options::{Options, Part, Scenario},
     process::{Binaries, about},
     rig::Bench,
-    scenario::{Context, QUIET_CORES, growth, s1, s2, s3, s4, s5, split},
+    scenario::{Context, QUIET_CORES, growth, s1, s2, s3, s4, s5, s6, split},
+    secure::Identity,
 };
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -29,7 +30,11 @@ fn main() -> Result<()> {
 
 fn measure(options: &Options) -> Result<()> {
     raise_descriptors()?;
-    let bench = Bench { binaries: Binaries::build()?, clock: Clock::start() };
+    let bench = Bench {
+        binaries: Binaries::build()?,
+        clock: Clock::start(),
+        identity: Arc::new(Identity::new()?),
+    };
     let runs = if options.quick { 1 } else { options.runs.max(1) };
     let patience = Duration::from_secs(if options.quick { 0 } else { options.patience });
     let mut context = Context::new(bench, options.quick, runs, patience);
@@ -43,6 +48,7 @@ fn measure(options: &Options) -> Result<()> {
             Scenario::S3 => s3::run(&mut context),
             Scenario::S4 => s4::run(&mut context),
             Scenario::S5 => s5::run(&mut context),
+            Scenario::S6 => s6::run(&mut context),
             Scenario::Growth => growth::run(&mut context),
         }
         .with_context(|| format!("scenario {scenario:?}"))?;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[command(version, about)]
 pub struct Options {
     /// Scenarios to run, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "split,s1,s2,s3,s4,s5,growth")]
+    #[arg(long, value_delimiter = ',', default_value = "split,s1,s2,s3,s4,s5,s6,growth")]
     pub scenario: Vec<Scenario>,
     /// Only see that everything works: a fraction of a second for each figure, one run, no file written unless --out is given
     #[arg(long)]
@@ -43,6 +43,8 @@ pub enum Scenario {
     S4,
     /// 100 clients of which 5 do not read
     S5,
+    /// The same load with and without TLS on the port
+    S6,
     /// Cost from few to many clients, subscriptions and events a frame
     Growth,
 }

@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::{
     floor::{FloorStep, parse_sent},
     load::Sent,
+    secure::Identity,
     wire::KEY,
 };
 
@@ -34,6 +35,8 @@ pub struct Program {
     pub name: &'static str,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where it answers plain HTTP.
+    plain: SocketAddr,
     child: Child,
     output: Option<Arc<Mutex<BufReader<ChildStdout>>>>,
     /// Its working directory, empty, so that no `.env` has a say. Its log is written there.
@@ -74,14 +77,15 @@ impl Binaries {
     /// Starts a firehose on this upstream.
     pub fn firehose(&self, upstream: SocketAddr) -> Result<Program> {
         let settings = [("POLYGON_WS_URL", format!("ws://{upstream}/stocks"))];
-        self.tier("firehose-proxy", "firehose", "FIREHOSE_HOST", "FIREHOSE_PORT", settings)
+        let (host, port) = ("FIREHOSE_HOST", "FIREHOSE_PORT");
+        self.tier("firehose-proxy", "firehose", host, port, settings, None)
     }
 
-    /// Starts a filtered proxy on this firehose.
-    pub fn filtered(&self, firehose: SocketAddr) -> Result<Program> {
+    /// Starts a filtered proxy on this firehose, with TLS on its port if it is to show something.
+    pub fn filtered(&self, firehose: SocketAddr, tls: Option<&Identity>) -> Result<Program> {
         let settings = [("FIREHOSE_URL", format!("ws://{firehose}"))];
         let (host, port) = ("FILTERED_PROXY_HOST", "FILTERED_PROXY_PORT");
-        self.tier("filtered-proxy", "filtered", host, port, settings)
+        self.tier("filtered-proxy", "filtered", host, port, settings, tls)
     }
 
     fn tier(
@@ -91,13 +95,22 @@ impl Binaries {
         host: &str,
         port: &str,
         settings: [(&str, String); 1],
+        tls: Option<&Identity>,
     ) -> Result<Program> {
         let dir = tempfile::tempdir()?;
         // Free a moment ago; the log tells if somebody else was quicker.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let log = fs::File::create(dir.path().join("log"))?;
-        let child = Command::new(self.dir.join(binary))
-            .env_clear()
+        let mut command = Command::new(self.dir.join(binary));
+        command.env_clear();
+        let mut plain = address;
+        if let Some(identity) = tls {
+            let [certificate, key] = identity.files();
+            plain = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+            command.env("TLS_CERT", certificate).env("TLS_KEY", key);
+            command.env("ADMIN_PORT", plain.port().to_string());
+        }
+        let child = command
             .envs([("POLYGON_API_KEY", KEY), ("LOG_LEVEL", "warn"), (host, "127.0.0.1")])
             .env(port, address.port().to_string())
             .envs(settings)
@@ -107,7 +120,7 @@ impl Binaries {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {binary}"))?;
-        let mut program = Program { name, address, child, output: None, dir };
+        let mut program = Program { name, address, plain, child, output: None, dir };
         let deadline = Instant::now() + START_LIMIT;
         while TcpStream::connect(address).is_err() {
             let running = program.child.try_wait()?.is_none();
@@ -136,6 +149,7 @@ impl Binaries {
         Ok(Program {
             name,
             address,
+            plain: address,
             child,
             output: Some(Arc::new(Mutex::new(output))),
             dir: tempfile::tempdir()?,
@@ -182,7 +196,7 @@ impl Program {
         }
         let deadline = Instant::now() + LEDGER_LIMIT;
         loop {
-            let mut stream = TcpStream::connect(self.address)?;
+            let mut stream = TcpStream::connect(self.plain)?;
             stream.set_read_timeout(Some(LEDGER_LIMIT))?;
             stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
             let mut answer = String::new();

@@ -15,6 +15,7 @@ use crate::{
     floor::{FloorStep, Handing},
     load::{Step, Upstream},
     process::{Binaries, Program, busy_cores, idle_seconds, own_cpu_seconds, pause},
+    secure::Identity,
     verify::{Faults, Verifier},
 };
 
@@ -32,6 +33,8 @@ const GRACE: Duration = Duration::from_millis(100);
 pub enum Shape {
     /// The filtered tier, straight on the generator, which plays a firehose.
     Alone,
+    /// The same with TLS on the clients' port.
+    Tls,
     /// Both tiers; the generator plays the vendor.
     Both,
     /// Floor: bytes from one socket to another.
@@ -47,6 +50,8 @@ pub struct Bench {
     pub binaries: Binaries,
     /// The clock of the run.
     pub clock: Clock,
+    /// What an encrypted port shows.
+    pub identity: Arc<Identity>,
 }
 
 /// Load, programs and clients, connected and subscribed.
@@ -187,15 +192,20 @@ impl Rig {
         let mut programs = Vec::new();
         let upstream = match shape {
             Shape::Floor(_) => None,
-            Shape::Alone | Shape::Both | Shape::Relay => Some(Upstream::start(feed, clock)?),
+            Shape::Alone | Shape::Tls | Shape::Both | Shape::Relay => {
+                Some(Upstream::start(feed, clock)?)
+            }
         };
         match (&upstream, shape) {
             (Some(upstream), Shape::Alone) => {
-                programs.push(binaries.filtered(upstream.address())?);
+                programs.push(binaries.filtered(upstream.address(), None)?);
+            }
+            (Some(upstream), Shape::Tls) => {
+                programs.push(binaries.filtered(upstream.address(), Some(&bench.identity))?);
             }
             (Some(upstream), Shape::Both) => {
                 let firehose = binaries.firehose(upstream.address())?;
-                programs.push(binaries.filtered(firehose.address)?);
+                programs.push(binaries.filtered(firehose.address, None)?);
                 programs.push(firehose);
             }
             (Some(upstream), _) => {
@@ -212,7 +222,9 @@ impl Rig {
         wait_for_upstream(upstream.as_ref(), shape, &programs)?;
         let resident_before = programs[0].resident_bytes()?;
         let before = Instant::now();
-        let fleet = Fleet::connect(programs[0].address, clients, Arc::clone(feed), clock)?;
+        let identity = (shape == Shape::Tls).then_some(&*bench.identity);
+        let fleet =
+            Fleet::connect(programs[0].address, identity, clients, Arc::clone(feed), clock)?;
         let login_seconds = before.elapsed().as_secs_f64();
         let feed = Arc::clone(feed);
         let rig =
@@ -301,7 +313,7 @@ fn wait_for_upstream(
     programs: &[Program],
 ) -> Result<()> {
     let wanted: &[&str] = match shape {
-        Shape::Alone => &["*"],
+        Shape::Alone | Shape::Tls => &["*"],
         Shape::Both => &["T.*", "Q.*"],
         Shape::Relay | Shape::Floor(_) => return Ok(()),
     };

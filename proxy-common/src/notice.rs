@@ -94,7 +94,9 @@ impl Notice {
     /// A frame could not be read to its end.
     pub fn malformed(tier: &'static str) -> Self {
         Self {
-            message: format!("a frame reached the {tier} tier damaged: events in it may be missing"),
+            message: format!(
+                "a frame reached the {tier} tier damaged: events in it may be missing"
+            ),
             reason: Some("malformed".to_owned()),
             frames: Some(1),
             ..Self::new(tier, "gap")
