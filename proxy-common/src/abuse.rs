@@ -117,7 +117,7 @@ impl Abuse {
     /// The abuse that a session ended for, if it did.
     pub const fn of(reason: CloseReason) -> Option<Self> {
         match reason {
-            CloseReason::Protocol => Some(Self::Protocol),
+            CloseReason::Protocol | CloseReason::NotText => Some(Self::Protocol),
             CloseReason::TooBig => Some(Self::TooBig),
             CloseReason::AuthTimeout => Some(Self::AuthTimeout),
             CloseReason::AuthFailed => Some(Self::AuthFailed),

@@ -1,5 +1,7 @@
 //! Why a session ended: one table of close code, text, metric label and log level.
 
+use crate::websocket::Violation;
+
 /// Every way in which a session ends.
 ///
 /// The codes never are 1000 or 1001: the vendor's Python client takes those as "finished for good" and stops without a word
@@ -10,6 +12,8 @@ pub enum CloseReason {
     ClientGone,
     /// The client broke the WebSocket protocol.
     Protocol,
+    /// The client sent as text what is no UTF-8.
+    NotText,
     /// The client sent a message past the limit.
     TooBig,
     /// No right key came in time.
@@ -30,6 +34,15 @@ pub enum CloseReason {
     Internal,
 }
 
+impl From<Violation> for CloseReason {
+    fn from(violation: Violation) -> Self {
+        match violation {
+            Violation::Protocol(_) => Self::Protocol,
+            Violation::TooBig(_) => Self::TooBig,
+        }
+    }
+}
+
 /// What the peer is told when it is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseFrame {
@@ -41,9 +54,10 @@ pub struct CloseFrame {
 
 impl CloseReason {
     /// Every reason, for metrics that show zero before the first of a kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::ClientGone,
         Self::Protocol,
+        Self::NotText,
         Self::TooBig,
         Self::AuthTimeout,
         Self::AuthFailed,
@@ -60,6 +74,7 @@ impl CloseReason {
         let (code, text) = match self {
             Self::ClientGone => return None,
             Self::Protocol => (1002, "protocol error"),
+            Self::NotText => (1007, "text that is not UTF-8"),
             Self::TooBig => (1009, "message too big"),
             Self::AuthTimeout => (1008, "authentication timeout"),
             Self::AuthFailed => (1008, "authentication failed"),
@@ -78,9 +93,12 @@ impl CloseReason {
     /// Not for peers that do not read or that must not read on.
     pub const fn flushes(self) -> bool {
         match self {
-            Self::Drain | Self::AuthTimeout | Self::AuthFailed | Self::Protocol | Self::TooBig => {
-                true
-            }
+            Self::Drain
+            | Self::AuthTimeout
+            | Self::AuthFailed
+            | Self::Protocol
+            | Self::NotText
+            | Self::TooBig => true,
             Self::ClientGone
             | Self::KeyRevoked
             | Self::SlowConsumer
@@ -95,6 +113,7 @@ impl CloseReason {
         match self {
             Self::ClientGone => "client_gone",
             Self::Protocol => "protocol",
+            Self::NotText => "not_text",
             Self::TooBig => "too_big",
             Self::AuthTimeout => "auth_timeout",
             Self::AuthFailed => "auth_failed",
@@ -136,6 +155,7 @@ mod tests {
         let expected = [
             ("client_gone", 0, false, false),
             ("protocol", 1002, true, false),
+            ("not_text", 1007, true, false),
             ("too_big", 1009, true, false),
             ("auth_timeout", 1008, true, false),
             ("auth_failed", 1008, true, false),

@@ -84,6 +84,7 @@ impl LossReason {
             CloseReason::SlowConsumer => Self::SlowConsumer,
             CloseReason::ClientGone
             | CloseReason::Protocol
+            | CloseReason::NotText
             | CloseReason::TooBig
             | CloseReason::AuthTimeout
             | CloseReason::AuthFailed

@@ -310,10 +310,7 @@ impl<T: Tier> Session<'_, T> {
         self.last_heard = now;
         self.pay(now);
         match message? {
-            Message::Text(text) => {
-                let text = str::from_utf8(&text).map_err(|_| CloseReason::Protocol)?;
-                self.on_command(text).await
-            }
+            Message::Text(text) => self.on_command(&text).await,
             Message::Binary => {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
@@ -441,6 +438,7 @@ impl<T: Tier> Session<'_, T> {
             }
             CloseReason::ClientGone
             | CloseReason::Protocol
+            | CloseReason::NotText
             | CloseReason::TooBig
             | CloseReason::Silent
             | CloseReason::ControlFlood

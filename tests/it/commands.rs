@@ -5,7 +5,13 @@ use tests::{
     stack::{CLIENT_KEY, Stack, StackConfig},
     wait::SOON,
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    },
+};
 
 use crate::{doors, events::trade};
 
@@ -243,6 +249,19 @@ async fn a_message_past_the_limit_closes_with_1009() {
         client.send_raw(&format!(r#"{{"action":"subscribe","params":"{params}"}}"#)).await;
         assert_eq!(client.end(SOON).await, Received::Closed(Some(1009)));
         TestClient::login(addr, key).await.subscribe("T.AAPL").await;
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_is_not_utf8_closes_with_1007() {
+    let stack = Stack::start().await;
+    for (addr, key) in doors(&stack) {
+        let mut client = TestClient::login(addr, key).await;
+        client.subscribe("T.AAPL").await;
+        let latin_1 = b"{\"action\":\"subscribe\",\"params\":\"T.\xe9\"}".to_vec();
+        let frame = Frame::message(latin_1, OpCode::Data(Data::Text), true);
+        client.send(Message::Frame(frame)).await;
+        assert_eq!(client.end(SOON).await, Received::Closed(Some(1007)));
     }
 }
 

@@ -20,6 +20,7 @@ use tungstenite::protocol::{
 
 use super::login::Stream;
 use crate::{
+    close::CloseReason,
     frame::Frame,
     websocket::{Decoded, Decoder, Violation, apply},
 };
@@ -108,7 +109,15 @@ impl WebSocket {
     /// The next message, if it is there; otherwise the task is woken when more comes.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Broken>> {
         loop {
-            let decoded = self.decoder.decode(&mut self.incoming).map_err(Broken::Violation)?;
+            let decoded = match self.decoder.decode(&mut self.incoming) {
+                Ok(decoded) => decoded,
+                Err(violation) => {
+                    if let Some(told) = CloseReason::from(violation).frame() {
+                        self.close(&told.code.to_be_bytes(), cx);
+                    }
+                    return Poll::Ready(Err(Broken::Violation(violation)));
+                }
+            };
             let missing = match decoded {
                 Decoded::Text { bytes, head: 0 } => {
                     return Poll::Ready(Ok(Message::Text(Frame::new(&bytes))));
@@ -125,7 +134,7 @@ impl WebSocket {
                     return Poll::Ready(Ok(Message::Control));
                 }
                 Decoded::Pong => return Poll::Ready(Ok(Message::Control)),
-                Decoded::Close(frame) => return Poll::Ready(Ok(self.on_close(frame))),
+                Decoded::Close(frame) => return Poll::Ready(Ok(self.on_close(frame, cx))),
                 Decoded::Missing(bytes) => bytes,
             };
             self.make_room(missing);
@@ -164,14 +173,21 @@ impl WebSocket {
         }
     }
 
-    fn on_close(&mut self, frame: Option<CloseFrame>) -> Message {
+    fn on_close(&mut self, frame: Option<CloseFrame>, cx: &mut Context<'_>) -> Message {
         let Some(CloseFrame { code, reason }) = frame else {
-            self.send(OpCode::Control(Control::Close), &[]);
+            self.close(&[], cx);
             return Message::Close("closed without a code".to_owned());
         };
         let code = u16::from(code);
-        self.send(OpCode::Control(Control::Close), &code.to_be_bytes());
+        self.close(&code.to_be_bytes(), cx);
         Message::Close(format!("closed with code {code} {:?}", reason.as_str()))
+    }
+
+    /// Writes a close frame, as far as the socket has room: nobody will poll it any more.
+    fn close(&mut self, code: &[u8], cx: &mut Context<'_>) {
+        self.send(OpCode::Control(Control::Close), code);
+        // A socket that fails tells nobody anything, and the caller has a better reason for the end.
+        let _ = self.poll_flush(cx);
     }
 
     /// Adds a text message to what is to be written.
@@ -208,5 +224,53 @@ impl WebSocket {
             }
         }
         Pin::new(&mut self.stream).poll_flush(cx).map_err(Broken::Socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// What becomes of these bytes of an upstream, and the payload of the close frame that it gets back.
+    async fn answered(bytes: &[u8]) -> (Result<Message, Broken>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        let mut socket = WebSocket::new(Stream::Plain(stream), b"");
+        upstream.write_all(bytes).await.unwrap();
+        let end = socket.next().await;
+        drop(socket);
+        let mut answer = Vec::new();
+        upstream.read_to_end(&mut answer).await.unwrap();
+        let (head, payload) = answer.split_at_mut(6);
+        assert_eq!(head[..2], [0x88, 0x80 | payload.len() as u8]);
+        apply(head[2..].try_into().unwrap(), payload);
+        (end, payload.to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_close_is_answered_before_the_end_is_told() {
+        let (end, answer) = answered(b"\x88\x05\x03\xf4bye").await;
+        assert!(matches!(end, Ok(Message::Close(why)) if why == "closed with code 1012 \"bye\""));
+        assert_eq!(answer, 1012_u16.to_be_bytes());
+        let (end, answer) = answered(b"\x88\x00").await;
+        assert!(matches!(end, Ok(Message::Close(why)) if why == "closed without a code"));
+        assert_eq!(answer, b"");
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_breaks_the_protocol_is_told() {
+        let masked = b"\x81\x81\x01\x02\x03\x04a";
+        let huge = b"\x81\x7f\x7f\xff\xff\xff\xff\xff\xff\xff";
+        for (bytes, code) in [(&masked[..], 1002_u16), (huge, 1009)] {
+            let (end, answer) = answered(bytes).await;
+            assert!(matches!(end, Err(Broken::Violation(_))));
+            assert_eq!(answer, code.to_be_bytes());
+        }
     }
 }

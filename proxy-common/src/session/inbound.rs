@@ -4,13 +4,13 @@ use std::{future, io};
 
 use bytes::{Buf, BytesMut};
 use tokio::task::coop::consume_budget;
-use tungstenite::protocol::frame::coding::Control;
+use tungstenite::protocol::frame::{Utf8Bytes, coding::Control};
 
 use crate::{
     close::CloseReason,
     outbound::Outbound,
     socket::Socket,
-    websocket::{Decoded, Decoder, Violation},
+    websocket::{Decoded, Decoder},
 };
 
 /// The longest command taken: room for 50,000 subscriptions.
@@ -22,8 +22,8 @@ const SLICE_BYTES: usize = 64 << 10;
 
 /// What a client says.
 pub(super) enum Message {
-    /// A text message, not yet known to be text.
-    Text(BytesMut),
+    /// A text message.
+    Text(Utf8Bytes),
     /// A binary message.
     Binary,
     /// A sign of life. Pings are answered already.
@@ -57,18 +57,15 @@ impl Inbound {
     pub(super) async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
         let mut left = SLICE_BYTES;
         loop {
-            let decoded = match self.decoder.decode(&mut self.buffer) {
-                Ok(decoded) => decoded,
-                Err(Violation::TooBig(_)) => return Err(CloseReason::TooBig),
-                Err(Violation::Protocol(_)) => return Err(CloseReason::Protocol),
-            };
+            let decoded = self.decoder.decode(&mut self.buffer)?;
             if self.buffer.is_empty() {
                 self.buffer = BytesMut::new();
             }
             match decoded {
                 Decoded::Text { mut bytes, head } => {
                     bytes.advance(head);
-                    return Ok(Message::Text(bytes));
+                    let text = Utf8Bytes::try_from(bytes.freeze());
+                    return text.map(Message::Text).map_err(|_| CloseReason::NotText);
                 }
                 Decoded::Binary(_) => return Ok(Message::Binary),
                 Decoded::Ping(payload) => {
