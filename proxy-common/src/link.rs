@@ -30,9 +30,12 @@ use crate::{
 };
 
 mod connection;
+mod echo;
 mod login;
 mod websocket;
 
+#[doc(hidden)]
+pub use self::echo::echo;
 use connection::{Connection, Received};
 use websocket::WebSocket;
 

@@ -10,9 +10,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use tungstenite::protocol::frame::coding::Control;
 
+mod echo;
 mod inbound;
 
-use self::inbound::{Inbound, Message, discard};
+#[doc(hidden)]
+pub use self::echo::echo;
+use self::inbound::{Inbound, MAX_COMMAND_BYTES, Message, discard};
 use crate::{
     abuse::{Abuse, AbuseLog},
     budget::Budget,
@@ -76,7 +79,7 @@ pub struct Change {
 }
 
 /// A tier, as its sessions see it.
-pub trait Tier: Send + Sync + 'static {
+pub trait Tier: Sized + Send + Sync + 'static {
     /// A session's place among the tier's data. Dropping it ends all its subscriptions.
     type Seat: Seat;
 
@@ -88,6 +91,17 @@ pub trait Tier: Send + Sync + 'static {
 
     /// Called about once a second.
     fn tick(&self);
+
+    /// [`serve`], in the place of which [`echo`] puts the code below commands to the test.
+    #[doc(hidden)]
+    fn serve<'a>(
+        ground: &Ground<'a, Self>,
+        socket: Socket,
+        early: &[u8],
+        visitor: Visitor<'a>,
+    ) -> impl Future<Output = CloseReason> + Send + use<'a, Self> {
+        serve(ground, socket, early, visitor)
+    }
 }
 
 /// A session's place among a tier's data.
@@ -189,26 +203,10 @@ pub fn serve<'a, T: Tier>(
     early: &[u8],
     visitor: Visitor<'a>,
 ) -> impl Future<Output = CloseReason> + Send + use<'a, T> {
-    let &Ground { tier, config, metrics, budget, stop } = ground;
-    let now = Instant::now();
-    let mut session = Session {
-        tier,
-        config,
-        outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
-        inbound: Inbound::new(early),
-        seat: None,
-        grant: None,
-        label: None,
-        visitor,
-        pace: Pace::new(now.into_std()),
-        paused_until: None,
-        started: now,
-        last_heard: now,
-        next_ping: now + config.ping_interval,
-        leave: None,
-        metrics,
-    };
-    session.outbound.send_frame(&status_frame(&Status::connected()), now);
+    let &Ground { budget, stop, .. } = ground;
+    let inbound = Inbound::new(early, MAX_COMMAND_BYTES);
+    let mut session = Session::new(ground, socket, inbound, visitor);
+    session.outbound.send_frame(&status_frame(&Status::connected()), session.started);
     // Not an `async fn`, which would keep its arguments beside the session made of them.
     async move {
         let _entry = budget.enter(&session.outbound);
@@ -230,7 +228,29 @@ pub fn serve<'a, T: Tier>(
     }
 }
 
-impl<T: Tier> Session<'_, T> {
+impl<'a, T: Tier> Session<'a, T> {
+    fn new(ground: &Ground<'a, T>, socket: Socket, inbound: Inbound, visitor: Visitor<'a>) -> Self {
+        let &Ground { tier, config, metrics, .. } = ground;
+        let now = Instant::now();
+        Self {
+            tier,
+            config,
+            outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
+            inbound,
+            seat: None,
+            grant: None,
+            label: None,
+            visitor,
+            pace: Pace::new(now.into_std()),
+            paused_until: None,
+            started: now,
+            last_heard: now,
+            next_ping: now + config.ping_interval,
+            leave: None,
+            metrics,
+        }
+    }
+
     async fn run(&mut self, stop: &CancellationToken) -> CloseReason {
         loop {
             let deadline = self.next_deadline();
@@ -311,7 +331,7 @@ impl<T: Tier> Session<'_, T> {
         self.pay(now);
         match message? {
             Message::Text(text) => self.on_command(&text).await,
-            Message::Binary => {
+            Message::Binary(_) => {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
             }

@@ -46,8 +46,8 @@ pub enum Decoded {
         /// Bytes of the header.
         head: usize,
     },
-    /// A binary message of this many bytes.
-    Binary(usize),
+    /// A binary message.
+    Binary(BytesMut),
     /// A ping to be answered with the same payload.
     Ping(BytesMut),
     /// The answer to a ping.
@@ -140,7 +140,10 @@ impl Decoder {
     ) -> Result<Option<Decoded>, Violation> {
         match (data, &mut self.fragments) {
             (Data::Text, None) if is_final => Ok(Some(Decoded::Text { bytes, head })),
-            (Data::Binary, None) if is_final => Ok(Some(Decoded::Binary(bytes.len() - head))),
+            (Data::Binary, None) if is_final => {
+                bytes.advance(head);
+                Ok(Some(Decoded::Binary(bytes)))
+            }
             (Data::Text | Data::Binary, None) => {
                 bytes.advance(head);
                 self.fragments = Some(Fragments { text: data == Data::Text, payload: bytes });
@@ -156,7 +159,7 @@ impl Decoder {
                 };
                 Ok(Some(match text {
                     true => Decoded::Text { bytes: payload, head: 0 },
-                    false => Decoded::Binary(payload.len()),
+                    false => Decoded::Binary(payload),
                 }))
             }
             (Data::Continue, None) | (Data::Text | Data::Binary, Some(_)) => {
@@ -297,7 +300,7 @@ mod tests {
                     text(b"abc", 2 + mask),
                     Ok(Decoded::Ping(BytesMut::from("!"))),
                     text(b"def", 0),
-                    Ok(Decoded::Binary(5)),
+                    Ok(Decoded::Binary(BytesMut::from("12345"))),
                     text(&long, 10 + mask),
                     Ok(Decoded::Close(Some(close))),
                 ];

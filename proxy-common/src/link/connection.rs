@@ -194,7 +194,7 @@ impl Connection {
         self.since_chores += 1;
         match message {
             Message::Text(frame) => self.on_frame(frame),
-            Message::Binary(bytes) => self.malformed(bytes, "binary"),
+            Message::Binary(payload) => self.malformed(payload.len(), "binary"),
             Message::Close(why) => self.end = Some(self.lost(why)),
             Message::Control => {}
         }

@@ -55,8 +55,8 @@ pub(super) struct WebSocket {
 pub(super) enum Message {
     /// A text message, not yet known to be text.
     Text(Frame),
-    /// A binary message of this many bytes.
-    Binary(usize),
+    /// A binary message.
+    Binary(BytesMut),
     /// The upstream closes, and what it says about it.
     Close(String),
     /// A sign of life. Pings are answered already.
@@ -126,7 +126,7 @@ impl WebSocket {
                     let frame = Frame::received(bytes.freeze(), head);
                     return Poll::Ready(Ok(Message::Text(frame)));
                 }
-                Decoded::Binary(bytes) => return Poll::Ready(Ok(Message::Binary(bytes))),
+                Decoded::Binary(payload) => return Poll::Ready(Ok(Message::Binary(payload))),
                 Decoded::Ping(payload) => {
                     if self.outgoing.len() < MAX_UNSENT_BYTES {
                         self.send(OpCode::Control(Control::Pong), &payload);
@@ -193,6 +193,11 @@ impl WebSocket {
     /// Adds a text message to what is to be written.
     pub(super) fn send_text(&mut self, text: &str) {
         self.send(OpCode::Data(Data::Text), text.as_bytes());
+    }
+
+    /// Adds a binary message to what is to be written.
+    pub(super) fn send_binary(&mut self, payload: &[u8]) {
+        self.send(OpCode::Data(Data::Binary), payload);
     }
 
     /// Adds a ping to what is to be written.

@@ -29,7 +29,7 @@ use crate::{
     doors::Entered,
     http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::Reason,
-    session::{self, Ground, SessionConfig, Tier, Visitor},
+    session::{Ground, SessionConfig, Tier, Visitor},
     socket::Socket,
 };
 
@@ -121,7 +121,7 @@ impl<T: Tier> Port<T> {
                 stop: &self.stop,
             };
             let visitor = Visitor { client, abuse: &self.face.doors.abuse };
-            session::serve(&ground, socket, &early, visitor)
+            T::serve(&ground, socket, &early, visitor)
         };
         drop(early);
         let reason = session.await;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The longest command taken: room for 50,000 subscriptions.
-const MAX_COMMAND_BYTES: usize = 1 << 20;
+pub(super) const MAX_COMMAND_BYTES: usize = 1 << 20;
 /// Bytes read at a time from a client; clients say little.
 const READ_BYTES: usize = 4 << 10;
 /// Bytes read for one message, or a part of it, before the clock is looked at again.
@@ -25,7 +25,7 @@ pub(super) enum Message {
     /// A text message.
     Text(Utf8Bytes),
     /// A binary message.
-    Binary,
+    Binary(BytesMut),
     /// A sign of life. Pings are answered already.
     Control,
     /// So much of a message that others deserve their turn.
@@ -44,8 +44,8 @@ pub(super) struct Inbound {
 
 impl Inbound {
     /// `early` came before the session began.
-    pub(super) fn new(early: &[u8]) -> Self {
-        let decoder = Decoder::of_client(MAX_COMMAND_BYTES);
+    pub(super) fn new(early: &[u8], max_bytes: usize) -> Self {
+        let decoder = Decoder::of_client(max_bytes);
         Self { decoder, buffer: BytesMut::from(early), taken: 0 }
     }
 
@@ -67,7 +67,7 @@ impl Inbound {
                     let text = Utf8Bytes::try_from(bytes.freeze());
                     return text.map(Message::Text).map_err(|_| CloseReason::NotText);
                 }
-                Decoded::Binary(_) => return Ok(Message::Binary),
+                Decoded::Binary(payload) => return Ok(Message::Binary(payload)),
                 Decoded::Ping(payload) => {
                     outbound.send_control(Control::Pong, &payload);
                     return Ok(Message::Control);
