@@ -26,7 +26,7 @@ use proxy_common::{
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::debug;
 use url::Url;
 
 /// The longest message sent back where the limit on commands is lifted: the longest of the cases.
@@ -185,7 +185,7 @@ async fn go_through(server: Url, at_once: usize) -> Result<(), Unparsed> {
             for (case, config) in cases {
                 // Many cases end badly on purpose.
                 if let Err(error) = link::echo(&config).await {
-                    info!(case, %error, "ended");
+                    debug!(case, %error, "ended");
                 }
             }
         });
@@ -193,6 +193,6 @@ async fn go_through(server: Url, at_once: usize) -> Result<(), Unparsed> {
     lanes.join_all().await;
     // The fuzzing server leaves without a word at that.
     let end = link::echo(&at("/updateReports", AGENT)).await;
-    info!(?end, "all cases tried");
+    debug!(?end, "all cases tried");
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Every rule of the protocol that clients rely on stands here with its texts written out. One binary, so that the
 //! programs under test are built once and tests share the machine well.
 
+mod autobahn;
 mod big;
 mod carried;
 mod commands;

@@ -2,7 +2,7 @@
 //!
 //! The programs in `tests/clients` drive them; `driver.py` there says what those print and what they can be told.
 
-mod packages;
+pub(crate) mod packages;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -418,14 +418,20 @@ impl Drop for Running {
 pub async fn run_script(name: &str, args: &[&str], key: &str, limit: Duration) -> Option<Finished> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let mut command = Packages::Massive.interpreter(&script).await?;
+    command.args(args).env("POLYGON_API_KEY", key);
+    Some(run(&format!("{name} {args:?}"), command, limit).await)
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(what: &str, mut command: Command, limit: Duration) -> Finished {
     let started = Instant::now();
-    let run = command.args(args).env("POLYGON_API_KEY", key).stdin(Stdio::null()).output();
-    let output = within(limit, &format!("{name} {args:?}"), run).await.expect("run a script");
+    let run = command.stdin(Stdio::null()).output();
+    let output = within(limit, what, run).await.expect("run a program");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("a script writes UTF-8");
-    Some(Finished {
+    Finished {
         code: output.status.code(),
         stdout: text(output.stdout),
         stderr: text(output.stderr),
         took: started.elapsed(),
-    })
+    }
 }

@@ -18,7 +18,9 @@
 //! | [`watcher`] | a client that comes back after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
 //! | [`clients`] | the vendor's official clients, run as they come |
+//! | [`autobahn`] | the Autobahn cases, against both ends of the product's WebSockets |
 
+pub mod autobahn;
 pub mod chain;
 pub mod client;
 pub mod clients;

@@ -472,7 +472,8 @@ fn build() -> Result<PathBuf, String> {
     }
     let output = cargo
         // The whole workspace, as the tests were: a part of it would be built with other features, from the ground up.
-        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
+        .args(["build", "--quiet", "--workspace", "--bins", "--example", "echo"])
+        .args(["--profile", profile, "--target-dir"])
         .arg(target_dir)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
         .output()

@@ -23,9 +23,10 @@ const TAIL: usize = 40;
 
 /// What is installed together.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Packages {
+pub(crate) enum Packages {
     Massive,
     Polygon,
+    Autobahn,
     Node,
 }
 
@@ -34,6 +35,7 @@ impl Packages {
         match self {
             Self::Massive => "py-massive",
             Self::Polygon => "py-polygon",
+            Self::Autobahn => "py-autobahn",
             Self::Node => "node",
         }
     }
@@ -44,6 +46,7 @@ impl Packages {
         match self {
             Self::Massive => &["requirements-massive.txt"],
             Self::Polygon => &["requirements-polygon.txt"],
+            Self::Autobahn => &["requirements-autobahn.txt"],
             Self::Node => {
                 &["package.json", "package-lock.json", "driver.mjs", "official.mjs", "plain.mjs"]
             }
@@ -59,15 +62,15 @@ impl Packages {
     }
 
     /// Where the programs are that use it.
-    pub(super) fn drivers(self) -> PathBuf {
+    pub(crate) fn drivers(self) -> PathBuf {
         match self {
-            Self::Massive | Self::Polygon => sources(),
+            Self::Massive | Self::Polygon | Self::Autobahn => sources(),
             Self::Node => self.dir(),
         }
     }
 
     /// A command that runs a program with what is installed; none where the language is missing.
-    pub(super) async fn interpreter(self, program: &Path) -> Option<Command> {
+    pub(crate) async fn interpreter(self, program: &Path) -> Option<Command> {
         self.install(&self.toolchain().await?).await;
         let mut command = Command::new(self.language());
         if !matches!(self, Self::Node) {
@@ -93,7 +96,7 @@ impl Packages {
 
     fn language(self) -> &'static str {
         match self {
-            Self::Massive | Self::Polygon => "python3",
+            Self::Massive | Self::Polygon | Self::Autobahn => "python3",
             Self::Node => "node",
         }
     }
@@ -104,7 +107,7 @@ impl Packages {
         static PYTHON: OnceCell<Option<String>> = OnceCell::const_new();
         static NODE: OnceCell<Option<String>> = OnceCell::const_new();
         let found = match self {
-            Self::Massive | Self::Polygon => &PYTHON,
+            Self::Massive | Self::Polygon | Self::Autobahn => &PYTHON,
             Self::Node => &NODE,
         };
         let look = async || match self.probe_toolchain().await {
@@ -123,7 +126,7 @@ impl Packages {
     async fn probe_toolchain(self) -> Result<String, String> {
         let language = self.language();
         let least = match self {
-            Self::Massive | Self::Polygon => (3, 10),
+            Self::Massive | Self::Polygon | Self::Autobahn => (3, 10),
             Self::Node => (18, 0),
         };
         let version = probe(language, &["--version"])
@@ -134,12 +137,14 @@ impl Packages {
             return Err(format!("{} is older than {major}.{minor}", version.trim()));
         }
         let installer = match self {
-            Self::Massive | Self::Polygon => has_pip().await || has_ensurepip().await,
+            Self::Massive | Self::Polygon | Self::Autobahn => {
+                has_pip().await || has_ensurepip().await
+            }
             Self::Node => probe("npm", &["--version"]).await.is_some(),
         };
         match self {
             _ if installer => Ok(version),
-            Self::Massive | Self::Polygon => {
+            Self::Massive | Self::Polygon | Self::Autobahn => {
                 let needed = "your system's package python3-pip or python3-venv";
                 Err(format!("{language} has neither pip nor ensurepip; install {needed}"))
             }
@@ -175,7 +180,9 @@ impl Packages {
         File::create(&log).expect("make a log file");
         let steps = async {
             match self {
-                Self::Massive | Self::Polygon => pip(&dir, &dir.join(self.files()[0]), &log).await,
+                Self::Massive | Self::Polygon | Self::Autobahn => {
+                    pip(&dir, &dir.join(self.files()[0]), &log).await
+                }
                 Self::Node => {
                     let args = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
                     step(Command::new("npm").args(args).current_dir(&dir), &log).await
