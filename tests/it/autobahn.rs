@@ -69,7 +69,7 @@ static EXCEPTIONS: [Exception; 7] = [
         behavior: "OK",
         close: "OK",
         code: Code::None,
-        because: "a close without a code is answered with one",
+        because: "a close without a code is answered in kind",
     },
     Exception {
         on: &[On::Server, On::Link],
@@ -101,7 +101,7 @@ static EXCEPTIONS: [Exception; 7] = [
         behavior: "NON-STRICT",
         close: "OK",
         code: Code::Dropped,
-        because: "as below",
+        because: "passed over as the next, once it is whole",
     },
     Exception {
         on: &[On::Link],
