@@ -263,6 +263,23 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_header_and_text_in_one_piece() {
+        for (length, header) in [
+            (3, &[0x81, 3][..]),
+            (126, &[0x81, 126, 0, 126]),
+            (70_000, &[0x81, 127, 0, 0, 0, 0, 0, 1, 0x11, 0x70]),
+        ] {
+            let text = vec![b'x'; length];
+            let frame = Frame::new(&text);
+            assert_eq!(frame.bytes()[..], [header, &text].concat());
+            assert_eq!(frame.text(), text);
+            assert_eq!(frame.shared_text(), text);
+            let again = Frame::received(frame.bytes().clone(), header.len());
+            assert_eq!(again, frame);
+        }
+    }
+
+    #[test]
     fn data_goes_through_untouched() {
         for text in [
             r#"[{"ev":"T","sym":"A"},{"ev":"Q","sym":"B"}]"#,
@@ -309,6 +326,24 @@ mod tests {
         let joined: Vec<String> = arrays.iter().map(|(frame, _)| inner(frame.text())).collect();
         assert_eq!(joined.join(","), expected);
         assert_eq!(cut(b"[{]"), Err(Malformed));
+    }
+
+    #[test]
+    fn an_array_may_be_exactly_as_long_as_the_limit() {
+        let cut_of = |lengths: &[usize]| {
+            let object = |length: &usize| format!("{{\"ev\":\"{}\"}}", "x".repeat(length - 9));
+            let objects: Vec<String> = lengths.iter().map(object).collect();
+            let Cut { arrays, oversize } =
+                cut(format!("[{}]", objects.join(",")).as_bytes()).unwrap();
+            let lengths = arrays.iter().map(|(frame, events)| (frame.text().len(), *events));
+            (lengths.collect::<Vec<_>>(), oversize)
+        };
+        // Brackets, and a comma between two.
+        let most = MAX_MESSAGE_BYTES - 2;
+        assert_eq!(cut_of(&[most]), (vec![(MAX_MESSAGE_BYTES, 1)], 0));
+        assert_eq!(cut_of(&[most + 1]), (vec![], 1));
+        assert_eq!(cut_of(&[1_000, most - 1_001]), (vec![(MAX_MESSAGE_BYTES, 2)], 0));
+        assert_eq!(cut_of(&[1_000, most - 1_000]), (vec![(1_002, 1), (most - 998, 1)], 0));
     }
 
     #[test]
