@@ -124,7 +124,7 @@ impl<M> Index<M> {
             visit(cohort);
         }
         let Some(symbol) = symbol else { return };
-        let holders = match ShortSymbol::new(symbol) {
+        let holders = match ShortSymbol::of(symbol) {
             Some(short) => self.by_symbol[kind as usize].get(&short),
             None => self.by_long_symbol[kind as usize].get(symbol),
         };
@@ -286,7 +286,7 @@ impl<M> Index<M> {
             Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
             Channel::Symbol(kind, symbol) => {
                 let symbol = symbol.as_bytes();
-                match ShortSymbol::new(symbol) {
+                match ShortSymbol::of(symbol) {
                     Some(short) => {
                         self.lists.enter(self.by_symbol[*kind as usize].entry(short), id);
                     }
@@ -305,7 +305,7 @@ impl<M> Index<M> {
             Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
             Channel::Symbol(kind, symbol) => {
                 let symbol = symbol.as_bytes();
-                match ShortSymbol::new(symbol) {
+                match ShortSymbol::of(symbol) {
                     Some(short) => {
                         self.lists.cross_out(self.by_symbol[*kind as usize].entry(short), id);
                     }

@@ -257,6 +257,7 @@ mod tests {
             (r#"{"ev":"T","sym":"A\u0041\"B"}"#, Known(Kind::T), Some("AA\"B")),
             (r#"{"\u0065v":"T","x":"]}","sym":"A"}"#, Known(Kind::T), Some("A")),
             (r#"{"ev":"T","x":"\"sym\":\"NO\"","sym":"A"}"#, Known(Kind::T), Some("A")),
+            (r#"{"ev":"T","x":"é\"","sym":"É"}"#, Known(Kind::T), Some("É")),
             (
                 r#"{"ev":"T","x":{"sym":"NO"},"y":[[{"sym":"NO"}]],"sym":"A"}"#,
                 Known(Kind::T),

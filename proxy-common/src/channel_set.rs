@@ -128,7 +128,10 @@ impl Hash for ChannelSet {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::{BuildHasher, RandomState};
+    use std::{
+        hash::{BuildHasher, RandomState},
+        ops::Range,
+    };
 
     use super::*;
     use crate::market::Kind;
@@ -186,6 +189,16 @@ mod tests {
         for left in (0..65).rev() {
             set.remove(&[channel(left)]);
             assert_eq!(flat(&set), left <= 32, "{left} left");
+        }
+    }
+
+    #[test]
+    fn sets_that_differ_are_not_equal() {
+        let set = |channels: Range<u32>| channels.map(channel).collect::<ChannelSet>();
+        let hasher = RandomState::new();
+        for other in [0..0, 0..2, 0..4, 1..4] {
+            assert_ne!(set(0..3), set(other.clone()));
+            assert_ne!(hasher.hash_one(set(0..3)), hasher.hash_one(set(other)));
         }
     }
 }
