@@ -286,6 +286,8 @@ mod tests {
             " [ {\"ev\" : \"T\"} ,\n{\"sym\":\"status\",\"ev\":\"Q\"} ] ",
             r#"[{"ev":"T","x":"\"ev\":\"status\""},{"ev":"T"}]"#,
             r#"[{"ev":"T","nested":{"ev":"status"}}]"#,
+            // Read no further than needed to see that it holds no status.
+            r#"[{"ev":"T","stage":1},{"ev":"Q""#,
         ] {
             let ev = text.matches(r#""ev""#).count() as u64;
             let nested = u64::from(text.contains("nested"));
@@ -365,6 +367,16 @@ mod tests {
                 assert_eq!(survey(&text(br#""status"#)), expected(0, true, true));
                 assert_eq!(survey(&text("é".as_bytes())), expected(0, false, false));
             }
+        }
+    }
+
+    #[test]
+    fn a_survey_takes_nothing_else_for_a_key() {
+        let none = Survey { events: 0, suspicious: false, ascii: true };
+        for near in ["\"ex\"", "\"xv\"", "xev\"", "\"evx", "\"stx", "\"sxa", "\"xta", "xsta"] {
+            // Far from the end, and near it.
+            let text = [near, &" ".repeat(2 * STRIDE), near].concat();
+            assert_eq!(survey(text.as_bytes()), none, "{near}");
         }
     }
 }

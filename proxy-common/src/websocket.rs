@@ -347,6 +347,17 @@ mod tests {
     }
 
     #[test]
+    fn a_close_may_say_why_or_not() {
+        let close = |payload: &[u8]| {
+            let bytes = frame(OpCode::Control(Control::Close), true, payload, None);
+            Decoder::of_server(100).decode(&mut bytes[..].into())
+        };
+        let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        assert_eq!(close(b""), Ok(Decoded::Close(None)));
+        assert_eq!(close(b"\x03\xe8"), Ok(Decoded::Close(Some(normal))));
+    }
+
+    #[test]
     fn a_violation_is_told_in_words() {
         let told = |violation: Violation| violation.to_string();
         assert_eq!(told(Violation::Protocol("so")), "WebSocket protocol broken: so");
