@@ -378,5 +378,6 @@ mod tests {
             let text = [near, &" ".repeat(2 * STRIDE), near].concat();
             assert_eq!(survey(text.as_bytes()), none, "{near}");
         }
+        assert!(!survey(b"\x80").ascii);
     }
 }
