@@ -269,6 +269,7 @@ fn deliver(
             let events: Vec<&RawValue> =
                 serde_json::from_slice(&array).expect("a chunk is the inside of an array");
             assert!(!events.is_empty(), "an empty chunk");
+            assert_eq!(chunk.events() as usize, events.len(), "what the ledger counts");
             for &session in pair.index.members(cohort) {
                 got[session as usize].extend(events.iter().map(|event| event.get().to_owned()));
             }
