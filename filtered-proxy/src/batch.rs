@@ -150,7 +150,8 @@ impl Batch {
             for span in pending.spans.drain(..) {
                 let event =
                     &self.frames[span.frame as usize][span.start as usize..span.end as usize];
-                if self.chunk.len() + 1 + event.len() > MAX_CHUNK_BYTES {
+                let longer = self.chunk.len() + 1 + event.len();
+                if longer > MAX_CHUNK_BYTES && !self.chunk.is_empty() {
                     send(cohort, &[self.chunk.chunk()]);
                     self.chunk.clear();
                 }
@@ -277,6 +278,20 @@ mod tests {
             assert_eq!(together, format!("{small},{small},{small}"));
         }
         assert_eq!(tally, Tally { events: 4, oversize: 1, ..Tally::default() });
+    }
+
+    #[test]
+    fn an_event_may_fill_a_message_alone() {
+        let around = r#"{"ev":"T","sym":"A","x":""}"#.len();
+        for (length, oversize) in [(MAX_CHUNK_BYTES, 0), (MAX_CHUNK_BYTES + 1, 1)] {
+            let x = "x".repeat(length - around);
+            let frame = format!(r#"[{{"ev":"T","sym":"A","x":"{x}"}}]"#);
+            let (got, tally) = delivered(Market::Stocks, &["T.A", "*"], &[&frame]);
+            assert_eq!(tally, Tally { events: 1, oversize, ..Tally::default() });
+            for texts in got {
+                assert_eq!(texts.len() as u64, 1 - oversize);
+            }
+        }
     }
 
     #[test]

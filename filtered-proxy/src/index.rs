@@ -124,7 +124,7 @@ impl<M> Index<M> {
             visit(cohort);
         }
         let Some(symbol) = symbol else { return };
-        let holders = match ShortSymbol::new(symbol) {
+        let holders = match ShortSymbol::of(symbol) {
             Some(short) => self.by_symbol[kind as usize].get(&short),
             None => self.by_long_symbol[kind as usize].get(symbol),
         };
@@ -286,7 +286,7 @@ impl<M> Index<M> {
             Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
             Channel::Symbol(kind, symbol) => {
                 let symbol = symbol.as_bytes();
-                match ShortSymbol::new(symbol) {
+                match ShortSymbol::of(symbol) {
                     Some(short) => {
                         self.lists.enter(self.by_symbol[*kind as usize].entry(short), id);
                     }
@@ -305,7 +305,7 @@ impl<M> Index<M> {
             Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
             Channel::Symbol(kind, symbol) => {
                 let symbol = symbol.as_bytes();
-                match ShortSymbol::new(symbol) {
+                match ShortSymbol::of(symbol) {
                     Some(short) => {
                         self.lists.cross_out(self.by_symbol[*kind as usize].entry(short), id);
                     }
@@ -407,10 +407,22 @@ mod tests {
     }
 
     #[test]
+    fn sets_are_shared_up_to_a_size() {
+        let many: Vec<String> = (0..=SHARED_CHANNELS).map(|n| format!("T.S{n}")).collect();
+        for (count, cohorts) in [(SHARED_CHANNELS, 1), (SHARED_CHANNELS + 1, 2)] {
+            let list = many[..count].join(",");
+            assert_eq!(with_sessions(&[&list, &list]).cohorts.len(), cohorts, "{count}");
+        }
+    }
+
+    #[test]
     fn nothing_is_left_when_everybody_has_left() {
-        let mut index = with_sessions(&["*", "T.*,T.A", "T.A,Q.B", "T.A,Q.B", ""]);
-        assert_eq!(index.subscriptions(), 7);
-        for session in 0..5 {
+        let long = "T.A,T.O:SPY251219C00650000";
+        let mut index = with_sessions(&["*", "T.*,T.A", long, "T.A,Q.B", "T.A,Q.B", ""]);
+        assert_eq!(index.subscriptions(), 9);
+        // Cohorts, twice; `*`; `T.*`; `T.A` and `Q.B`; the long symbol; the list of who holds `T.A`.
+        assert_eq!(index.entries(), 5 + 5 + 1 + 1 + 2 + 1 + 1);
+        for session in 0..6 {
             assert_eq!(index.leave(session), Some(session));
         }
         assert_eq!(index.leave(0), None);

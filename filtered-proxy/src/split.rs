@@ -257,11 +257,14 @@ mod tests {
             (r#"{"ev":"T","sym":"A\u0041\"B"}"#, Known(Kind::T), Some("AA\"B")),
             (r#"{"\u0065v":"T","x":"]}","sym":"A"}"#, Known(Kind::T), Some("A")),
             (r#"{"ev":"T","x":"\"sym\":\"NO\"","sym":"A"}"#, Known(Kind::T), Some("A")),
+            (r#"{"ev":"T","x":"é\"","sym":"É"}"#, Known(Kind::T), Some("É")),
             (
                 r#"{"ev":"T","x":{"sym":"NO"},"y":[[{"sym":"NO"}]],"sym":"A"}"#,
                 Known(Kind::T),
                 Some("A"),
             ),
+            (r#"{"ev":"T","x":[[7],[8]],"sym":"A"}"#, Known(Kind::T), Some("A")),
+            (r#"{"ev":"T","x":{"sym":"NO"},"sym":"A"}"#, Known(Kind::T), Some("A")),
             (r#"{"ev":"T","sym":"A","sym":"B","ev":"Q"}"#, Known(Kind::T), Some("A")),
             (r#"{"ev":"T","sym":7,"sym":"A"}"#, Known(Kind::T), None),
             (r#"{"ev":"C","p":"EUR/USD","a":1}"#, Known(Kind::C), Some("EUR/USD")),
@@ -280,28 +283,32 @@ mod tests {
     #[test]
     fn what_is_no_array_of_objects_is_noticed_behind_the_good_events() {
         let good = r#"{"ev":"T","sym":"A"}"#;
-        for (frame, events) in [
-            (String::new(), 0),
-            (" ".to_owned(), 0),
-            (good.to_owned(), 0),
-            (format!("[{good}"), 1),
-            (format!("[{good}]]"), 1),
-            (format!("[{good}]x"), 1),
-            (format!("x[{good}]"), 0),
-            (format!("[{good}{good}]"), 1),
-            (format!("[{good},,{good}]"), 1),
-            (format!("[,{good}]"), 0),
-            (format!("[{good},]"), 1),
-            (format!("[{good},7]"), 1),
-            (format!("[{good},[]]"), 1),
-            (format!("[{good},\"x\"]"), 1),
-            (format!("[{good}][{good}]"), 1),
-            (format!("[{good},{{\"x\":\"]}}"), 1),
-            (format!("[{good},{{\"x\":1]"), 1),
+        // What stands for `_`, how many events are found, and what is left where the fault is noticed.
+        for (frame, events, rest) in [
+            ("", 0, ""),
+            (" ", 0, ""),
+            ("_", 0, "_"),
+            ("[_", 1, ""),
+            ("[_]]", 1, "]"),
+            ("[_]x", 1, "x"),
+            ("x[_]", 0, "x[_]"),
+            ("[__]", 1, "_]"),
+            ("[_ _]", 1, " _]"),
+            ("[_;_]", 1, ";_]"),
+            ("[_,,_]", 1, ",,_]"),
+            ("[,_]", 0, ",_]"),
+            ("[_,]", 1, ",]"),
+            ("[_,7]", 1, ",7]"),
+            ("[_,[]]", 1, "[]]"),
+            ("[_,\"x\"]", 1, ",\"x\"]"),
+            ("[_][_]", 1, "[_]"),
+            ("[_,{\"x\":\"]}", 1, ""),
+            ("[_,{\"x\":1]", 1, "]"),
         ] {
+            let (frame, rest) = (frame.replace('_', good), rest.replace('_', good));
             let (lines, end) = found(&frame);
             assert_eq!(lines.len(), events, "{frame}");
-            assert!(end.is_err(), "{frame}");
+            assert_eq!(end.map_err(|fault| &frame[fault.at..]), Err(&*rest), "{frame}");
         }
     }
 

@@ -23,7 +23,9 @@ use serde_json::{Value, value::RawValue};
 /// Sessions take turns, so that they come to hold the same channels often.
 const SESSIONS: u64 = 7;
 const KINDS: [&str; 4] = ["T", "Q", "LULD", "FMV"];
-const SYMBOLS: [&str; 5] = ["A", "B", "BRK.B", "X:Y", "S3"];
+/// Short and long, the longest that counts as short, and one byte more.
+const SYMBOLS: [&str; 8] =
+    ["A", "B", "BRK.B", "X:Y", "S3", "ABCDEFG", "ABCDEFGH", "O:SPY251219C00650000"];
 
 /// What the caller does.
 #[derive(Debug, Clone)]
@@ -267,6 +269,7 @@ fn deliver(
             let events: Vec<&RawValue> =
                 serde_json::from_slice(&array).expect("a chunk is the inside of an array");
             assert!(!events.is_empty(), "an empty chunk");
+            assert_eq!(chunk.events() as usize, events.len(), "what the ledger counts");
             for &session in pair.index.members(cohort) {
                 got[session as usize].extend(events.iter().map(|event| event.get().to_owned()));
             }

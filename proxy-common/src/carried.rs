@@ -240,4 +240,28 @@ mod tests {
             r#""AM.*" is carried in part: AM.SPY"#
         );
     }
+
+    #[test]
+    fn what_is_told_anew_is_what_was_not_known() {
+        let lack = |why: &'static str| move |_: &Channel| Some(Shortfall::Whole(why.to_owned()));
+        let held = channels("T.A,T.B");
+        assert!(news(&held, |_| None, lack("refused")).is_empty());
+        assert!(news(&held, lack("refused"), lack("refused")).is_empty());
+        let text = br#"[{"ev":"status","status":"error","message":"\"T.A\" is not carried: refused"},{"ev":"status","status":"error","message":"\"T.B\" is not carried: refused"}]"#;
+        for before in [None, Some("pending")] {
+            let frames = news(&held, lack("refused"), |c| before.and_then(|why| lack(why)(c)));
+            let texts: Vec<&[u8]> = frames.iter().map(Frame::text).collect();
+            assert_eq!(texts, [text]);
+        }
+    }
+
+    #[test]
+    fn long_lists_and_reasons_are_cut() {
+        assert_eq!(cut(&"é".repeat(201)), "é".repeat(200));
+        assert_eq!(cut("short"), "short");
+        assert_eq!(some(channels("").iter()), "nothing");
+        assert_eq!(some(channels("T.A,T.B,T.C,T.D,T.E").iter()), "T.A, T.B, T.C, T.D, T.E");
+        let six = channels("T.A,T.B,T.C,T.D,T.E,T.F");
+        assert_eq!(some(six.iter()), "T.A, T.B, T.C, T.D, T.E and 1 more");
+    }
 }

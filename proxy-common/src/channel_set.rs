@@ -128,7 +128,10 @@ impl Hash for ChannelSet {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::{BuildHasher, RandomState};
+    use std::{
+        hash::{BuildHasher, RandomState},
+        ops::Range,
+    };
 
     use super::*;
     use crate::market::Kind;
@@ -141,6 +144,7 @@ mod tests {
     fn it_holds_what_a_plain_set_would_hold() {
         let mut random = fastrand::Rng::with_seed(9);
         let (mut set, mut model) = (ChannelSet::default(), BTreeSet::new());
+        assert!(set.is_empty());
         let hasher = RandomState::new();
         let (mut flat, mut tree) = (0, 0);
         for step in 0..3_000 {
@@ -169,5 +173,32 @@ mod tests {
             }
         }
         assert!(flat > 100 && tree > 100, "{flat} {tree}");
+    }
+
+    #[test]
+    fn only_large_sets_are_trees() {
+        let flat = |set: &ChannelSet| matches!(set.0, Form::Flat(_));
+        for (held, added, expected) in
+            [(0, 64, true), (0, 65, false), (0, 66, false), (32, 32, true), (32, 33, false)]
+        {
+            let mut set: ChannelSet = (0..held).map(channel).collect();
+            set.add((held..held + added).map(channel));
+            assert_eq!(flat(&set), expected, "{held} and {added}");
+        }
+        let mut set: ChannelSet = (0..65).map(channel).collect();
+        for left in (0..65).rev() {
+            set.remove(&[channel(left)]);
+            assert_eq!(flat(&set), left <= 32, "{left} left");
+        }
+    }
+
+    #[test]
+    fn sets_that_differ_are_not_equal() {
+        let set = |channels: Range<u32>| channels.map(channel).collect::<ChannelSet>();
+        let hasher = RandomState::new();
+        for other in [0..0, 0..2, 0..4, 1..4] {
+            assert_ne!(set(0..3), set(other.clone()));
+            assert_ne!(hasher.hash_one(set(0..3)), hasher.hash_one(set(other)));
+        }
     }
 }

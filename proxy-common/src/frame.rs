@@ -263,12 +263,31 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_is_header_and_text_in_one_piece() {
+        for (length, header) in [
+            (3, &[0x81, 3][..]),
+            (126, &[0x81, 126, 0, 126]),
+            (70_000, &[0x81, 127, 0, 0, 0, 0, 0, 1, 0x11, 0x70]),
+        ] {
+            let text = vec![b'x'; length];
+            let frame = Frame::new(&text);
+            assert_eq!(frame.bytes()[..], [header, &text].concat());
+            assert_eq!(frame.text(), text);
+            assert_eq!(frame.shared_text(), text);
+            let again = Frame::received(frame.bytes().clone(), header.len());
+            assert_eq!(again, frame);
+        }
+    }
+
+    #[test]
     fn data_goes_through_untouched() {
         for text in [
             r#"[{"ev":"T","sym":"A"},{"ev":"Q","sym":"B"}]"#,
             " [ {\"ev\" : \"T\"} ,\n{\"sym\":\"status\",\"ev\":\"Q\"} ] ",
             r#"[{"ev":"T","x":"\"ev\":\"status\""},{"ev":"T"}]"#,
             r#"[{"ev":"T","nested":{"ev":"status"}}]"#,
+            // Read no further than needed to see that it holds no status.
+            r#"[{"ev":"T","stage":1},{"ev":"Q""#,
         ] {
             let ev = text.matches(r#""ev""#).count() as u64;
             let nested = u64::from(text.contains("nested"));
@@ -312,6 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn an_array_may_be_exactly_as_long_as_the_limit() {
+        let cut_of = |lengths: &[usize]| {
+            let object = |length: &usize| format!("{{\"ev\":\"{}\"}}", "x".repeat(length - 9));
+            let objects: Vec<String> = lengths.iter().map(object).collect();
+            let Cut { arrays, oversize } =
+                cut(format!("[{}]", objects.join(",")).as_bytes()).unwrap();
+            let lengths = arrays.iter().map(|(frame, events)| (frame.text().len(), *events));
+            (lengths.collect::<Vec<_>>(), oversize)
+        };
+        // Brackets, and a comma between two.
+        let most = MAX_MESSAGE_BYTES - 2;
+        assert_eq!(cut_of(&[most]), (vec![(MAX_MESSAGE_BYTES, 1)], 0));
+        assert_eq!(cut_of(&[most + 1]), (vec![], 1));
+        assert_eq!(cut_of(&[1_000, most - 1_001]), (vec![(MAX_MESSAGE_BYTES, 2)], 0));
+        assert_eq!(cut_of(&[1_000, most - 1_000]), (vec![(1_002, 1), (most - 998, 1)], 0));
+    }
+
+    #[test]
     fn what_holds_no_events_is_malformed() {
         for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", r#"[{"ev":"status"}"#] {
             assert_eq!(separate(Frame::new(text.as_bytes())), Err(Malformed), "{text:?}");
@@ -331,5 +368,16 @@ mod tests {
                 assert_eq!(survey(&text("é".as_bytes())), expected(0, false, false));
             }
         }
+    }
+
+    #[test]
+    fn a_survey_takes_nothing_else_for_a_key() {
+        let none = Survey { events: 0, suspicious: false, ascii: true };
+        for near in ["\"ex\"", "\"xv\"", "xev\"", "\"evx", "\"stx", "\"sxa", "\"xta", "xsta"] {
+            // Far from the end, and near it.
+            let text = [near, &" ".repeat(2 * STRIDE), near].concat();
+            assert_eq!(survey(text.as_bytes()), none, "{near}");
+        }
+        assert!(!survey(b"\x80").ascii);
     }
 }

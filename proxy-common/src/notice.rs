@@ -155,6 +155,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::market::Kind;
 
     #[test]
     fn outages_are_told_from_other_notices() {
@@ -173,14 +174,44 @@ mod tests {
             from: SystemTime::UNIX_EPOCH + Duration::from_millis(1_000),
             reason: "r".into(),
         };
-        let up = Notice::upstream_up("firehose", &outage, outage.from + Duration::from_millis(234));
-        assert_eq!(
-            up.frame().text(),
-            br#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#
-        );
-        assert_eq!(
-            Notice::gap("firehose", 3, Some(7)).frame().text(),
-            br#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#
-        );
+        let back = outage.from + Duration::from_millis(234);
+        for (notice, text) in [
+            (
+                Notice::upstream_down("filtered", &outage),
+                r#"[{"ev":"status","status":"upstream_down","message":"upstream of the filtered lost, reconnecting: r","tier":"filtered","reason":"r","from":1000}]"#,
+            ),
+            (
+                Notice::upstream_up("firehose", &outage, back),
+                r#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#,
+            ),
+            (
+                Notice::gap("firehose", 3, Some(7)),
+                r#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#,
+            ),
+            (
+                Notice::malformed("firehose"),
+                r#"[{"ev":"status","status":"gap","message":"a frame reached the firehose damaged: events in it may be missing","tier":"firehose","reason":"malformed","frames":1}]"#,
+            ),
+            (
+                Notice::oversize("filtered", 2),
+                r#"[{"ev":"status","status":"gap","message":"2 events longer than a message may be were left out by the filtered","tier":"filtered","reason":"oversize","events":2}]"#,
+            ),
+        ] {
+            assert_eq!(String::from_utf8_lossy(notice.frame().text()), text);
+        }
+    }
+
+    #[test]
+    fn who_gets_notices_is_a_choice() {
+        let holds = |channel| ChannelSet::from_iter([channel]);
+        let (all, trades) = (holds(Channel::All), holds(Channel::Kind(Kind::T)));
+        for (notices, trades_get_them, all_get_them) in [
+            (Notices::ToAll, true, true),
+            (Notices::ToHoldersOfAll, false, true),
+            (Notices::Off, false, false),
+        ] {
+            let reached = (notices.reach(&trades), notices.reach(&all));
+            assert_eq!(reached, (trades_get_them, all_get_them), "{notices:?}");
+        }
     }
 }

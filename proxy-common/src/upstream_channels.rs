@@ -278,9 +278,12 @@ mod tests {
         let now = Instant::now();
         let mut up = UpstreamChannels::default();
         up.want(channels("NOI.*,*"));
+        assert_eq!(up.deadline(), None);
         assert_eq!(params(&mut up, now), "subscribe *");
+        assert_eq!(up.deadline(), Some(now + ANSWER_TIMEOUT));
         assert!(up.on_time(now).is_empty());
         assert_eq!(up.on_time(now + ANSWER_TIMEOUT), [Change::Unanswered(Channel::All)]);
+        assert_eq!(up.health().pending, ["*", "NOI.*"], "without an answer, and not asked yet");
         assert_eq!(params(&mut up, now), "subscribe NOI.*");
         assert_eq!(
             up.on_status(&status("success", "subscribed to: *")),

@@ -21,7 +21,7 @@ impl ShortSymbol {
 
     /// The number, or `None` for a symbol that is too long.
     #[inline(always)]
-    pub(super) fn new(symbol: &[u8]) -> Option<Self> {
+    pub(super) fn of(symbol: &[u8]) -> Option<Self> {
         let length = symbol.len();
         // Two reads that overlap, instead of one of each byte.
         let word = match length {
@@ -131,20 +131,22 @@ impl HolderLists {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::{collections::HashSet, hash::BuildHasher};
 
     use super::*;
 
     #[test]
     fn different_symbols_are_different_numbers() {
-        let mut seen = HashSet::new();
+        let (mut seen, mut hashes) = (HashSet::new(), HashSet::new());
+        let hasher = RandomState::default();
         for symbol in ["", "\0", "\0\0", "A", "A\0", "AB", "BA", "ABC", "ABCD", "ABCDE", "ABCDEFG"]
         {
-            let short = ShortSymbol::new(symbol.as_bytes()).unwrap();
+            let short = ShortSymbol::of(symbol.as_bytes()).unwrap();
             assert!(seen.insert(short), "{symbol:?}");
+            assert!(hashes.insert(hasher.hash_one(short)), "{symbol:?}");
             assert_eq!(&short.0.to_le_bytes()[..symbol.len()], symbol.as_bytes());
         }
-        assert_eq!(ShortSymbol::new(b"ABCDEFGH"), None);
+        assert_eq!(ShortSymbol::of(b"ABCDEFGH"), None);
     }
 
     #[test]

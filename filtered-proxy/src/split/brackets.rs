@@ -189,6 +189,43 @@ mod tests {
     }
 
     #[test]
+    fn two_backslashes_show_wherever_they_stand() {
+        for (i, j) in (0..64).flat_map(|i| (0..64).map(move |j| (i, j))) {
+            let mut block = [b'x'; BLOCK];
+            (block[i], block[j]) = (b'\\', b'\\');
+            assert_eq!(Masks::of(&block).backslashes, (1 << i) | (1 << j));
+        }
+    }
+
+    #[test]
+    fn brackets_are_those_that_a_walk_byte_by_byte_finds() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..5_000 {
+            // Where blocks meet, backslashes and quotes are many; elsewhere they are few.
+            let text: [[u8; BLOCK]; 4] = std::array::from_fn(|_| {
+                std::array::from_fn(|at| match (random.u8(..), at) {
+                    (..128, 0 | 63) | (..4, _) => b'\\',
+                    (..200, 0 | 1) | (..16, _) => b'"',
+                    (..32, _) => *random.choice(b"[]{}").unwrap(),
+                    _ => b'x',
+                })
+            });
+            let (mut inside, mut escaping) = (false, false);
+            let mut expected = Vec::new();
+            for (at, byte) in (0..).zip(text.as_flattened()) {
+                let escaped = std::mem::take(&mut escaping);
+                match byte {
+                    b'\\' => escaping = !escaped,
+                    b'"' if !escaped => inside = !inside,
+                    b'[' | b']' | b'{' | b'}' if !inside => expected.push(at),
+                    _ => {}
+                }
+            }
+            assert_eq!(Brackets::new().find(&text, 0), expected);
+        }
+    }
+
+    #[test]
     fn quotes_are_found_in_texts_of_any_length() {
         for length in [0, 1, 63, 64, 65, 128, MAX_QUOTED - 1, MAX_QUOTED] {
             let text: Vec<u8> = (0..length).map(|i| if i % 3 == 0 { b'"' } else { b'x' }).collect();
