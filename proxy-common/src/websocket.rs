@@ -344,7 +344,7 @@ mod tests {
         let expected = [
             Ok(Decoded::Ping(BytesMut::from(&longest[..]))),
             text(&[[b'b'; 120].as_slice(), &[b'c'; 80]].concat(), 0),
-            Ok(Decoded::Binary(200)),
+            Ok(Decoded::Binary(BytesMut::from(&[[1; 120].as_slice(), &[2; 80]].concat()[..]))),
         ];
         assert_eq!(rest, expected);
     }
