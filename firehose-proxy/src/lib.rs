@@ -72,6 +72,8 @@ pub struct FirehoseTier {
     upstream: Arc<LinkMetrics>,
     intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
+    /// Most bytes queued for a session.
+    queue_bytes: usize,
 }
 
 impl Firehose {
@@ -106,7 +108,7 @@ impl Firehose {
         let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
         link_config.extra_roots = config.extra_roots;
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
-        let (fanout, readers) = fanout::ring(config.ring_frames);
+        let (fanout, readers) = fanout::ring(config.ring_frames, config.ring_bytes);
         let (down, lasting) = watch::channel(None);
         let tier = FirehoseTier {
             fanout: readers,
@@ -120,6 +122,7 @@ impl Firehose {
             upstream,
             intake,
             sessions: Arc::clone(&sessions),
+            queue_bytes: config.listen.client_queue_bytes,
         };
         let server = Server {
             tier: Arc::new(tier),
@@ -259,15 +262,7 @@ impl Tier for FirehoseTier {
     type Seat = FirehoseSeat;
 
     async fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSeat {
-        FirehoseSeat::new(
-            Arc::clone(outbound),
-            self.fanout.clone(),
-            self.down.clone(),
-            Arc::clone(&self.aggregate),
-            Arc::clone(&self.offer),
-            self.notices,
-            Arc::clone(&self.sessions),
-        )
+        FirehoseSeat::new(self, outbound)
     }
 
     fn health(&self) -> Health {

@@ -16,14 +16,15 @@ use proxy_common::{
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    TIER,
+    FirehoseTier, TIER,
     aggregate::Aggregate,
     fanout::{Content, FanoutHandle, Next, Published, Reader},
     offer::{Offer, Refusals},
 };
 
-/// Most messages fetched before they are written: what a session holds outside the ring.
+/// Most messages fetched before they are written, and most bytes, but for one message more: what a session holds outside the ring.
 const BATCH: usize = 64;
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// A session's place. It reads the ring while it holds anything.
 #[derive(Debug)]
@@ -41,31 +42,27 @@ pub struct FirehoseSeat {
     held: ChannelSet,
     reader: Option<Reader>,
     batch: Vec<(Frame, u32)>,
+    batch_bytes: usize,
+    max_batch_bytes: usize,
 }
 
 impl FirehoseSeat {
-    pub(crate) fn new(
-        outbound: Arc<Outbound>,
-        fanout: FanoutHandle,
-        down: watch::Receiver<Option<Frame>>,
-        aggregate: Arc<Aggregate>,
-        offer: Arc<Offer>,
-        notices: Notices,
-        metrics: Arc<SessionMetrics>,
-    ) -> Self {
-        let (held, refused) = (ChannelSet::default(), offer.refused());
+    pub(crate) fn new(tier: &FirehoseTier, outbound: &Arc<Outbound>) -> Self {
         Self {
-            outbound,
-            fanout,
-            down,
-            aggregate,
-            offer,
-            notices,
-            refused,
-            metrics,
-            held,
+            outbound: Arc::clone(outbound),
+            fanout: tier.fanout.clone(),
+            down: tier.down.clone(),
+            aggregate: Arc::clone(&tier.aggregate),
+            offer: Arc::clone(&tier.offer),
+            notices: tier.notices,
+            refused: tier.offer.refused(),
+            metrics: Arc::clone(&tier.sessions),
+            held: ChannelSet::default(),
             reader: None,
             batch: Vec::new(),
+            batch_bytes: 0,
+            // One batch must not be what makes a session slow that was not behind.
+            max_batch_bytes: MAX_BATCH_BYTES.min(tier.queue_bytes / 2),
         }
     }
 
@@ -105,7 +102,7 @@ impl FirehoseSeat {
             Next::Gap { frames, events, then } => {
                 self.metrics.lost(LossReason::RingOverrun, events);
                 if self.notices.reach(&self.held) {
-                    self.batch.push((Notice::gap(TIER, frames, Some(events)).frame(), 0));
+                    self.put(Notice::gap(TIER, frames, Some(events)).frame(), 0);
                 }
                 // A change of the offer may be among what is lost.
                 self.stow_offer();
@@ -116,10 +113,8 @@ impl FirehoseSeat {
 
     fn stow_message(&mut self, message: Published) {
         match message.content {
-            Content::Data => self.batch.push((message.frame, message.events)),
-            Content::Notice if self.notices.reach(&self.held) => {
-                self.batch.push((message.frame, 0));
-            }
+            Content::Data => self.put(message.frame, message.events),
+            Content::Notice if self.notices.reach(&self.held) => self.put(message.frame, 0),
             Content::Notice => {}
             Content::OfferChanged => self.stow_offer(),
         }
@@ -133,10 +128,17 @@ impl FirehoseSeat {
         }
         let known = std::mem::replace(&mut self.refused, refused);
         let told = self.lacking(self.held.iter(), Some(&known));
-        self.batch.extend(told.into_iter().map(|frame| (frame, 0)));
-        if self.held.contains(&Channel::All) {
-            self.batch.push((self.offer.frame(), 0));
+        for frame in told {
+            self.put(frame, 0);
         }
+        if self.held.contains(&Channel::All) {
+            self.put(self.offer.frame(), 0);
+        }
+    }
+
+    fn put(&mut self, frame: Frame, events: u32) {
+        self.batch_bytes += frame.bytes().len();
+        self.batch.push((frame, events));
     }
 
     /// The frames about these channels as far as they are refused, and were not `before`.
@@ -194,6 +196,7 @@ impl Seat for FirehoseSeat {
         };
         self.stow(next);
         while self.batch.len() < BATCH
+            && self.batch_bytes < self.max_batch_bytes
             && let Some(next) = self.reader.as_mut().and_then(Reader::try_next)
         {
             self.stow(next);
@@ -201,6 +204,7 @@ impl Seat for FirehoseSeat {
         let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
         self.outbound.send_frames(frames, Instant::now());
         self.batch.clear();
+        self.batch_bytes = 0;
         let now_seen = self.reader.as_ref().map_or(seen, Reader::seen);
         self.metrics.queue_events.dec_by((now_seen - seen) as i64);
         Ok(())
