@@ -36,9 +36,6 @@ mod websocket;
 use connection::{Connection, Received};
 use websocket::WebSocket;
 
-/// After an eviction the slot is left to the other process for this long, and up to half as much again.
-const EVICTED_INTERVAL: Duration = Duration::from_secs(60);
-
 /// The channels a link is to ask for.
 pub type Wanted = std::collections::BTreeSet<Channel>;
 
@@ -392,7 +389,7 @@ impl Link {
         let (wait, state) = match error {
             LinkError::AuthFailed(_) => (self.config.refused_interval, LinkState::Refused),
             LinkError::MaxConnections(_) => {
-                (EVICTED_INTERVAL.mul_f64(1.0 + chance / 2.0), LinkState::Waiting)
+                (self.backoff.after_eviction(life, chance), LinkState::Waiting)
             }
             LinkError::Unreachable(_)
             | LinkError::Timeout(_)
