@@ -3,9 +3,12 @@
 //! The ring is a tokio broadcast channel, which bounds messages. Bytes are bounded by giving long messages more than one place
 //! in it: a message is followed by as many empty places as it takes beyond the first, and pushes out what stood there.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
-use proxy_common::frame::Frame;
+use proxy_common::{frame::Frame, link::Outage};
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
 /// What goes round the ring.
@@ -22,14 +25,25 @@ pub struct Published {
 }
 
 /// What a message is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Content {
     /// Events of the upstream.
     Data,
     /// A notice of a tier.
     Notice,
+    /// A sign without a text: not everything comes from now on.
+    Down(Outage),
+    /// A sign without a text: since then, everything comes that was asked for before.
+    Complete(SystemTime),
     /// A sign without a text: what can be had of the upstream has changed.
     OfferChanged,
+}
+
+impl Published {
+    /// How many messages were published before it, since the start.
+    pub fn place(&self) -> u64 {
+        self.before.messages
+    }
 }
 
 /// How much was published.
@@ -110,9 +124,9 @@ impl Fanout {
         self.send(frame, 0, Content::Notice);
     }
 
-    /// Tells every reader there is that the offer has changed.
-    pub fn offer_changed(&mut self) {
-        self.send(Frame::new(b""), 0, Content::OfferChanged);
+    /// Gives a sign without a text to every reader there is.
+    pub fn signal(&mut self, sign: Content) {
+        self.send(Frame::new(b""), 0, sign);
     }
 
     fn send(&mut self, frame: Frame, events: u32, content: Content) -> usize {
@@ -174,6 +188,11 @@ impl Reader {
     /// How many of the events published are behind it: taken or missed.
     pub fn seen(&self) -> u64 {
         self.seen.events
+    }
+
+    /// The place that the next message to be published will have.
+    pub fn end(&self) -> u64 {
+        lock(&self.published).messages
     }
 
     /// Gives the place up, and tells how many events published meanwhile are left unread.

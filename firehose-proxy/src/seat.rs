@@ -1,6 +1,6 @@
 //! A session's place at the firehose: what it holds, and its cursor in the ring.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use proxy_common::{
     carried::{Shortfall, news},
@@ -8,6 +8,7 @@ use proxy_common::{
     channel_set::ChannelSet,
     close::CloseReason,
     frame::Frame,
+    link::Outage,
     metrics::{LossReason, SessionMetrics},
     notice::{Notice, Notices},
     outbound::Outbound,
@@ -20,6 +21,7 @@ use crate::{
     aggregate::Aggregate,
     fanout::{Content, FanoutHandle, Next, Published, Reader},
     offer::{Offer, Refusals},
+    told::Told,
 };
 
 /// Most messages fetched before they are written, and most bytes, but for one message more: what a session holds outside the ring.
@@ -31,8 +33,8 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 pub struct FirehoseSeat {
     outbound: Arc<Outbound>,
     fanout: FanoutHandle,
-    /// The notice of the outage that lasts.
-    down: watch::Receiver<Option<Frame>>,
+    /// The outage that lasts.
+    down: watch::Receiver<Option<Outage>>,
     aggregate: Arc<Aggregate>,
     offer: Arc<Offer>,
     notices: Notices,
@@ -41,6 +43,7 @@ pub struct FirehoseSeat {
     metrics: Arc<SessionMetrics>,
     held: ChannelSet,
     reader: Option<Reader>,
+    told: Told,
     batch: Vec<(Frame, u32)>,
     batch_bytes: usize,
     max_batch_bytes: usize,
@@ -59,6 +62,7 @@ impl FirehoseSeat {
             metrics: Arc::clone(&tier.sessions),
             held: ChannelSet::default(),
             reader: None,
+            told: Told::default(),
             batch: Vec::new(),
             batch_bytes: 0,
             // One batch must not be what makes a session slow that was not behind.
@@ -71,6 +75,7 @@ impl FirehoseSeat {
         if self.reader.is_none() {
             self.reader = Some(self.fanout.reader());
             self.refused = self.offer.refused();
+            self.told = Told::default();
         }
     }
 
@@ -101,22 +106,46 @@ impl FirehoseSeat {
             Next::Message(message) => self.stow_message(message),
             Next::Gap { frames, events, then } => {
                 self.metrics.lost(LossReason::RingOverrun, events);
-                if self.notices.reach(&self.held) {
-                    self.put(Notice::gap(TIER, frames, Some(events)).frame(), 0);
-                }
-                // A change of the offer may be among what is lost.
+                self.put_notice(Some(Notice::gap(TIER, frames, Some(events))));
+                // Signs may be among what is lost.
                 self.stow_offer();
+                let end = self.reader.as_ref().map_or(0, Reader::end);
+                let told = self.told.catch_up(self.missing(), SystemTime::now(), end);
+                self.put_notice(told);
                 self.stow_message(then);
             }
         }
     }
 
     fn stow_message(&mut self, message: Published) {
+        let place = message.place();
         match message.content {
             Content::Data => self.put(message.frame, message.events),
             Content::Notice if self.notices.reach(&self.held) => self.put(message.frame, 0),
             Content::Notice => {}
+            Content::Down(outage) => {
+                let told = self.told.down(outage, place);
+                self.put_notice(Some(told));
+            }
+            Content::Complete(since) => {
+                let told = self.told.up(since, place);
+                self.put_notice(told);
+            }
             Content::OfferChanged => self.stow_offer(),
+        }
+    }
+
+    /// Why not everything comes at this moment, if so.
+    fn missing(&self) -> Option<Outage> {
+        let subscribing = || (!self.aggregate.is_settled()).then(|| Outage::now("subscribing"));
+        self.down.borrow().clone().or_else(subscribing)
+    }
+
+    fn put_notice(&mut self, notice: Option<Notice>) {
+        if let Some(notice) = notice
+            && self.notices.reach(&self.held)
+        {
+            self.put(notice.frame(), 0);
         }
     }
 
@@ -173,8 +202,13 @@ impl Seat for FirehoseSeat {
             (false, false) => self.unsubscribe(&change.channels),
         }
         // Who subscribes while something is missing is told, as those were who were there when it began.
-        let tells = change.subscribe && self.notices.reach(&self.held);
-        replies.extend(tells.then(|| self.down.borrow().clone()).flatten());
+        if change.subscribe
+            && let Some(end) = self.reader.as_ref().map(Reader::end)
+            && let Some(outage) = self.missing()
+        {
+            let notice = self.told.down(outage, end);
+            replies.extend(self.notices.reach(&self.held).then(|| notice.frame()));
+        }
         self.outbound.send_frames(replies.iter().map(|frame| (frame, 0)), Instant::now());
         Ok(())
     }

@@ -76,11 +76,13 @@ impl LinkConfig {
 /// What happens on a link.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Logged in. Data may follow. If the link was up before, it has everything again that it had been asked for, and this is
-    /// the outage that has just ended.
-    Up(Option<Outage>),
+    /// Logged in, and everything that the link is asked for is answered. This is the outage that has just ended; the first one
+    /// begins with the program.
+    Up(Outage),
     /// The connection is lost, since now. Reconnecting goes on by itself.
     Down(Outage),
+    /// Everything that the link is asked for by now is answered, there being no outage.
+    Settled,
     /// An array of data events, byte for byte as upstream sent it.
     Frame {
         /// The frame.
@@ -96,13 +98,20 @@ pub enum LinkEvent {
     Channels(Vec<Change>),
 }
 
-/// A time without the link.
+/// A time in which not everything comes that is wanted.
 #[derive(Debug, Clone)]
 pub struct Outage {
-    /// When the connection was lost.
+    /// When it began.
     pub from: SystemTime,
     /// Why, for people.
     pub reason: String,
+}
+
+impl Outage {
+    /// One that begins now.
+    pub fn now(reason: impl Into<String>) -> Self {
+        Self { from: SystemTime::now(), reason: reason.into() }
+    }
 }
 
 /// What a link is doing.
@@ -206,7 +215,7 @@ pub struct Link {
     metrics: Arc<LinkMetrics>,
     backoff: Backoff,
     phase: Phase,
-    /// The outage that lasts, if the link was up before.
+    /// The outage that lasts.
     outage: Option<Outage>,
     /// Events known but not yet yielded; a frame brings at most a few notices.
     ready: VecDeque<LinkEvent>,
@@ -264,10 +273,15 @@ impl Link {
             metrics,
             backoff: Backoff::default(),
             phase: Phase::Waiting(Box::pin(future::ready(()))),
-            outage: None,
+            outage: Some(Outage::now("starting")),
             ready: VecDeque::new(),
         };
         (link, handle)
+    }
+
+    /// The outage that lasts: at first the one that begins with the program.
+    pub fn outage(&self) -> Option<&Outage> {
+        self.outage.as_ref()
     }
 
     /// The next thing that happens.
@@ -301,9 +315,6 @@ impl Link {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(event);
             }
-            if let Some(outage) = self.ended_outage() {
-                return Poll::Ready(LinkEvent::Up(Some(outage)));
-            }
             match &mut self.phase {
                 Phase::Waiting(wait) => {
                     ready!(wait.as_mut().poll(cx));
@@ -323,14 +334,18 @@ impl Link {
                         self.on_channels(&changes);
                         return Poll::Ready(LinkEvent::Channels(changes));
                     }
+                    // Until now events were missed that nobody would know of.
+                    Ok(Received::Settled) => {
+                        let ended = self.outage.take();
+                        return Poll::Ready(ended.map_or(LinkEvent::Settled, LinkEvent::Up));
+                    }
                     Err(error) => {
                         let life = connection.age();
                         self.metrics.up.set(0);
                         self.on_end(&error, life);
                         // An outage that was not over yet goes on.
                         if self.outage.is_none() {
-                            let outage =
-                                Outage { from: SystemTime::now(), reason: error.to_string() };
+                            let outage = Outage::now(error.to_string());
                             self.outage = Some(outage.clone());
                             self.ready.push_back(LinkEvent::Down(outage));
                         }
@@ -370,15 +385,6 @@ impl Link {
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
         self.metrics.up.set(1);
-        if self.outage.is_none() {
-            self.ready.push_back(LinkEvent::Up(None));
-        }
-    }
-
-    /// The outage that ends now that all channels are back: until then events are missed that nobody would know of.
-    fn ended_outage(&mut self) -> Option<Outage> {
-        let Phase::Up(connection) = &self.phase else { return None };
-        if self.outage.is_some() && connection.is_settled() { self.outage.take() } else { None }
     }
 
     /// Decides when to try again. `life` is how long the connection had been logged in.

@@ -53,22 +53,25 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// The tier's upstream is gone: what happens there from now on is missed.
+    /// Not everything comes from the tier's upstream: what happens there from now on may be missed.
     pub fn upstream_down(tier: &'static str, outage: &Outage) -> Self {
         Self {
-            message: format!("upstream of the {tier} lost, reconnecting: {}", outage.reason),
+            message: format!(
+                "events may be missing until the upstream of the {tier} is up: {}",
+                outage.reason
+            ),
             reason: Some(outage.reason.clone()),
             from: Some(millis(outage.from)),
             ..Self::new(tier, "upstream_down")
         }
     }
 
-    /// The tier's upstream is back: what happened in between is missed.
+    /// Everything comes that was asked for: what happened in between is missed.
     pub fn upstream_up(tier: &'static str, outage: &Outage, to: SystemTime) -> Self {
         let (from, to) = (millis(outage.from), millis(to));
         Self {
             message: format!(
-                "upstream of the {tier} is back after {} ms; events of that time are missed",
+                "upstream of the {tier} is up after {} ms; events of that time are missed",
                 to.saturating_sub(from)
             ),
             reason: Some(outage.reason.clone()),
@@ -143,6 +146,12 @@ pub fn outage(message: &[u8]) -> Option<OutageNotice> {
     }
 }
 
+/// What a message that holds one notice says for people.
+pub fn message(message: &[u8]) -> Option<String> {
+    let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
+    Some(statuses.into_iter().next()?.message)
+}
+
 fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -163,6 +172,9 @@ mod tests {
         assert_eq!(outage(up.text()), Some(OutageNotice::Up));
         assert_eq!(outage(Notice::gap("firehose", 1, None).frame().text()), None);
         assert_eq!(outage(b"[]"), None);
+        let said = "events may be missing until the upstream of the firehose is up: upstream_up";
+        assert_eq!(message(down.text()).as_deref(), Some(said));
+        assert_eq!(message(b"[]"), None);
     }
 
     #[test]
@@ -174,7 +186,7 @@ mod tests {
         let up = Notice::upstream_up("firehose", &outage, outage.from + Duration::from_millis(234));
         assert_eq!(
             up.frame().text(),
-            br#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#
+            br#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is up after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#
         );
         assert_eq!(
             Notice::gap("firehose", 3, Some(7)).frame().text(),

@@ -204,7 +204,7 @@ impl Stack {
         stack
     }
 
-    /// Waits until both tiers' links are up and every channel of the market has been asked for.
+    /// Waits until both tiers' links are up, every channel of the market has been asked for, and the filtered proxies know.
     ///
     /// # Panics
     ///
@@ -220,6 +220,15 @@ impl Stack {
                 let pending = health.pointer("/channels/pending").and_then(|list| list.as_array());
                 let carried = health.pointer("/channels/carried").and_then(|list| list.as_array());
                 pending.is_some_and(Vec::is_empty) && carried.is_some_and(|list| !list.is_empty())
+            })
+            .await;
+        }
+        for proxy in &self.filtered {
+            eventually(SOON, "the firehose tells of no outage", async || {
+                let health = proxy.health().await;
+                let carried = health.pointer("/channels/carried/0").and_then(|item| item.as_str());
+                let problems = health.pointer("/problems").and_then(|list| list.as_array());
+                carried == Some("*") && problems.is_some_and(Vec::is_empty)
             })
             .await;
         }
