@@ -221,14 +221,14 @@ impl Router {
         }
     }
 
-    /// Tells every session that gets notices, in order with the events around it.
+    /// Tells every session that gets notices and holds anything, in order with the events around it.
     fn notify(&mut self, frame: &Frame) {
         self.deliver();
         if self.notices == Notices::Off {
             return;
         }
         let now = Instant::now();
-        for outbound in self.index.everyone() {
+        for outbound in self.index.holders() {
             outbound.send_frame(frame, now);
         }
     }

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use polygon_sim::{SimConfig, SimHandle, Simulator};
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -224,13 +225,7 @@ impl Stack {
             .await;
         }
         for proxy in &self.filtered {
-            eventually(SOON, "the firehose tells of no outage", async || {
-                let health = proxy.health().await;
-                let carried = health.pointer("/channels/carried/0").and_then(|item| item.as_str());
-                let problems = health.pointer("/problems").and_then(|list| list.as_array());
-                carried == Some("*") && problems.is_some_and(Vec::is_empty)
-            })
-            .await;
+            is_complete(proxy).await;
         }
     }
 
@@ -289,6 +284,21 @@ impl Stack {
 /// It is not before long.
 pub async fn is_up(program: &Program) {
     in_state(program, "up").await;
+}
+
+/// Waits until a filtered proxy is told everything, and the firehose tells it of no outage.
+///
+/// # Panics
+///
+/// That is not so before long.
+pub async fn is_complete(filtered: &Program) {
+    let list = |health: &Value, pointer: &str| health.pointer(pointer)?.as_array().cloned();
+    eventually(SOON, "everything comes from the firehose", async || {
+        let health = filtered.health().await;
+        let carried = list(&health, "/channels/carried") == Some(vec![Value::from("*")]);
+        carried && list(&health, "/problems") == Some(Vec::new())
+    })
+    .await;
 }
 
 /// Waits until a program's link is in this state, as `/health` tells it.
