@@ -140,9 +140,10 @@ impl<M> Index<M> {
         self.cohorts.get(cohort).into_iter().flat_map(|cohort| &cohort.members).map(|(_, m)| m)
     }
 
-    /// What the caller keeps for every session.
-    pub fn everyone(&self) -> impl Iterator<Item = &M> {
-        self.cohorts.iter().flat_map(|(_, cohort)| &cohort.members).map(|(_, member)| member)
+    /// What the caller keeps for every session that holds anything.
+    pub fn holders(&self) -> impl Iterator<Item = &M> {
+        let holding = self.cohorts().filter(|(channels, _)| !channels.is_empty());
+        holding.flat_map(|(_, members)| members)
     }
 
     /// The channels of each cohort, and what the caller keeps for its sessions.

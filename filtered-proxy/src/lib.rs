@@ -160,7 +160,7 @@ impl Tier for FilteredTier {
     }
 
     fn health(&self) -> Health {
-        let (link, problems) = (self.link.status(), Vec::new());
+        let (link, problems) = (self.link.status(), self.router.problems());
         self.health.report(&link, &self.upstream, &self.intake, &self.sessions, problems)
     }
 

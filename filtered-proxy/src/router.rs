@@ -63,6 +63,8 @@ struct Shared {
     someone_left: Notify,
     /// What the firehose carries; `None` as long as it has not told. Written by the router.
     carriage: watch::Sender<Option<Carriage>>,
+    /// The notices of outages that last: of our link, and of the firehose's as it told us. Written by the router.
+    down: watch::Sender<[Option<Frame>; 2]>,
 }
 
 /// The way to the router.
@@ -88,8 +90,6 @@ pub struct Router {
     told: u64,
     /// Whether one of these frames could not be read to its end.
     damaged: bool,
-    /// The notices of outages that last: of our link, and of the firehose's as it told us.
-    down: [Option<Frame>; 2],
 }
 
 impl Router {
@@ -107,6 +107,7 @@ impl Router {
             gone: Mutex::default(),
             someone_left: Notify::new(),
             carriage: watch::Sender::new(None),
+            down: watch::Sender::new([None, None]),
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let router = Self {
@@ -122,7 +123,6 @@ impl Router {
             sessions,
             told: 0,
             damaged: false,
-            down: [None, None],
         };
         (router, handle)
     }
@@ -130,6 +130,7 @@ impl Router {
     /// Routes until dropped, or until nobody is left who could bring a session.
     pub async fn run(mut self, mut link: Link) {
         let mut events = Vec::new();
+        self.is_down(0, link.outage().map(|outage| Notice::upstream_down(TIER, outage).frame()));
         loop {
             // In no order of preference: neither changes nor data may keep the other waiting.
             tokio::select! {
@@ -150,28 +151,34 @@ impl Router {
                     self.route_frame(frame.shared_text(), events);
                 }
                 LinkEvent::Notice(frame) => {
+                    self.notify(&frame);
                     match notice::outage(frame.text()) {
-                        Some(OutageNotice::Down) => self.down[1] = Some(frame.clone()),
-                        Some(OutageNotice::Up) => self.down[1] = None,
+                        Some(OutageNotice::Down) => self.is_down(1, Some(frame)),
+                        Some(OutageNotice::Up) => self.is_down(1, None),
                         None => {}
                     }
-                    self.notify(&frame);
                 }
                 LinkEvent::Down(outage) => {
                     let frame = Notice::upstream_down(TIER, &outage).frame();
                     self.notify(&frame);
+                    self.is_down(0, Some(frame));
                     // The firehose says again what lasts, once we are back.
-                    self.down = [Some(frame), None];
+                    self.is_down(1, None);
                 }
-                LinkEvent::Up(Some(outage)) => {
-                    self.down[0] = None;
+                LinkEvent::Up(outage) => {
                     self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
+                    self.is_down(0, None);
                 }
                 LinkEvent::Carried(object) => self.learn(&object),
-                LinkEvent::Up(None) | LinkEvent::Channels(_) => {}
+                LinkEvent::Settled | LinkEvent::Channels(_) => {}
             }
         }
         self.deliver();
+    }
+
+    /// Keeps the notice of an outage for who comes while it lasts: of our link (0), or of the firehose's (1).
+    fn is_down(&self, which: usize, notice: Option<Frame>) {
+        self.shared.down.send_modify(|down| down[which] = notice);
     }
 
     fn route_frame(&mut self, text: Bytes, events: u64) {
@@ -214,14 +221,14 @@ impl Router {
         }
     }
 
-    /// Tells every session that gets notices, in order with the events around it.
+    /// Tells every session that gets notices and holds anything, in order with the events around it.
     fn notify(&mut self, frame: &Frame) {
         self.deliver();
         if self.notices == Notices::Off {
             return;
         }
         let now = Instant::now();
-        for outbound in self.index.everyone() {
+        for outbound in self.index.holders() {
             outbound.send_frame(frame, now);
         }
     }
@@ -276,7 +283,8 @@ impl Router {
                     let now = Instant::now();
                     // Who subscribes while something is missing is told, as those were who were there when it began.
                     let tells = change.subscribe && self.notices != Notices::Off;
-                    let down = self.down.iter().flatten().filter(|_| tells);
+                    let down = self.shared.down.borrow();
+                    let down = down.iter().flatten().filter(|_| tells);
                     let frames = change.reply.iter().chain(&late).chain(down);
                     outbound.send_frames(frames.map(|frame| (frame, 0)), now);
                 }
@@ -313,6 +321,12 @@ impl Shared {
 }
 
 impl RouterHandle {
+    /// What the firehose tells to be wrong upstream of it.
+    pub fn problems(&self) -> Vec<String> {
+        let [_, of_firehose] = &*self.shared.down.borrow();
+        of_firehose.iter().filter_map(|notice| notice::message(notice.text())).collect()
+    }
+
     /// Gives a session its place. The router that is gone is noticed at the first change.
     pub async fn join(&self, outbound: Arc<Outbound>) -> RouterSeat {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);

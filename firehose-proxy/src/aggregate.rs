@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,6 +23,8 @@ pub struct Aggregate {
     /// Held only for the length of one change: sessions change rarely and none waits for another here.
     channels: Mutex<BTreeMap<Channel, Count>>,
     wanted: watch::Sender<Wanted>,
+    /// Whether the vendor has answered all of that.
+    settled: AtomicBool,
     all: BTreeSet<Channel>,
     linger: Duration,
 }
@@ -39,7 +44,8 @@ impl Aggregate {
         linger: Duration,
     ) -> (Self, watch::Receiver<Wanted>) {
         let (wanted, receiver) = watch::channel(Wanted::new());
-        (Self { market, channels: Mutex::default(), wanted, all, linger }, receiver)
+        let (channels, settled) = (Mutex::default(), AtomicBool::new(false));
+        (Self { market, channels, wanted, settled, all, linger }, receiver)
     }
 
     /// Counts one more holder of each channel.
@@ -81,6 +87,16 @@ impl Aggregate {
         });
     }
 
+    /// Notes that the vendor has answered all that is wanted.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Whether it has, since what is wanted changed last.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
     /// What is wanted now.
     pub fn wanted(&self) -> watch::Ref<'_, Wanted> {
         self.wanted.borrow()
@@ -104,6 +120,7 @@ impl Aggregate {
             let modified = *before != wanted;
             if modified {
                 *before = wanted;
+                self.settled.store(false, Ordering::Release);
             }
             modified
         });
@@ -173,6 +190,19 @@ mod tests {
         union.remove(&channels("*"), Instant::now());
         union.expire(Instant::now() + Duration::from_secs(2));
         assert_eq!(wanted(&receiver), "T.A,Q.A");
+    }
+
+    #[test]
+    fn who_wants_something_new_waits_for_the_vendor() {
+        let (union, _receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+        assert!(!union.is_settled());
+        union.add(&channels("*"));
+        union.settle();
+        union.add(&channels("T.A,T.*,*"));
+        assert!(union.is_settled(), "nothing new is asked for");
+        union.add(&channels("Q.A"));
+        assert!(!union.is_settled());
     }
 
     #[test]

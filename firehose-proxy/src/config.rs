@@ -57,6 +57,9 @@ pub struct Args {
     /// Frames a downstream may lag behind before it loses some, which it is told
     #[arg(long, env = "RING_FRAMES", default_value = "16384", value_parser = count)]
     ring_frames: usize,
+    /// Bytes that a downstream may lag behind before it loses some, which it is told
+    #[arg(long, env = "RING_BYTES", default_value = "268435456", value_parser = count)]
+    ring_bytes: usize,
     #[command(flatten)]
     listen: ListenArgs,
     #[command(flatten)]
@@ -98,6 +101,8 @@ pub struct Config {
     pub keys: Keys,
     /// Frames a downstream may lag behind.
     pub ring_frames: usize,
+    /// Bytes that these may hold together.
+    pub ring_bytes: usize,
     /// Which sessions get notices.
     pub notices: Notices,
     /// What the port shows, if it speaks TLS.
@@ -138,6 +143,16 @@ impl TryFrom<&Args> for Config {
                 format!("expected at most {MAX_RING_FRAMES}"),
             ));
         }
+        let least = args.ring_frames * MIN_BYTES_PER_FRAME;
+        if args.ring_bytes < least {
+            return Err(ConfigError::invalid(
+                "RING_BYTES",
+                args.ring_bytes,
+                format!(
+                    "expected at least {least}, which is {MIN_BYTES_PER_FRAME} for each of RING_FRAMES"
+                ),
+            ));
+        }
         Ok(Self {
             upstream,
             key,
@@ -149,6 +164,7 @@ impl TryFrom<&Args> for Config {
             port: args.port,
             keys,
             ring_frames: args.ring_frames,
+            ring_bytes: args.ring_bytes,
             // Filtered proxies pass on what they are told, so they are told in any case.
             notices: match args.listen.client_notices {
                 true => Notices::ToAll,
@@ -174,8 +190,10 @@ fn silence_alarm(text: &str) -> Result<Alarm, String> {
     }
 }
 
-/// A ring of a million frames could hold several gigabytes.
+/// The places for a million frames take a hundred megabytes while they are empty.
 const MAX_RING_FRAMES: usize = 1 << 20;
+/// With less, frames of usual size would take many places in the ring.
+const MIN_BYTES_PER_FRAME: usize = 1 << 10;
 
 /// Reads `T,Q.*,AM.SPY`: a bare type stands for all its symbols.
 fn parse_channels(list: &str, market: Market) -> Result<BTreeSet<Channel>, ConfigError> {

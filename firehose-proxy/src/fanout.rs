@@ -1,8 +1,14 @@
 //! Fan-out: the same frame to every session, over one ring with a cursor for each reader.
+//!
+//! The ring is a tokio broadcast channel, which bounds messages. Bytes are bounded by giving long messages more than one place
+//! in it: a message is followed by as many empty places as it takes beyond the first, and pushes out what stood there.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
+};
 
-use proxy_common::frame::Frame;
+use proxy_common::{frame::Frame, link::Outage};
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
 /// What goes round the ring.
@@ -14,42 +20,71 @@ pub struct Published {
     pub events: u32,
     /// What it is.
     pub content: Content,
-    /// Events published before this one, since the start: what tells a reader how many it missed.
-    before: u64,
+    /// What was published before this one, since the start: what tells a reader how much it missed.
+    before: Total,
 }
 
 /// What a message is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Content {
     /// Events of the upstream.
     Data,
     /// A notice of a tier.
     Notice,
+    /// A sign without a text: not everything comes from now on.
+    Down(Outage),
+    /// A sign without a text: since then, everything comes that was asked for before.
+    Complete(SystemTime),
     /// A sign without a text: what can be had of the upstream has changed.
     OfferChanged,
 }
 
+impl Published {
+    /// How many messages were published before it, since the start.
+    pub fn place(&self) -> u64 {
+        self.before.messages
+    }
+}
+
+/// How much was published.
+#[derive(Debug, Default, Clone, Copy)]
+struct Total {
+    messages: u64,
+    events: u64,
+}
+
+/// One place in the ring.
+#[derive(Debug, Clone)]
+enum Place {
+    Message(Published),
+    /// Belongs to the long message before it.
+    Empty,
+}
+
 /// The writing end. Publishing never waits for a reader.
 #[derive(Debug)]
-pub struct Fanout(FanoutHandle);
+pub struct Fanout {
+    handle: FanoutHandle,
+    places: usize,
+    /// A message of more bytes takes more than one place.
+    place_bytes: usize,
+}
 
 /// Makes readers, from wherever sessions are.
 #[derive(Debug, Clone)]
 pub struct FanoutHandle {
-    ring: broadcast::Sender<Published>,
-    /// Events published since the start. Held while the ring or its readers change, so that each reader knows exactly what
-    /// it is owed.
-    published: Arc<Mutex<u64>>,
+    ring: broadcast::Sender<Place>,
+    /// Held while the ring or its readers change, so that each reader knows exactly what it is owed.
+    published: Arc<Mutex<Total>>,
 }
 
 /// One session's cursor.
 #[derive(Debug)]
 pub struct Reader {
-    ring: broadcast::Receiver<Published>,
-    published: Arc<Mutex<u64>>,
-    /// Events up to here are read.
-    seen: u64,
-    lagged: u64,
+    ring: broadcast::Receiver<Place>,
+    published: Arc<Mutex<Total>>,
+    /// What was published up to here is read or missed.
+    seen: Total,
 }
 
 /// What a reader finds.
@@ -68,11 +103,14 @@ pub enum Next {
     },
 }
 
-/// A ring for this many messages, rounded up to a power of two. A reader that lags further loses the oldest.
-pub fn ring(frames: usize) -> (Fanout, FanoutHandle) {
-    let (ring, _) = broadcast::channel(frames);
+/// A ring for this many messages, rounded up to a power of two, that hold this many bytes together; one message it holds in
+/// any case. A reader that lags further loses the oldest.
+pub fn ring(frames: usize, bytes: usize) -> (Fanout, FanoutHandle) {
+    let places = frames.next_power_of_two();
+    let (ring, _) = broadcast::channel(places);
     let handle = FanoutHandle { ring, published: Arc::default() };
-    (Fanout(handle.clone()), handle)
+    let place_bytes = (bytes / places).max(1);
+    (Fanout { handle: handle.clone(), places, place_bytes }, handle)
 }
 
 impl Fanout {
@@ -86,17 +124,25 @@ impl Fanout {
         self.send(frame, 0, Content::Notice);
     }
 
-    /// Tells every reader there is that the offer has changed.
-    pub fn offer_changed(&mut self) {
-        self.send(Frame::new(b""), 0, Content::OfferChanged);
+    /// Gives a sign without a text to every reader there is.
+    pub fn signal(&mut self, sign: Content) {
+        self.send(Frame::new(b""), 0, sign);
     }
 
     fn send(&mut self, frame: Frame, events: u32, content: Content) -> usize {
-        let mut published = lock(&self.0.published);
+        let bytes = frame.bytes().len();
+        let mut published = lock(&self.handle.published);
         let message = Published { frame, events, content, before: *published };
-        *published += u64::from(events);
+        published.messages += 1;
+        published.events += u64::from(events);
         // No reader is no error: nobody is there to miss anything.
-        self.0.ring.send(message).unwrap_or(0)
+        let readers = self.handle.ring.send(Place::Message(message)).unwrap_or(0);
+        if bytes > self.place_bytes && readers > 0 {
+            for _ in 1..bytes.div_ceil(self.place_bytes).min(self.places) {
+                let _ = self.handle.ring.send(Place::Empty);
+            }
+        }
+        readers
     }
 }
 
@@ -105,11 +151,11 @@ impl FanoutHandle {
     pub fn reader(&self) -> Reader {
         let published = lock(&self.published);
         let ring = self.ring.subscribe();
-        Reader { ring, published: Arc::clone(&self.published), seen: *published, lagged: 0 }
+        Reader { ring, published: Arc::clone(&self.published), seen: *published }
     }
 }
 
-fn lock(published: &Mutex<u64>) -> MutexGuard<'_, u64> {
+fn lock(published: &Mutex<Total>) -> MutexGuard<'_, Total> {
     published.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -120,8 +166,9 @@ impl Reader {
     pub async fn next(&mut self) -> Option<Next> {
         loop {
             match self.ring.recv().await {
-                Ok(message) => return Some(self.take(message)),
-                Err(RecvError::Lagged(n)) => self.lagged += n,
+                Ok(Place::Message(message)) => return Some(self.take(message)),
+                // What was overwritten shows by the counts of the next message.
+                Ok(Place::Empty) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
         }
@@ -131,8 +178,8 @@ impl Reader {
     pub fn try_next(&mut self) -> Option<Next> {
         loop {
             match self.ring.try_recv() {
-                Ok(message) => return Some(self.take(message)),
-                Err(TryRecvError::Lagged(n)) => self.lagged += n,
+                Ok(Place::Message(message)) => return Some(self.take(message)),
+                Ok(Place::Empty) | Err(TryRecvError::Lagged(_)) => {}
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
             }
         }
@@ -140,22 +187,29 @@ impl Reader {
 
     /// How many of the events published are behind it: taken or missed.
     pub fn seen(&self) -> u64 {
-        self.seen
+        self.seen.events
+    }
+
+    /// The place that the next message to be published will have.
+    pub fn end(&self) -> u64 {
+        lock(&self.published).messages
     }
 
     /// Gives the place up, and tells how many events published meanwhile are left unread.
     pub fn leave(self) -> u64 {
         let published = lock(&self.published);
         drop(self.ring);
-        *published - self.seen
+        published.events - self.seen.events
     }
 
     fn take(&mut self, message: Published) -> Next {
-        let events = message.before - self.seen;
-        self.seen = message.before + u64::from(message.events);
-        match std::mem::take(&mut self.lagged) {
+        let Total { messages, events } = message.before;
+        let missed =
+            Total { messages: messages - self.seen.messages, events: events - self.seen.events };
+        self.seen = Total { messages: messages + 1, events: events + u64::from(message.events) };
+        match missed.messages {
             0 => Next::Message(message),
-            frames => Next::Gap { frames, events, then: message },
+            frames => Next::Gap { frames, events: missed.events, then: message },
         }
     }
 }
@@ -166,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_lags_learns_exactly_what_it_missed() {
-        let (mut fanout, handle) = ring(4);
+        let (mut fanout, handle) = ring(4, 1_000);
         let mut reader = handle.reader();
         let mut quick = handle.reader();
         fanout.publish(Frame::new(b"a"), 1);
@@ -187,12 +241,67 @@ mod tests {
 
     #[test]
     fn a_reader_is_owed_what_comes_after_it_came() {
-        let (mut fanout, handle) = ring(2);
+        let (mut fanout, handle) = ring(2, 1_000);
         fanout.publish(Frame::new(b"before"), 100);
         let mut reader = handle.reader();
         for n in 0..5 {
             fanout.publish(Frame::new(n.to_string().as_bytes()), 1);
         }
         assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: 3, .. })));
+    }
+
+    /// A frame of this many bytes in all.
+    fn long(bytes: usize) -> Frame {
+        let head = Frame::new(&vec![b'x'; bytes]).bytes().len() - bytes;
+        Frame::new(&vec![b'x'; bytes - head])
+    }
+
+    /// What a reader that reads nothing keeps in a ring of 8 messages and 800 bytes, after frames of these sizes.
+    fn kept(sizes: &[usize]) -> (u64, Vec<usize>) {
+        let (mut fanout, handle) = ring(8, 800);
+        let mut reader = handle.reader();
+        for &size in sizes {
+            fanout.publish(long(size), 1);
+        }
+        let (mut missed, mut kept) = (0, Vec::new());
+        while let Some(next) = reader.try_next() {
+            let message = match next {
+                Next::Message(message) => message,
+                Next::Gap { frames, events, then } => {
+                    assert_eq!(frames, events);
+                    missed += frames;
+                    then
+                }
+            };
+            kept.push(message.frame.bytes().len());
+        }
+        (missed, kept)
+    }
+
+    #[test]
+    fn a_ring_is_bounded_in_bytes_as_well() {
+        assert_eq!(kept(&[100; 20]), (12, vec![100; 8]));
+        assert_eq!(kept(&[101; 20]), (16, vec![101; 4]));
+        assert_eq!(kept(&[50, 400, 400]), (1, vec![400, 400]));
+        assert_eq!(kept(&[50, 300, 400]), (0, vec![50, 300, 400]));
+        assert_eq!(kept(&[50, 60, 800]), (2, vec![800]));
+        assert_eq!(kept(&[50, 9_000]), (1, vec![9_000]), "one message in any case");
+        assert_eq!(kept(&[9_000, 50]), (1, vec![50]));
+    }
+
+    #[test]
+    fn what_nobody_reads_any_more_is_not_kept() {
+        let (mut fanout, handle) = ring(8, 800);
+        let (mut one, mut two) = (handle.reader(), handle.reader());
+        let held = long(300);
+        fanout.publish(held.clone(), 1);
+        assert!(
+            one.try_next().is_some() && !held.bytes().is_unique(),
+            "the other has yet to read it"
+        );
+        assert!(two.try_next().is_some() && held.bytes().is_unique());
+        fanout.publish(held.clone(), 1);
+        drop((one, two));
+        assert!(held.bytes().is_unique());
     }
 }

@@ -12,6 +12,7 @@ pub mod guardian;
 pub mod offer;
 mod seat;
 pub mod silence;
+pub mod told;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -22,7 +23,7 @@ use proxy_common::{
     frame::{Cut, Frame, cut},
     health::{Health, HealthReporter},
     keys::KeyMetrics,
-    link::{Link, LinkConfig, LinkEvent, LinkHandle},
+    link::{Link, LinkConfig, LinkEvent, LinkHandle, Outage},
     metrics::{IntakeMetrics, LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
     notice::{Notice, Notices},
     outbound::Outbound,
@@ -38,7 +39,7 @@ use tracing::warn;
 pub use self::config::{Args, Config};
 use self::{
     aggregate::Aggregate,
-    fanout::{Fanout, FanoutHandle},
+    fanout::{Content, Fanout, FanoutHandle},
     guardian::{Guardian, Sampler, Scene},
     offer::Offer,
     seat::FirehoseSeat,
@@ -55,14 +56,14 @@ pub struct Firehose {
     link: Link,
     fanout: Fanout,
     sampler: Sampler,
-    down: watch::Sender<Option<Frame>>,
+    down: watch::Sender<Option<Outage>>,
 }
 
 /// What sessions see of the firehose.
 #[derive(Debug)]
 pub struct FirehoseTier {
     fanout: FanoutHandle,
-    down: watch::Receiver<Option<Frame>>,
+    down: watch::Receiver<Option<Outage>>,
     aggregate: Arc<Aggregate>,
     offer: Arc<Offer>,
     notices: Notices,
@@ -72,6 +73,8 @@ pub struct FirehoseTier {
     upstream: Arc<LinkMetrics>,
     intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
+    /// Most bytes queued for a session.
+    queue_bytes: usize,
 }
 
 impl Firehose {
@@ -106,8 +109,8 @@ impl Firehose {
         let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
         link_config.extra_roots = config.extra_roots;
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
-        let (fanout, readers) = fanout::ring(config.ring_frames);
-        let (down, lasting) = watch::channel(None);
+        let (fanout, readers) = fanout::ring(config.ring_frames, config.ring_bytes);
+        let (down, lasting) = watch::channel(link.outage().cloned());
         let tier = FirehoseTier {
             fanout: readers,
             down: lasting,
@@ -120,6 +123,7 @@ impl Firehose {
             upstream,
             intake,
             sessions: Arc::clone(&sessions),
+            queue_bytes: config.listen.client_queue_bytes,
         };
         let server = Server {
             tier: Arc::new(tier),
@@ -162,6 +166,7 @@ impl Firehose {
             fanout: self.fanout,
             sampler: self.sampler,
             offer: Arc::clone(&self.server.tier.offer),
+            aggregate: Arc::clone(&self.server.tier.aggregate),
             down: self.down,
             intake: self.server.tier.intake.clone(),
             sessions: Arc::clone(&self.server.metrics),
@@ -188,22 +193,21 @@ async fn pump(mut link: Link, mut publisher: Publisher) {
             }
             LinkEvent::Notice(frame) => publisher.fanout.notify(frame),
             LinkEvent::Down(outage) => {
-                let frame = Notice::upstream_down(TIER, &outage).frame();
-                publisher.down.send_replace(Some(frame.clone()));
-                publisher.fanout.notify(frame);
+                publisher.down.send_replace(Some(outage.clone()));
+                publisher.fanout.signal(Content::Down(outage));
             }
-            LinkEvent::Up(Some(outage)) => {
+            LinkEvent::Up(_) | LinkEvent::Settled => {
                 publisher.down.send_replace(None);
-                let notice = Notice::upstream_up(TIER, &outage, SystemTime::now());
-                publisher.fanout.notify(notice.frame());
+                publisher.aggregate.settle();
+                publisher.fanout.signal(Content::Complete(SystemTime::now()));
             }
             LinkEvent::Channels(changes) => {
                 if publisher.offer.learn(&changes) {
-                    publisher.fanout.offer_changed();
+                    publisher.fanout.signal(Content::OfferChanged);
                 }
             }
             // Another firehose says it of its `*`, which is not asked for here.
-            LinkEvent::Up(None) | LinkEvent::Carried(_) => {}
+            LinkEvent::Carried(_) => {}
         }
     }
 }
@@ -214,8 +218,9 @@ struct Publisher {
     sampler: Sampler,
     /// What can be had of the vendor, as it turns out.
     offer: Arc<Offer>,
-    /// The notice of the outage that lasts, for who subscribes meanwhile.
-    down: watch::Sender<Option<Frame>>,
+    aggregate: Arc<Aggregate>,
+    /// The outage that lasts, for who subscribes meanwhile.
+    down: watch::Sender<Option<Outage>>,
     intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
 }
@@ -261,15 +266,7 @@ impl Tier for FirehoseTier {
     type Seat = FirehoseSeat;
 
     async fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSeat {
-        FirehoseSeat::new(
-            Arc::clone(outbound),
-            self.fanout.clone(),
-            self.down.clone(),
-            Arc::clone(&self.aggregate),
-            Arc::clone(&self.offer),
-            self.notices,
-            Arc::clone(&self.sessions),
-        )
+        FirehoseSeat::new(self, outbound)
     }
 
     fn health(&self) -> Health {

@@ -1,6 +1,6 @@
 //! A session's place at the firehose: what it holds, and its cursor in the ring.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use proxy_common::{
     carried::{Shortfall, news},
@@ -8,6 +8,7 @@ use proxy_common::{
     channel_set::ChannelSet,
     close::CloseReason,
     frame::Frame,
+    link::Outage,
     metrics::{LossReason, SessionMetrics},
     notice::{Notice, Notices},
     outbound::Outbound,
@@ -16,22 +17,24 @@ use proxy_common::{
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    TIER,
+    FirehoseTier, TIER,
     aggregate::Aggregate,
     fanout::{Content, FanoutHandle, Next, Published, Reader},
     offer::{Offer, Refusals},
+    told::Told,
 };
 
-/// Most messages fetched before they are written: what a session holds outside the ring.
+/// Most messages fetched before they are written, and most bytes, but for one message more: what a session holds outside the ring.
 const BATCH: usize = 64;
+const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// A session's place. It reads the ring while it holds anything.
 #[derive(Debug)]
 pub struct FirehoseSeat {
     outbound: Arc<Outbound>,
     fanout: FanoutHandle,
-    /// The notice of the outage that lasts.
-    down: watch::Receiver<Option<Frame>>,
+    /// The outage that lasts.
+    down: watch::Receiver<Option<Outage>>,
     aggregate: Arc<Aggregate>,
     offer: Arc<Offer>,
     notices: Notices,
@@ -40,32 +43,30 @@ pub struct FirehoseSeat {
     metrics: Arc<SessionMetrics>,
     held: ChannelSet,
     reader: Option<Reader>,
+    told: Told,
     batch: Vec<(Frame, u32)>,
+    batch_bytes: usize,
+    max_batch_bytes: usize,
 }
 
 impl FirehoseSeat {
-    pub(crate) fn new(
-        outbound: Arc<Outbound>,
-        fanout: FanoutHandle,
-        down: watch::Receiver<Option<Frame>>,
-        aggregate: Arc<Aggregate>,
-        offer: Arc<Offer>,
-        notices: Notices,
-        metrics: Arc<SessionMetrics>,
-    ) -> Self {
-        let (held, refused) = (ChannelSet::default(), offer.refused());
+    pub(crate) fn new(tier: &FirehoseTier, outbound: &Arc<Outbound>) -> Self {
         Self {
-            outbound,
-            fanout,
-            down,
-            aggregate,
-            offer,
-            notices,
-            refused,
-            metrics,
-            held,
+            outbound: Arc::clone(outbound),
+            fanout: tier.fanout.clone(),
+            down: tier.down.clone(),
+            aggregate: Arc::clone(&tier.aggregate),
+            offer: Arc::clone(&tier.offer),
+            notices: tier.notices,
+            refused: tier.offer.refused(),
+            metrics: Arc::clone(&tier.sessions),
+            held: ChannelSet::default(),
             reader: None,
+            told: Told::default(),
             batch: Vec::new(),
+            batch_bytes: 0,
+            // One batch must not be what makes a session slow that was not behind.
+            max_batch_bytes: MAX_BATCH_BYTES.min(tier.queue_bytes / 2),
         }
     }
 
@@ -74,6 +75,7 @@ impl FirehoseSeat {
         if self.reader.is_none() {
             self.reader = Some(self.fanout.reader());
             self.refused = self.offer.refused();
+            self.told = Told::default();
         }
     }
 
@@ -104,24 +106,46 @@ impl FirehoseSeat {
             Next::Message(message) => self.stow_message(message),
             Next::Gap { frames, events, then } => {
                 self.metrics.lost(LossReason::RingOverrun, events);
-                if self.notices.reach(&self.held) {
-                    self.batch.push((Notice::gap(TIER, frames, Some(events)).frame(), 0));
-                }
-                // A change of the offer may be among what is lost.
+                self.put_notice(Some(Notice::gap(TIER, frames, Some(events))));
+                // Signs may be among what is lost.
                 self.stow_offer();
+                let end = self.reader.as_ref().map_or(0, Reader::end);
+                let told = self.told.catch_up(self.missing(), SystemTime::now(), end);
+                self.put_notice(told);
                 self.stow_message(then);
             }
         }
     }
 
     fn stow_message(&mut self, message: Published) {
+        let place = message.place();
         match message.content {
-            Content::Data => self.batch.push((message.frame, message.events)),
-            Content::Notice if self.notices.reach(&self.held) => {
-                self.batch.push((message.frame, 0));
-            }
+            Content::Data => self.put(message.frame, message.events),
+            Content::Notice if self.notices.reach(&self.held) => self.put(message.frame, 0),
             Content::Notice => {}
+            Content::Down(outage) => {
+                let told = self.told.down(outage, place);
+                self.put_notice(Some(told));
+            }
+            Content::Complete(since) => {
+                let told = self.told.up(since, place);
+                self.put_notice(told);
+            }
             Content::OfferChanged => self.stow_offer(),
+        }
+    }
+
+    /// Why not everything comes at this moment, if so.
+    fn missing(&self) -> Option<Outage> {
+        let subscribing = || (!self.aggregate.is_settled()).then(|| Outage::now("subscribing"));
+        self.down.borrow().clone().or_else(subscribing)
+    }
+
+    fn put_notice(&mut self, notice: Option<Notice>) {
+        if let Some(notice) = notice
+            && self.notices.reach(&self.held)
+        {
+            self.put(notice.frame(), 0);
         }
     }
 
@@ -133,10 +157,17 @@ impl FirehoseSeat {
         }
         let known = std::mem::replace(&mut self.refused, refused);
         let told = self.lacking(self.held.iter(), Some(&known));
-        self.batch.extend(told.into_iter().map(|frame| (frame, 0)));
-        if self.held.contains(&Channel::All) {
-            self.batch.push((self.offer.frame(), 0));
+        for frame in told {
+            self.put(frame, 0);
         }
+        if self.held.contains(&Channel::All) {
+            self.put(self.offer.frame(), 0);
+        }
+    }
+
+    fn put(&mut self, frame: Frame, events: u32) {
+        self.batch_bytes += frame.bytes().len();
+        self.batch.push((frame, events));
     }
 
     /// The frames about these channels as far as they are refused, and were not `before`.
@@ -171,8 +202,13 @@ impl Seat for FirehoseSeat {
             (false, false) => self.unsubscribe(&change.channels),
         }
         // Who subscribes while something is missing is told, as those were who were there when it began.
-        let tells = change.subscribe && self.notices.reach(&self.held);
-        replies.extend(tells.then(|| self.down.borrow().clone()).flatten());
+        if change.subscribe
+            && let Some(end) = self.reader.as_ref().map(Reader::end)
+            && let Some(outage) = self.missing()
+        {
+            let notice = self.told.down(outage, end);
+            replies.extend(self.notices.reach(&self.held).then(|| notice.frame()));
+        }
         self.outbound.send_frames(replies.iter().map(|frame| (frame, 0)), Instant::now());
         Ok(())
     }
@@ -194,6 +230,7 @@ impl Seat for FirehoseSeat {
         };
         self.stow(next);
         while self.batch.len() < BATCH
+            && self.batch_bytes < self.max_batch_bytes
             && let Some(next) = self.reader.as_mut().and_then(Reader::try_next)
         {
             self.stow(next);
@@ -201,6 +238,7 @@ impl Seat for FirehoseSeat {
         let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
         self.outbound.send_frames(frames, Instant::now());
         self.batch.clear();
+        self.batch_bytes = 0;
         let now_seen = self.reader.as_ref().map_or(seen, Reader::seen);
         self.metrics.queue_events.dec_by((now_seen - seen) as i64);
         Ok(())

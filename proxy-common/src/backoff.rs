@@ -8,6 +8,12 @@ const FIRST: Duration = Duration::from_millis(250);
 const BASE: Duration = Duration::from_millis(500);
 /// No retry waits longer.
 const CAP: Duration = Duration::from_secs(30);
+/// After an eviction the slot is left to the other process for this long, and up to half as much again.
+const EVICTED: Duration = Duration::from_secs(60);
+/// Each further eviction doubles that, up to this.
+const EVICTED_CAP: Duration = Duration::from_secs(5 * 60);
+/// A connection that lived this long was not taken by a process that waits as we do: the next eviction counts as the first.
+const UNDISPUTED_LIFE: Duration = Duration::from_secs(10 * 60);
 /// A connection that lived this long after its login was a good one: the next loss counts as the first.
 pub const USEFUL_LIFE: Duration = Duration::from_secs(10);
 
@@ -18,6 +24,7 @@ pub const USEFUL_LIFE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default, Clone)]
 pub struct Backoff {
     failures: u32,
+    evictions: u32,
 }
 
 impl Backoff {
@@ -34,6 +41,18 @@ impl Backoff {
         };
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(chance)
+    }
+
+    /// Notes that another process took the account's connection after `life` of being logged in, and returns how long to wait.
+    ///
+    /// Two processes that share a key evict each other for as long as both try. `chance` is evenly spread over `0.0..1.0`.
+    pub fn after_eviction(&mut self, life: Duration, chance: f64) -> Duration {
+        if life >= UNDISPUTED_LIFE {
+            self.evictions = 0;
+        }
+        let factor = 1_u32.checked_shl(self.evictions).unwrap_or(u32::MAX);
+        self.evictions = self.evictions.saturating_add(1);
+        EVICTED.saturating_mul(factor).min(EVICTED_CAP).mul_f64(1.0 + chance / 2.0)
     }
 
     /// How many tries in a row have failed.
@@ -70,8 +89,20 @@ mod tests {
 
     #[test]
     fn chance_spreads_over_the_whole_wait() {
-        let mut backoff = Backoff { failures: 3 };
+        let mut backoff = Backoff { failures: 3, ..Backoff::default() };
         assert_eq!(backoff.after(Duration::ZERO, 0.0), Duration::ZERO);
         assert_eq!(backoff.after(Duration::ZERO, 0.5), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn a_slot_in_dispute_is_left_alone_for_longer_each_time() {
+        let mut backoff = Backoff::default();
+        let mut after =
+            |life: u64, chance| backoff.after_eviction(Duration::from_secs(life), chance).as_secs();
+        let waits: Vec<u64> = (0..5).map(|_| after(0, 0.0)).collect();
+        assert_eq!(waits, [60, 120, 240, 300, 300]);
+        assert_eq!(after(599, 1.0), 450, "the other waits as long as we do, and then comes back");
+        assert_eq!((after(600, 0.0), after(0, 0.5)), (60, 150));
+        assert_eq!((0..100).map(|_| after(0, 0.0)).max(), Some(300));
     }
 }

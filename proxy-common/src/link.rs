@@ -39,9 +39,6 @@ pub use self::echo::echo;
 use connection::{Connection, Received};
 use websocket::WebSocket;
 
-/// After an eviction the slot is left to the other process for this long, and up to half as much again.
-const EVICTED_INTERVAL: Duration = Duration::from_secs(60);
-
 /// The channels a link is to ask for.
 pub type Wanted = std::collections::BTreeSet<Channel>;
 
@@ -82,11 +79,13 @@ impl LinkConfig {
 /// What happens on a link.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Logged in. Data may follow. If the link was up before, it has everything again that it had been asked for, and this is
-    /// the outage that has just ended.
-    Up(Option<Outage>),
+    /// Logged in, and everything that the link is asked for is answered. This is the outage that has just ended; the first one
+    /// begins with the program.
+    Up(Outage),
     /// The connection is lost, since now. Reconnecting goes on by itself.
     Down(Outage),
+    /// Everything that the link is asked for by now is answered, there being no outage.
+    Settled,
     /// An array of data events, byte for byte as upstream sent it.
     Frame {
         /// The frame.
@@ -102,13 +101,20 @@ pub enum LinkEvent {
     Channels(Vec<Change>),
 }
 
-/// A time without the link.
+/// A time in which not everything comes that is wanted.
 #[derive(Debug, Clone)]
 pub struct Outage {
-    /// When the connection was lost.
+    /// When it began.
     pub from: SystemTime,
     /// Why, for people.
     pub reason: String,
+}
+
+impl Outage {
+    /// One that begins now.
+    pub fn now(reason: impl Into<String>) -> Self {
+        Self { from: SystemTime::now(), reason: reason.into() }
+    }
 }
 
 /// What a link is doing.
@@ -212,7 +218,7 @@ pub struct Link {
     metrics: Arc<LinkMetrics>,
     backoff: Backoff,
     phase: Phase,
-    /// The outage that lasts, if the link was up before.
+    /// The outage that lasts.
     outage: Option<Outage>,
     /// Events known but not yet yielded; a frame brings at most a few notices.
     ready: VecDeque<LinkEvent>,
@@ -270,10 +276,15 @@ impl Link {
             metrics,
             backoff: Backoff::default(),
             phase: Phase::Waiting(Box::pin(future::ready(()))),
-            outage: None,
+            outage: Some(Outage::now("starting")),
             ready: VecDeque::new(),
         };
         (link, handle)
+    }
+
+    /// The outage that lasts: at first the one that begins with the program.
+    pub fn outage(&self) -> Option<&Outage> {
+        self.outage.as_ref()
     }
 
     /// The next thing that happens.
@@ -307,9 +318,6 @@ impl Link {
             if let Some(event) = self.ready.pop_front() {
                 return Poll::Ready(event);
             }
-            if let Some(outage) = self.ended_outage() {
-                return Poll::Ready(LinkEvent::Up(Some(outage)));
-            }
             match &mut self.phase {
                 Phase::Waiting(wait) => {
                     ready!(wait.as_mut().poll(cx));
@@ -329,14 +337,18 @@ impl Link {
                         self.on_channels(&changes);
                         return Poll::Ready(LinkEvent::Channels(changes));
                     }
+                    // Until now events were missed that nobody would know of.
+                    Ok(Received::Settled) => {
+                        let ended = self.outage.take();
+                        return Poll::Ready(ended.map_or(LinkEvent::Settled, LinkEvent::Up));
+                    }
                     Err(error) => {
                         let life = connection.age();
                         self.metrics.up.set(0);
                         self.on_end(&error, life);
                         // An outage that was not over yet goes on.
                         if self.outage.is_none() {
-                            let outage =
-                                Outage { from: SystemTime::now(), reason: error.to_string() };
+                            let outage = Outage::now(error.to_string());
                             self.outage = Some(outage.clone());
                             self.ready.push_back(LinkEvent::Down(outage));
                         }
@@ -376,15 +388,6 @@ impl Link {
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
         self.metrics.up.set(1);
-        if self.outage.is_none() {
-            self.ready.push_back(LinkEvent::Up(None));
-        }
-    }
-
-    /// The outage that ends now that all channels are back: until then events are missed that nobody would know of.
-    fn ended_outage(&mut self) -> Option<Outage> {
-        let Phase::Up(connection) = &self.phase else { return None };
-        if self.outage.is_some() && connection.is_settled() { self.outage.take() } else { None }
     }
 
     /// Decides when to try again. `life` is how long the connection had been logged in.
@@ -395,7 +398,7 @@ impl Link {
         let (wait, state) = match error {
             LinkError::AuthFailed(_) => (self.config.refused_interval, LinkState::Refused),
             LinkError::MaxConnections(_) => {
-                (EVICTED_INTERVAL.mul_f64(1.0 + chance / 2.0), LinkState::Waiting)
+                (self.backoff.after_eviction(life, chance), LinkState::Waiting)
             }
             LinkError::Unreachable(_)
             | LinkError::Timeout(_)

@@ -21,6 +21,7 @@ use prometheus_client::{
     },
     registry::{Registry, Unit},
 };
+use tokio::runtime::{Handle, RuntimeMetrics};
 
 use crate::{close::CloseReason, http_face::REFUSALS, link::LinkError};
 
@@ -305,18 +306,23 @@ impl LinkMetrics {
     }
 }
 
-/// Memory and start time of this process, under the names that Prometheus' own exporters use.
+/// Memory and start time of this process, under the names that Prometheus' own exporters use, and its tasks.
 #[derive(Debug)]
 pub struct ProcessMetrics {
     start: f64,
+    runtime: RuntimeMetrics,
 }
 
 impl ProcessMetrics {
     /// For a process that starts now.
+    ///
+    /// # Panics
+    ///
+    /// It is called outside of the runtime that the process works on.
     #[expect(clippy::new_without_default, reason = "now is not a default")]
     pub fn new() -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { start: since.as_secs_f64() }
+        Self { start: since.as_secs_f64(), runtime: Handle::current().metrics() }
     }
 }
 
@@ -328,6 +334,13 @@ impl Collector for ProcessMetrics {
             "Start of the process since 1970",
             Some(&Unit::Seconds),
             start.metric_type(),
+        )?)?;
+        let tasks = ConstGauge::new(self.runtime.num_alive_tasks() as i64);
+        tasks.encode(encoder.encode_descriptor(
+            "process_tasks",
+            "Asynchronous tasks that have not ended",
+            None,
+            tasks.metric_type(),
         )?)?;
         let Some(memory) = memory_stats::memory_stats() else { return Ok(()) };
         let resident = ConstGauge::new(memory.physical_mem as i64);

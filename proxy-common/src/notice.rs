@@ -53,22 +53,25 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// The tier's upstream is gone: what happens there from now on is missed.
+    /// Not everything comes from the tier's upstream: what happens there from now on may be missed.
     pub fn upstream_down(tier: &'static str, outage: &Outage) -> Self {
         Self {
-            message: format!("upstream of the {tier} tier lost, reconnecting: {}", outage.reason),
+            message: format!(
+                "events may be missing until the upstream of the {tier} tier is up: {}",
+                outage.reason
+            ),
             reason: Some(outage.reason.clone()),
             from: Some(millis(outage.from)),
             ..Self::new(tier, "upstream_down")
         }
     }
 
-    /// The tier's upstream is back: what happened in between is missed.
+    /// Everything comes that was asked for: what happened in between is missed.
     pub fn upstream_up(tier: &'static str, outage: &Outage, to: SystemTime) -> Self {
         let (from, to) = (millis(outage.from), millis(to));
         Self {
             message: format!(
-                "upstream of the {tier} tier is back after {} ms; events of that time are missed",
+                "upstream of the {tier} tier is up after {} ms; events of that time are missed",
                 to.saturating_sub(from)
             ),
             reason: Some(outage.reason.clone()),
@@ -145,6 +148,12 @@ pub fn outage(message: &[u8]) -> Option<OutageNotice> {
     }
 }
 
+/// What a message that holds one notice says for people.
+pub fn message(message: &[u8]) -> Option<String> {
+    let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
+    Some(statuses.into_iter().next()?.message)
+}
+
 fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -166,6 +175,10 @@ mod tests {
         assert_eq!(outage(up.text()), Some(OutageNotice::Up));
         assert_eq!(outage(Notice::gap("firehose", 1, None).frame().text()), None);
         assert_eq!(outage(b"[]"), None);
+        let said =
+            "events may be missing until the upstream of the firehose tier is up: upstream_up";
+        assert_eq!(message(down.text()).as_deref(), Some(said));
+        assert_eq!(message(b"[]"), None);
     }
 
     #[test]
@@ -178,23 +191,23 @@ mod tests {
         for (notice, text) in [
             (
                 Notice::upstream_down("filtered", &outage),
-                r#"[{"ev":"status","status":"upstream_down","message":"upstream of the filtered lost, reconnecting: r","tier":"filtered","reason":"r","from":1000}]"#,
+                r#"[{"ev":"status","status":"upstream_down","message":"events may be missing until the upstream of the filtered tier is up: r","tier":"filtered","reason":"r","from":1000}]"#,
             ),
             (
                 Notice::upstream_up("firehose", &outage, back),
-                r#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose is back after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#,
+                r#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose tier is up after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#,
             ),
             (
                 Notice::gap("firehose", 3, Some(7)),
-                r#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#,
+                r#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose tier: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#,
             ),
             (
                 Notice::malformed("firehose"),
-                r#"[{"ev":"status","status":"gap","message":"a frame reached the firehose damaged: events in it may be missing","tier":"firehose","reason":"malformed","frames":1}]"#,
+                r#"[{"ev":"status","status":"gap","message":"a frame reached the firehose tier damaged: events in it may be missing","tier":"firehose","reason":"malformed","frames":1}]"#,
             ),
             (
                 Notice::oversize("filtered", 2),
-                r#"[{"ev":"status","status":"gap","message":"2 events longer than a message may be were left out by the filtered","tier":"filtered","reason":"oversize","events":2}]"#,
+                r#"[{"ev":"status","status":"gap","message":"2 events longer than a message may be were left out by the filtered tier","tier":"filtered","reason":"oversize","events":2}]"#,
             ),
         ] {
             assert_eq!(String::from_utf8_lossy(notice.frame().text()), text);

@@ -1,5 +1,6 @@
 //! Big messages and slow readers: official clients die of messages of 1,000,000 bytes.
 
+use polygon_sim::Fault;
 use tests::{
     client::{Received, TestClient},
     program::Program,
@@ -41,6 +42,46 @@ async fn the_firehose_splits_it_as_well() {
     client.is_told_what_is_carried().await;
     stack.publish(&events);
     client.expect_objects(&events).await;
+}
+
+/// A link keeps five buffers of up to a megabyte each for the next frames, and gives them back when it ends.
+#[tokio::test]
+async fn long_frames_leave_little_behind() {
+    let stack = Stack::start().await;
+    let mut client = stack.subscriber("Q.*").await;
+    let memory = async || {
+        let memory = stack.firehose.metric("process_resident_memory_bytes").await;
+        memory.expect("a gauge")
+    };
+    // In order with the trades, which nobody wants.
+    let mut publish = async |events: usize| {
+        let events: Vec<_> = (0..events).map(|n| trade("AAPL", n)).collect();
+        stack.publish(&events);
+        let end = quote("MSFT", events.len());
+        stack.publish(&[&end]);
+        client.expect_objects(&[end]).await;
+    };
+    publish(10).await;
+    let before = memory().await;
+    for round in 0..30 {
+        publish(5_000 + round * 30).await;
+    }
+    let kept = memory().await - before;
+    // One of 15 MB, and enough behind it to fill any buffer once more.
+    publish(100_000).await;
+    for _ in 0..100 {
+        publish(1_500).await;
+    }
+    let longer = memory().await - before;
+    stack.sim.handle.inject(Fault::Abort);
+    eventually(SOON, "the firehose is back", async || stack.sim.handle.stats().auths == 2).await;
+    let rest = memory().await - before;
+    println!(
+        "kept after long frames {kept}, after a longer one {longer}, after the connection {rest}"
+    );
+    assert!(kept < 5.0 * 1_048_576.0 + 1e6, "{kept} bytes kept of frames of 25 MB");
+    assert!(longer < 5.0 * 1_048_576.0 + 3e6, "{longer} bytes kept of one of 15 MB");
+    assert!(rest < 3e6, "{rest} bytes kept of a connection that has ended");
 }
 
 #[tokio::test]

@@ -157,14 +157,19 @@ async fn a_client_of_the_firehose_learns_a_refusal_as_soon_as_it_is_known() {
     let firehose = stack::firehose(&sim.url("stocks")).env("UPSTREAM_LINGER", "1ms").start().await;
     is_up(&firehose).await;
     let mut client = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    let [down, up] = ["upstream_down", "upstream_up"].map(|name| [name, "firehose", "subscribing"]);
     client.subscribe("FMV.AAPL,T.AAPL").await;
+    assert_eq!(client.next_notice().await, down);
     client.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
+    assert_eq!(client.next_notice().await, up);
     let mut other = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
     other.command("subscribe", "FMV.AAPL").await;
     other.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
     // Another symbol was not asked for yet.
     other.subscribe("FMV.MSFT").await;
+    assert_eq!(other.next_notice().await, down);
     other.expect_objects(&[refused("FMV.MSFT", "FMV.MSFT")]).await;
+    assert_eq!(other.next_notice().await, up);
     client.ping(b"then").await;
     assert!(client.take_objects().is_empty(), "the other's business");
     // When nobody wants it any more it is forgotten, and asked again for the next who does.
@@ -177,6 +182,7 @@ async fn a_client_of_the_firehose_learns_a_refusal_as_soon_as_it_is_known() {
         if late.next_object().await.contains("is not carried") {
             return false;
         }
+        assert_eq!(late.next_notice().await, down);
         late.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
         true
     })

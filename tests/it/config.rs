@@ -74,6 +74,9 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("UPSTREAM_CHANNELS", "AAPL"),
         ("UPSTREAM_LINGER", "a while"),
         ("RING_FRAMES", "x"),
+        ("RING_BYTES", "0"),
+        // Less than what each of the frames is to have.
+        ("RING_BYTES", "1000000"),
         ("SILENCE_ALARM", "never"),
     ];
     let filtered_cases = [
@@ -293,6 +296,7 @@ async fn help_lists_every_setting_and_no_key() {
         "FIREHOSE_API_KEYS",
         "FIREHOSE_API_KEYS_FILE",
         "RING_FRAMES",
+        "RING_BYTES",
     ];
     let filtered_only = [
         "POLYGON_API_KEY",

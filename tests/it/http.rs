@@ -146,7 +146,13 @@ async fn metrics_follow_sessions_and_events() {
         assert_eq!(metric("frames_malformed_total").await, Some(0.0));
         assert!(program.metric("process_resident_memory_bytes").await > Some(1e6));
         assert!(program.metric("process_start_time_seconds").await > Some(1e9));
+        let tasks = program.metric("process_tasks").await;
+        assert!(tasks > Some(3.0), "{tasks:?}");
         client.close().await;
+        eventually(SOON, "the session's task has ended", async || {
+            program.metric("process_tasks").await < tasks
+        })
+        .await;
         eventually(SOON, "the session's end is counted", async || {
             metric("sessions").await == Some(own)
                 && metric("subscriptions").await == Some(own)

@@ -106,6 +106,8 @@ async fn a_file_of_keys_is_read_again_on_sighup() {
         let mut stays = TestClient::login(program.addr(), "abc").await;
         let mut goes = TestClient::login(program.addr(), "desk-b-key").await;
         stays.subscribe("T.AAPL").await;
+        // There is no upstream.
+        assert_eq!(stays.next_notice().await[2], "starting");
 
         // What cannot be read changes nothing.
         fs::write(&file, "desk-a sha256:12\n").expect("write the keys");

@@ -193,8 +193,8 @@ async fn official_clients_live_through_every_kind_of_notice() {
     stack.sim.handle.inject(Fault::Abort);
     is_back(&stack, 2).await;
     for client in &mut clients {
-        client.is_told("upstream_down", "upstream of the firehose tier lost").await;
-        client.is_told("upstream_up", "upstream of the firehose tier is back").await;
+        client.is_told("upstream_down", "until the upstream of the firehose tier is up").await;
+        client.is_told("upstream_up", "upstream of the firehose tier is up after").await;
     }
 
     // A gap at the filtered tier: an object that is no event.

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tests::{
     client::{Received, TestClient},
+    program::Program,
     relay::{Fault, Relay},
-    stack::{CLIENT_KEY, Stack, StackConfig},
+    stack::{CLIENT_KEY, FIREHOSE_KEY, Stack, StackConfig},
     wait::{SOON, eventually, within},
 };
 use tokio::{
@@ -43,6 +45,10 @@ async fn closed_as_slow(stack: &Stack) -> f64 {
     let label = r#"reason="slow_consumer""#;
     let closed = stack.filtered[0].metric_with("filtered_sessions_closed_total", label).await;
     closed.unwrap_or_default()
+}
+
+async fn memory(program: &Program) -> f64 {
+    program.metric("process_resident_memory_bytes").await.expect("a gauge")
 }
 
 async fn trickle(mut stream: TcpStream) {
@@ -93,15 +99,11 @@ async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
         // Through a small buffer the rest would take longer than a session at its end has.
         stalled.push(buffered(&stack, 128 * 1024, &format!("T.*,Q.X{n}")).await);
     }
-    let memory = async || {
-        let metric = stack.filtered[0].metric("process_resident_memory_bytes").await;
-        metric.expect("a gauge")
-    };
     let lost = async || {
         let label = r#"reason="slow_consumer""#;
         stack.filtered[0].metric_with("filtered_events_lost_total", label).await
     };
-    let before = memory().await;
+    let before = memory(&stack.filtered[0]).await;
     let (mut sent, mut most) = (0, before);
     eventually(Duration::from_secs(60), "they are given up", async || {
         let events: Vec<_> = (sent..sent + 100).map(wide).collect();
@@ -110,7 +112,7 @@ async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
         for other in &mut others {
             other.expect_objects(&events).await;
         }
-        most = most.max(memory().await);
+        most = most.max(memory(&stack.filtered[0]).await);
         lost().await > Some(0.0)
             && stack.filtered[0].metric("filtered_queue_bytes").await < Some(100.0 * 300_000.0)
     })
@@ -220,4 +222,71 @@ async fn a_slow_reader_with_a_backlog_gets_its_pongs() {
     // Behind all that it would have taken as long as the backlog is.
     let queued = stack.filtered[0].metric("filtered_queue_bytes").await.expect("a gauge");
     assert!(queued > 1e6, "{queued} bytes queued");
+}
+
+/// A stack whose firehose lets a session queue 2 MB, and a client of the firehose that does not read yet.
+async fn stuck_at_firehose(ring: &[(&'static str, &str)]) -> (Stack, TestClient) {
+    let settings = [("CLIENT_QUEUE_BYTES", "2000000"), ("CLIENT_MAX_LAG", "10min")];
+    let settings = settings.iter().chain(ring);
+    let firehose_env = settings.map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let stack = Stack::with(StackConfig { firehose_env, ..StackConfig::default() }).await;
+    let mut stuck = TestClient::connect_narrow(stack.firehose.addr(), 4_096).await;
+    stuck.log_in(FIREHOSE_KEY).await;
+    stuck.subscribe("T.*").await;
+    (stack, stuck)
+}
+
+/// Publishes long frames, which a quick client gets all of.
+async fn publish_long(stack: &Stack, frames: usize, bytes: usize) {
+    let mut quick = stack.subscriber("T.*").await;
+    for n in 0..frames {
+        let event = trade(&format!("LONG\",\"x\":\"{}", "x".repeat(bytes)), n);
+        stack.publish(&[&event]);
+        quick.expect_objects(&[event]).await;
+    }
+    let end = trade("END", 0);
+    stack.publish(&[&end]);
+    quick.expect_event(&end).await;
+}
+
+/// Reads up to the end. Returns how many long events came and how many are told to be lost.
+async fn read_on(stuck: &mut TestClient) -> (usize, usize) {
+    let (mut received, mut told) = (0, 0);
+    loop {
+        let object: Value = serde_json::from_str(&stuck.next_object().await).expect("an object");
+        match object["status"].as_str() {
+            Some("gap") => {
+                assert_eq!(object["frames"], object["events"], "one event a frame");
+                told += object["events"].as_u64().expect("how many events") as usize;
+            }
+            None if object["sym"] == "END" => return (received, told),
+            None => received += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_ring_of_long_frames_is_bounded_in_bytes_and_tells_what_is_lost() {
+    const FRAMES: usize = 500;
+    let ring = [("RING_FRAMES", "1024"), ("RING_BYTES", "4194304")];
+    let (stack, mut stuck) = stuck_at_firehose(&ring).await;
+    let before = memory(&stack.firehose).await;
+    publish_long(&stack, FRAMES, 100_000).await;
+    let grown = memory(&stack.firehose).await - before;
+    println!("memory grown by {grown} bytes");
+    // The ring, as much again for what else is in the buffers that its frames came in, and the session's own.
+    assert!(grown < 2.0 * 4.2e6 + 4e6, "grown by {grown} bytes for frames of 50 MB");
+    let (received, told) = read_on(&mut stuck).await;
+    assert!(told > 0, "nothing was lost");
+    assert_eq!(received + told, FRAMES);
+    let lost = stack.firehose.metric_with("firehose_events_lost_total", "ring_overrun").await;
+    assert_eq!(lost, Some(told as f64));
+}
+
+#[tokio::test]
+async fn who_is_behind_at_the_firehose_is_not_closed_for_the_length_of_its_frames() {
+    let (stack, mut stuck) = stuck_at_firehose(&[]).await;
+    publish_long(&stack, 100, 100_000).await;
+    assert_eq!(read_on(&mut stuck).await, (100, 0));
 }

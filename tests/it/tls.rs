@@ -2,7 +2,7 @@
 
 use tests::{
     client::TestClient,
-    stack::{CLIENT_KEY, Sim, filtered, firehose, is_up},
+    stack::{CLIENT_KEY, Sim, filtered, firehose, is_complete},
     tls::TlsFront,
     wait::{SOON, eventually},
 };
@@ -23,12 +23,11 @@ async fn both_links_work_over_tls() {
         .env("FIREHOSE_CA", front.ca().display())
         .start()
         .await;
-    is_up(&firehose).await;
-    is_up(&proxy).await;
-    let mut client = TestClient::login(proxy.addr(), CLIENT_KEY).await;
-    client.subscribe("T.AAPL").await;
     eventually(SOON, "trades are carried", async || sim.handle.subscriptions().contains("T.*"))
         .await;
+    is_complete(&proxy).await;
+    let mut client = TestClient::login(proxy.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL").await;
     let events: Vec<_> = (0..5_000).map(|n| trade("AAPL", n)).collect();
     for frame in events.chunks(50) {
         sim.handle.publish(frame);

@@ -129,6 +129,9 @@ async fn a_firehose_asks_for_what_its_clients_want_and_drops_it_after_the_last_o
     one.subscribe("T.AAPL,T.MSFT").await;
     held(&["T.AAPL", "T.MSFT"]).await;
     two.subscribe("T.AAPL,Q.*").await;
+    for status in ["upstream_down", "upstream_up"] {
+        assert_eq!(two.next_notice().await, [status, "firehose", "subscribing"]);
+    }
     held(&["Q.*", "T.AAPL", "T.MSFT"]).await;
     one.close().await;
     held(&["Q.*", "T.AAPL"]).await;
@@ -229,6 +232,86 @@ async fn who_comes_during_an_outage_is_told_of_it() {
     let mut later = stack.subscriber("T.AAPL").await;
     stack.publish(&[trade("AAPL", 1)]);
     later.expect_objects(&[trade("AAPL", 1)]).await;
+}
+
+#[tokio::test]
+async fn who_comes_before_the_first_link_is_complete_is_told() {
+    let port = ReservedPort::new();
+    let sim = Sim::start().await;
+    sim.handle.inject(Fault::RefuseTcp { on: true });
+    let filtered = stack::filtered(port.addr()).start().await;
+    let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL").await;
+    assert_eq!(client.next_notice().await, ["upstream_down", "filtered", "starting"]);
+    let launch = stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port());
+    let firehose = launch.start().await;
+    assert_eq!(client.next_notice().await, ["upstream_up", "filtered", "starting"]);
+    assert_eq!(client.next_notice().await, ["upstream_down", "firehose", "starting"]);
+    let mut direct = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    let mut late = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    for client in [&mut direct, &mut late] {
+        client.subscribe("T.AAPL").await;
+        assert_eq!(client.next_notice().await, ["upstream_down", "firehose", "starting"]);
+    }
+    let health = filtered.health().await;
+    assert_eq!(health["status"], "degraded", "{health}");
+    assert!(
+        health["problems"][0].as_str().is_some_and(|text| text.ends_with("starting")),
+        "{health}"
+    );
+    sim.handle.inject(Fault::RefuseTcp { on: false });
+    for client in [&mut client, &mut direct, &mut late] {
+        assert_eq!(client.next_notice().await, ["upstream_up", "firehose", "starting"]);
+    }
+    sim.handle.publish(&[trade("AAPL", 1)]);
+    for client in [&mut client, &mut direct, &mut late] {
+        client.expect_objects(&[trade("AAPL", 1)]).await;
+    }
+}
+
+/// The firehose acknowledges `*` at once, and asks the vendor for one channel after the other.
+#[tokio::test]
+async fn what_passes_before_each_channel_is_carried_lies_between_notices() {
+    let sim = Sim::start().await;
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    is_up(&firehose).await;
+    // Some tenths of a second for each acknowledgement.
+    sim.handle.inject(Fault::Slow { bytes_per_second: Some(200) });
+    let filtered = stack::filtered(firehose.addr()).start().await;
+    let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    client.subscribe("FMV.AAPL").await;
+    loop {
+        let notice = client.next_notice().await;
+        if notice[1] == "firehose" {
+            assert_eq!(notice, ["upstream_down", "firehose", "subscribing"]);
+            break;
+        }
+        assert_eq!(notice[1..], ["filtered", "starting"]);
+    }
+    let fair_value = |n: usize| format!(r#"{{"ev":"FMV","fmv":1.5,"sym":"AAPL","t":{n}}}"#);
+    assert!(!sim.handle.subscriptions().contains("FMV.*"), "the last channel is carried already");
+    sim.handle.publish(&[fair_value(1)]);
+    assert_eq!(client.next_notice().await, ["upstream_up", "firehose", "subscribing"]);
+    assert_eq!(sim.handle.subscriptions(), STOCKS.map(str::to_owned).into());
+    sim.handle.publish(&[fair_value(2)]);
+    client.expect_objects(&[fair_value(2)]).await;
+}
+
+#[tokio::test]
+async fn only_who_asks_for_what_is_not_carried_yet_has_to_wait() {
+    let stack = Stack::start().await;
+    let mut other = stack.subscriber("T.AAPL").await;
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("T.AAPL,Q.*").await;
+    stack.publish(&[trade("AAPL", 1)]);
+    direct.expect_objects(&[trade("AAPL", 1)]).await;
+    direct.subscribe("LV.AAPL").await;
+    for status in ["upstream_down", "upstream_up"] {
+        assert_eq!(direct.next_notice().await, [status, "firehose", "subscribing"]);
+    }
+    stack.publish(&[trade("AAPL", 2)]);
+    direct.expect_objects(&[trade("AAPL", 2)]).await;
+    other.expect_objects(&[trade("AAPL", 1), trade("AAPL", 2)]).await;
 }
 
 fn unix_millis() -> u64 {

@@ -288,6 +288,24 @@ impl TestClient {
         }
     }
 
+    /// The next frame, which holds a notice about an upstream alone: its status, tier and reason.
+    ///
+    /// # Panics
+    ///
+    /// It is another, or does not come before long.
+    pub async fn next_notice(&mut self) -> [String; 3] {
+        assert!(self.objects.is_empty(), "objects not taken: {:?}", self.objects);
+        let frame: Value = serde_json::from_str(&self.next_text().await).expect("a frame is JSON");
+        assert_eq!(frame.as_array().map(Vec::len), Some(1), "{frame}");
+        let (from, to) = (frame[0]["from"].as_u64(), frame[0]["to"].as_u64());
+        match frame[0]["status"].as_str() {
+            Some("upstream_down") => assert!(from.is_some() && to.is_none(), "{frame}"),
+            Some("upstream_up") => assert!(from.is_some() && from <= to, "{frame}"),
+            _ => panic!("no notice about an upstream: {frame}"),
+        }
+        ["status", "tier", "reason"].map(|name| frame[0][name].as_str().unwrap_or_default().into())
+    }
+
     /// Takes the next object, which is this event; notices of the proxy about its upstream may come before it.
     ///
     /// # Panics

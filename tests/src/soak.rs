@@ -1,5 +1,5 @@
 //! The soak: a market, faults at every link, clients that come and go, and clients that do not read, for as long as asked;
-//! and whether the programs hold at the end what they held at the begin.
+//! and whether the programs hold at the end what they held at the beginning.
 
 use std::{
     fmt,
@@ -23,38 +23,62 @@ use crate::{
 const ROUND: Duration = Duration::from_secs(20);
 /// The longest fault, and the longest pause between two.
 const LONGEST: Duration = Duration::from_millis(1_500);
+/// Between two looks at what a program has yet to give up.
+const PAUSE: Duration = Duration::from_millis(100);
 /// Clients that come and go, and clients that do not read.
 const PASSERS_BY: usize = 4;
 const STALLED: usize = 4;
 /// Bytes that each frame is filled up with, so that those who do not read are noticed.
 const PADDING: usize = 4_000;
 
+/// By how much the memory of a program may differ from one look to the next: a link keeps five read buffers, of a megabyte
+/// after long frames, and an allocator something of every burst. Most times it is less than half a megabyte.
+const MEMORY_SLACK: u64 = 6_000_000;
+/// How many files, threads or tasks may be on their way out when one looks: those that answered the last question.
+const SLACK: u64 = 2;
+
 /// What a program holds while nothing happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Held {
-    /// Resident memory in bytes.
+    /// Resident memory in bytes, without what is mapped from files.
     pub memory: u64,
     /// Open file descriptors.
-    pub files: usize,
+    pub files: u64,
     /// Threads.
-    pub threads: usize,
+    pub threads: u64,
+    /// Asynchronous tasks.
+    pub tasks: u64,
     /// Sessions.
     pub sessions: u64,
 }
 
 impl Held {
     async fn by(program: &Program, tier: &str) -> Self {
-        let metric = async |name: &str| program.metric(name).await.unwrap_or_default() as u64;
-        let entries = |what: &str| {
-            let path = format!("/proc/{}/{what}", program.id());
-            std::fs::read_dir(path).map_or(0, Iterator::count)
+        let metric = async |name: &str| program.metric(name).await.expect("a gauge") as u64;
+        let status = format!("/proc/{}/status", program.id());
+        let status = std::fs::read_to_string(status).expect("a program's status");
+        let field = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            number.unwrap_or_else(|| panic!("no {name} in {status}"))
         };
+        let files = std::fs::read_dir(format!("/proc/{}/fd", program.id()));
         Self {
-            memory: metric("process_resident_memory_bytes").await,
-            files: entries("fd"),
-            threads: entries("task"),
+            memory: field("RssAnon:") * 1_024,
+            files: files.expect("a program's files").count() as u64,
+            threads: field("Threads:"),
+            tasks: metric("process_tasks").await,
             sessions: metric(&format!("{tier}_sessions")).await,
         }
+    }
+
+    /// Whether this is no more than was held before, but for what comes and goes.
+    fn is_back_at(&self, before: &Self) -> bool {
+        self.memory <= before.memory + MEMORY_SLACK
+            && self.files <= before.files + SLACK
+            && self.threads <= before.threads + SLACK
+            && self.tasks <= before.tasks + SLACK
+            && self.sessions == before.sessions
     }
 }
 
@@ -93,10 +117,7 @@ impl Report {
         for (tier, (before, after)) in
             ["firehose", "filtered"].into_iter().zip(first.iter().zip(last))
         {
-            let memory = after.memory <= before.memory + before.memory / 4 + 8_000_000;
-            let files = after.files <= before.files + 2;
-            let threads = after.threads <= before.threads + 2;
-            if !memory || !files || !threads || after.sessions != before.sessions {
+            if !after.is_back_at(before) {
                 return Err(format!("{tier} has grown from {before:?} to {after:?}"));
             }
         }
@@ -121,11 +142,12 @@ impl fmt::Display for Report {
             for (tier, held) in ["firehose", "filtered"].into_iter().zip(tiers) {
                 writeln!(
                     f,
-                    "after round {}: {tier} {:.1} MB, {} files, {} threads, {} sessions",
+                    "after round {}: {tier} {:.1} MB, {} files, {} threads, {} tasks, {} sessions",
                     n + 1,
                     held.memory as f64 / 1e6,
                     held.files,
                     held.threads,
+                    held.tasks,
                     held.sessions,
                 )?;
             }
@@ -148,7 +170,8 @@ pub async fn soak(time: Duration, seed: u64) -> Report {
     while Instant::now() < end || report.rounds < 2 {
         play(&chain, &mut rng, round, &mut report).await;
         report.rounds += 1;
-        report.held.push(at_rest(&chain).await);
+        let held = at_rest(&chain, report.held.first()).await;
+        report.held.push(held);
     }
     let label = r#"reason="slow_consumer""#;
     let slow = chain.filtered.metric_with("filtered_sessions_closed_total", label).await;
@@ -226,13 +249,24 @@ async fn pass_by(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
     passed
 }
 
-/// What the programs hold once everybody has left.
-async fn at_rest(chain: &Chain) -> [Held; 2] {
+/// What the programs hold once everybody has left. What is more than they held `before` is given some time to go.
+async fn at_rest(chain: &Chain, before: Option<&[Held; 2]>) -> [Held; 2] {
     eventually(SOON, "everybody has left", async || {
         chain.filtered.metric("filtered_sessions").await == Some(0.0)
             && chain.filtered.metric("filtered_queue_bytes").await == Some(0.0)
             && chain.firehose.metric("firehose_sessions").await == Some(1.0)
     })
     .await;
-    [Held::by(&chain.firehose, "firehose").await, Held::by(&chain.filtered, "filtered").await]
+    let deadline = Instant::now() + SOON;
+    loop {
+        let held = [
+            Held::by(&chain.firehose, "firehose").await,
+            Held::by(&chain.filtered, "filtered").await,
+        ];
+        let mut pairs = held.iter().zip(before.into_iter().flatten());
+        if pairs.all(|(after, before)| after.is_back_at(before)) || Instant::now() >= deadline {
+            return held;
+        }
+        sleep(PAUSE).await;
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use polygon_sim::{SimConfig, SimHandle, Simulator};
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -204,7 +205,7 @@ impl Stack {
         stack
     }
 
-    /// Waits until both tiers' links are up and every channel of the market has been asked for.
+    /// Waits until both tiers' links are up, every channel of the market has been asked for, and the filtered proxies know.
     ///
     /// # Panics
     ///
@@ -222,6 +223,9 @@ impl Stack {
                 pending.is_some_and(Vec::is_empty) && carried.is_some_and(|list| !list.is_empty())
             })
             .await;
+        }
+        for proxy in &self.filtered {
+            is_complete(proxy).await;
         }
     }
 
@@ -280,6 +284,21 @@ impl Stack {
 /// It is not before long.
 pub async fn is_up(program: &Program) {
     in_state(program, "up").await;
+}
+
+/// Waits until a filtered proxy is told everything, and the firehose tells it of no outage.
+///
+/// # Panics
+///
+/// That is not so before long.
+pub async fn is_complete(filtered: &Program) {
+    let list = |health: &Value, pointer: &str| health.pointer(pointer)?.as_array().cloned();
+    eventually(SOON, "everything comes from the firehose", async || {
+        let health = filtered.health().await;
+        let carried = list(&health, "/channels/carried") == Some(vec![Value::from("*")]);
+        carried && list(&health, "/problems") == Some(Vec::new())
+    })
+    .await;
 }
 
 /// Waits until a program's link is in this state, as `/health` tells it.

@@ -35,10 +35,15 @@ const MESSAGES_BETWEEN_CHORES: u32 = 64;
 
 /// What a connection yields.
 pub(super) enum Received {
-    Data { frame: Frame, events: u64 },
+    Data {
+        frame: Frame,
+        events: u64,
+    },
     Notice(Frame),
     Carried(String),
     Channels(Vec<Change>),
+    /// Each channel wanted by now is carried, or is known not to be.
+    Settled,
 }
 
 /// A logged-in connection.
@@ -102,11 +107,6 @@ impl Connection {
         self.channels.deadline().is_none().then(|| self.channels.health())
     }
 
-    /// Whether each channel wanted is carried, or is known not to be.
-    pub(super) fn is_settled(&self) -> bool {
-        self.channels.is_settled()
-    }
-
     /// Frames come first, so that upstream never waits for us. The rest is looked after whenever no frame is there, and after
     /// every so many frames in a flood, while the runtime still grants this task its timers.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Received, LinkError>> {
@@ -160,7 +160,12 @@ impl Connection {
         }
         while std::mem::take(&mut self.ask) {
             let now = std::time::Instant::now();
-            let Some(request) = self.channels.next_request(now) else { return };
+            let Some(request) = self.channels.next_request(now) else {
+                if self.channels.is_settled() {
+                    self.ready.push_back(Received::Settled);
+                }
+                return;
+            };
             self.ask = true;
             self.socket.send_text(&command_text(request.action, &request.params));
             if let Some(deadline) = self.channels.deadline() {
@@ -243,6 +248,8 @@ impl Connection {
     fn changed(&mut self, changes: Vec<Change>) {
         if !changes.is_empty() {
             self.ask = true;
+            // Before the next frame: it may hold what is told of data that is complete from here on.
+            self.since_chores = MESSAGES_BETWEEN_CHORES;
             self.ready.push_back(Received::Channels(changes));
         }
     }

@@ -44,6 +44,8 @@ pub(super) struct WebSocket {
     decoder: Decoder,
     /// What was read and is not taken yet.
     incoming: BytesMut,
+    /// Whether that buffer is short enough to be kept.
+    keeps: bool,
     /// Buffers read before, whose frames may still be in use.
     spares: VecDeque<BytesMut>,
     /// Framed and masked, to be written.
@@ -90,7 +92,8 @@ impl WebSocket {
         let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
         incoming.extend_from_slice(early);
         let decoder = Decoder::of_server(MAX_MESSAGE_BYTES);
-        Self { stream, decoder, incoming, spares: VecDeque::new(), outgoing: BytesMut::new() }
+        let (spares, outgoing) = (VecDeque::new(), BytesMut::new());
+        Self { stream, decoder, incoming, keeps: true, spares, outgoing }
     }
 
     /// Waits for the next message, writing meanwhile what is to be written.
@@ -154,7 +157,7 @@ impl WebSocket {
             return;
         }
         let wanted = missing.max(BUFFER_BYTES - self.incoming.len().min(BUFFER_BYTES / 2));
-        if self.incoming.capacity() <= MAX_KEPT_BYTES && self.incoming.try_reclaim(wanted) {
+        if self.keeps && self.incoming.try_reclaim(wanted) {
             return;
         }
         let total = self.incoming.len() + wanted;
@@ -167,8 +170,10 @@ impl WebSocket {
         }
         next.extend_from_slice(&self.incoming);
         let mut last = std::mem::replace(&mut self.incoming, next);
-        last.clear();
-        if self.spares.len() < MAX_SPARES && total <= MAX_KEPT_BYTES {
+        if std::mem::replace(&mut self.keeps, total <= MAX_KEPT_BYTES)
+            && self.spares.len() < MAX_SPARES
+        {
+            last.clear();
             self.spares.push_back(last);
         }
     }
