@@ -53,25 +53,34 @@ pub const REFUSALS: [&str; 9] = [
 
 /// Answers the requests of one port.
 pub struct HttpFace<T> {
-    pub(crate) tier: Arc<T>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) market: Market,
-    pub(crate) keys: Arc<Keys>,
-    pub(crate) doors: Arc<Doors>,
-    pub(crate) metrics: Arc<SessionMetrics>,
+    /// Tells what `/health` says.
+    pub tier: Arc<T>,
+    /// What `/metrics` shows.
+    pub registry: Arc<Registry>,
+    /// The market served.
+    pub market: Market,
+    /// The keys whose sessions `/health` counts.
+    pub keys: Arc<Keys>,
+    /// Who gets a session.
+    pub doors: Arc<Doors>,
+    /// Where refusals are counted.
+    pub metrics: Arc<SessionMetrics>,
     /// One permit for each session that may exist.
-    pub(crate) room: Arc<Semaphore>,
+    pub room: Arc<Semaphore>,
     /// Whether `/livez`, `/readyz` and `/metrics` answer on this port.
-    pub(crate) probes: bool,
+    pub probes: bool,
     /// Whether WebSockets are accepted on this port.
-    pub(crate) upgrades: bool,
-    pub(crate) stop: CancellationToken,
+    pub upgrades: bool,
+    /// Once cancelled, no session begins any more.
+    pub stop: CancellationToken,
 }
 
 /// An accepted upgrade, to be taken over once the response is written.
 pub struct Accepted {
-    pub(crate) upgrade: OnUpgrade,
-    pub(crate) admitted: Admitted,
+    /// The connection, once the response is written.
+    pub upgrade: OnUpgrade,
+    /// What the session holds.
+    pub admitted: Admitted,
 }
 
 /// What a session holds while it lasts.
