@@ -105,7 +105,10 @@ impl Decoder {
             {
                 return Err(Violation::Protocol("a control frame too long, or in pieces"));
             }
-            let held = self.fragments.as_ref().map_or(0, |fragments| fragments.payload.len());
+            let held = match (header.opcode, &self.fragments) {
+                (OpCode::Data(_), Some(fragments)) => fragments.payload.len(),
+                _ => 0,
+            };
             let length = usize::try_from(length)
                 .ok()
                 .filter(|length| *length <= self.max_bytes.saturating_sub(held))
@@ -307,13 +310,62 @@ mod tests {
     }
 
     #[test]
+    fn what_is_missing_is_told_to_the_byte() {
+        let whole = frame(TEXT, true, &[b'x'; 300], Some(MASK));
+        let (head, all) = (8, whole.len());
+        for length in 0..all {
+            let missing = if length < head { MAX_HEADER_BYTES } else { all - length };
+            let decoded = Decoder::of_client(300).decode(&mut whole[..length].into());
+            assert_eq!(decoded, Ok(Decoded::Missing(missing)), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_message_may_be_as_long_as_the_limit() {
+        let ping = OpCode::Control(Control::Ping);
+        let longest = [b'!'; MAX_CONTROL_BYTES];
+        let stream = [
+            frame(TEXT, true, &[b'a'; 200], Some(MASK)),
+            frame(TEXT, false, &[b'b'; 120], Some(MASK)),
+            frame(ping, true, &longest, Some(MASK)),
+            frame(MORE, true, &[b'c'; 80], Some(MASK)),
+            frame(OpCode::Data(Data::Binary), false, &[1; 120], Some(MASK)),
+            frame(MORE, true, &[2; 80], Some(MASK)),
+        ]
+        .concat();
+        let found = decoded(&mut Decoder::of_client(200), &stream, stream.len());
+        let [Ok(Decoded::Text { bytes, head }), rest @ ..] = &found[..] else {
+            panic!("{found:?}")
+        };
+        assert_eq!(bytes[*head..], [b'a'; 200]);
+        let expected = [
+            Ok(Decoded::Ping(BytesMut::from(&longest[..]))),
+            text(&[[b'b'; 120].as_slice(), &[b'c'; 80]].concat(), 0),
+            Ok(Decoded::Binary(200)),
+        ];
+        assert_eq!(rest, expected);
+    }
+
+    #[test]
+    fn a_violation_is_told_in_words() {
+        let told = |violation: Violation| violation.to_string();
+        assert_eq!(told(Violation::Protocol("so")), "WebSocket protocol broken: so");
+        assert_eq!(told(Violation::TooBig(7)), "a message of more than 7 bytes");
+    }
+
+    #[test]
     fn what_breaks_the_protocol_is_told() {
         let close = OpCode::Control(Control::Close);
-        let mut reserved = frame(TEXT, true, b"a", Some(MASK));
-        reserved[0] |= 0x40;
+        let reserved = |bit: u8| {
+            let mut bytes = frame(TEXT, true, b"a", Some(MASK));
+            bytes[0] |= bit;
+            bytes
+        };
         for (what, bytes) in [
             ("not masked", frame(TEXT, true, b"a", None)),
-            ("an extension", reserved),
+            ("an extension", reserved(0x40)),
+            ("another", reserved(0x20)),
+            ("a third", reserved(0x10)),
             ("an unknown opcode", vec![0x83, 0x80, 0, 0, 0, 0]),
             ("a control frame in pieces", frame(close, false, b"", Some(MASK))),
             ("a long ping", frame(OpCode::Control(Control::Ping), true, &[0; 126], Some(MASK))),
