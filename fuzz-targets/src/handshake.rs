@@ -12,10 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{
-    HeaderMap, Method, Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
-};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::{
     body::{Body, Incoming},
@@ -90,9 +87,7 @@ impl Stage {
         let heard = hear(&self.data, STRANGER, input, whole).await.expect("anyone may enter");
         let in_two = hear(&self.data, STRANGER, input, cut).await;
         assert_eq!(in_two.as_ref(), Some(&heard), "cut at {cut}");
-        if let Some(early) = &heard.early
-            && heard.answers.last().is_some_and(|answer| !answer.brought_body)
-        {
+        if let Some(early) = &heard.early {
             let head = input.strip_suffix(&early[..]).expect("what was said behind the head");
             assert!(head.ends_with(b"\n\r\n") || head.ends_with(b"\n\n"), "the end of a head");
         }
@@ -124,9 +119,7 @@ struct Answer {
     method: Method,
     path: String,
     status: StatusCode,
-    /// Whether the request said that a body follows.
-    brought_body: bool,
-    /// Bytes of the answer's body, whether it goes out or not.
+    /// Bytes of the body, whether it goes out or not.
     body: u64,
     /// Whether a WebSocket was asked for and not given.
     refused: bool,
@@ -219,8 +212,6 @@ fn answer(
     let expected = model::status(&request, face.upgrades, face.probes);
     let accept =
         request.headers().get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
-    let said = |name| request.headers().contains_key(name);
-    let brought_body = said(CONTENT_LENGTH) || said(TRANSFER_ENCODING);
     let response = face.respond(request, entered, slot);
     let status = response.status();
     assert_eq!(status, expected, "{method} {path}");
@@ -232,7 +223,7 @@ fn answer(
         assert_eq!(told.ok(), accept.as_deref());
     }
     let body = response.body().size_hint().exact().expect("a body of known length");
-    (response, Answer { method, path, status, brought_body, body, refused: websocket && !upgraded })
+    (response, Answer { method, path, status, body, refused: websocket && !upgraded })
 }
 
 /// Looks for the answers in what was said, one behind the other, and at the end perhaps what hyper itself objects to bytes that

@@ -12,7 +12,10 @@ use http::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
 };
 use http_body_util::Full;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body, Incoming},
+    upgrade::OnUpgrade,
+};
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -162,7 +165,13 @@ impl<T: Tier> HttpFace<T> {
             self.count(STOPPING);
             return later("restarting: try again in a moment\n", RETRY_AFTER_FULL);
         }
-        let response = match create_response_with_body(&request, Full::default) {
+        // How much of a body goes by before the session begins would depend on how it comes.
+        let handshake = if request.body().is_end_stream() {
+            create_response_with_body(&request, Full::default).map_err(|error| error.to_string())
+        } else {
+            Err("a request with a body".to_owned())
+        };
+        let response = match handshake {
             Ok(response) => response,
             Err(error) => {
                 self.blame(Abuse::Handshake, client);

@@ -47,16 +47,22 @@ pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     asked.split(',').any(|upgrade| upgrade.trim() == "websocket")
 }
 
-/// A whole handshake of RFC 6455, section 4.2.1, with no upgrade beside it.
+/// A whole handshake of RFC 6455, section 4.2.1, with no upgrade beside it and no body behind it.
 fn is_handshake<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let connection = text(headers, "connection").unwrap_or_default().to_ascii_lowercase();
     request.method() == Method::GET
+        && !brings_body(headers)
         && request.version() == Version::HTTP_11
         && connection.split([',', ' ']).any(|option| option == "upgrade")
         && text(headers, "upgrade").is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
         && text(headers, "sec-websocket-version") == Some("13")
         && text(headers, "sec-websocket-key").is_some_and(is_key)
+}
+
+fn brings_body(headers: &HeaderMap) -> bool {
+    let length = text(headers, "content-length").unwrap_or("0");
+    headers.contains_key(header::TRANSFER_ENCODING) || length.contains(|digit| digit != '0')
 }
 
 /// 16 bytes in base64.
