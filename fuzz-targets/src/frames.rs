@@ -15,6 +15,9 @@ use crate::members::Members;
 /// It is not.
 pub fn of_an_upstream(text: &[u8]) {
     separated(text);
+    // Moved against the strides in which it is looked through.
+    let blanks = 1 + text.iter().fold(0, |sum, &byte| (sum + usize::from(byte)) % 255);
+    separated(&[&vec![b' '; blanks][..], text].concat());
     if let Ok(elements) = serde_json::from_slice::<Vec<&RawValue>>(text) {
         let elements: Vec<&str> = elements.iter().map(|element| element.get()).collect();
         cut_without_loss(text, &elements);
