@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_targets::channels_of_every_market(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_targets::channels::of_every_market(data));

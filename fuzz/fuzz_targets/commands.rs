@@ -1,2 +1,2 @@
 #![no_main]
-libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_targets::commands(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz_targets::commands::as_a_parser_would(data));

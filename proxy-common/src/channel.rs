@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::market::{Kind, Market};
 
-/// The longest symbol taken, in bytes; the vendor's longest (option contracts) have 21.
+/// The longest symbol taken, in bytes of its form that is kept; the vendor's longest (option contracts) have 21.
 pub const MAX_SYMBOL_BYTES: usize = 64;
 
 /// One subscription entry. Entries are independent of each other: holding `T.*` and `T.AAPL` is holding two.
@@ -78,13 +78,13 @@ impl Channel {
         match symbol {
             "*" => Ok(Self::Kind(kind)),
             _ if symbol.contains('*') => refuse("a wildcard stands alone, as in T.*"),
-            _ if symbol.len() > MAX_SYMBOL_BYTES => refuse("longer than 64 bytes"),
             _ if symbol.chars().any(|c| c.is_control() || c.is_whitespace()) => {
                 refuse("blanks and control characters are not part of symbols")
             }
             _ => match market.symbol_key(symbol) {
                 // Nothing but a prefix.
                 key if key.is_empty() => Err(form()),
+                key if key.len() > MAX_SYMBOL_BYTES => refuse("longer than 64 bytes"),
                 key => Ok(Self::Symbol(kind, key.into())),
             },
         }
@@ -161,11 +161,16 @@ mod tests {
 
     #[test]
     fn spellings_of_a_pair_are_one_channel() {
-        let channel = |item| Channel::parse(item, Market::Forex);
+        let channel = |item: &str| Channel::parse(item, Market::Forex);
         assert_eq!(channel("C.EUR/USD"), channel("C.C:EUR-USD"));
         assert_ne!(channel("C.EUR/USD"), channel("CA.EUR/USD"));
         for nothing in ["C.C:", "C.X:", "CA.C:X:"] {
             assert!(matches!(channel(nothing), Err(ChannelError::Form { .. })), "{nothing}");
         }
+        // What counts is how long it is when it is shown.
+        let pair = |bytes: usize| channel(&format!("C.C:{}", "A".repeat(bytes)));
+        let shown = pair(63).unwrap().to_string();
+        assert_eq!((shown.len(), channel(&shown)), (2 + MAX_SYMBOL_BYTES, pair(63)));
+        assert!(matches!(pair(64), Err(ChannelError::Symbol { .. })));
     }
 }

@@ -15,7 +15,7 @@ use http::{
     header::{HOST, ORIGIN},
 };
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{io::AsyncRead, time::timeout};
 use tracing::debug;
 
 use crate::{
@@ -115,7 +115,7 @@ impl Doors {
     /// It has to be dropped without an answer.
     pub async fn enter(
         &self,
-        socket: &mut TcpStream,
+        socket: &mut (impl AsyncRead + Unpin),
         peer: SocketAddr,
         limit: Duration,
     ) -> Result<Entered, Abuse> {

@@ -112,7 +112,11 @@ pub fn separate(frame: Frame) -> Result<Separated, Malformed> {
             Ok(Separated { data: Some(frame), events: seen.events, statuses: Vec::new() })
         }
         Some(b'[') => separate_array(frame),
-        Some(b'{') => separate_array(Frame::new(&[b"[", text, b"]"].concat())),
+        Some(b'{') => {
+            // What would be an array in brackets need not be one object.
+            serde_json::from_slice::<&RawValue>(text).map_err(|_| Malformed)?;
+            separate_array(Frame::new(&[b"[", text, b"]"].concat()))
+        }
         _ => Err(Malformed),
     }
 }
@@ -350,7 +354,8 @@ mod tests {
 
     #[test]
     fn what_holds_no_events_is_malformed() {
-        for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", r#"[{"ev":"status"}"#] {
+        for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", "{},{}", r#"[{"ev":"status"}"#]
+        {
             assert_eq!(separate(Frame::new(text.as_bytes())), Err(Malformed), "{text:?}");
         }
         assert_eq!(separate(Frame::new(b"[{\"ev\":\"T\",\"x\":\"\xff\"}]")), Err(Malformed));

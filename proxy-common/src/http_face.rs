@@ -12,7 +12,10 @@ use http::{
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
 };
 use http_body_util::Full;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body, Incoming},
+    upgrade::OnUpgrade,
+};
 use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -56,25 +59,34 @@ pub const REFUSALS: [&str; 10] = [
 
 /// Answers the requests of one port.
 pub struct HttpFace<T> {
-    pub(crate) tier: Arc<T>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) market: Market,
-    pub(crate) keys: Arc<Keys>,
-    pub(crate) doors: Arc<Doors>,
-    pub(crate) metrics: Arc<SessionMetrics>,
+    /// Tells what `/health` says.
+    pub tier: Arc<T>,
+    /// What `/metrics` shows.
+    pub registry: Arc<Registry>,
+    /// The market served.
+    pub market: Market,
+    /// The keys whose sessions `/health` counts.
+    pub keys: Arc<Keys>,
+    /// Who gets a session.
+    pub doors: Arc<Doors>,
+    /// Where refusals are counted.
+    pub metrics: Arc<SessionMetrics>,
     /// One permit for each session that may exist.
-    pub(crate) room: Arc<Semaphore>,
+    pub room: Arc<Semaphore>,
     /// Whether `/livez`, `/readyz` and `/metrics` answer on this port.
-    pub(crate) probes: bool,
+    pub probes: bool,
     /// Whether WebSockets are accepted on this port.
-    pub(crate) upgrades: bool,
-    pub(crate) stop: CancellationToken,
+    pub upgrades: bool,
+    /// Once cancelled, no session begins any more.
+    pub stop: CancellationToken,
 }
 
 /// An accepted upgrade, to be taken over once the response is written.
 pub struct Accepted {
-    pub(crate) upgrade: OnUpgrade,
-    pub(crate) admitted: Admitted,
+    /// The connection, once the response is written.
+    pub upgrade: OnUpgrade,
+    /// What the session holds.
+    pub admitted: Admitted,
 }
 
 /// What a session holds while it lasts.
@@ -160,7 +172,13 @@ impl<T: Tier> HttpFace<T> {
             self.count(STOPPING);
             return later("restarting: try again in a moment\n", RETRY_AFTER_FULL);
         }
-        let response = match create_response_with_body(&request, Full::default) {
+        // How much of a body goes by before the session begins would depend on how it comes.
+        let handshake = if request.body().is_end_stream() {
+            create_response_with_body(&request, Full::default).map_err(|error| error.to_string())
+        } else {
+            Err("a request with a body".to_owned())
+        };
+        let response = match handshake {
             Ok(response) => response,
             Err(error) => {
                 self.blame(Abuse::Handshake, client);

@@ -237,8 +237,8 @@ fn pair_key(symbol: &str) -> Cow<'_, str> {
     while let Some(rest) = pair.strip_prefix("C:").or_else(|| pair.strip_prefix("X:")) {
         pair = rest;
     }
-    if let Some((base, quote)) = pair.split_once('/') {
-        return Cow::Owned(format!("{base}-{quote}"));
+    if pair.contains('/') {
+        return Cow::Owned(pair.replace('/', "-"));
     }
     if pair.contains('-') {
         return Cow::Borrowed(pair);
@@ -291,6 +291,11 @@ mod tests {
         }
         for odd in ["", "USD", "C:", "é"] {
             assert_eq!(Market::Forex.symbol_key(odd), odd.trim_start_matches("C:"), "{odd}");
+        }
+        // The form of a form is itself, whatever it was made of.
+        for odd in ["EUR/U/USD", "EUR-U/USD", "/", "C:X:/C:", "ABCDEFG"] {
+            let form = Market::Crypto.symbol_key(odd);
+            assert_eq!(Market::Crypto.symbol_key(&form), form, "{odd}");
         }
     }
 

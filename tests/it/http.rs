@@ -4,7 +4,7 @@ use polygon_sim::SimConfig;
 use serde_json::Value;
 use tests::{
     client::TestClient,
-    http::{get, refused_upgrade, request},
+    http::{get, refused_upgrade, request, upgrade},
     program::Program,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
     wait::{SOON, eventually},
@@ -223,6 +223,19 @@ async fn what_is_no_websocket_gets_426_and_a_helpful_line() {
         )
         .await;
         assert!((400..500).contains(&head.status), "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_with_a_body_is_refused() {
+    let stack = Stack::start().await;
+    for (program, ..) in tiers(&stack) {
+        for body in ["Content-Length: 1\r\n", "Transfer-Encoding: chunked\r\n"] {
+            let response = upgrade(program.addr(), body).await;
+            assert_eq!(response.status, 400, "{body}: {response:?}");
+            assert!(response.body.contains("with a body"), "{:?}", response.body);
+        }
+        assert_eq!(upgrade(program.addr(), "Content-Length: 0\r\n").await.status, 101);
     }
 }
 

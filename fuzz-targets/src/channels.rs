@@ -1,0 +1,64 @@
+//! Lists of channels as clients write them, against the rules of the documentation.
+
+use proxy_common::{
+    channel::{Channel, MAX_SYMBOL_BYTES, items},
+    market::Market,
+};
+
+/// A channel is taken if the rules say so, keeps its spelling where symbols have but one, and is read again as what it is
+/// shown as.
+///
+/// # Panics
+///
+/// It is not.
+pub fn of_every_market(list: &[u8]) {
+    let Ok(list) = str::from_utf8(list) else { return };
+    let found: Vec<&str> = items(list).collect();
+    assert!(found.iter().all(|item| !item.is_empty() && item.trim() == *item));
+    let bare = |text: &str| text.chars().filter(|c| *c != ',' && !c.is_whitespace()).collect();
+    let (before, after): (String, String) = (bare(list), bare(&found.concat()));
+    assert_eq!(before, after, "nothing but blanks and commas is dropped");
+    for market in Market::ALL {
+        for item in &found {
+            read(item, market);
+        }
+    }
+}
+
+fn read(item: &str, market: Market) {
+    let pairs = matches!(market, Market::Forex | Market::Crypto);
+    let fits = fits(item, market, pairs);
+    match Channel::parse(item, market) {
+        Ok(channel) => {
+            assert_ne!(fits, Some(false), "{item:?} is no channel of {market}");
+            let shown = channel.to_string();
+            assert_eq!(Channel::parse(&shown, market), Ok(channel), "{item:?}, shown as {shown:?}");
+            if !pairs {
+                assert_eq!(shown, item);
+            }
+        }
+        Err(error) => {
+            assert_ne!(fits, Some(true), "{item:?} of {market}: {error}");
+            assert!(error.to_string().len() < 1_000, "{error}");
+        }
+    }
+}
+
+/// The rules: `*`, `KIND.*`, or `KIND.SYMBOL`, with a kind of the market and a symbol that is short, without blanks, control
+/// characters and stars, and more than the prefix of a pair. `None` for a pair that may be too long with its separator.
+fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
+    let Some((kind, symbol)) = item.split_once('.') else { return Some(item == "*") };
+    let known = market.kinds().iter().any(|known| known.name() == kind);
+    if symbol == "*" || !known {
+        return Some(known);
+    }
+    let mut bare = symbol;
+    while pairs && (bare.starts_with("C:") || bare.starts_with("X:")) {
+        bare = &bare[2..];
+    }
+    let strange = |c: char| c == '*' || c.is_whitespace() || c.is_control();
+    if bare.is_empty() || bare.contains(strange) {
+        return Some(false);
+    }
+    (!pairs || bare.len() != MAX_SYMBOL_BYTES).then_some(bare.len() <= MAX_SYMBOL_BYTES)
+}

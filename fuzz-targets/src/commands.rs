@@ -1,0 +1,75 @@
+//! Commands of clients, against a model on a JSON parser, and the answers to them.
+
+use proxy_common::{
+    channel::items,
+    frame::separate,
+    protocol::{Command, MAX_MESSAGE_BYTES, Status, command_text, status_frames},
+};
+use secrecy::ExposeSecret;
+use serde_json::Value;
+
+use crate::members::Members;
+
+/// A command is what the model makes of it, written and read again the same, and answered in bounded messages of statuses.
+///
+/// # Panics
+///
+/// It is not.
+pub fn as_a_parser_would(text: &[u8]) {
+    let Ok(text) = str::from_utf8(text) else { return };
+    let command = read(text);
+    assert_eq!(command, model(text));
+    match command {
+        Ok((action, params)) => {
+            let again = read(&command_text(action, &params));
+            assert_eq!(again, Ok((action, params.clone())));
+            let answers: Vec<_> = items(&params).map(Status::subscribed).collect();
+            answered(&answers);
+        }
+        Err(error) => answered(&[Status::error(error.clone()), Status::error(error)]),
+    }
+}
+
+/// By the code that is tested.
+fn read(text: &str) -> Result<(&'static str, String), String> {
+    match Command::parse(text) {
+        Ok(Command::Auth(key)) => Ok(("auth", key.expose_secret().to_owned())),
+        Ok(Command::Subscribe(params)) => Ok(("subscribe", params)),
+        Ok(Command::Unsubscribe(params)) => Ok(("unsubscribe", params)),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn model(text: &str) -> Result<(&'static str, String), String> {
+    let malformed = || {
+        r#"invalid command: expected one JSON object such as {"action":"subscribe","params":"T.AAPL,Q.*"}"#
+            .to_owned()
+    };
+    let members = Members::read(text).ok_or_else(malformed)?;
+    let (action, params) =
+        members.only("action").zip(members.only("params")).ok_or_else(malformed)?;
+    let Some(Value::String(action)) = action else { return Err(malformed()) };
+    let Some(action) = ["auth", "subscribe", "unsubscribe"].into_iter().find(|&a| a == action)
+    else {
+        let shown: String = action.chars().take(32).collect();
+        return Err(format!("unknown action {shown:?}: expected auth, subscribe or unsubscribe"));
+    };
+    match params {
+        Some(Value::String(params)) => Ok((action, params)),
+        _ => Err(format!(r#"invalid command: "params" of {action:?} must be a string"#)),
+    }
+}
+
+/// Statuses go out whole, in order, and are seen as statuses at the other end.
+fn answered(statuses: &[Status]) {
+    let mut messages = statuses.iter().map(|status| status.message.as_str());
+    for frame in status_frames(statuses) {
+        assert!(frame.text().len() <= MAX_MESSAGE_BYTES);
+        let received = separate(frame).expect("an array of statuses");
+        assert_eq!((received.data, received.events), (None, 0));
+        for status in received.statuses {
+            assert_eq!(Some(status.status.message.as_str()), messages.next());
+        }
+    }
+    assert_eq!(messages.next(), None);
+}

@@ -1,0 +1,120 @@
+//! Frames of an upstream, taken apart and cut, against a model on a JSON parser.
+
+use proxy_common::{
+    frame::{Cut, Frame, Separated, cut, separate},
+    protocol::MAX_MESSAGE_BYTES,
+};
+use serde_json::{Value, value::RawValue};
+
+use crate::members::Members;
+
+/// A frame is separated into data and statuses as the model does it, byte for byte, and cut without loss.
+///
+/// # Panics
+///
+/// It is not.
+pub fn of_an_upstream(text: &[u8]) {
+    separated(text);
+    // Moved against the strides in which it is looked through.
+    let blanks = 1 + text.iter().fold(0, |sum, &byte| (sum + usize::from(byte)) % 255);
+    separated(&[&vec![b' '; blanks][..], text].concat());
+    if let Ok(elements) = serde_json::from_slice::<Vec<&RawValue>>(text) {
+        let elements: Vec<&str> = elements.iter().map(|element| element.get()).collect();
+        cut_without_loss(text, &elements);
+        // Long messages cost too much to make one of each input.
+        if !elements.is_empty() && text.len().is_multiple_of(512) {
+            let times = 2 * MAX_MESSAGE_BYTES / text.len();
+            let elements = elements.repeat(times);
+            cut_without_loss(format!("[{}]", elements.join(" ,\n")).as_bytes(), &elements);
+        }
+    } else {
+        assert!(cut(text).is_err(), "what is cut is an array");
+    }
+}
+
+fn separated(text: &[u8]) {
+    let separated = separate(Frame::new(text));
+    let start = text.trim_ascii_start();
+    let lone = start.starts_with(b"{");
+    let Some(told) = str::from_utf8(text).ok().filter(|_| lone || start.starts_with(b"[")) else {
+        assert!(separated.is_err(), "no text, or neither array nor object");
+        return;
+    };
+    let elements = if lone {
+        serde_json::from_str(told).map(|object: &RawValue| vec![object])
+    } else {
+        serde_json::from_str::<Vec<&RawValue>>(told)
+    };
+    let whole = if lone { format!("[{told}]") } else { told.to_owned() };
+    let Ok(Separated { data, events, statuses }) = separated else {
+        assert!(elements.is_err(), "JSON was refused");
+        return;
+    };
+    // What holds no status, plainly written, is an upstream's array as it is; nobody looks closer.
+    if !lone && !tells_status(told) {
+        assert_eq!(data.map(|data| data.text().to_owned()).as_deref(), Some(text));
+        let told = text.windows(4).filter(|window| window == br#""ev""#).count();
+        assert_eq!((events as usize, statuses.len()), (told, 0));
+        return;
+    }
+    let elements = elements.expect("what was looked at closely is JSON");
+    let (expected, rest): (Vec<_>, Vec<_>) =
+        elements.into_iter().map(RawValue::get).partition(|element| is_status(element));
+    let texts: Vec<&str> = statuses.iter().map(|status| status.text.as_str()).collect();
+    assert_eq!(texts, expected);
+    for status in &statuses {
+        let (name, message) = says(&status.text);
+        assert_eq!((&status.status.status, &status.status.message), (&name, &message));
+    }
+    assert_eq!(events as usize, rest.len());
+    let left = if expected.is_empty() { whole } else { format!("[{}]", rest.join(",")) };
+    let left = (!rest.is_empty()).then_some(left);
+    assert_eq!(data.map(|data| data.text().to_owned()), left.map(String::into_bytes));
+}
+
+/// Whether the key `ev` stands anywhere with the value `status`, blanks around the colon or not.
+fn tells_status(text: &str) -> bool {
+    let blank = |c: char| c.is_ascii_whitespace();
+    text.split(r#""ev""#).skip(1).any(|rest| {
+        let value = rest.trim_start_matches(blank).strip_prefix(':');
+        value.is_some_and(|value| value.trim_start_matches(blank).starts_with(r#""status""#))
+    })
+}
+
+/// Whether an element is an object whose only `ev` says so.
+fn is_status(element: &str) -> bool {
+    let Some(members) = Members::read(element) else { return false };
+    members.only("ev") == Some(Some(Value::from("status")))
+}
+
+/// Name and message; both empty where one of them makes no sense.
+fn says(status: &str) -> (String, String) {
+    let members = Members::read(status).expect("a status is an object");
+    let field = |name| match members.only(name)? {
+        None => Some(String::new()),
+        Some(value) => value.as_str().map(str::to_owned),
+    };
+    field("status").zip(field("message")).unwrap_or_default()
+}
+
+/// The pieces hold the elements, all that fit a message, and no piece could have been longer.
+fn cut_without_loss(text: &[u8], elements: &[&str]) {
+    let Cut { arrays, oversize } = cut(text).expect("an array can be cut");
+    let mut expected = elements.iter().filter(|element| element.len() + 2 <= MAX_MESSAGE_BYTES);
+    let mut fitting = 0;
+    let mut last = None;
+    for (array, events) in &arrays {
+        let array = array.text();
+        assert!(array.len() <= MAX_MESSAGE_BYTES);
+        let pieces: Vec<&RawValue> = serde_json::from_slice(array).expect("a piece is an array");
+        assert_eq!(pieces.len(), *events as usize);
+        for piece in &pieces {
+            assert_eq!(Some(&piece.get()), expected.next());
+        }
+        let first = pieces.first().expect("no piece is empty").get();
+        assert!(last.is_none_or(|last| last + 1 + first.len() > MAX_MESSAGE_BYTES));
+        last = Some(array.len());
+        fitting += pieces.len();
+    }
+    assert_eq!((expected.next(), fitting + oversize as usize), (None, elements.len()));
+}

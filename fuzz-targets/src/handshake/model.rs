@@ -1,0 +1,172 @@
+//! What the documentation says of every request, written once more: the path, the origin, whose it is, what the answer is.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderMap, Method, Request, StatusCode, Version, header};
+use proxy_common::market::Market;
+use url::{Origin, Url};
+
+/// What the ports are set to.
+pub(super) const MARKET: Market = Market::Stocks;
+pub(super) const LISTED_ORIGIN: &str = "https://desk.example.com";
+pub(super) const TRUSTED_PROXIES: &str = "10.0.0.0/8";
+
+/// The status of the answer.
+pub(super) fn status<B>(request: &Request<B>, upgrades: bool, probes: bool) -> StatusCode {
+    let path = request.uri().path();
+    if upgrades && asks_for_websocket(request.headers()) {
+        return if !may_connect(request.headers()) {
+            StatusCode::FORBIDDEN
+        } else if !matches!(path.trim_matches('/'), "" | "stocks") {
+            StatusCode::NOT_FOUND
+        } else if is_handshake(request) {
+            StatusCode::SWITCHING_PROTOCOLS
+        } else {
+            StatusCode::BAD_REQUEST
+        };
+    }
+    match (request.method(), path) {
+        (&Method::GET | &Method::HEAD, "/health") => StatusCode::OK,
+        (&Method::GET | &Method::HEAD, "/livez" | "/readyz" | "/metrics") if probes => {
+            StatusCode::OK
+        }
+        (&Method::GET | &Method::HEAD, _) if upgrades => StatusCode::UPGRADE_REQUIRED,
+        (&Method::GET | &Method::HEAD, _) => StatusCode::NOT_FOUND,
+        _ => StatusCode::METHOD_NOT_ALLOWED,
+    }
+}
+
+/// The first value of a header, if it is text.
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Whether any of the upgrades that are asked for is one to a WebSocket.
+pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    let asked = text(headers, "upgrade").unwrap_or_default().to_ascii_lowercase();
+    asked.split(',').any(|upgrade| upgrade.trim() == "websocket")
+}
+
+/// A whole handshake of RFC 6455, section 4.2.1, with no upgrade beside it and no body behind it.
+fn is_handshake<B>(request: &Request<B>) -> bool {
+    let headers = request.headers();
+    let connection = text(headers, "connection").unwrap_or_default().to_ascii_lowercase();
+    request.method() == Method::GET
+        && !brings_body(headers)
+        && request.version() == Version::HTTP_11
+        && connection.split([',', ' ']).any(|option| option == "upgrade")
+        && text(headers, "upgrade").is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
+        && text(headers, "sec-websocket-version") == Some("13")
+        && text(headers, "sec-websocket-key").is_some_and(is_key)
+}
+
+fn brings_body(headers: &HeaderMap) -> bool {
+    let length = text(headers, "content-length").unwrap_or("0");
+    headers.contains_key(header::TRANSFER_ENCODING) || length.contains(|digit| digit != '0')
+}
+
+/// 16 bytes in base64.
+fn is_key(key: &str) -> bool {
+    let digit = |c: char| c.is_ascii_alphanumeric() || c == '+' || c == '/';
+    let digits = key.strip_suffix("==").unwrap_or_default();
+    digits.len() == 22 && digits.chars().all(digit) && digits.ends_with(['A', 'Q', 'g', 'w'])
+}
+
+/// Whether it is no page that asks, or one of the listed origin or of the very host.
+fn may_connect(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let Some(origin) = origin.to_str().ok().and_then(page) else { return false };
+    let scheme = match &origin {
+        Origin::Tuple(scheme, ..) if scheme == "http" || scheme == "https" => scheme,
+        Origin::Tuple(..) | Origin::Opaque(_) => return false,
+    };
+    let own = text(headers, "host").and_then(|host| page(&format!("{scheme}://{host}")));
+    own.is_some_and(|own| own == origin)
+        || page(LISTED_ORIGIN).is_some_and(|listed| listed == origin)
+}
+
+/// The origin that an URL without anything else stands for.
+fn page(text: &str) -> Option<Origin> {
+    let url = Url::parse(text).ok()?;
+    let mut bare = url.clone();
+    bare.set_path("");
+    let credentials = !url.username().is_empty() || url.password().is_some();
+    (bare == url && url.query().is_none() && url.fragment().is_none() && !credentials)
+        .then(|| url.origin())
+}
+
+pub(super) fn is_trusted(address: IpAddr) -> bool {
+    matches!(address.to_canonical(), IpAddr::V4(v4) if v4.octets()[0] == 10)
+}
+
+/// The last address of the chain that is not trusted; where it breaks, the one before.
+pub(super) fn client(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let values = headers.get_all("x-forwarded-for").iter();
+    let chain: Vec<&str> = values.map(|value| value.to_str().unwrap_or_default()).collect();
+    let chain = chain.join(",");
+    let mut client = peer.to_canonical();
+    if !headers.contains_key("x-forwarded-for") {
+        return client;
+    }
+    for hop in chain.rsplit(',').map(str::trim) {
+        let bracketed = hop.strip_prefix('[').and_then(|hop| hop.strip_suffix(']'));
+        let address = [Some(hop), bracketed].into_iter().flatten().find_map(|hop| hop.parse().ok());
+        let with_port = hop.parse::<SocketAddr>().ok().map(|hop| hop.ip());
+        match address.or(with_port) {
+            Some(address) if is_trusted(client) => client = IpAddr::to_canonical(&address),
+            Some(_) | None => break,
+        }
+    }
+    client
+}
+
+/// The client that a PROXY header names, if it names any, and how long the header is.
+pub(super) fn proxy_header(input: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
+    if input.starts_with(b"\r\n\r\n\0\r\nQUIT\n") {
+        return second_version(input);
+    }
+    let length = 2 + input.windows(2).position(|pair| pair == b"\r\n")?;
+    let line = str::from_utf8(&input[..length - 2]).ok();
+    if length > 107 || !input.starts_with(b"PROXY ") {
+        return None;
+    }
+    if input.starts_with(b"PROXY UNKNOWN") {
+        return (!input[..length - 2].contains(&b'\r')).then_some((None, length));
+    }
+    let words: Vec<&str> = line?.split(' ').collect();
+    let &["PROXY", family, source, destination, port, other_port] = &words[..] else { return None };
+    let (source, destination): (IpAddr, IpAddr) = (source.parse().ok()?, destination.parse().ok()?);
+    let (port, _): (u16, u16) = (port.parse().ok()?, other_port.parse().ok()?);
+    let fits = match family {
+        "TCP4" => source.is_ipv4() && destination.is_ipv4(),
+        "TCP6" => source.is_ipv6() && destination.is_ipv6(),
+        _ => false,
+    };
+    fits.then_some((Some(SocketAddr::new(source, port)), length))
+}
+
+fn second_version(input: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
+    let &[command, family, high, low] = input.get(12..16)? else { return None };
+    let length = 16 + usize::from(u16::from_be_bytes([high, low]));
+    let addresses = input.get(16..length).filter(|_| length <= 4_096)?;
+    let port = |at: usize| Some(u16::from_be_bytes(*addresses.get(at..at + 2)?.first_chunk()?));
+    let (needed, source) = match family {
+        0x00 => (0, None),
+        0x11 | 0x12 => {
+            let source = addresses.first_chunk::<4>().map(|octets| IpAddr::from(*octets));
+            (12, source.zip(port(8)))
+        }
+        0x21 | 0x22 => {
+            let source = addresses.first_chunk::<16>().map(|octets| IpAddr::from(*octets));
+            (36, source.zip(port(32)))
+        }
+        0x31 | 0x32 => (216, None),
+        _ => return None,
+    };
+    let named = match command {
+        0x20 => None,
+        0x21 => source.map(SocketAddr::from),
+        _ => return None,
+    };
+    (addresses.len() >= needed).then_some((named, length))
+}

@@ -1,0 +1,63 @@
+//! The members of a JSON object as they stand in it: in order, repeated ones and all.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::{Value, value::RawValue};
+
+/// Keys and values, not decoded.
+pub(crate) struct Members<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+
+impl<'a> Members<'a> {
+    /// Those of an object; `None` for what is none.
+    pub(crate) fn read(text: &'a str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+
+    /// The first value of a key that is written so, in whatever way, if it is a string.
+    pub(crate) fn first_string(&self, key: &str) -> Option<String> {
+        let (_, value) = self.0.iter().find(|(name, _)| decoded(name).as_deref() == Some(key))?;
+        decoded(value)
+    }
+
+    /// The value of a key that stands at most once: `Some(None)` where it is missing. `None` where it stands more than once, its
+    /// value is beyond what a parser holds, or some key of the object is no text.
+    pub(crate) fn only(&self, key: &str) -> Option<Option<Value>> {
+        let mut found = None;
+        for (name, value) in &self.0 {
+            if decoded(name)? == key && found.replace(value).is_some() {
+                return None;
+            }
+        }
+        match found {
+            None => Some(None),
+            Some(value) => serde_json::from_str(value.get()).ok().map(Some),
+        }
+    }
+}
+
+fn decoded(raw: &RawValue) -> Option<String> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
