@@ -150,6 +150,7 @@ impl Router {
                 LinkEvent::Frame { frame, events } => {
                     self.route_frame(frame.shared_text(), events);
                 }
+                LinkEvent::Malformed => self.notify(&Notice::malformed(TIER).frame()),
                 LinkEvent::Notice(frame) => {
                     self.notify(&frame);
                     match notice::outage(frame.text()) {

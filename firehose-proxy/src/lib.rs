@@ -192,6 +192,7 @@ async fn pump(mut link: Link, mut publisher: Publisher) {
                 }
             }
             LinkEvent::Notice(frame) => publisher.fanout.notify(frame),
+            LinkEvent::Malformed => publisher.fanout.notify(Notice::malformed(TIER).frame()),
             LinkEvent::Down(outage) => {
                 publisher.down.send_replace(Some(outage.clone()));
                 publisher.fanout.signal(Content::Down(outage));

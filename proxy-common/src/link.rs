@@ -82,6 +82,8 @@ pub enum LinkEvent {
     /// Logged in, and everything that the link is asked for is answered. This is the outage that has just ended; the first one
     /// begins with the program.
     Up(Outage),
+    /// A message came that holds no events, whatever it was to hold: it is dropped.
+    Malformed,
     /// The connection is lost, since now. Reconnecting goes on by itself.
     Down(Outage),
     /// Everything that the link is asked for by now is answered, there being no outage.
@@ -331,6 +333,7 @@ impl Link {
                     Ok(Received::Data { frame, events }) => {
                         return Poll::Ready(LinkEvent::Frame { frame, events });
                     }
+                    Ok(Received::Malformed) => return Poll::Ready(LinkEvent::Malformed),
                     Ok(Received::Notice(frame)) => return Poll::Ready(LinkEvent::Notice(frame)),
                     Ok(Received::Carried(text)) => return Poll::Ready(LinkEvent::Carried(text)),
                     Ok(Received::Channels(changes)) => {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tests::{
     client::TestClient,
     oracle,
-    stack::{self, CLIENT_KEY, Sim, Stack, StackConfig},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig},
     wait::{SOON, eventually},
 };
 
@@ -300,6 +300,25 @@ async fn statuses_among_data_are_kept_from_clients() {
     stack.sim.handle.inject(Fault::StatusInData);
     stack.publish(&[&one, &two]);
     client.expect_objects(&[&one, &two]).await;
+}
+
+#[tokio::test]
+async fn a_message_that_holds_no_events_is_told_as_a_gap() {
+    let stack = Stack::start().await;
+    let mut filtered = stack.subscriber("T.AAPL").await;
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("T.AAPL").await;
+    let event = trade("AAPL", 1);
+    let expected = r#"{"ev":"status","status":"gap","message":"a frame reached the firehose tier damaged: events in it may be missing","tier":"firehose","reason":"malformed","frames":1}"#;
+    let send: [&dyn Fn(); 2] =
+        [&|| stack.sim.handle.publish_raw("hello"), &|| stack.sim.handle.inject(Fault::Binary)];
+    for send in send {
+        send();
+        stack.publish(&[&event]);
+        for client in [&mut filtered, &mut direct] {
+            client.expect_objects(&[expected, &event]).await;
+        }
+    }
 }
 
 #[tokio::test]

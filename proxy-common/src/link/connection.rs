@@ -39,6 +39,8 @@ pub(super) enum Received {
         frame: Frame,
         events: u64,
     },
+    /// A message that holds no events, whatever it was to hold.
+    Malformed,
     Notice(Frame),
     Carried(String),
     Channels(Vec<Change>),
@@ -254,7 +256,8 @@ impl Connection {
         }
     }
 
-    fn malformed(&self, bytes: usize, what: &str) {
+    fn malformed(&mut self, bytes: usize, what: &str) {
+        self.ready.push_back(Received::Malformed);
         // The metric counts them all; one line in a thousand is enough for the log.
         if self.metrics.malformed.inc().is_multiple_of(1_000) {
             warn!(bytes, what, "upstream frame without events dropped");
