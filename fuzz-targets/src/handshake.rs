@@ -85,8 +85,8 @@ impl Stage {
             input.iter().fold(0, |sum: usize, &byte| sum.wrapping_mul(31) + usize::from(byte));
         let (whole, cut) = (input.len(), sum % (input.len() + 1));
         let heard = hear(&self.data, STRANGER, input, whole).await.expect("anyone may enter");
-        let in_two = hear(&self.data, STRANGER, input, cut).await;
-        assert_eq!(in_two.as_ref(), Some(&heard), "cut at {cut}");
+        let in_two = hear(&self.data, STRANGER, input, cut).await.expect("anyone may enter");
+        assert!(heard.agrees(&in_two), "cut at {cut}: {in_two:?} in place of {heard:?}");
         if let Some(early) = &heard.early {
             let head = input.strip_suffix(&early[..]).expect("what was said behind the head");
             assert!(head.ends_with(b"\n\r\n") || head.ends_with(b"\n\n"), "the end of a head");
@@ -94,14 +94,16 @@ impl Stage {
         hear(&self.data, PROXY, input, whole).await.expect("a proxy may enter");
         hear(&self.admin, STRANGER, input, whole).await.expect("the operator may enter");
         let behind = hear(&self.balanced, PROXY, input, cut).await;
-        let expected = match model::proxy_header(input) {
-            None => None,
-            Some((client, length)) => {
+        match (model::proxy_header(input), behind) {
+            (None, behind) => assert_eq!(behind, None, "without a PROXY header"),
+            (Some((client, length)), behind) => {
+                let behind = behind.expect("a PROXY header lets enter");
                 let client = client.map_or(PROXY, |client| client.ip().to_canonical());
-                hear(&self.data, client, &input[length..], whole).await
+                let heard = hear(&self.data, client, &input[length..], whole).await;
+                let heard = heard.expect("anyone may enter");
+                assert!(heard.agrees(&behind), "cut at {cut}: {behind:?} in place of {heard:?}");
             }
-        };
-        assert_eq!(behind, expected, "with a PROXY header");
+        }
     }
 }
 
@@ -111,6 +113,17 @@ struct Heard {
     answers: Vec<Answer>,
     /// What was said behind an upgrade.
     early: Option<Vec<u8>>,
+}
+
+impl Heard {
+    /// Whether both are the same, as far as hyper goes: behind a body that nobody reads it takes the next request only if the body is
+    /// there already, and closes the connection otherwise.
+    fn agrees(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.answers, &other.answers);
+        let common = ours.len().min(theirs.len());
+        let broken_off = common > 0 && ours[common - 1].body_unread;
+        ours[..common] == theirs[..common] && (broken_off || self == other)
+    }
 }
 
 /// One request and its answer.
@@ -123,6 +136,8 @@ struct Answer {
     body: u64,
     /// Whether a WebSocket was asked for and not given.
     refused: bool,
+    /// Whether the request had a body.
+    body_unread: bool,
 }
 
 /// Lets a port hear these bytes, in two portions if `cut` is inside them. `None` if it drops the connection at once.
@@ -212,6 +227,7 @@ fn answer(
     let expected = model::status(&request, face.upgrades, face.probes);
     let accept =
         request.headers().get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
+    let body_unread = !request.body().is_end_stream();
     let response = face.respond(request, entered, slot);
     let status = response.status();
     assert_eq!(status, expected, "{method} {path}");
@@ -223,7 +239,7 @@ fn answer(
         assert_eq!(told.ok(), accept.as_deref());
     }
     let body = response.body().size_hint().exact().expect("a body of known length");
-    (response, Answer { method, path, status, body, refused: websocket && !upgraded })
+    (response, Answer { method, path, status, body, refused: websocket && !upgraded, body_unread })
 }
 
 /// Looks for the answers in what was said, one behind the other, and at the end perhaps what hyper itself objects to bytes that
