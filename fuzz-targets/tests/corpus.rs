@@ -46,7 +46,7 @@ fn change(input: &[u8], others: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
 fn check(name: &str) {
     let (_, target) = TARGETS.into_iter().find(|(target, _)| *target == name).expect("a target");
     let corpus = corpus(name);
-    assert!(corpus.len() >= 5, "the corpus of {name}");
+    assert!(corpus.len() >= 30, "the corpus of {name}");
     let mut rng = Rng::with_seed(1);
     let each = CHANGED.div_ceil(corpus.len());
     for input in &corpus {
