@@ -143,7 +143,7 @@ impl TryFrom<&Args> for Config {
                 format!("expected at most {MAX_RING_FRAMES}"),
             ));
         }
-        let least = args.ring_frames * MIN_BYTES_PER_FRAME;
+        let least = args.ring_frames.next_power_of_two() * MIN_BYTES_PER_FRAME;
         if args.ring_bytes < least {
             return Err(ConfigError::invalid(
                 "RING_BYTES",

@@ -16,7 +16,14 @@ pub struct Told {
 impl Told {
     /// Not everything comes since some message in the ring, or will, if the session subscribes at that place.
     pub fn down(&mut self, outage: Outage, place: u64) -> Notice {
-        let (outage, _) = self.outage.get_or_insert((outage, place));
+        let outage = match self.outage.take() {
+            // One pair of notices for both, from the earlier to the end of the later, for the reason that is news.
+            Some((known, first)) => {
+                (Outage { from: known.from.min(outage.from), ..outage }, first.max(place))
+            }
+            None => (outage, place),
+        };
+        let (outage, _) = self.outage.insert(outage);
         Notice::upstream_down(TIER, outage)
     }
 
@@ -64,8 +71,9 @@ mod tests {
         assert!(told.up(SystemTime::now(), 7).is_none(), "of which it knew nothing");
         says(Some(told.down(outage("subscribing"), 10)), "upstream_down", "subscribing");
         assert!(told.up(SystemTime::now(), 9).is_none(), "the end of an earlier one");
-        says(Some(told.down(outage("lost"), 12)), "upstream_down", "subscribing");
-        says(told.up(SystemTime::now(), 13), "upstream_up", "subscribing");
+        says(Some(told.down(outage("lost"), 12)), "upstream_down", "lost");
+        assert!(told.up(SystemTime::now(), 11).is_none(), "the end of the first");
+        says(told.up(SystemTime::now(), 13), "upstream_up", "lost");
         assert!(told.up(SystemTime::now(), 14).is_none());
     }
 

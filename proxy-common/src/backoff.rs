@@ -35,6 +35,9 @@ impl Backoff {
         if life >= USEFUL_LIFE {
             self.failures = 0;
         }
+        if life >= UNDISPUTED_LIFE {
+            self.evictions = 0;
+        }
         let ceiling = match self.failures {
             0 => FIRST,
             n => BASE.saturating_mul(1_u32.checked_shl(n - 1).unwrap_or(u32::MAX)).min(CAP),
@@ -43,13 +46,11 @@ impl Backoff {
         ceiling.mul_f64(chance)
     }
 
-    /// Notes that another process took the account's connection after `life` of being logged in, and returns how long to wait.
+    /// Notes that it was another process that took the account's connection, and returns how long to wait. To be called behind
+    /// [`Self::after`].
     ///
     /// Two processes that share a key evict each other for as long as both try. `chance` is evenly spread over `0.0..1.0`.
-    pub fn after_eviction(&mut self, life: Duration, chance: f64) -> Duration {
-        if life >= UNDISPUTED_LIFE {
-            self.evictions = 0;
-        }
+    pub fn after_eviction(&mut self, chance: f64) -> Duration {
         let factor = 1_u32.checked_shl(self.evictions).unwrap_or(u32::MAX);
         self.evictions = self.evictions.saturating_add(1);
         EVICTED.saturating_mul(factor).min(EVICTED_CAP).mul_f64(1.0 + chance / 2.0)
@@ -97,12 +98,17 @@ mod tests {
     #[test]
     fn a_slot_in_dispute_is_left_alone_for_longer_each_time() {
         let mut backoff = Backoff::default();
-        let mut after =
-            |life: u64, chance| backoff.after_eviction(Duration::from_secs(life), chance).as_secs();
+        let mut after = |life: u64, chance| {
+            backoff.after(Duration::from_secs(life), chance);
+            backoff.after_eviction(chance).as_secs()
+        };
         let waits: Vec<u64> = (0..5).map(|_| after(0, 0.0)).collect();
         assert_eq!(waits, [60, 120, 240, 300, 300]);
         assert_eq!(after(599, 1.0), 450, "the other waits as long as we do, and then comes back");
         assert_eq!((after(600, 0.0), after(0, 0.5)), (60, 150));
         assert_eq!((0..100).map(|_| after(0, 0.0)).max(), Some(300));
+        backoff.after(UNDISPUTED_LIFE, 0.0);
+        backoff.after(Duration::ZERO, 0.0);
+        assert_eq!(backoff.after_eviction(0.0), EVICTED, "whatever ended the long life");
     }
 }

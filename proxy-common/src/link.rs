@@ -342,6 +342,10 @@ impl Link {
                     }
                     // Until now events were missed that nobody would know of.
                     Ok(Received::Settled) => {
+                        // What nobody wants any more is gone without an answer.
+                        if let Some(channels) = connection.channels() {
+                            self.status.send_modify(|status| status.channels = channels);
+                        }
                         let ended = self.outage.take();
                         return Poll::Ready(ended.map_or(LinkEvent::Settled, LinkEvent::Up));
                     }
@@ -401,7 +405,7 @@ impl Link {
         let (wait, state) = match error {
             LinkError::AuthFailed(_) => (self.config.refused_interval, LinkState::Refused),
             LinkError::MaxConnections(_) => {
-                (self.backoff.after_eviction(life, chance), LinkState::Waiting)
+                (self.backoff.after_eviction(chance), LinkState::Waiting)
             }
             LinkError::Unreachable(_)
             | LinkError::Timeout(_)

@@ -165,6 +165,21 @@ async fn a_refused_channel_is_reported_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn what_was_refused_and_nobody_wants_any_more_is_no_problem() {
+    let sim = Sim::with(SimConfig { refuse: vec!["FMV".to_owned()], ..SimConfig::default() }).await;
+    let launch = stack::firehose(&sim.url("stocks")).env("UPSTREAM_LINGER", "1ms");
+    let firehose = launch.start().await;
+    let mut holder = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    holder.command("subscribe", "T.AAPL").await;
+    let mut other = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
+    other.command("subscribe", "FMV.AAPL").await;
+    let status = async |wanted: &str| firehose.health_text("/status").await == wanted;
+    eventually(SOON, "the refusal is a problem", async || status("degraded").await).await;
+    other.close().await;
+    eventually(SOON, "nobody minds any more", async || status("ok").await).await;
+}
+
+#[tokio::test]
 async fn clients_stay_through_every_way_of_losing_the_vendor() {
     let stack = Stack::start().await;
     let mut client = stack.subscriber("T.AAPL").await;

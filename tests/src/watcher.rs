@@ -79,6 +79,8 @@ impl Watched {
             "upstream_down" => {
                 down.insert(text("tier"));
             }
+            // What lasts at the firehose is told again behind that of the filtered proxy.
+            "upstream_up" if text("tier") == "filtered" => down.clear(),
             "upstream_up" => {
                 down.remove(&text("tier"));
             }
