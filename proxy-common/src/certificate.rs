@@ -9,11 +9,11 @@ use std::{
 use rustls::{
     ALL_VERSIONS, ServerConfig,
     crypto::ring,
-    pki_types::{PrivateKeyDer, pem, pem::PemObject},
+    pki_types::{PrivateKeyDer, pem::PemObject},
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::{ConfigError, certificates};
+use crate::config::{ConfigError, certificates, pem_fault};
 
 const CERTIFICATE: &str = "TLS_CERT";
 const KEY: &str = "TLS_KEY";
@@ -76,13 +76,8 @@ fn load(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, ConfigError> {
     let certificates = certificates(CERTIFICATE, chain)?;
     let wrong = |why: String| ConfigError::invalid(KEY, key.display(), why);
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
-        // Other errors of the parser may show a line of the file.
-        let why = match error {
-            pem::Error::Io(error) => error.to_string(),
-            pem::Error::NoItemsFound => "it holds none, or one under a password".to_owned(),
-            _ => "it is damaged".to_owned(),
-        };
-        wrong(format!("expected a file with a private key in PEM form: {why}"))
+        let why = pem_fault(error);
+        wrong(format!("expected a file with a private key in PEM form, under no password: {why}"))
     })?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(ALL_VERSIONS)

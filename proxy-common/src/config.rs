@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::{ArgAction, Args};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, pem, pem::PemObject};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -317,11 +317,21 @@ pub fn certificates(
     };
     let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
         .and_then(Iterator::collect)
-        .map_err(|error| invalid(error.to_string()))?;
+        .map_err(|error| invalid(pem_fault(error)))?;
     if certificates.is_empty() {
-        return Err(invalid("it holds none".to_owned()));
+        return Err(invalid(pem_fault(pem::Error::NoItemsFound)));
     }
     Ok(certificates)
+}
+
+/// What is wrong with a file in PEM form, without a word of what it holds: the parser's own errors show lines of it, and they
+/// may be those of a private key.
+pub fn pem_fault(error: pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "it holds none".to_owned(),
+        _ => "it is damaged".to_owned(),
+    }
 }
 
 /// Checks that a URL does not end in the name of another market.

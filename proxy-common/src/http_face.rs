@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The answer to every plain request that is no probe.
-const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks. \
+const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks (wss:// where it has a certificate). \
                      GET /health tells how it is.\n";
 /// The answer to plain HTTP where TLS is spoken.
 const PLAIN: &str = "This port speaks TLS: connect with wss:// or https://\n";

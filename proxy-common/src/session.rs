@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, future, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
-    task::coop::consume_budget,
+    task::{coop::consume_budget, yield_now},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -325,7 +325,10 @@ impl<'a, T: Tier> Session<'a, T> {
         message: Result<Message, CloseReason>,
     ) -> Result<(), CloseReason> {
         // Reading and writing on the spot never yield by themselves: a client that talks without pause would keep its thread.
-        consume_budget().await;
+        match &message {
+            Ok(Message::Part) => yield_now().await,
+            _ => consume_budget().await,
+        }
         let now = Instant::now();
         self.last_heard = now;
         self.pay(now);
@@ -490,7 +493,7 @@ impl<'a, T: Tier> Session<'a, T> {
                     written = self.outbound.run_writer() => if written.is_err() { return false },
                     message = self.inbound.next(&self.outbound) => match message {
                         Ok(Message::Close) | Err(CloseReason::ClientGone) => return false,
-                        Ok(_) => consume_budget().await,
+                        Ok(_) => yield_now().await,
                         Err(_) => {
                             discard(&self.outbound).await;
                             return false;

@@ -2,12 +2,16 @@
 
 use std::{
     io::{self, BufRead, ErrorKind, IoSlice, Read, Write},
+    pin::Pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use rustls::ServerConnection;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 use tokio_rustls::server::TlsStream;
 
 /// A client's socket. Reading and writing never wait; both may be done at once.
@@ -33,15 +37,16 @@ impl Socket {
         self.tcp().poll_write_ready(cx)
     }
 
-    /// Reads what has come; 0 is the end.
+    /// Reads what has come; 0 is the end. Adds to `cost` the bytes that were taken from the wire for it: records may hold
+    /// little data, or none.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if nothing has; others are the end of the connection.
-    pub fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// `WouldBlock` if nothing has come, `InvalidData` if it is no TLS; others are the end of the connection.
+    pub fn try_read(&self, buffer: &mut [u8], cost: &mut usize) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.try_read(buffer),
-            Self::Tls(socket) => socket.try_read(buffer),
+            Self::Plain(socket) => socket.try_read(buffer).inspect(|read| *cost += read),
+            Self::Tls(socket) => socket.try_read(buffer, cost),
         }
     }
 
@@ -76,11 +81,65 @@ impl From<TcpStream> for Socket {
     }
 }
 
-impl From<TlsStream<TcpStream>> for Socket {
-    fn from(stream: TlsStream<TcpStream>) -> Self {
-        let (tcp, connection) = stream.into_inner();
+impl From<TlsStream<Metered>> for Socket {
+    fn from(stream: TlsStream<Metered>) -> Self {
+        let (Metered { socket: tcp, .. }, connection) = stream.into_inner();
         let records = Records { connection, untold: 0 };
         Self::Tls(Box::new(TlsSocket { tcp, records: Mutex::new(records) }))
+    }
+}
+
+/// What a record has beside its data, at least: a header of 5 bytes and a tag of 16 (RFC 5246 and RFC 8446).
+const MIN_RECORD_BYTES: usize = 21;
+/// Most bytes of a client before it has a session: the longest request, and what TLS needs for it and for some more.
+const MAX_EARLY_BYTES: usize = 64 * 1024;
+
+/// A socket whose TLS and HTTP are served by libraries, which count what they find in the records and not the records: those
+/// may hold nothing and take the thread's time all the same. Past 64 KiB it is an error.
+#[derive(Debug)]
+pub struct Metered {
+    socket: TcpStream,
+    left: usize,
+}
+
+impl Metered {
+    /// A socket of which nothing has been read.
+    pub fn new(socket: TcpStream) -> Self {
+        Self { socket, left: MAX_EARLY_BYTES }
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.left == 0 {
+            return Poll::Ready(Err(io::Error::other("too much before a WebSocket")));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
+        self.left = self.left.saturating_sub(buffer.filled().len() - before);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }
 
@@ -96,7 +155,7 @@ pub struct TlsSocket {
 struct Records {
     connection: ServerConnection,
     /// Bytes encrypted whose records have not all left: not told as written before they have, so that nothing is forgotten in
-    /// here. Bounded by the library's buffer of 64 KiB.
+    /// here. The library takes 64 KiB at most; records add a little to that.
     untold: usize,
 }
 
@@ -116,22 +175,22 @@ impl TlsSocket {
         Poll::Ready(Ok(()))
     }
 
-    fn try_read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    fn try_read(&self, buffer: &mut [u8], cost: &mut usize) -> io::Result<usize> {
         let mut records = self.lock();
         match records.connection.reader().read(buffer) {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             end_or_data => return end_or_data,
         }
         // Once: records that hold no data should not keep the thread.
-        records.connection.read_tls(&mut Wire(&self.tcp))?;
+        *cost += records.connection.read_tls(&mut Wire(&self.tcp))?;
         let understood = records.connection.process_new_packets();
-        // Answers of the protocol itself, and the alert that says what was not understood. If there is no room, they leave with
-        // what is written next.
+        // The alert that says what was not understood. If there is no room, it leaves with what is written next, as answers of
+        // the protocol itself do.
         match records.push(&self.tcp) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
             _ => {}
         }
-        understood.map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
+        understood.map_err(invalid)?;
         records.connection.reader().read(buffer)
     }
 
@@ -146,6 +205,7 @@ impl TlsSocket {
                 Err(error) => return Err(error),
             }
             let gone = std::mem::take(&mut records.untold);
+            debug_assert!(gone <= left, "what was refused was not offered again");
             told += gone;
             if gone >= left {
                 return Ok(told);
@@ -153,7 +213,11 @@ impl TlsSocket {
             left -= gone;
             IoSlice::advance_slices(&mut parts, gone);
             records.untold = records.connection.writer().write_vectored(parts)?;
-            if records.untold == 0 && !records.connection.wants_write() {
+            // A key may be used for so many records only. TLS 1.3 changes it, which takes a record of its own; 1.2 cannot, and
+            // the library then says that it took what it dropped.
+            let waiting = records.connection.process_new_packets().map_err(invalid)?;
+            if waiting.tls_bytes_to_write() < records.untold + MIN_RECORD_BYTES {
+                records.untold = 0;
                 return Err(ErrorKind::BrokenPipe.into());
             }
         }
@@ -179,6 +243,10 @@ impl Drop for TlsSocket {
         records.connection.send_close_notify();
         let _ = records.push(&self.tcp);
     }
+}
+
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, error)
 }
 
 /// The socket as the library wants it.
@@ -249,7 +317,7 @@ mod tests {
         SockRef::from(&accepted).set_send_buffer_size(32 * 1024).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let (server, client) = tokio::join!(
-            TlsAcceptor::from(Arc::new(server)).accept(accepted),
+            TlsAcceptor::from(Arc::new(server)).accept(Metered::new(accepted)),
             TlsConnector::from(Arc::new(client)).connect(name, connected)
         );
         (server.unwrap().into(), client.unwrap())
@@ -320,16 +388,17 @@ mod tests {
             client.write_tls(&mut flight).unwrap();
         }
         tokio::io::AsyncWriteExt::write_all(&mut tcp, &flight).await.unwrap();
-        let mut read = Vec::new();
+        let (mut read, mut cost) = (Vec::new(), 0);
         loop {
             let mut byte = [0];
             poll_fn(|cx| socket.poll_read_ready(cx)).await.unwrap();
-            match socket.try_read(&mut byte) {
+            match socket.try_read(&mut byte, &mut cost) {
                 Ok(0) => break,
                 Ok(_) => read.push(byte[0]),
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
             }
         }
         assert_eq!(read, b"onetwo");
+        assert_eq!(cost, flight.len());
     }
 }

@@ -18,6 +18,7 @@ use tokio::{
     net::TcpStream,
     process::Command,
 };
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
 use crate::{
@@ -315,6 +316,49 @@ async fn broken_records_end_their_own_connection_only() {
     neighbour.expect_objects(&[trade("AAPL", 1)]).await;
 }
 
+/// Records without data, and a byte: more would be refused by the library at the other end.
+async fn say_little(stream: &mut TlsStream<TcpStream>) -> std::io::Result<()> {
+    for _ in 0..30 {
+        stream.get_mut().1.refresh_traffic_keys().expect("a key that may change");
+    }
+    stream.write_all(b"x").await
+}
+
+#[tokio::test]
+async fn records_that_hold_next_to_nothing_count_by_their_length() {
+    let certificate = Certificate::new();
+    for (program, key, prefix) in encrypted_programs(&certificate, &[("COMMAND_RATE", "1")]).await {
+        let connect = async || {
+            let stream = TcpStream::connect(program.addr()).await.expect("connect");
+            certificate.trust().connect(stream).await.expect("a TLS handshake")
+        };
+        // In a message that never ends: a minute's worth of commands by their length, and none by what they say.
+        let (socket, _) =
+            client_async("ws://localhost/stocks", connect().await).await.expect("an upgrade");
+        let mut stream = socket.into_inner();
+        stream.write_all(b"\x81\xfe\xff\xff\0\0\0\0").await.expect("write");
+        for _ in 0..60 {
+            say_little(&mut stream).await.expect("write");
+        }
+        let slowed = format!("{prefix}_abuse_total");
+        eventually(SOON, "it is read more slowly", async || {
+            program.metric_with(&slowed, r#"reason="command_rate""#).await >= Some(1.0)
+        })
+        .await;
+        // Before there is a session, such a client is dropped.
+        let mut stream = connect().await;
+        let flood = async {
+            loop {
+                say_little(&mut stream).await?;
+            }
+        };
+        let end: std::io::Result<()> = within(SOON, "its end", flood).await;
+        assert!(end.is_err());
+        let tunnel = Tunnel::start(program.addr(), certificate.trust()).await;
+        TestClient::login(tunnel.addr(), key).await.close().await;
+    }
+}
+
 #[tokio::test]
 async fn handshakes_count_like_requests_and_no_more() {
     let certificate = Certificate::new();
@@ -355,6 +399,8 @@ async fn settings_that_do_not_fit_are_refused_by_name() {
         [|| firehose("ws://127.0.0.1:9/stocks"), || filtered(([127, 0, 0, 1], 9).into())];
     for launch in launches {
         let damaged = "-----BEGIN PRIVATE KEY-----\nc2VjcmV0!\n-----END PRIVATE KEY-----\n";
+        let one_line = std::fs::read_to_string(&cert).expect("read the certificate")
+            + "-----BEGIN PRIVATE KEY-----c2VjcmV0-----END PRIVATE KEY-----\n";
         for (settings, line) in [
             (
                 vec![("TLS_CERT", cert.as_str())],
@@ -366,10 +412,7 @@ async fn settings_that_do_not_fit_are_refused_by_name() {
                 "TLS_CERT: invalid value \"none\": expected a file of certificates in PEM form",
             ),
             (vec![("TLS_CERT", &key), ("TLS_KEY", &key)], "it holds none"),
-            (
-                vec![("TLS_CERT", &cert), ("TLS_KEY", &cert)],
-                "it holds none, or one under a password",
-            ),
+            (vec![("TLS_CERT", &cert), ("TLS_KEY", &cert)], "under no password: it holds none"),
             (
                 vec![("TLS_CERT", &cert), ("TLS_KEY", "none")],
                 "TLS_KEY: invalid value \"none\": expected a file with a private key in PEM form",
@@ -379,18 +422,23 @@ async fn settings_that_do_not_fit_are_refused_by_name() {
                 vec![("TLS_CERT", &cert), ("TLS_KEY", &others_key)],
                 "expected the private key of the certificate in TLS_CERT",
             ),
+            // A key whose line breaks were lost on the way, in the file of both.
+            (vec![("TLS_CERT", "one-line"), ("TLS_KEY", "one-line")], "it is damaged"),
             (
                 vec![("TLS_CERT", ""), ("TLS_KEY", &key)],
                 "TLS_CERT: invalid value \"\": expected a path",
             ),
         ] {
-            let launch = launch().file("damaged", damaged);
+            let launch = launch().file("damaged", damaged).file("one-line", &one_line);
             let launch =
                 settings.iter().fold(launch, |launch, (name, value)| launch.env(name, value));
             let Finished { code, stderr, .. } = launch.run(SOON).await;
             assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{settings:?}: {stderr}");
             assert!(stderr.contains(line), "{settings:?}: {stderr}");
-            assert!(!stderr.contains("c2VjcmV0"), "{stderr}");
+            // Neither as text nor as the numbers of its bytes.
+            for secret in ["c2VjcmV0", "99, 50, 86, 106"] {
+                assert!(!stderr.contains(secret), "{stderr}");
+            }
         }
     }
 }

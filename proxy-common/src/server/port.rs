@@ -30,14 +30,14 @@ use crate::{
     http_face::{Accepted, AcceptedSlot, Admitted, HttpFace},
     metrics::Reason,
     session::{Ground, SessionConfig, Tier, Visitor},
-    socket::Socket,
+    socket::{Metered, Socket},
 };
 
 /// How long a connection may speak plain HTTP, whatever it asks.
 const HTTP_LIFETIME: Duration = Duration::from_secs(60);
 /// How long to wait when the system has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// How long a request that is half sent, or a handshake, may take to end when the program stops.
+/// How long a request that is half sent, or a WebSocket handshake, may take to end when the program stops.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// Most bytes that the system takes for a peer who has no room for them: pongs stand behind them, and nobody sees their age.
 const UNSENT_BYTES: u32 = 256 * 1024;
@@ -187,10 +187,13 @@ impl<T: Tier> Port<T> {
         socket: TcpStream,
         certificate: &Certificate,
         entered: &mut Entered,
-    ) -> Option<TlsStream<TcpStream>> {
+    ) -> Option<TlsStream<Metered>> {
         let doors = &self.face.doors;
         doors.pace_tls(entered).inspect_err(|&abuse| self.face.turned_away(abuse)).ok()?;
-        let accepting = timeout(self.sessions.auth_timeout, certificate.acceptor().accept(socket));
+        let accepting = timeout(
+            self.sessions.auth_timeout,
+            certificate.acceptor().accept(Metered::new(socket)),
+        );
         let failure = tokio::select! {
             accepted = accepting => match accepted {
                 Ok(Ok(stream)) => return Some(stream),

@@ -3,7 +3,7 @@
 use std::{future, io};
 
 use bytes::{Buf, BytesMut};
-use tokio::task::coop::consume_budget;
+use tokio::task::yield_now;
 use tungstenite::protocol::frame::{Utf8Bytes, coding::Control};
 
 use crate::{
@@ -18,7 +18,7 @@ pub(super) const MAX_COMMAND_BYTES: usize = 1 << 20;
 /// Bytes read at a time from a client; clients say little.
 const READ_BYTES: usize = 4 << 10;
 /// Bytes read for one message, or a part of it, before the clock is looked at again.
-const SLICE_BYTES: usize = 64 << 10;
+const SLICE_BYTES: usize = 16 << 10;
 
 /// What a client says.
 pub(super) enum Message {
@@ -86,24 +86,26 @@ impl Inbound {
             future::poll_fn(|cx| socket.poll_read_ready(cx))
                 .await
                 .map_err(|_| CloseReason::ClientGone)?;
-            let read = self.read(socket)?;
-            self.taken += read;
-            left = left.saturating_sub(read);
+            let cost = self.read(socket)?;
+            self.taken += cost;
+            left = left.saturating_sub(cost);
         }
     }
 
-    /// Reads what has come, through a buffer that all sessions of a thread share: its stack. Tells how many bytes.
+    /// Reads what has come, through a buffer that all sessions of a thread share: its stack. Tells how many bytes that took of
+    /// the wire.
     fn read(&mut self, socket: &Socket) -> Result<usize, CloseReason> {
-        let mut bytes = [0; READ_BYTES];
-        match socket.try_read(&mut bytes) {
-            Ok(0) => Err(CloseReason::ClientGone),
-            Ok(n) => {
-                self.buffer.extend_from_slice(&bytes[..n]);
-                Ok(n)
+        let (mut bytes, mut cost) = ([0; READ_BYTES], 0);
+        match socket.try_read(&mut bytes, &mut cost) {
+            Ok(0) => return Err(CloseReason::ClientGone),
+            Ok(n) => self.buffer.extend_from_slice(&bytes[..n]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(CloseReason::Protocol);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(_) => Err(CloseReason::ClientGone),
+            Err(_) => return Err(CloseReason::ClientGone),
         }
+        Ok(cost)
     }
 }
 
@@ -113,13 +115,13 @@ pub(super) async fn discard(outbound: &Outbound) {
     while future::poll_fn(|cx| socket.poll_read_ready(cx)).await.is_ok() {
         match throw_away(socket) {
             Ok(0) => return,
-            Ok(_) => consume_budget().await,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(_) => yield_now().await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => yield_now().await,
             Err(_) => return,
         }
     }
 }
 
 fn throw_away(socket: &Socket) -> io::Result<usize> {
-    socket.try_read(&mut [0; READ_BYTES])
+    socket.try_read(&mut [0; READ_BYTES], &mut 0)
 }
