@@ -44,6 +44,16 @@ impl Published {
     pub fn place(&self) -> u64 {
         self.before.messages
     }
+
+    /// Whether an outage lasted when it was published, as the signs before it say.
+    pub fn is_amid_outage(&self) -> bool {
+        self.before.down > self.before.complete
+    }
+
+    /// The place of the last [`Content::Complete`] before it, if there was any.
+    pub fn last_complete(&self) -> Option<u64> {
+        self.before.complete.checked_sub(1)
+    }
 }
 
 /// How much was published.
@@ -51,6 +61,10 @@ impl Published {
 struct Total {
     messages: u64,
     events: u64,
+    /// How many messages there were with the last [`Content::Down`], that included.
+    down: u64,
+    /// The same for [`Content::Complete`].
+    complete: u64,
 }
 
 /// One place in the ring.
@@ -132,8 +146,14 @@ impl Fanout {
     fn send(&mut self, frame: Frame, events: u32, content: Content) -> usize {
         let bytes = frame.bytes().len();
         let mut published = lock(&self.handle.published);
-        let message = Published { frame, events, content, before: *published };
+        let before = *published;
         published.messages += 1;
+        match content {
+            Content::Down(_) => published.down = published.messages,
+            Content::Complete(_) => published.complete = published.messages,
+            Content::Data | Content::Notice | Content::OfferChanged => {}
+        }
+        let message = Published { frame, events, content, before };
         published.events += u64::from(events);
         // No reader is no error: nobody is there to miss anything.
         let readers = self.handle.ring.send(Place::Message(message)).unwrap_or(0);
@@ -203,13 +223,13 @@ impl Reader {
     }
 
     fn take(&mut self, message: Published) -> Next {
-        let Total { messages, events } = message.before;
-        let missed =
-            Total { messages: messages - self.seen.messages, events: events - self.seen.events };
-        self.seen = Total { messages: messages + 1, events: events + u64::from(message.events) };
-        match missed.messages {
-            0 => Next::Message(message),
-            frames => Next::Gap { frames, events: missed.events, then: message },
+        let Total { messages, events, .. } = message.before;
+        let missed = (messages - self.seen.messages, events - self.seen.events);
+        self.seen.messages = messages + 1;
+        self.seen.events = events + u64::from(message.events);
+        match missed {
+            (0, _) => Next::Message(message),
+            (frames, events) => Next::Gap { frames, events, then: message },
         }
     }
 }
@@ -237,6 +257,24 @@ mod tests {
         assert_eq!((reader.seen(), reader.leave()), (41, 10));
         assert_eq!(quick.leave(), 5);
         assert_eq!(fanout.publish(Frame::new(b"nobody"), 1), 0);
+    }
+
+    #[test]
+    fn a_message_knows_of_the_signs_before_it() {
+        let (mut fanout, handle) = ring(8, 1_000);
+        let mut reader = handle.reader();
+        let outage = Outage { from: SystemTime::UNIX_EPOCH, reason: "lost".to_owned() };
+        fanout.publish(Frame::new(b"a"), 1);
+        fanout.signal(Content::Down(outage));
+        fanout.publish(Frame::new(b"b"), 1);
+        fanout.signal(Content::Complete(SystemTime::UNIX_EPOCH));
+        fanout.publish(Frame::new(b"c"), 1);
+        let mut known = Vec::new();
+        while let Some(Next::Message(message)) = reader.try_next() {
+            known.push((message.is_amid_outage(), message.last_complete()));
+        }
+        let none = (false, None);
+        assert_eq!(known, [none, none, (true, None), (true, None), (false, Some(3))]);
     }
 
     #[test]

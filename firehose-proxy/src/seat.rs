@@ -109,8 +109,11 @@ impl FirehoseSeat {
                 self.put_notice(Some(Notice::gap(TIER, frames, Some(events))));
                 // Signs may be among what is lost.
                 self.stow_offer();
-                let end = self.reader.as_ref().map_or(0, Reader::end);
-                let told = self.told.catch_up(self.missing(), SystemTime::now(), end);
+                let lost = || Outage::now("told by a frame that was lost");
+                let lasting = || self.down.borrow().clone().unwrap_or_else(lost);
+                let amid = then.is_amid_outage().then(lasting);
+                let (complete, place) = (then.last_complete(), then.place());
+                let told = self.told.catch_up(amid, complete, place, SystemTime::now());
                 self.put_notice(told);
                 self.stow_message(then);
             }

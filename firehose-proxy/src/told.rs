@@ -34,16 +34,18 @@ impl Told {
         Some(Notice::upstream_up(TIER, &outage, since))
     }
 
-    /// Messages were lost, and what they may have told with them. This is so now, when the next message will have this place.
+    /// Messages were lost, and signs may have been among them. The one behind them, at this place, knows of the outage amid
+    /// which it was published, and of the last place before it where one ended. What comes later signs will tell.
     pub fn catch_up(
         &mut self,
-        missing: Option<Outage>,
-        now: SystemTime,
+        amid: Option<Outage>,
+        last_complete: Option<u64>,
         place: u64,
+        now: SystemTime,
     ) -> Option<Notice> {
-        match (missing, &self.outage) {
+        match (amid, &self.outage) {
             (Some(outage), None) => Some(self.down(outage, place)),
-            (None, Some(_)) => self.up(now, place),
+            (None, Some(_)) => self.up(now, last_complete?),
             (Some(_), Some(_)) | (None, None) => None,
         }
     }
@@ -80,10 +82,16 @@ mod tests {
     #[test]
     fn what_was_lost_on_the_way_is_made_up_for() {
         let (mut told, now) = (Told::default(), SystemTime::now());
-        assert!(told.catch_up(None, now, 3).is_none());
-        says(told.catch_up(Some(outage("lost")), now, 5), "upstream_down", "lost");
-        assert!(told.catch_up(Some(outage("lost")), now, 6).is_none());
-        assert!(told.up(now, 4).is_none(), "an end that stood before");
-        says(told.catch_up(None, now, 9), "upstream_up", "lost");
+        assert!(told.catch_up(None, None, 3, now).is_none());
+        assert!(told.catch_up(None, Some(2), 3, now).is_none());
+        says(told.catch_up(Some(outage("lost")), Some(2), 5, now), "upstream_down", "lost");
+        assert!(told.catch_up(Some(outage("lost")), Some(2), 6, now).is_none());
+        assert!(told.catch_up(None, Some(2), 7, now).is_none(), "an end that stood before");
+        assert!(told.up(now, 4).is_none(), "another");
+        says(told.catch_up(None, Some(8), 9, now), "upstream_up", "lost");
+        // Who waits for its subscription is told by the sign, wherever the ring has been overrun meanwhile.
+        told.down(outage("subscribing"), 20);
+        assert!(told.catch_up(None, Some(8), 25, now).is_none());
+        says(told.up(now, 30), "upstream_up", "subscribing");
     }
 }
