@@ -1,7 +1,5 @@
 //! nginx before the filtered proxies, configured as QUICKSTART.md shows.
 
-use std::io::Write;
-
 use tempfile::TempDir;
 use tests::{
     program::Program,
@@ -10,7 +8,7 @@ use tests::{
 };
 use tokio::process::{Child, Command};
 
-use crate::snippets::{block, document, replaced};
+use crate::snippets::{block, document, has_program, replaced};
 
 /// A running nginx. Dropping it kills it.
 pub(crate) struct Nginx {
@@ -20,13 +18,7 @@ pub(crate) struct Nginx {
 
 /// Whether the machine has nginx; where it has none, that is said loudly.
 pub(crate) async fn is_there() -> bool {
-    let Ok(version) = Command::new("nginx").arg("-v").output().await else {
-        // Written past the test runner, which hides the output of tests that pass.
-        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no nginx ***");
-        return false;
-    };
-    assert!(version.status.success(), "{version:?}");
-    true
+    has_program("nginx", "-v").await
 }
 
 /// Starts it on this port with the document's configuration, cut to these proxies.

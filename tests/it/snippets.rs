@@ -1,6 +1,11 @@
-//! Texts and pieces of code out of the project's documents.
+//! Texts and pieces of code out of the project's documents, and whether the machine has what they need.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use tokio::process::Command;
 
 /// The project's directory.
 pub(crate) fn root() -> PathBuf {
@@ -25,4 +30,15 @@ pub(crate) fn block<'a>(document: &'a str, language: &str, holds: &str) -> &'a s
 pub(crate) fn replaced(text: &str, part: &str, by: &str) -> String {
     assert_eq!(text.matches(part).count(), 1, "{part:?} in {text}");
     text.replace(part, by)
+}
+
+/// Whether the machine has a program that its documents use; where it has none, that is said loudly.
+pub(crate) async fn has_program(name: &str, version_flag: &str) -> bool {
+    let Ok(version) = Command::new(name).arg(version_flag).output().await else {
+        // Written past the test runner, which hides the output of tests that pass.
+        let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no {name} ***");
+        return false;
+    };
+    assert!(version.status.success(), "{version:?}");
+    true
 }
