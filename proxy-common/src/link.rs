@@ -343,9 +343,7 @@ impl Link {
                     // Until now events were missed that nobody would know of.
                     Ok(Received::Settled) => {
                         // What nobody wants any more is gone without an answer.
-                        if let Some(channels) = connection.channels() {
-                            self.status.send_modify(|status| status.channels = channels);
-                        }
+                        self.report_channels();
                         let ended = self.outage.take();
                         return Poll::Ready(ended.map_or(LinkEvent::Settled, LinkEvent::Up));
                     }
@@ -460,6 +458,11 @@ impl Link {
                 }
             }
         }
+        self.report_channels();
+    }
+
+    /// Brings what is told of channels up to date.
+    fn report_channels(&self) {
         if let Phase::Up(connection) = &self.phase
             && let Some(channels) = connection.channels()
         {
