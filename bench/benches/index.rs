@@ -8,7 +8,7 @@ use bench::{
     shapes::index_of,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use proxy_common::{
+use proxy_common::protocol::{
     channel::Channel,
     market::{Kind, Market},
 };

@@ -9,7 +9,7 @@ use bench::{
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::batch::Batch;
-use proxy_common::market::Market;
+use proxy_common::protocol::market::Market;
 
 /// Frames of one batch, as a busy link has them.
 const FRAMES: usize = 64;

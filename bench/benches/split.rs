@@ -9,7 +9,7 @@ use bench::{
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::split::split;
-use proxy_common::frame::{Frame, separate};
+use proxy_common::websocket::frame::{Frame, separate};
 
 fn frames(criterion: &mut Criterion) {
     let feed = Feed::new(FRAME_EVENTS);

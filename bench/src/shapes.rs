@@ -1,7 +1,7 @@
 //! Frames and an index for measuring the filtered proxy's own code without sockets.
 
 use filtered_proxy::index::Index;
-use proxy_common::{channel::Channel, market::Market};
+use proxy_common::protocol::{channel::Channel, market::Market};
 
 use crate::{client::ClientPlan, feed::Feed};
 

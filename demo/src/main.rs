@@ -15,8 +15,10 @@ use firehose_proxy::Firehose;
 use polygon_sim::{Profile, SimConfig, Simulator};
 use proxy_common::{
     config::{ConfigError, Unparsed, duration, parse_flags, port},
-    process::{self, Threads},
-    telemetry::{self, LogFormat},
+    program::{
+        logging::{self, LogFormat},
+        runtime::{self, Threads},
+    },
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -62,10 +64,10 @@ struct Args {
 fn main() -> ExitCode {
     let args = match parse_flags_of_process() {
         Ok(args) => args,
-        Err(unparsed) => return process::refuse(unparsed),
+        Err(unparsed) => return runtime::refuse(unparsed),
     };
-    telemetry::init(telemetry::filter(&args.log_level), Some(LogFormat::Text));
-    process::block_on(Threads::PerCore, async {
+    logging::init(logging::filter(&args.log_level), Some(LogFormat::Text));
+    runtime::block_on(Threads::PerCore, async {
         run(args).await.map_err(|e| Unparsed::system(format!("{e:#}")))
     })
 }
@@ -121,7 +123,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         });
     }
     let all = async { while tasks.join_next().await.is_some() {} };
-    process::run(all, stop, async || {}).await?;
+    runtime::run(all, stop, async || {}).await?;
     Ok(())
 }
 

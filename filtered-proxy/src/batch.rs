@@ -4,9 +4,8 @@
 
 use bytes::Bytes;
 use proxy_common::{
-    market::Market,
-    outbound::{Chunk, ChunkBuffer},
-    protocol::MAX_MESSAGE_BYTES,
+    protocol::{market::Market, messages::MAX_MESSAGE_BYTES},
+    session::outbound::{Chunk, ChunkBuffer},
 };
 
 use crate::{
@@ -207,7 +206,7 @@ fn extend(spans: &mut [Span], span: Span) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::channel::{Channel, items};
+    use proxy_common::protocol::channel::{Channel, items};
 
     fn index(market: Market, sets: &[&str]) -> Index<usize> {
         let mut index = Index::default();

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use proxy_common::{
-    certificate::Certificate,
+    access::keys::Keys,
     config::{
         AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, authorities, check_market, path, port,
         secret, secret_text, websocket_url,
     },
-    keys::Keys,
-    notice::Notices,
-    process::ProgramArgs,
+    program::runtime::ProgramArgs,
+    protocol::notice::Notices,
+    transport::certificate::Certificate,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;

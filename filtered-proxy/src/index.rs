@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
-use proxy_common::{channel::Channel, channel_set::ChannelSet, market::Kind};
+use proxy_common::protocol::{channel::Channel, channel_set::ChannelSet, market::Kind};
 use slab::Slab;
 
 use self::table::{HolderLists, Holders, ShortSymbol};
@@ -337,7 +337,7 @@ fn remove(cohorts: &mut Vec<CohortId>, id: CohortId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::{channel::items, market::Market};
+    use proxy_common::protocol::{channel::items, market::Market};
 
     fn channels(list: &str) -> Vec<Channel> {
         items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()

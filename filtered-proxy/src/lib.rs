@@ -4,8 +4,8 @@
 //! sessions that want the same, [`router`] writes it. It never talks to the vendor and passes no subscription on.
 
 pub mod batch;
-pub mod carriage;
 pub mod config;
+pub mod coverage;
 pub mod index;
 pub mod metrics;
 pub mod router;
@@ -15,17 +15,15 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    channel::Channel,
+    access::{gate::Doors, keys::KeyMetrics},
     config::{ConfigError, bind},
-    doors::Doors,
     health::{Health, HealthReporter},
-    keys::KeyMetrics,
     link::{Link, LinkConfig, LinkHandle, Wanted},
     metrics::{IntakeMetrics, LinkMetrics, ProcessMetrics, SessionMetrics},
-    outbound::Outbound,
-    reload::Reload,
+    program::reload::Reload,
+    protocol::channel::Channel,
     server::{Bound, Server},
-    session::Tier,
+    session::{Tier, outbound::Outbound},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

@@ -14,17 +14,17 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
-    carried::{Carried, Shortfall, news},
-    channel::Channel,
-    channel_set::ChannelSet,
-    close::CloseReason,
-    frame::Frame,
     link::{Link, LinkEvent},
-    market::Market,
     metrics::{LossReason, SessionMetrics},
-    notice::{self, Notice, Notices, OutageNotice},
-    outbound::Outbound,
-    session::{Change, Seat},
+    protocol::{
+        channel::Channel,
+        channel_set::ChannelSet,
+        coverage::{Carried, Shortfall, news},
+        market::Market,
+        notice::{self, Notice, Notices, OutageNotice},
+    },
+    session::{Change, Seat, close::CloseReason, outbound::Outbound},
+    websocket::frame::Frame,
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -35,7 +35,7 @@ use tracing::{debug, warn};
 use crate::{
     TIER,
     batch::Batch,
-    carriage::Carriage,
+    coverage::Carriage,
     index::{Index, SessionId},
     metrics::RouterMetrics,
 };

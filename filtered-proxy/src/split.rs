@@ -4,7 +4,7 @@
 //! at a glance where an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), and by walking its keys otherwise.
 //! Nothing is decoded, copied or allocated, but for strings with escapes. Values are not checked: an event goes out as it came.
 
-use proxy_common::market::Kind;
+use proxy_common::protocol::market::Kind;
 
 use self::{
     brackets::{BLOCK, Brackets, GROUP, QuotePlaces},

@@ -13,10 +13,10 @@ use proptest::{
     sample::{Index as Place, select},
     test_runner::FileFailurePersistence,
 };
-use proxy_common::{
+use proxy_common::protocol::{
     channel::Channel,
     market::{Kind, Market},
-    protocol::MAX_MESSAGE_BYTES,
+    messages::MAX_MESSAGE_BYTES,
 };
 use serde_json::{Value, value::RawValue};
 

@@ -4,16 +4,18 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
-    certificate::Certificate,
-    channel::{Channel, items},
+    access::keys::Keys,
     config::{
         self, AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, count, duration, path, port,
         secret_text, websocket_url,
     },
-    keys::Keys,
-    market::{Kind, Market},
-    notice::Notices,
-    process::ProgramArgs,
+    program::runtime::ProgramArgs,
+    protocol::{
+        channel::{Channel, items},
+        market::{Kind, Market},
+        notice::Notices,
+    },
+    transport::certificate::Certificate,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;

@@ -4,33 +4,31 @@
 //! It does not filter: a downstream that asks for `T.AAPL` makes the firehose carry that channel, and gets everything that is
 //! carried. Filtering is the filtered proxy's work.
 
-pub mod aggregate;
-pub mod calendar;
 pub mod config;
-pub mod fanout;
-pub mod guardian;
-pub mod offer;
-mod seat;
+pub mod demand;
+pub mod entitlements;
+pub mod outage_notices;
+pub mod ring;
 pub mod silence;
-pub mod told;
+mod subscriber;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
+    access::{gate::Doors, keys::KeyMetrics},
     config::{ConfigError, bind},
-    doors::Doors,
-    frame::{Cut, Frame, cut},
     health::{Health, HealthReporter},
-    keys::KeyMetrics,
     link::{Link, LinkConfig, LinkEvent, LinkHandle, Outage},
     metrics::{IntakeMetrics, LinkMetrics, LossReason, ProcessMetrics, SessionMetrics},
-    notice::{Notice, Notices},
-    outbound::Outbound,
-    protocol::MAX_MESSAGE_BYTES,
-    reload::Reload,
+    program::reload::Reload,
+    protocol::{
+        messages::MAX_MESSAGE_BYTES,
+        notice::{Notice, Notices},
+    },
     server::{Bound, Server},
-    session::Tier,
+    session::{Tier, outbound::Outbound},
+    websocket::frame::{Cut, Frame, cut},
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -38,11 +36,11 @@ use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
-    aggregate::Aggregate,
-    fanout::{Content, Fanout, FanoutHandle},
-    guardian::{Guardian, Sampler, Scene},
-    offer::Offer,
-    seat::FirehoseSeat,
+    demand::Aggregate,
+    entitlements::Offer,
+    ring::{Content, Fanout, FanoutHandle},
+    silence::monitor::{Guardian, Sampler, Scene},
+    subscriber::FirehoseSeat,
 };
 
 /// The tier's name in notices and metrics.
@@ -109,7 +107,7 @@ impl Firehose {
         let mut link_config = LinkConfig::new("Polygon", config.upstream, config.key);
         link_config.extra_roots = config.extra_roots;
         let (link, handle) = Link::new(link_config, wanted, Arc::clone(&upstream));
-        let (fanout, readers) = fanout::ring(config.ring_frames, config.ring_bytes);
+        let (fanout, readers) = ring::ring(config.ring_frames, config.ring_bytes);
         let (down, lasting) = watch::channel(link.outage().cloned());
         let tier = FirehoseTier {
             fanout: readers,

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use firehose_proxy::{Args, Config, Firehose};
 use proxy_common::{
     config::Unparsed,
-    process::{self, Threads},
+    program::runtime::{self, Threads},
 };
 use tokio_util::sync::CancellationToken;
 
 fn main() -> ExitCode {
-    process::start::<Args, _, _>(Threads::One, run)
+    runtime::start::<Args, _, _>(Threads::One, run)
 }
 
 async fn run(config: Config) -> Result<(), Unparsed> {
@@ -18,5 +18,5 @@ async fn run(config: Config) -> Result<(), Unparsed> {
     let reload = firehose.reload();
     let stop = CancellationToken::new();
     let work = firehose.serve(stop.clone());
-    process::run(work, stop, async || reload.run().await).await.map_err(Unparsed::system)
+    runtime::run(work, stop, async || reload.run().await).await.map_err(Unparsed::system)
 }

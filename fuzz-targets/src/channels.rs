@@ -1,6 +1,6 @@
 //! Lists of channels as clients write them, against the rules of the documentation.
 
-use proxy_common::{
+use proxy_common::protocol::{
     channel::{Channel, MAX_SYMBOL_BYTES, items},
     market::Market,
 };

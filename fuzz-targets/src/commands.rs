@@ -1,9 +1,11 @@
 //! Commands of clients, against a model on a JSON parser, and the answers to them.
 
 use proxy_common::{
-    channel::items,
-    frame::separate,
-    protocol::{Command, MAX_MESSAGE_BYTES, Status, command_text, status_frames},
+    protocol::{
+        channel::items,
+        messages::{Command, MAX_MESSAGE_BYTES, Status, command_text, status_frames},
+    },
+    websocket::frame::separate,
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;

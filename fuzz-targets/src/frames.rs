@@ -1,8 +1,8 @@
 //! Frames of an upstream, taken apart and cut, against a model on a JSON parser.
 
 use proxy_common::{
-    frame::{Cut, Frame, Separated, cut, separate},
-    protocol::MAX_MESSAGE_BYTES,
+    protocol::messages::MAX_MESSAGE_BYTES,
+    websocket::frame::{Cut, Frame, Separated, cut, separate},
 };
 use serde_json::{Value, value::RawValue};
 

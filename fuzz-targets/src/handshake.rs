@@ -1,6 +1,6 @@
 //! What a port does with the bytes of a stranger before a session begins: PROXY header, HTTP, upgrade.
 //!
-//! It is the product's own code, from [`Doors::enter`](proxy_common::doors::Doors::enter) to [`HttpFace::respond`], on hyper set up
+//! It is the product's own code, from [`Doors::enter`](proxy_common::access::gate::Doors::enter) to [`HttpFace::respond`], on hyper set up
 //! as the server does it, over a stream in memory. The same bytes come to every kind of port; the model tells each answer.
 
 use std::{
@@ -21,9 +21,9 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use proxy_common::{
-    doors::Entered,
-    http_face::{Accepted, AcceptedSlot, HttpFace, REFUSALS},
+    access::gate::Entered,
     metrics::Reason,
+    server::http::{Accepted, AcceptedSlot, HttpFace, REFUSALS},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},

@@ -6,22 +6,16 @@ use std::{process::ExitCode, sync::Arc, time::SystemTime};
 use clap::{Parser, Subcommand};
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    carried::Shortfall,
-    channel::Channel,
-    channel_set::ChannelSet,
-    close::CloseReason,
+    access::{gate::Doors, keys::Keys},
     config::{ListenArgs, LogArgs, Unparsed, bind, parse, websocket_url},
-    doors::Doors,
     health::{ChannelHealth, Health, HealthReporter},
-    keys::Keys,
     link::{self, LinkConfig, LinkState, LinkStatus},
     metrics::{IntakeMetrics, LinkMetrics, SessionMetrics},
-    notice::Notices,
-    outbound::Outbound,
-    process::{self, Threads},
+    program::runtime::{self, Threads},
+    protocol::{channel::Channel, channel_set::ChannelSet, coverage::Shortfall, notice::Notices},
     server::Server,
-    session::{self, Change, Ground, Seat, Tier, Visitor},
-    socket::Socket,
+    session::{self, Change, Ground, Seat, Tier, Visitor, close::CloseReason, outbound::Outbound},
+    transport::socket::Socket,
 };
 use secrecy::SecretString;
 use tokio::task::JoinSet;
@@ -65,16 +59,16 @@ enum End {
 fn main() -> ExitCode {
     let args = match parse::<Args>() {
         Ok(args) => args,
-        Err(unparsed) => return process::refuse(unparsed),
+        Err(unparsed) => return runtime::refuse(unparsed),
     };
     args.log.init();
     match args.end {
         End::Server { lift_limit, listen } => {
             let max_bytes = lift_limit.then_some(LIFTED_BYTES);
-            process::block_on(Threads::PerCore, serve(*listen, max_bytes))
+            runtime::block_on(Threads::PerCore, serve(*listen, max_bytes))
         }
         End::Client { at_once, server } => {
-            process::block_on(Threads::One, go_through(server, at_once))
+            runtime::block_on(Threads::One, go_through(server, at_once))
         }
     }
 }
@@ -103,7 +97,7 @@ async fn serve(listen: ListenArgs, max_bytes: Option<usize>) -> Result<(), Unpar
     };
     let stop = CancellationToken::new();
     let work = server.serve(bound, stop.clone());
-    process::run(work, stop, async || {}).await.map_err(Unparsed::system)
+    runtime::run(work, stop, async || {}).await.map_err(Unparsed::system)
 }
 
 /// What stands behind the server in place of a tier.

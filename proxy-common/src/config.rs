@@ -14,8 +14,12 @@ use rustls::pki_types::{CertificateDer, pem, pem::PemObject};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    certificate::Certificate, keys::Keys, market::Market, notice::Notices, pace::Rate,
-    server::Bound, session::SessionConfig, slow::SlowLimits, telemetry::LogFormat,
+    access::{command_rate::Rate, keys::Keys},
+    program::logging::LogFormat,
+    protocol::{market::Market, notice::Notices},
+    server::Bound,
+    session::{SessionConfig, slow_consumer::SlowLimits},
+    transport::certificate::Certificate,
 };
 
 mod admission;
@@ -44,7 +48,7 @@ pub struct LogArgs {
 impl LogArgs {
     /// Sets up the log of this process.
     pub fn init(&self) {
-        crate::telemetry::init(EnvFilter::new(&self.log_level), self.log_format);
+        crate::program::logging::init(EnvFilter::new(&self.log_level), self.log_format);
     }
 }
 

@@ -1,5 +1,7 @@
 //! What `/health` says.
 
+pub mod ledger;
+
 use std::{
     collections::BTreeMap,
     sync::Mutex,
@@ -10,10 +12,10 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::{
-    ledger::Ledger,
+    health::ledger::Ledger,
     link::{LinkState, LinkStatus},
-    market::Market,
     metrics::{IntakeMetrics, LinkMetrics, SessionMetrics},
+    protocol::market::Market,
 };
 
 /// How a tier is doing, in one word.

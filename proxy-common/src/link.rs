@@ -21,23 +21,24 @@ use tracing::{error, info, warn};
 use url::Url;
 
 use crate::{
-    backoff::Backoff,
-    channel::Channel,
-    frame::Frame,
     health::ChannelHealth,
+    link::{backoff::Backoff, subscriptions::Change},
     metrics::{LinkMetrics, Reason},
-    upstream_channels::Change,
+    protocol::channel::Channel,
+    websocket::frame::Frame,
 };
 
+pub mod backoff;
+mod client_socket;
 mod connection;
 mod echo;
 mod login;
-mod websocket;
+pub mod subscriptions;
 
 #[doc(hidden)]
 pub use self::echo::echo;
+use client_socket::WebSocket;
 use connection::{Connection, Received};
-use websocket::WebSocket;
 
 /// The channels a link is to ask for.
 pub type Wanted = std::collections::BTreeSet<Channel>;
@@ -97,7 +98,7 @@ pub enum LinkEvent {
     },
     /// A notice of the upstream that concerns those downstream: a frame that holds it alone.
     Notice(Frame),
-    /// A firehose tells what it carries: the text of its status object, for [`Carried::read`](crate::carried::Carried::read).
+    /// A firehose tells what it carries: the text of its status object, for [`Carried::read`](crate::protocol::coverage::Carried::read).
     Carried(String),
     /// The upstream answered subscriptions.
     Channels(Vec<Change>),

@@ -23,7 +23,7 @@ use prometheus_client::{
 };
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-use crate::{close::CloseReason, http_face::REFUSALS, link::LinkError};
+use crate::{link::LinkError, server::http::REFUSALS, session::close::CloseReason};
 
 /// A counter that starts at zero when the program does.
 pub type Count = Counter<u64, AtomicU64>;

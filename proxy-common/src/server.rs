@@ -18,17 +18,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, info, warn};
 
 use crate::{
-    budget::{self, Budget},
-    certificate::Certificate,
-    doors::Doors,
-    http_face::HttpFace,
+    access::gate::Doors,
     metrics::SessionMetrics,
-    session::{SessionConfig, Tier},
+    server::http::HttpFace,
+    session::{
+        SessionConfig, Tier,
+        queue_budget::{self, Budget},
+    },
+    transport::certificate::Certificate,
 };
 
-mod port;
+mod connection;
+pub mod http;
 
-use self::port::Port;
+use self::connection::Port;
 
 /// Connections beyond the sessions' limit, for probes and for telling others that there is no room.
 const SPARE_CONNECTIONS: usize = 256;
@@ -173,7 +176,7 @@ impl<T: Tier> Server<T> {
             tracker.spawn(port.accept(listener));
         }
         tracker.spawn(tick(Arc::clone(&self.tier), self.doors, stop.clone()));
-        tracker.spawn(budget::keep(budget, stop.clone()));
+        tracker.spawn(queue_budget::keep(budget, stop.clone()));
         stop.cancelled().await;
         tracker.close();
         tracker.wait().await;

@@ -10,29 +10,36 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use tungstenite::protocol::frame::coding::Control;
 
+pub mod close;
 mod echo;
 mod inbound;
+pub mod outbound;
+pub mod queue_budget;
+pub mod slow_consumer;
 
 #[doc(hidden)]
 pub use self::echo::echo;
 use self::inbound::{Inbound, MAX_COMMAND_BYTES, Message, discard};
 use crate::{
-    abuse::{Abuse, AbuseLog},
-    budget::Budget,
-    carried::Shortfall,
-    channel::{Channel, items},
-    channel_set::ChannelSet,
-    close::CloseReason,
-    frame::Frame,
-    keys::{Grant, Keys},
-    market::Market,
+    access::{
+        abuse::{Abuse, AbuseLog},
+        command_rate::{Pace, Rate},
+        keys::{Grant, Keys},
+    },
     metrics::SessionMetrics,
-    notice::Notices,
-    outbound::Outbound,
-    pace::{Pace, Rate},
-    protocol::{Command, Status, status_frame, status_frames},
-    slow::SlowLimits,
-    socket::Socket,
+    protocol::{
+        channel::{Channel, items},
+        channel_set::ChannelSet,
+        coverage::Shortfall,
+        market::Market,
+        messages::{Command, Status, status_frame, status_frames},
+        notice::Notices,
+    },
+    session::{
+        close::CloseReason, outbound::Outbound, queue_budget::Budget, slow_consumer::SlowLimits,
+    },
+    transport::socket::Socket,
+    websocket::frame::Frame,
 };
 
 /// A client silent for this many pings is closed.

@@ -11,6 +11,7 @@
 //! | [`stack`] | simulator, firehose and filtered proxies, wired up in one call |
 //! | [`client`] | a WebSocket client that keeps the bytes of what it receives |
 //! | [`http`] | plain HTTP requests |
+//! | [`imports`] | which module of a crate imports which |
 //! | [`ledger`] | whether a program's counters account for every event |
 //! | [`relay`] | a TCP relay that makes trouble on request |
 //! | [`chain`] | a whole chain with a relay at each link, and a market of numbered events |
@@ -25,6 +26,7 @@ pub mod chain;
 pub mod client;
 pub mod clients;
 pub mod http;
+pub mod imports;
 pub mod ledger;
 pub mod oracle;
 pub mod program;

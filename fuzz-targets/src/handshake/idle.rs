@@ -4,21 +4,14 @@ use std::{future::pending, sync::Arc, time::SystemTime};
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    address::TrustedProxies,
-    carried::Shortfall,
-    channel::Channel,
-    channel_set::ChannelSet,
-    close::CloseReason,
+    access::{client_address::TrustedProxies, gate::Doors, keys::Keys, origin::Origins},
     config::{AdmissionArgs, Switch},
-    doors::Doors,
     health::{ChannelHealth, Health, HealthReporter},
-    http_face::HttpFace,
-    keys::Keys,
     link::{LinkState, LinkStatus},
     metrics::{IntakeMetrics, LinkMetrics, SessionMetrics},
-    origin::Origins,
-    outbound::Outbound,
-    session::{Change, Seat, Tier},
+    protocol::{channel::Channel, channel_set::ChannelSet, coverage::Shortfall},
+    server::http::HttpFace,
+    session::{Change, Seat, Tier, close::CloseReason, outbound::Outbound},
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;

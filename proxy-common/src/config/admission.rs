@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::{ConfigError, count};
-use crate::{address::TrustedProxies, origin::Origins};
+use crate::access::{client_address::TrustedProxies, origin::Origins};
 
 /// On or off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::ConfigError;
-use crate::keys;
+use crate::access::keys;
 
 /// What a program does instead of serving.
 #[derive(Debug, Clone, Subcommand)]

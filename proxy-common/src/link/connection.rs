@@ -15,16 +15,19 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    BoxFuture, LinkError, Wanted, login,
-    websocket::{Message, WebSocket},
+    BoxFuture, LinkError, Wanted,
+    client_socket::{Message, WebSocket},
+    login,
 };
 use crate::{
-    carried::Carried,
-    frame::{Frame, separate},
     health::ChannelHealth,
+    link::subscriptions::{Change, UpstreamChannels},
     metrics::LinkMetrics,
-    protocol::{UpstreamStatus, command_text},
-    upstream_channels::{Change, UpstreamChannels},
+    protocol::{
+        coverage::Carried,
+        messages::{UpstreamStatus, command_text},
+    },
+    websocket::frame::{Frame, separate},
 };
 
 /// Pings without a sign of life after which the connection counts as dead.

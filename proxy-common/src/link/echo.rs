@@ -1,7 +1,7 @@
 //! A link that sends back what comes, in place of logging in. What connects, reads, answers and writes is what does so in every
 //! link, and can so be put to the test of the Autobahn cases; no tier has links of this kind.
 
-use super::{LinkConfig, LinkError, login, websocket::Message};
+use super::{LinkConfig, LinkError, client_socket::Message, login};
 
 /// Connects, sends back every message until the upstream closes, and yields the last text that came.
 ///

@@ -26,11 +26,11 @@ use url::{Position, Url};
 
 use super::{
     LinkConfig, LinkError,
-    websocket::{Message, WebSocket},
+    client_socket::{Message, WebSocket},
 };
 use crate::{
-    frame::separate,
-    protocol::{UpstreamStatus, command_text},
+    protocol::messages::{UpstreamStatus, command_text},
+    websocket::frame::separate,
 };
 
 /// A socket, encrypted or not.

@@ -6,9 +6,9 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use super::{Ground, Inbound, MAX_COMMAND_BYTES, Message, Session, Tier, Visitor};
 use crate::{
-    close::CloseReason,
-    frame::{Frame, MAX_HEADER_BYTES, append_header},
-    socket::Socket,
+    session::close::CloseReason,
+    transport::socket::Socket,
+    websocket::frame::{Frame, MAX_HEADER_BYTES, append_header},
 };
 
 /// As [`serve`](super::serve), without greeting, key and commands: each message is sent back. Messages may have `max_bytes`, and

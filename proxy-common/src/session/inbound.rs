@@ -7,10 +7,9 @@ use tokio::task::yield_now;
 use tungstenite::protocol::frame::{Utf8Bytes, coding::Control};
 
 use crate::{
-    close::CloseReason,
-    outbound::Outbound,
-    socket::Socket,
-    websocket::{Decoded, Decoder},
+    session::{close::CloseReason, outbound::Outbound},
+    transport::socket::Socket,
+    websocket::decoder::{Decoded, Decoder},
 };
 
 /// The longest command taken: room for 50,000 subscriptions.

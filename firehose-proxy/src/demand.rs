@@ -1,0 +1,220 @@
+//! What all sessions together want of the upstream, counted, with `*` spelt out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use proxy_common::{
+    link::Wanted,
+    protocol::{
+        channel::Channel,
+        market::{Kind, Market},
+    },
+};
+use tokio::{sync::watch, time::Instant};
+
+/// The reference-counted union of the sessions' channels.
+#[derive(Debug)]
+pub struct Aggregate {
+    market: Market,
+    /// Held only for the length of one change: sessions change rarely and none waits for another here.
+    channels: Mutex<BTreeMap<Channel, Count>>,
+    wanted: watch::Sender<Wanted>,
+    /// Whether the vendor has answered all of that.
+    settled: AtomicBool,
+    all: BTreeSet<Channel>,
+    linger: Duration,
+}
+
+#[derive(Debug)]
+enum Count {
+    Held(usize),
+    /// Nobody holds it any more; it stays subscribed until then.
+    Lingering(Instant),
+}
+
+impl Aggregate {
+    /// An empty union. `all` is what `*` stands for upstream, where `*` itself means nothing.
+    pub fn new(
+        market: Market,
+        all: BTreeSet<Channel>,
+        linger: Duration,
+    ) -> (Self, watch::Receiver<Wanted>) {
+        let (wanted, receiver) = watch::channel(Wanted::new());
+        let (channels, settled) = (Mutex::default(), AtomicBool::new(false));
+        (Self { market, channels, wanted, settled, all, linger }, receiver)
+    }
+
+    /// Counts one more holder of each channel.
+    pub fn add<'a>(&self, channels: impl IntoIterator<Item = &'a Channel>) {
+        self.change(|counts| {
+            for channel in channels {
+                match counts.entry(channel.clone()).or_insert(Count::Held(0)) {
+                    Count::Held(n) => *n += 1,
+                    lingering @ Count::Lingering(_) => *lingering = Count::Held(1),
+                }
+            }
+            true
+        });
+    }
+
+    /// Counts one holder less of each channel. The last leaver's channels linger.
+    pub fn remove<'a>(&self, channels: impl IntoIterator<Item = &'a Channel>, now: Instant) {
+        self.change(|counts| {
+            for channel in channels {
+                if let Entry::Occupied(mut entry) = counts.entry(channel.clone()) {
+                    match entry.get_mut() {
+                        Count::Held(n) if *n > 1 => *n -= 1,
+                        last @ Count::Held(_) => *last = Count::Lingering(now + self.linger),
+                        Count::Lingering(_) => debug_assert!(false, "{channel} removed by nobody"),
+                    }
+                }
+            }
+            // Everything goes on lingering.
+            false
+        });
+    }
+
+    /// Drops channels that have lingered long enough. To be called about once a second.
+    pub fn expire(&self, now: Instant) {
+        self.change(|counts| {
+            let before = counts.len();
+            counts.retain(|_, count| !matches!(count, Count::Lingering(until) if *until <= now));
+            counts.len() != before
+        });
+    }
+
+    /// Notes that the vendor has answered all that is wanted.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Release);
+    }
+
+    /// Whether it has, since what is wanted changed last.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// What is wanted now.
+    pub fn wanted(&self) -> watch::Ref<'_, Wanted> {
+        self.wanted.borrow()
+    }
+
+    /// `change` tells whether it may have changed what is wanted.
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>) -> bool) {
+        let mut counts = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if !change(&mut counts) {
+            return;
+        }
+        let mut wanted: Wanted = counts.keys().cloned().collect();
+        if wanted.remove(&Channel::All) {
+            wanted.extend(self.all.iter().cloned());
+        }
+        // Whether the vendor would send an event twice for two subscriptions that match it is unknown.
+        let kinds: BTreeSet<Kind> = wanted.iter().filter_map(|c| self.whole_kind(c)).collect();
+        wanted
+            .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if kinds.contains(kind)));
+        self.wanted.send_if_modified(|before| {
+            let modified = *before != wanted;
+            if modified {
+                *before = wanted;
+                self.settled.store(false, Ordering::Release);
+            }
+            modified
+        });
+    }
+
+    /// The kind of a wildcard that the vendor serves; of others, such as option quotes, the symbols are asked for all the same.
+    fn whole_kind(&self, channel: &Channel) -> Option<Kind> {
+        match channel {
+            Channel::Kind(kind) if self.market.default_kinds().contains(kind) => Some(*kind),
+            Channel::All | Channel::Kind(_) | Channel::Symbol(..) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channels(list: &str) -> BTreeSet<Channel> {
+        let parse = |item| Channel::parse(item, Market::Stocks).unwrap();
+        proxy_common::protocol::channel::items(list).map(parse).collect()
+    }
+
+    fn wanted(receiver: &watch::Receiver<Wanted>) -> String {
+        receiver.borrow().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+    }
+
+    #[test]
+    fn the_union_is_counted_and_lingers() {
+        let linger = Duration::from_secs(30);
+        let (union, receiver) = Aggregate::new(Market::Stocks, channels("T.*,Q.*"), linger);
+        let now = Instant::now();
+        let (a, b) = (channels("T.AAPL,T.MSFT"), channels("T.AAPL"));
+        union.add(&a);
+        union.add(&b);
+        assert_eq!(wanted(&receiver), "T.AAPL,T.MSFT");
+        union.remove(&a, now);
+        union.expire(now + linger - Duration::from_millis(1));
+        assert_eq!(wanted(&receiver), "T.AAPL,T.MSFT", "lingering");
+        union.expire(now + linger);
+        assert_eq!(wanted(&receiver), "T.AAPL");
+        union.remove(&b, now);
+        union.add(&b);
+        union.expire(now + 2 * linger);
+        assert_eq!(wanted(&receiver), "T.AAPL", "taken up again while lingering");
+    }
+
+    #[test]
+    fn star_is_spelt_out_and_never_passed_on() {
+        let (union, receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*,Q.*"), Duration::from_secs(1));
+        let star = channels("*,Q.*");
+        union.add(&star);
+        assert_eq!(wanted(&receiver), "T.*,Q.*");
+        union.remove(&channels("*"), Instant::now());
+        union.expire(Instant::now() + Duration::from_secs(2));
+        assert_eq!(wanted(&receiver), "Q.*");
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_its_symbols_while_it_is_wanted() {
+        let (union, receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+        union.add(&channels("T.A,Q.A"));
+        union.add(&channels("*"));
+        assert_eq!(wanted(&receiver), "T.*,Q.A");
+        union.remove(&channels("*"), Instant::now());
+        union.expire(Instant::now() + Duration::from_secs(2));
+        assert_eq!(wanted(&receiver), "T.A,Q.A");
+    }
+
+    #[test]
+    fn who_wants_something_new_waits_for_the_vendor() {
+        let (union, _receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+        assert!(!union.is_settled());
+        union.add(&channels("*"));
+        union.settle();
+        union.add(&channels("T.A,T.*,*"));
+        assert!(union.is_settled(), "nothing new is asked for");
+        union.add(&channels("Q.A"));
+        assert!(!union.is_settled());
+    }
+
+    #[test]
+    fn an_unchanged_union_wakes_nobody() {
+        let (union, mut receiver) =
+            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+        union.add(&channels("T.A"));
+        receiver.mark_unchanged();
+        union.add(&channels("T.A"));
+        union.expire(Instant::now());
+        assert!(!receiver.has_changed().unwrap());
+    }
+}

@@ -1,0 +1,283 @@
+//! Watches over what the upstream sends: which kinds come, and which have fallen silent.
+//!
+//! The firehose does not look into frames. To know that a kind still comes, about a thousand frames a second are looked at, spread
+//! evenly, and only until each kind expected has been seen in that second.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use memchr::memmem::Finder;
+use prometheus_client::registry::Registry;
+use proxy_common::{
+    link::Wanted,
+    metrics::Level,
+    protocol::{
+        channel::Channel,
+        market::{Kind, Market},
+    },
+};
+use tracing::{info, warn};
+
+use super::{
+    market_hours::{Hours, hours},
+    rules::{Kinds, Silence},
+};
+use crate::entitlements::Refusals;
+
+/// Most frames looked at in a second.
+const LOOKS: u64 = 1_000;
+
+/// Tells which kinds have fallen silent.
+#[derive(Debug)]
+pub struct Guardian {
+    market: Market,
+    /// `None` if silence is nobody's concern.
+    watch: Option<Mutex<Watch>>,
+    sightings: Arc<Sightings>,
+    /// How many kinds are silent.
+    silent_kinds: Level,
+}
+
+#[derive(Debug)]
+struct Watch {
+    silence: Silence,
+    frames: u64,
+    hours: Hours,
+    silent: Vec<(Kind, Duration)>,
+}
+
+/// What the reader of frames and the guardian share. Bits are those of [`Kinds`].
+#[derive(Debug)]
+struct Sightings {
+    expected: AtomicU32,
+    seen: AtomicU32,
+    /// One in so many frames is looked at.
+    stride: AtomicU32,
+}
+
+/// Looks at some of the frames.
+#[derive(Debug)]
+pub struct Sampler {
+    sightings: Arc<Sightings>,
+    countdown: u32,
+    ev: Finder<'static>,
+}
+
+/// What there is at one tick of the clock.
+#[derive(Debug)]
+pub struct Scene<'a> {
+    /// Whether the upstream is up.
+    pub up: bool,
+    /// What is asked of it.
+    pub wanted: &'a Wanted,
+    /// What it refused.
+    pub refused: &'a Refusals,
+    /// Frames received since the start.
+    pub frames: u64,
+}
+
+impl Guardian {
+    /// A guardian that raises its alarm after this time, or never, and what looks at frames for it.
+    pub fn new(
+        market: Market,
+        alarm: Option<Duration>,
+        registry: &mut Registry,
+    ) -> (Self, Sampler) {
+        let silent_kinds = Level::default();
+        registry.register(
+            "upstream_silent_kinds",
+            "Kinds of which nothing comes while their market is open",
+            silent_kinds.clone(),
+        );
+        let sightings = Arc::new(Sightings {
+            expected: AtomicU32::new(0),
+            seen: AtomicU32::new(0),
+            stride: AtomicU32::new(1),
+        });
+        let sampler = Sampler {
+            sightings: Arc::clone(&sightings),
+            countdown: 1,
+            ev: Finder::new(br#""ev""#),
+        };
+        let watch = alarm.map(|alarm| {
+            let silence = Silence::new(market, alarm);
+            Mutex::new(Watch { silence, frames: 0, hours: Hours::Closed, silent: Vec::new() })
+        });
+        (Self { market, watch, sightings, silent_kinds }, sampler)
+    }
+
+    /// Judges what was seen since the last call. To be called about once a second.
+    pub fn tick(&self, now: Instant, time: SystemTime, scene: &Scene<'_>) {
+        let Some(watch) = &self.watch else { return };
+        let watch = &mut *watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked: Kinds = match scene.up {
+            true => asked(scene.wanted, scene.refused).collect(),
+            false => Kinds::default(),
+        };
+        let hours = hours(self.market, time);
+        let seen = Kinds::from_bits(self.sightings.seen.swap(0, Ordering::Relaxed));
+        let silent = watch.silence.tick(now, hours, asked, seen);
+        report(&watch.silent, &silent);
+        self.silent_kinds.set(silent.len() as i64);
+        let expected = watch.silence.expected(hours, asked);
+        self.sightings.expected.store(expected.bits(), Ordering::Relaxed);
+        let stride = (scene.frames - watch.frames).div_ceil(LOOKS).max(1);
+        self.sightings.stride.store(u32::try_from(stride).unwrap_or(u32::MAX), Ordering::Relaxed);
+        (watch.silent, watch.frames, watch.hours) = (silent, scene.frames, hours);
+    }
+
+    /// A sentence for each kind that is silent.
+    pub fn problems(&self) -> Vec<String> {
+        let Some(watch) = &self.watch else { return Vec::new() };
+        let watch = &*watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let when = match watch.hours {
+            Hours::Extended => "before or after the regular session",
+            Hours::Regular | Hours::Closed => "while the market is open",
+        };
+        let sentence = |(kind, quiet): &(Kind, Duration)| {
+            format!("no {kind} came for {} s {when}", quiet.as_secs())
+        };
+        watch.silent.iter().map(sentence).collect()
+    }
+}
+
+/// The kinds asked for with all their symbols and not refused.
+fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = Kind> + 'a {
+    // Whole kinds stand before symbols.
+    let whole = wanted.iter().take_while(|channel| !matches!(channel, Channel::Symbol(..)));
+    whole.filter(|channel| !refused.contains_key(*channel)).filter_map(|channel| match channel {
+        Channel::Kind(kind) => Some(*kind),
+        Channel::All | Channel::Symbol(..) => None,
+    })
+}
+
+fn report(before: &[(Kind, Duration)], now: &[(Kind, Duration)]) {
+    let among = |list: &[(Kind, Duration)], kind| list.iter().any(|(other, _)| *other == kind);
+    for (kind, quiet) in now.iter().filter(|(kind, _)| !among(before, *kind)) {
+        warn!(%kind, ?quiet, "nothing of this kind comes though its market is open");
+    }
+    for (kind, _) in before.iter().filter(|(kind, _)| !among(now, *kind)) {
+        info!(%kind, "no longer silent, or no longer expected");
+    }
+}
+
+impl Sampler {
+    /// Passes a frame by, or looks at it.
+    #[inline]
+    pub fn frame(&mut self, text: &[u8]) {
+        self.countdown -= 1;
+        if self.countdown == 0 {
+            self.look(text);
+        }
+    }
+
+    #[cold]
+    fn look(&mut self, text: &[u8]) {
+        self.countdown = self.sightings.stride.load(Ordering::Relaxed);
+        let expected = Kinds::from_bits(self.sightings.expected.load(Ordering::Relaxed));
+        let seen = Kinds::from_bits(self.sightings.seen.load(Ordering::Relaxed));
+        let missing = expected.without(seen);
+        if missing.is_empty() {
+            return;
+        }
+        let mut found = Kinds::default();
+        for at in self.ev.find_iter(text) {
+            if let Some(kind) = kind_behind(&text[at + 4..]) {
+                found.insert(kind);
+                if missing.without(found).is_empty() {
+                    break;
+                }
+            }
+        }
+        self.sightings.seen.fetch_or(found.bits(), Ordering::Relaxed);
+    }
+}
+
+/// The kind that is the value behind the key `ev`; blanks may stand around the colon.
+fn kind_behind(rest: &[u8]) -> Option<Kind> {
+    let rest = rest.trim_ascii_start().strip_prefix(b":")?;
+    let code = rest.trim_ascii_start().strip_prefix(b"\"")?;
+    Kind::from_code(code.split(|byte| *byte == b'"').next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scene<'a>(wanted: &'a Wanted, refused: &'a Refusals, frames: u64) -> Scene<'a> {
+        Scene { up: true, wanted, refused, frames }
+    }
+
+    #[test]
+    fn silence_is_told_in_a_sentence_and_counted() {
+        let mut registry = Registry::default();
+        let alarm = Some(Duration::from_secs(60));
+        let (guardian, mut sampler) = Guardian::new(Market::Crypto, alarm, &mut registry);
+        let wanted = Wanted::from([Kind::XT, Kind::XQ, Kind::XL2].map(Channel::Kind));
+        let refused = Refusals::new();
+        let (start, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        let mut second = 0;
+        let mut tick = |frames| {
+            let now = start + Duration::from_secs(second);
+            second += 1;
+            guardian.tick(now, time, &scene(&wanted, &refused, frames));
+        };
+        for frames in 0..=60 {
+            tick(frames);
+            sampler.frame(br#"[{"ev":"XL2"},{"x":1, "ev" : "XT"}]"#);
+        }
+        assert_eq!(guardian.problems(), ["no XQ came for 60 s while the market is open"]);
+        assert_eq!(guardian.silent_kinds.get(), 1);
+        sampler.frame(br#"[{"ev":"XQ"}]"#);
+        tick(61);
+        assert_eq!(guardian.problems(), [""; 0]);
+        assert_eq!(guardian.silent_kinds.get(), 0);
+    }
+
+    #[test]
+    fn of_many_frames_few_are_looked_at_spread_evenly() {
+        let mut registry = Registry::default();
+        let alarm = Some(Duration::from_secs(60));
+        let (guardian, mut sampler) = Guardian::new(Market::Crypto, alarm, &mut registry);
+        let wanted = Wanted::from([Channel::Kind(Kind::XT), Channel::Kind(Kind::XQ)]);
+        let refused = Refusals::new();
+        let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        guardian.tick(now, time, &scene(&wanted, &refused, 100_000));
+        let mut looks = 0;
+        for _ in 0..100_000 {
+            looks += u32::from(sampler.countdown == 1);
+            sampler.frame(br#"[{"ev":"XT"}]"#);
+        }
+        assert!((999..=1_001).contains(&looks), "{looks}");
+    }
+
+    #[test]
+    fn what_is_refused_or_asked_by_symbol_is_not_expected() {
+        let wanted = Wanted::from([
+            Channel::Kind(Kind::T),
+            Channel::Kind(Kind::Q),
+            Channel::Symbol(Kind::A, "AAPL".into()),
+        ]);
+        let refused = Refusals::from([(Channel::Kind(Kind::Q), "not authorized".to_owned())]);
+        assert_eq!(asked(&wanted, &refused).collect::<Vec<_>>(), [Kind::T]);
+    }
+
+    #[test]
+    fn kinds_are_read_as_the_feed_may_write_them() {
+        for (rest, expected) in [
+            (r#":"T","sym""#, Some(Kind::T)),
+            (" :\n \"XL2\"}", Some(Kind::XL2)),
+            (r#":"status""#, None),
+            (r#","T""#, None),
+            (":", None),
+            (":\"T", Some(Kind::T)),
+        ] {
+            assert_eq!(kind_behind(rest.as_bytes()), expected, "{rest}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Kinds that fall silent while their market is open. A silent kind is reported and nothing else: no connection is dropped for it.
+//!
+//! Pure: the time comes from outside, and so do the kinds that were seen.
+
+use std::time::{Duration, Instant};
+
+use proxy_common::protocol::market::{Kind, Market};
+
+use super::market_hours::Hours;
+
+/// A set of kinds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Kinds(u32);
+
+impl Kinds {
+    /// The set with these bits, of [`bits`](Self::bits).
+    pub fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    /// The set as a number.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// Adds a kind.
+    pub fn insert(&mut self, kind: Kind) {
+        self.0 |= 1 << kind as u32;
+    }
+
+    /// Whether a kind is among them.
+    pub fn contains(self, kind: Kind) -> bool {
+        self.0 & (1 << kind as u32) != 0
+    }
+
+    /// Those that are not among `others`.
+    pub fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    /// The kinds, in the order of their numbers.
+    pub fn iter(self) -> impl Iterator<Item = Kind> {
+        Kind::ALL.into_iter().filter(move |kind| self.contains(*kind))
+    }
+
+    /// How many there are.
+    pub fn len(self) -> u32 {
+        self.0.count_ones()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl FromIterator<Kind> for Kinds {
+    fn from_iter<I: IntoIterator<Item = Kind>>(kinds: I) -> Self {
+        kinds.into_iter().fold(Self::default(), |mut set, kind| {
+            set.insert(kind);
+            set
+        })
+    }
+}
+
+/// For how many times the alarm's time all symbols of a kind together may be quiet; `None` where quiet means nothing.
+///
+/// Bars of a minute come once a minute. Forex and futures have thin hours. Before and after the session a delayed feed is still
+/// empty for a quarter of an hour.
+pub fn patience(market: Market, kind: Kind, hours: Hours) -> Option<u32> {
+    use Kind::{A, AM, C, CA, CAS, Q, T, V, XA, XAS, XQ, XT};
+    match (market, hours, kind) {
+        (Market::Stocks, Hours::Regular, T | Q | A) => Some(1),
+        (Market::Stocks, Hours::Extended, T | Q) => Some(20),
+        (Market::Options, Hours::Regular, T | A) => Some(1),
+        (Market::Indices, Hours::Regular, V | A) => Some(1),
+        (Market::Stocks | Market::Options | Market::Indices, Hours::Regular, AM) => Some(3),
+        (Market::Crypto, Hours::Regular, XT | XQ | XAS) => Some(1),
+        (Market::Crypto, Hours::Regular, XA) => Some(3),
+        (Market::Forex, Hours::Regular, C | CAS) => Some(5),
+        (Market::Forex, Hours::Regular, CA) => Some(10),
+        (Market::Futures, Hours::Regular, T | Q | A) => Some(5),
+        (Market::Futures, Hours::Regular, AM) => Some(10),
+        _ => None,
+    }
+}
+
+/// Since when which kind has been quiet.
+#[derive(Debug)]
+pub struct Silence {
+    market: Market,
+    alarm: Duration,
+    quiet_since: [Option<Instant>; Kind::COUNT],
+}
+
+impl Silence {
+    /// Nothing has been quiet yet. `alarm` is the time of a kind that comes all the time, in the regular session.
+    pub fn new(market: Market, alarm: Duration) -> Self {
+        Self { market, alarm, quiet_since: [None; Kind::COUNT] }
+    }
+
+    /// Takes in which kinds were `seen` since the last call, of those `asked` for with all their symbols from an upstream that is
+    /// up. Returns how long those have been quiet that are silent now.
+    ///
+    /// A kind's time begins anew when its market opens or the kind of hour changes for it, and when the upstream comes back.
+    pub fn tick(
+        &mut self,
+        now: Instant,
+        hours: Hours,
+        asked: Kinds,
+        seen: Kinds,
+    ) -> Vec<(Kind, Duration)> {
+        let mut silent = Vec::new();
+        for kind in Kind::ALL {
+            let since = &mut self.quiet_since[kind as usize];
+            let patience = patience(self.market, kind, hours).filter(|_| asked.contains(kind));
+            let Some(patience) = patience else {
+                *since = None;
+                continue;
+            };
+            let begin = match *since {
+                Some(since) if !seen.contains(kind) => since,
+                Some(_) | None => now,
+            };
+            *since = Some(begin);
+            let quiet = now.saturating_duration_since(begin);
+            if quiet >= self.alarm * patience {
+                silent.push((kind, quiet));
+            }
+        }
+        silent
+    }
+
+    /// The kinds that are watched for now, of those asked for.
+    pub fn expected(&self, hours: Hours, asked: Kinds) -> Kinds {
+        asked.iter().filter(|kind| patience(self.market, *kind, hours).is_some()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn kinds(kinds: &[Kind]) -> Kinds {
+        kinds.iter().copied().collect()
+    }
+
+    fn names(silent: &[(Kind, Duration)]) -> Vec<&'static str> {
+        silent.iter().map(|(kind, _)| kind.name()).collect()
+    }
+
+    #[test]
+    fn a_kind_is_silent_after_its_time_and_no_more_when_it_is_seen() {
+        let mut silence = Silence::new(Market::Stocks, MINUTE);
+        let (start, none) = (Instant::now(), Kinds::default());
+        let asked = kinds(&[Kind::T, Kind::Q, Kind::AM, Kind::LULD]);
+        let mut at = |seconds, seen| {
+            let now = start + Duration::from_secs(seconds);
+            names(&silence.tick(now, Hours::Regular, asked, seen))
+        };
+        assert_eq!(at(0, none), [""; 0]);
+        assert_eq!(at(30, kinds(&[Kind::Q])), [""; 0]);
+        assert_eq!(at(59, none), [""; 0]);
+        assert_eq!(at(60, none), ["T"]);
+        assert_eq!(at(90, none), ["T", "Q"]);
+        assert_eq!(at(180, none), ["T", "Q", "AM"], "and never LULD");
+        assert_eq!(at(181, kinds(&[Kind::T])), ["Q", "AM"]);
+    }
+
+    #[test]
+    fn nights_and_outages_are_no_silence_and_the_time_begins_anew_after_them() {
+        let mut silence = Silence::new(Market::Stocks, MINUTE);
+        let (start, none, trades) = (Instant::now(), Kinds::default(), kinds(&[Kind::T]));
+        let mut at = |minutes: u32, hours, asked| {
+            names(&silence.tick(start + minutes * MINUTE, hours, asked, none))
+        };
+        assert_eq!(at(0, Hours::Regular, trades), [""; 0]);
+        assert_eq!(at(600, Hours::Closed, trades), [""; 0], "at night");
+        assert_eq!(at(601, Hours::Regular, trades), [""; 0], "the opening bell");
+        assert_eq!(at(602, Hours::Regular, trades), ["T"]);
+        assert_eq!(at(603, Hours::Regular, none), [""; 0], "not asked for, or no upstream");
+        assert_eq!(at(604, Hours::Regular, trades), [""; 0], "back");
+        assert_eq!(at(623, Hours::Extended, trades), [""; 0], "thin hours");
+        assert_eq!(at(624, Hours::Extended, trades), ["T"]);
+    }
+
+    #[test]
+    fn only_kinds_of_the_market_are_waited_for() {
+        for market in Market::ALL {
+            for hours in [Hours::Closed, Hours::Extended, Hours::Regular] {
+                for kind in Kind::ALL {
+                    let watched = patience(market, kind, hours).is_some();
+                    assert!(!watched || market.default_kinds().contains(&kind), "{market} {kind}");
+                    assert!(!watched || hours != Hours::Closed);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_of_kinds_is_a_set() {
+        let set = kinds(&[Kind::V, Kind::T, Kind::T]);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [Kind::T, Kind::V]);
+        assert_eq!((set.len(), set.is_empty()), (2, false));
+        assert_eq!(set.without(kinds(&[Kind::T])), kinds(&[Kind::V]));
+        assert_eq!(Kinds::from_bits(set.bits()), set);
+    }
+}

@@ -1,0 +1,268 @@
+//! What hostile and clumsy clients do: counted each time, logged once a minute for each kind.
+
+use std::{
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use prometheus_client::{metrics::family::Family, registry::Registry};
+use tracing::warn;
+
+use crate::{
+    metrics::{Count, Reason},
+    session::close::CloseReason,
+};
+
+/// A kind is logged once in this time at most.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// What a client, or all of them together, was stopped from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Abuse {
+    /// More sessions at once than `MAX_CONNECTIONS`.
+    Full,
+    /// More connections at once than are kept for anything.
+    Connections,
+    /// More connections at once than `MAX_CONNECTIONS_PER_ADDRESS`.
+    AddressFull,
+    /// Requests faster than `HANDSHAKE_RATE`.
+    HandshakeRate,
+    /// A web page from elsewhere.
+    Origin,
+    /// A trusted proxy's connection without a PROXY header that can be read.
+    ProxyHeader,
+    /// No TLS on a port that speaks nothing else, or a TLS handshake that failed.
+    Tls,
+    /// A path that leads to no market.
+    Path,
+    /// A handshake that is none.
+    Handshake,
+    /// No key in time.
+    AuthTimeout,
+    /// A wrong key.
+    AuthFailed,
+    /// Commands faster than `COMMAND_RATE`: the session is read more slowly.
+    CommandRate,
+    /// A break of the WebSocket protocol.
+    Protocol,
+    /// A message past the limit.
+    TooBig,
+    /// Pings or commands whose answers are not read.
+    ControlFlood,
+}
+
+impl Abuse {
+    /// Every kind, in the order of its declaration.
+    pub const ALL: [Self; 15] = [
+        Self::Full,
+        Self::Connections,
+        Self::AddressFull,
+        Self::HandshakeRate,
+        Self::Origin,
+        Self::ProxyHeader,
+        Self::Tls,
+        Self::Path,
+        Self::Handshake,
+        Self::AuthTimeout,
+        Self::AuthFailed,
+        Self::CommandRate,
+        Self::Protocol,
+        Self::TooBig,
+        Self::ControlFlood,
+    ];
+
+    /// The value of the metric label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Connections => "connections",
+            Self::AddressFull => "address_full",
+            Self::HandshakeRate => "handshake_rate",
+            Self::Origin => "origin",
+            Self::ProxyHeader => "proxy_header",
+            Self::Tls => "tls",
+            Self::Path => "path",
+            Self::Handshake => "handshake",
+            Self::AuthTimeout => "auth_timeout",
+            Self::AuthFailed => "auth_failed",
+            Self::CommandRate => "command_rate",
+            Self::Protocol => "protocol",
+            Self::TooBig => "too_big",
+            Self::ControlFlood => "control_flood",
+        }
+    }
+
+    /// What the log says of it.
+    const fn sentence(self) -> &'static str {
+        match self {
+            Self::Full => "turned away: MAX_CONNECTIONS sessions are here",
+            Self::Connections => "dropped: no room even to answer",
+            Self::AddressFull => "turned away: MAX_CONNECTIONS_PER_ADDRESS connections from there",
+            Self::HandshakeRate => "turned away: faster than HANDSHAKE_RATE",
+            Self::Origin => "turned away: a web page that ALLOWED_ORIGINS does not list",
+            Self::ProxyHeader => "dropped: a trusted proxy sent no PROXY header that can be read",
+            Self::Tls => "turned away: no TLS, or none that both sides accept",
+            Self::Path => "turned away: no market at that path",
+            Self::Handshake => "turned away: no WebSocket handshake",
+            Self::AuthTimeout => "closed: no key in time",
+            Self::AuthFailed => "closed: wrong key",
+            Self::CommandRate => "slowed down: commands faster than COMMAND_RATE",
+            Self::Protocol => "closed: broke the WebSocket protocol",
+            Self::TooBig => "closed: message too big",
+            Self::ControlFlood => "closed: does not read the answers it asks for",
+        }
+    }
+
+    /// The abuse that a session ended for, if it did.
+    pub const fn of(reason: CloseReason) -> Option<Self> {
+        match reason {
+            CloseReason::Protocol | CloseReason::NotText => Some(Self::Protocol),
+            CloseReason::TooBig => Some(Self::TooBig),
+            CloseReason::AuthTimeout => Some(Self::AuthTimeout),
+            CloseReason::AuthFailed => Some(Self::AuthFailed),
+            CloseReason::ControlFlood => Some(Self::ControlFlood),
+            CloseReason::ClientGone
+            | CloseReason::KeyRevoked
+            | CloseReason::SlowConsumer
+            | CloseReason::Silent
+            | CloseReason::Drain
+            | CloseReason::Internal => None,
+        }
+    }
+}
+
+/// Counts and logs abuse.
+#[derive(Debug)]
+pub struct AbuseLog {
+    counts: Family<Reason, Count>,
+    /// One for each kind. Locked for a few instructions, by whoever is about to turn a client away.
+    quiet: [Mutex<Quiet>; Abuse::ALL.len()],
+}
+
+impl AbuseLog {
+    /// Registers the counter under the registry's prefix.
+    pub fn register(registry: &mut Registry) -> Self {
+        let counts = Family::default();
+        for abuse in Abuse::ALL {
+            drop(counts.get_or_create(&Reason::new(abuse.label())));
+        }
+        registry.register(
+            "abuse",
+            "What hostile, clumsy or too many clients were stopped from",
+            counts.clone(),
+        );
+        Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
+    }
+
+    /// Notes one case.
+    pub fn note(&self, abuse: Abuse, client: IpAddr) {
+        self.note_case(abuse, client, None);
+    }
+
+    /// Notes one case and what the library said of it.
+    pub fn note_error(&self, abuse: Abuse, client: IpAddr, error: &str) {
+        self.note_case(abuse, client, Some(error));
+    }
+
+    fn note_case(&self, abuse: Abuse, client: IpAddr, error: Option<&str>) {
+        self.counts.get_or_create(&Reason::new(abuse.label())).inc();
+        let line = self.lock(abuse).note(client, Instant::now());
+        if let Some(line) = line {
+            line.write(abuse, error);
+        }
+    }
+
+    /// Logs what was kept back; to be called about once a second.
+    pub fn tick(&self, now: Instant) {
+        for abuse in Abuse::ALL {
+            let line = self.lock(abuse).tick(now);
+            if let Some(line) = line {
+                line.write(abuse, None);
+            }
+        }
+    }
+
+    fn lock(&self, abuse: Abuse) -> std::sync::MutexGuard<'_, Quiet> {
+        self.quiet[abuse as usize].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A line to be logged: the last client, and how many cases before it were kept back.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    client: IpAddr,
+    suppressed: u64,
+}
+
+impl Line {
+    fn write(&self, abuse: Abuse, error: Option<&str>) {
+        let Self { client, suppressed } = self;
+        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.sentence());
+    }
+}
+
+/// Decides which cases of one kind are logged.
+#[derive(Debug, Default)]
+struct Quiet {
+    until: Option<Instant>,
+    /// The last case that was kept back, and how many there were.
+    kept: Option<(IpAddr, u64)>,
+}
+
+impl Quiet {
+    fn note(&mut self, client: IpAddr, now: Instant) -> Option<Line> {
+        if self.until.is_some_and(|until| now < until) {
+            let count = self.kept.map_or(0, |(_, count)| count);
+            self.kept = Some((client, count + 1));
+            return None;
+        }
+        self.until = Some(now + QUIET);
+        let suppressed = self.kept.take().map_or(0, |(_, count)| count);
+        Some(Line { client, suppressed })
+    }
+
+    /// The line for cases kept back, once the time for the next one has come.
+    fn tick(&mut self, now: Instant) -> Option<Line> {
+        if self.until.is_none_or(|until| now < until) {
+            return None;
+        }
+        let (client, count) = self.kept.take()?;
+        self.until = Some(now + QUIET);
+        Some(Line { client, suppressed: count - 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_place_and_a_label_of_its_own() {
+        let labels: std::collections::BTreeSet<_> =
+            Abuse::ALL.iter().map(|abuse| abuse.label()).collect();
+        assert_eq!(labels.len(), Abuse::ALL.len());
+        for (place, abuse) in Abuse::ALL.into_iter().enumerate() {
+            assert_eq!(abuse as usize, place);
+        }
+    }
+
+    #[test]
+    fn one_line_a_minute_tells_how_many_were_kept_back() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let [one, two] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];
+        let mut quiet = Quiet::default();
+        assert_eq!(quiet.tick(at(0)), None);
+        assert_eq!(quiet.note(one, at(0)), Some(Line { client: one, suppressed: 0 }));
+        for second in 1..60 {
+            assert_eq!(quiet.note(two, at(second)), None);
+            assert_eq!(quiet.tick(at(second)), None);
+        }
+        assert_eq!(quiet.tick(at(60)), Some(Line { client: two, suppressed: 58 }));
+        assert_eq!(quiet.note(one, at(61)), None);
+        assert_eq!(quiet.note(one, at(121)), Some(Line { client: one, suppressed: 1 }));
+        assert_eq!(quiet.tick(at(400)), None);
+        assert_eq!(quiet.note(two, at(401)), Some(Line { client: two, suppressed: 0 }));
+    }
+}

@@ -1,0 +1,245 @@
+//! How much one address may take: connections at once, and requests a second.
+//!
+//! Loopback addresses are not limited: there, one address stands for every program of the machine.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, MonotonicClock},
+    middleware::NoOpMiddleware,
+    state::keyed::HashMapStateStore,
+};
+
+use crate::access::{client_address::AddressKey, command_rate::BURST_SECONDS};
+
+/// Connections of one address beyond its sessions, for probes and for telling it that there is no room.
+const SPARE_CONNECTIONS: usize = 32;
+/// Addresses whose requests are told apart. What comes on top shares one budget: memory stays bounded whoever comes.
+const MAX_ADDRESSES: usize = 65_536;
+
+/// Connections of each address.
+#[derive(Debug)]
+pub struct AddressLimit {
+    most: usize,
+    /// Holds an entry for as long as a connection, which are bounded in all. Locked for a few instructions.
+    held: Mutex<HashMap<AddressKey, usize>>,
+}
+
+/// A connection that is counted for its address. Dropping it ends that.
+#[derive(Debug)]
+pub struct Place {
+    limit: Arc<AddressLimit>,
+    key: AddressKey,
+}
+
+/// Whether an address may have one more connection.
+#[derive(Debug)]
+pub enum Counted {
+    /// It may; nothing to count for loopback.
+    In(Option<Place>),
+    /// It has as many as it may.
+    Full,
+}
+
+impl AddressLimit {
+    /// At most so many sessions of one address.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, held: Mutex::default() })
+    }
+
+    /// Counts a connection that was accepted, whatever it will ask. `Full` comes later than for sessions, so that some room is
+    /// left for answers.
+    pub fn connect(self: &Arc<Self>, address: IpAddr) -> Counted {
+        self.count(address, self.most.saturating_add(SPARE_CONNECTIONS))
+    }
+
+    /// Counts a session that came through a proxy's connection, which itself is not counted.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Counted {
+        self.count(address, self.most)
+    }
+
+    fn count(self: &Arc<Self>, address: IpAddr, most: usize) -> Counted {
+        let Some(key) = AddressKey::of(address) else { return Counted::In(None) };
+        let mut held = self.lock();
+        let count = held.entry(key).or_insert(0);
+        // The limit is one or more, so an entry of zero never stays.
+        if *count >= most {
+            return Counted::Full;
+        }
+        *count += 1;
+        Counted::In(Some(Place { limit: Arc::clone(self), key }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AddressKey, usize>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Whether its address has more connections than it may have sessions, this one among them.
+    pub fn is_beyond(&self) -> bool {
+        self.limit.lock().get(&self.key).is_some_and(|&count| count > self.limit.most)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.limit.lock();
+        if let Some(count) = held.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.key);
+                // A crowd that has left should not keep its room.
+                if held.capacity() > 1_024 && held.len() < held.capacity() / 8 {
+                    held.shrink_to_fit();
+                }
+            }
+        }
+    }
+}
+
+type Limiter<C> = RateLimiter<
+    Option<AddressKey>,
+    HashMapStateStore<Option<AddressKey>>,
+    C,
+    NoOpMiddleware<<C as Clock>::Instant>,
+>;
+
+/// Requests of each address. Time comes from the clock that is passed in.
+pub struct RequestRate<C: Clock = MonotonicClock> {
+    /// No key stands for all addresses that found no room.
+    limiter: Limiter<C>,
+    clock: C,
+}
+
+impl RequestRate {
+    /// This many a second, at least one, and ten times as many at once.
+    pub fn per_second(count: u32) -> Self {
+        Self::with_clock(count, MonotonicClock)
+    }
+}
+
+impl<C: Clock + Clone> RequestRate<C> {
+    fn with_clock(count: u32, clock: C) -> Self {
+        let rate = NonZeroU32::new(count).unwrap_or(NonZeroU32::MIN);
+        let burst = rate.saturating_mul(NonZeroU32::MIN.saturating_add(BURST_SECONDS - 1));
+        let quota = Quota::per_second(rate).allow_burst(burst);
+        Self { limiter: RateLimiter::hashmap_with_clock(quota, clock.clone()), clock }
+    }
+
+    /// Takes one request of an address.
+    ///
+    /// # Errors
+    ///
+    /// It came too soon, by so much.
+    pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
+        let Some(key) = AddressKey::of(address) else { return Ok(()) };
+        let key = (self.limiter.len() < MAX_ADDRESSES).then_some(key);
+        self.limiter.check_key(&key).map_err(|refusal| refusal.wait_time_from(self.clock.now()))
+    }
+
+    /// Forgets addresses whose budget is full again; to be called about once a second.
+    pub fn tick(&self) {
+        if !self.limiter.is_empty() {
+            self.limiter.retain_recent();
+            self.limiter.shrink_to_fit();
+        }
+    }
+}
+
+impl<C: Clock> std::fmt::Debug for RequestRate<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestRate").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use governor::clock::FakeRelativeClock;
+
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn place(counted: Counted) -> Place {
+        match counted {
+            Counted::In(Some(place)) => place,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_address_has_so_many_sessions_and_some_connections_more() {
+        let limit = AddressLimit::new(2);
+        let one = address("192.0.2.1");
+        let first = place(limit.admit(one));
+        let second = place(limit.admit(one));
+        assert!(!second.is_beyond());
+        assert!(matches!(limit.admit(one), Counted::Full));
+        let spare: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| place(limit.connect(one))).collect();
+        assert!(spare[0].is_beyond());
+        assert!(matches!(limit.connect(one), Counted::Full));
+        // Others do not notice.
+        drop(place(limit.admit(address("192.0.2.2"))));
+        drop((spare, first));
+        let third = place(limit.admit(one));
+        drop((second, third));
+        assert!(limit.lock().is_empty());
+    }
+
+    #[test]
+    fn loopback_is_not_limited() {
+        let (limit, rate) = (AddressLimit::new(1), RequestRate::per_second(1));
+        for _ in 0..100 {
+            assert!(matches!(limit.connect(address("127.0.0.1")), Counted::In(None)));
+            assert!(matches!(limit.admit(address("::1")), Counted::In(None)));
+            assert_eq!(rate.take(address("127.0.0.1")), Ok(()));
+        }
+        assert!(limit.lock().is_empty() && rate.limiter.is_empty());
+    }
+
+    #[test]
+    fn requests_come_in_a_burst_and_then_at_the_rate() {
+        let clock = FakeRelativeClock::default();
+        let rate = RequestRate::with_clock(2, clock.clone());
+        let (one, two) = (address("192.0.2.1"), address("192.0.2.2"));
+        for _ in 0..20 {
+            assert_eq!(rate.take(one), Ok(()));
+        }
+        assert_eq!(rate.take(one), Err(Duration::from_millis(500)));
+        assert_eq!(rate.take(two), Ok(()));
+        clock.advance(Duration::from_millis(500));
+        assert_eq!(rate.take(one), Ok(()));
+        assert!(rate.take(one).is_err());
+    }
+
+    #[test]
+    fn addresses_are_forgotten_and_never_more_than_so_many_are_kept() {
+        let clock = FakeRelativeClock::default();
+        let rate = RequestRate::with_clock(1, clock.clone());
+        for n in 0..MAX_ADDRESSES as u32 + 100 {
+            let taken = rate.take(IpAddr::V4((0x0b00_0000 + n).into()));
+            // Those beyond share one budget.
+            assert_eq!(taken.is_ok(), n < MAX_ADDRESSES as u32 + 10, "{n}");
+        }
+        assert_eq!(rate.limiter.len(), MAX_ADDRESSES + 1);
+        rate.tick();
+        assert_eq!(rate.limiter.len(), MAX_ADDRESSES + 1);
+        clock.advance(Duration::from_secs(2));
+        rate.tick();
+        assert_eq!(rate.limiter.len(), 1);
+        clock.advance(Duration::from_secs(20));
+        rate.tick();
+        assert!(rate.limiter.is_empty());
+        assert_eq!(rate.take(address("11.0.0.1")), Ok(()));
+    }
+}

@@ -1,0 +1,288 @@
+//! The client's side of a WebSocket: whole frames out of one buffer, none of them copied, and a few small ones back.
+
+use std::{
+    collections::VecDeque,
+    fmt, future, io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BufMut, BytesMut};
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+use tungstenite::protocol::{
+    CloseFrame,
+    frame::{
+        FrameHeader,
+        coding::{Control, Data, OpCode},
+    },
+};
+
+use super::login::Stream;
+use crate::{
+    session::close::CloseReason,
+    websocket::{
+        decoder::{Decoded, Decoder, Violation, apply},
+        frame::Frame,
+    },
+};
+
+/// The longest message taken. The vendor names no limit; a consumer that lags gets larger ones.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Bytes of a fresh buffer. Frames that are still in use keep theirs, and a new one is begun.
+const BUFFER_BYTES: usize = 256 << 10;
+/// With less room than this, a read would bring too little.
+const MIN_ROOM: usize = 32 << 10;
+/// Buffers kept for when their frames are out of use: fresh memory has to be cleared by the system.
+const MAX_SPARES: usize = 4;
+/// A buffer that grew larger for one long frame is not kept.
+const MAX_KEPT_BYTES: usize = 4 * BUFFER_BYTES;
+/// Answers to pings beyond this wait for the upstream to read; what is dropped is only pongs to a peer that does not.
+const MAX_UNSENT_BYTES: usize = 64 << 10;
+
+/// A WebSocket to an upstream. Nothing happens on it but while it is polled.
+pub(super) struct WebSocket {
+    stream: Stream,
+    decoder: Decoder,
+    /// What was read and is not taken yet.
+    incoming: BytesMut,
+    /// Whether that buffer is short enough to be kept.
+    keeps: bool,
+    /// Buffers read before, whose frames may still be in use.
+    spares: VecDeque<BytesMut>,
+    /// Framed and masked, to be written.
+    outgoing: BytesMut,
+}
+
+/// What an upstream sends.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// A text message, not yet known to be text.
+    Text(Frame),
+    /// A binary message.
+    Binary(BytesMut),
+    /// The upstream closes, and what it says about it.
+    Close(String),
+    /// A sign of life. Pings are answered already.
+    Control,
+}
+
+/// Why nothing more can be read or written.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The socket failed.
+    Socket(io::Error),
+    /// The upstream left without a word.
+    Ended,
+    /// The upstream broke the WebSocket protocol.
+    Violation(Violation),
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(error) => error.fmt(f),
+            Self::Ended => f.write_str("end of stream without a close frame"),
+            Self::Violation(violation) => violation.fmt(f),
+        }
+    }
+}
+
+impl WebSocket {
+    /// Over a stream that was upgraded; `early` came with the upgrade.
+    pub(super) fn new(stream: Stream, early: &[u8]) -> Self {
+        let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
+        incoming.extend_from_slice(early);
+        let decoder = Decoder::of_server(MAX_MESSAGE_BYTES);
+        let (spares, outgoing) = (VecDeque::new(), BytesMut::new());
+        Self { stream, decoder, incoming, keeps: true, spares, outgoing }
+    }
+
+    /// Waits for the next message, writing meanwhile what is to be written.
+    ///
+    /// Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Message, Broken> {
+        future::poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
+                return Poll::Ready(Err(error));
+            }
+            self.poll_next(cx)
+        })
+        .await
+    }
+
+    /// The next message, if it is there; otherwise the task is woken when more comes.
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Broken>> {
+        loop {
+            let decoded = match self.decoder.decode(&mut self.incoming) {
+                Ok(decoded) => decoded,
+                Err(violation) => {
+                    if let Some(told) = CloseReason::from(violation).frame() {
+                        self.close(&told.code.to_be_bytes(), cx);
+                    }
+                    return Poll::Ready(Err(Broken::Violation(violation)));
+                }
+            };
+            let missing = match decoded {
+                Decoded::Text { bytes, head: 0 } => {
+                    return Poll::Ready(Ok(Message::Text(Frame::new(&bytes))));
+                }
+                Decoded::Text { bytes, head } => {
+                    let frame = Frame::received(bytes.freeze(), head);
+                    return Poll::Ready(Ok(Message::Text(frame)));
+                }
+                Decoded::Binary(payload) => return Poll::Ready(Ok(Message::Binary(payload))),
+                Decoded::Ping(payload) => {
+                    if self.outgoing.len() < MAX_UNSENT_BYTES {
+                        self.send(OpCode::Control(Control::Pong), &payload);
+                    }
+                    return Poll::Ready(Ok(Message::Control));
+                }
+                Decoded::Pong => return Poll::Ready(Ok(Message::Control)),
+                Decoded::Close(frame) => return Poll::Ready(Ok(self.on_close(frame, cx))),
+                Decoded::Missing(bytes) => bytes,
+            };
+            self.make_room(missing);
+            match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.incoming)) {
+                Ok(0) => return Poll::Ready(Err(Broken::Ended)),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Err(Broken::Socket(error))),
+            }
+        }
+    }
+
+    /// Makes room for what is missing of the frame at hand, and more: in the same buffer if nobody uses its frames any more, in
+    /// an earlier one of which that is true, or else in a new one.
+    fn make_room(&mut self, missing: usize) {
+        let room = self.incoming.capacity() - self.incoming.len();
+        if room >= missing.max(MIN_ROOM) {
+            return;
+        }
+        let wanted = missing.max(BUFFER_BYTES - self.incoming.len().min(BUFFER_BYTES / 2));
+        if self.keeps && self.incoming.try_reclaim(wanted) {
+            return;
+        }
+        let total = self.incoming.len() + wanted;
+        let mut next = self.spares.pop_front().unwrap_or_default();
+        if !next.try_reclaim(total) {
+            if next.capacity() > 0 {
+                self.spares.push_back(next);
+            }
+            next = BytesMut::with_capacity(total);
+        }
+        next.extend_from_slice(&self.incoming);
+        let mut last = std::mem::replace(&mut self.incoming, next);
+        if std::mem::replace(&mut self.keeps, total <= MAX_KEPT_BYTES)
+            && self.spares.len() < MAX_SPARES
+        {
+            last.clear();
+            self.spares.push_back(last);
+        }
+    }
+
+    fn on_close(&mut self, frame: Option<CloseFrame>, cx: &mut Context<'_>) -> Message {
+        let Some(CloseFrame { code, reason }) = frame else {
+            self.close(&[], cx);
+            return Message::Close("closed without a code".to_owned());
+        };
+        let code = u16::from(code);
+        self.close(&code.to_be_bytes(), cx);
+        Message::Close(format!("closed with code {code} {:?}", reason.as_str()))
+    }
+
+    /// Writes a close frame, as far as the socket has room: nobody will poll it any more.
+    fn close(&mut self, code: &[u8], cx: &mut Context<'_>) {
+        self.send(OpCode::Control(Control::Close), code);
+        // A socket that fails tells nobody anything, and the caller has a better reason for the end.
+        let _ = self.poll_flush(cx);
+    }
+
+    /// Adds a text message to what is to be written.
+    pub(super) fn send_text(&mut self, text: &str) {
+        self.send(OpCode::Data(Data::Text), text.as_bytes());
+    }
+
+    /// Adds a binary message to what is to be written.
+    pub(super) fn send_binary(&mut self, payload: &[u8]) {
+        self.send(OpCode::Data(Data::Binary), payload);
+    }
+
+    /// Adds a ping to what is to be written.
+    pub(super) fn send_ping(&mut self) {
+        self.send(OpCode::Control(Control::Ping), b"");
+    }
+
+    fn send(&mut self, opcode: OpCode, payload: &[u8]) {
+        let mask = fastrand::u32(..).to_ne_bytes();
+        let header = FrameHeader { opcode, mask: Some(mask), ..FrameHeader::default() };
+        header
+            .format(payload.len() as u64, &mut (&mut self.outgoing).writer())
+            .expect("writing to memory does not fail");
+        let start = self.outgoing.len();
+        self.outgoing.extend_from_slice(payload);
+        apply(mask, &mut self.outgoing[start..]);
+    }
+
+    /// Writes what is to be written, as far as the socket takes it; the task is woken when it takes more.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+        if self.outgoing.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.outgoing.is_empty() {
+            let stream = Pin::new(&mut self.stream);
+            match ready!(stream.poll_write(cx, &self.outgoing)).map_err(Broken::Socket)? {
+                0 => return Poll::Ready(Err(Broken::Ended)),
+                written => self.outgoing.advance(written),
+            }
+        }
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(Broken::Socket)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    /// What becomes of these bytes of an upstream, and the payload of the close frame that it gets back.
+    async fn answered(bytes: &[u8]) -> (Result<Message, Broken>, Vec<u8>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut upstream, _) = listener.accept().await.unwrap();
+        let mut socket = WebSocket::new(Stream::Plain(stream), b"");
+        upstream.write_all(bytes).await.unwrap();
+        let end = socket.next().await;
+        drop(socket);
+        let mut answer = Vec::new();
+        upstream.read_to_end(&mut answer).await.unwrap();
+        let (head, payload) = answer.split_at_mut(6);
+        assert_eq!(head[..2], [0x88, 0x80 | payload.len() as u8]);
+        apply(head[2..].try_into().unwrap(), payload);
+        (end, payload.to_vec())
+    }
+
+    #[tokio::test]
+    async fn a_close_is_answered_before_the_end_is_told() {
+        let (end, answer) = answered(b"\x88\x05\x03\xf4bye").await;
+        assert!(matches!(end, Ok(Message::Close(why)) if why == "closed with code 1012 \"bye\""));
+        assert_eq!(answer, 1012_u16.to_be_bytes());
+        let (end, answer) = answered(b"\x88\x00").await;
+        assert!(matches!(end, Ok(Message::Close(why)) if why == "closed without a code"));
+        assert_eq!(answer, b"");
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_breaks_the_protocol_is_told() {
+        let masked = b"\x81\x81\x01\x02\x03\x04a";
+        let huge = b"\x81\x7f\x7f\xff\xff\xff\xff\xff\xff\xff";
+        for (bytes, code) in [(&masked[..], 1002_u16), (huge, 1009)] {
+            let (end, answer) = answered(bytes).await;
+            assert!(matches!(end, Err(Broken::Violation(_))));
+            assert_eq!(answer, code.to_be_bytes());
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! What SIGHUP asks for: what can be read again is, without touching what works.
+
+use std::sync::Arc;
+
+use tracing::{error, info};
+
+use crate::{
+    access::keys::Keys, config::ConfigError, link::LinkHandle, transport::certificate::Certificate,
+};
+
+/// The parts of a tier that are read or tried again.
+#[derive(Debug, Clone)]
+pub struct Reload {
+    /// A refused login is tried again at once.
+    pub link: LinkHandle,
+    /// A file of keys is read again.
+    pub keys: Arc<Keys>,
+    /// The certificate is read again, if the port has one.
+    pub certificate: Option<Arc<Certificate>>,
+}
+
+impl Reload {
+    /// Does it now. What cannot be read is logged, and stays as it was.
+    pub async fn run(&self) {
+        self.link.retry_now();
+        let Self { keys, certificate, .. } = self.clone();
+        match read(move || keys.reload()).await {
+            Ok(Some(done)) => {
+                info!(
+                    keys = done.keys,
+                    added = done.added,
+                    removed = done.removed,
+                    "keys read again"
+                );
+            }
+            Ok(None) => {}
+            Err(error) => {
+                error!(%error, "failed to read the keys again: they stay as they were");
+            }
+        }
+        if let Some(certificate) = certificate {
+            match read(move || certificate.reload()).await {
+                Ok(()) => info!("certificate read again, for connections to come"),
+                Err(error) => {
+                    error!(%error, "failed to read the certificate again: it stays as it was");
+                }
+            }
+        }
+    }
+}
+
+/// Reads on a thread that no data flows through: files may lie on a slow disk.
+async fn read<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ConfigError> + Send + 'static,
+) -> Result<T, String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}

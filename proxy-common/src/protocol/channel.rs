@@ -1,0 +1,176 @@
+//! Channels: what can be subscribed to, `*`, `T.*` or `T.AAPL`.
+
+use std::fmt;
+
+use thiserror::Error;
+
+use crate::protocol::market::{Kind, Market};
+
+/// The longest symbol taken, in bytes of its form that is kept; the vendor's longest (option contracts) have 21.
+pub const MAX_SYMBOL_BYTES: usize = 64;
+
+/// One subscription entry. Entries are independent of each other: holding `T.*` and `T.AAPL` is holding two.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Channel {
+    /// `*`: every event of the market, of kinds unknown today too.
+    All,
+    /// `T.*`: every event of a kind.
+    Kind(Kind),
+    /// `T.AAPL`: the events of a kind with this symbol, in the form of [`Market::symbol_key`].
+    Symbol(Kind, Box<str>),
+}
+
+/// Why an item of a subscription names no channel. The text is the message that a client gets.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ChannelError {
+    /// No dot, or nothing on one side of it.
+    #[error("invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.* or *, for example {example}")]
+    Form {
+        /// The item as the client wrote it, trimmed.
+        item: String,
+        /// A channel of this market.
+        example: String,
+    },
+    /// The part before the first dot is no kind of this market.
+    #[error("unknown channel type in {item:?}: expected one of {kinds} before the first dot")]
+    UnknownKind {
+        /// The item as the client wrote it, trimmed.
+        item: String,
+        /// The market's kinds, separated by commas.
+        kinds: String,
+    },
+    /// The symbol is one that cannot exist.
+    #[error("invalid symbol in {item:?}: {reason}")]
+    Symbol {
+        /// The item as the client wrote it, trimmed and cut at 80 characters.
+        item: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+}
+
+impl Channel {
+    /// Reads one trimmed item of a subscription. The first dot ends the kind; the symbol keeps its case.
+    ///
+    /// # Errors
+    ///
+    /// The item is not of the form `TYPE.SYMBOL`, or `TYPE` is no kind of the market.
+    pub fn parse(item: &str, market: Market) -> Result<Self, ChannelError> {
+        if item == "*" {
+            return Ok(Self::All);
+        }
+        let shown = || item.chars().take(80).collect::<String>();
+        let form = || ChannelError::Form {
+            item: shown(),
+            example: market
+                .kinds()
+                .first()
+                .map_or_else(|| "*".to_owned(), |kind| format!("{kind}.*")),
+        };
+        let (code, symbol) = item.split_once('.').ok_or_else(form)?;
+        if code.is_empty() || symbol.is_empty() {
+            return Err(form());
+        }
+        let kind = Kind::from_code(code.as_bytes())
+            .filter(|kind| market.kinds().contains(kind))
+            .ok_or_else(|| ChannelError::UnknownKind { item: shown(), kinds: kind_list(market) })?;
+        let refuse = |reason| Err(ChannelError::Symbol { item: shown(), reason });
+        match symbol {
+            "*" => Ok(Self::Kind(kind)),
+            _ if symbol.contains('*') => refuse("a wildcard stands alone, as in T.*"),
+            _ if symbol.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+                refuse("blanks and control characters are not part of symbols")
+            }
+            _ => match market.symbol_key(symbol) {
+                // Nothing but a prefix.
+                key if key.is_empty() => Err(form()),
+                key if key.len() > MAX_SYMBOL_BYTES => refuse("longer than 64 bytes"),
+                key => Ok(Self::Symbol(kind, key.into())),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("*"),
+            Self::Kind(kind) => write!(f, "{kind}.*"),
+            Self::Symbol(kind, symbol) => write!(f, "{kind}.{symbol}"),
+        }
+    }
+}
+
+/// Splits the `params` of a command into its items: blanks around them and empty ones are dropped.
+pub fn items(params: &str) -> impl Iterator<Item = &str> {
+    params.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+fn kind_list(market: Market) -> String {
+    market.kinds().iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(item: &str, expected: &str) {
+        let shown = match Channel::parse(item, Market::Stocks) {
+            Ok(channel) => channel.to_string(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn channels_keep_their_symbol() {
+        for item in ["*", "T.*", "T.AAPL", "Q.BRK.B", "LULD.BACpL", "T.X:Y/Z-1", "T.XYZw"] {
+            check(item, item);
+        }
+    }
+
+    #[test]
+    fn what_is_no_channel_is_named_with_the_form_expected() {
+        let form = |item: &str| {
+            format!("invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.* or *, for example T.*")
+        };
+        for item in ["AAPL", ".AAPL", "T.", ".", "**"] {
+            check(item, &form(item));
+        }
+        let kinds = "expected one of T, Q, A, AM, LULD, NOI, FMV, LV before the first dot";
+        for item in ["ZZ.AAPL", "t.AAPL", "XT.BTC-USD", "*.AAPL"] {
+            check(item, &format!("unknown channel type in {item:?}: {kinds}"));
+        }
+        check("T.AA*", "invalid symbol in \"T.AA*\": a wildcard stands alone, as in T.*");
+        check(
+            "T.A B",
+            "invalid symbol in \"T.A B\": blanks and control characters are not part of symbols",
+        );
+        let longest = format!("T.{}", "A".repeat(64));
+        check(&longest, &longest);
+        let long = format!("T.{}", "A".repeat(65));
+        check(&long, &format!("invalid symbol in {long:?}: longer than 64 bytes"));
+    }
+
+    #[test]
+    fn blanks_and_empty_items_are_dropped() {
+        assert_eq!(items(" T.A, T.B ,,\tQ.C,").collect::<Vec<_>>(), ["T.A", "T.B", "Q.C"]);
+        assert_eq!(items(" , ").count(), 0);
+    }
+
+    #[test]
+    fn spellings_of_a_pair_are_one_channel() {
+        let channel = |item: &str| Channel::parse(item, Market::Forex);
+        assert_eq!(channel("C.EUR/USD"), channel("C.C:EUR-USD"));
+        assert_ne!(channel("C.EUR/USD"), channel("CA.EUR/USD"));
+        for nothing in ["C.C:", "C.X:", "CA.C:X:"] {
+            assert!(matches!(channel(nothing), Err(ChannelError::Form { .. })), "{nothing}");
+        }
+        // What counts is how long it is when it is shown.
+        let pair = |bytes: usize| channel(&format!("C.C:{}", "A".repeat(bytes)));
+        let shown = pair(63).unwrap().to_string();
+        assert_eq!((shown.len(), channel(&shown)), (2 + MAX_SYMBOL_BYTES, pair(63)));
+        assert!(matches!(pair(64), Err(ChannelError::Symbol { .. })));
+    }
+}

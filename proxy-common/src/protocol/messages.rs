@@ -1,0 +1,294 @@
+//! The vendor's session protocol: what clients say (commands) and what they are told (statuses).
+//!
+//! The texts are the vendor's own, captured from the live service or taken from its documentation, unless marked as ours.
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::websocket::frame::Frame;
+
+/// Most bytes of one message to a client. The vendor's Go client dies at 1,000,000, its Python client at 1 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 900_000;
+
+/// What a client asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// `{"action":"auth","params":KEY}`.
+    Auth(SecretString),
+    /// `{"action":"subscribe","params":"T.AAPL,Q.*"}`: the params as they came.
+    Subscribe(String),
+    /// `{"action":"unsubscribe","params":"T.AAPL,Q.*"}`: the params as they came.
+    Unsubscribe(String),
+}
+
+/// Why a text is no command. The text of the error is the message that a client gets; it never repeats the params, which
+/// may hold a key.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// Not JSON, or not an object with a string `action`.
+    #[error(
+        r#"invalid command: expected one JSON object such as {{"action":"subscribe","params":"T.AAPL,Q.*"}}"#
+    )]
+    Malformed,
+    /// `params` is missing or not a string.
+    #[error(r#"invalid command: "params" of {action:?} must be a string"#)]
+    Params {
+        /// The action that lacks them.
+        action: &'static str,
+    },
+    /// An action nobody knows.
+    #[error("unknown action {action:?}: expected auth, subscribe or unsubscribe")]
+    UnknownAction {
+        /// What the client wrote, cut at 32 characters.
+        action: String,
+    },
+}
+
+impl Command {
+    /// Reads one text frame of a client.
+    ///
+    /// Official clients differ in blanks and may add keys, so this reads JSON and ignores keys it does not know.
+    ///
+    /// # Errors
+    ///
+    /// The text is no JSON object, lacks `action` or `params`, or names an unknown action.
+    pub fn parse(text: &str) -> Result<Self, CommandError> {
+        #[derive(Deserialize)]
+        struct Raw {
+            action: String,
+            params: Option<serde_json::Value>,
+        }
+        // A sequence would fill the struct by position.
+        if !text.trim_start().starts_with('{') {
+            return Err(CommandError::Malformed);
+        }
+        let raw: Raw = serde_json::from_str(text).map_err(|_| CommandError::Malformed)?;
+        let params = |action| match raw.params {
+            Some(serde_json::Value::String(params)) => Ok(params),
+            _ => Err(CommandError::Params { action }),
+        };
+        match raw.action.as_str() {
+            "auth" => params("auth").map(|key| Self::Auth(key.into())),
+            "subscribe" => params("subscribe").map(Self::Subscribe),
+            "unsubscribe" => params("unsubscribe").map(Self::Unsubscribe),
+            _ => Err(CommandError::UnknownAction { action: raw.action.chars().take(32).collect() }),
+        }
+    }
+}
+
+/// A command as this side sends it to its upstream.
+pub fn command_text(action: &'static str, params: &str) -> String {
+    #[derive(Serialize)]
+    struct Out<'a> {
+        action: &'a str,
+        params: &'a str,
+    }
+    json(&Out { action, params })
+}
+
+/// One status object, keys in the order that every capture shows: `ev`, `status`, `message`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    ev: &'static str,
+    /// The machine-readable name, for example `success`.
+    pub status: &'static str,
+    /// The text for people; always there, because the vendor's Python client reads it unasked.
+    pub message: String,
+}
+
+impl Status {
+    /// A status with this name and message.
+    pub fn new(status: &'static str, message: impl Into<String>) -> Self {
+        Self { ev: "status", status, message: message.into() }
+    }
+
+    /// The greeting, sent unprompted and alone.
+    pub fn connected() -> Self {
+        Self::new("connected", "Connected Successfully")
+    }
+
+    /// The verdict on a right key.
+    pub fn auth_success() -> Self {
+        Self::new("auth_success", "authenticated")
+    }
+
+    /// The verdict on a wrong key.
+    pub fn auth_failed() -> Self {
+        Self::new("auth_failed", "authentication failed")
+    }
+
+    /// The answer to a subscription before authentication (the vendor's name; the text is ours).
+    pub fn auth_required() -> Self {
+        Self::new("auth_required", "authentication required: send auth before subscribing")
+    }
+
+    /// Sent before closing on a client that did not authenticate in time.
+    pub fn auth_timeout() -> Self {
+        Self::new("auth_timeout", "No authentication request received.")
+    }
+
+    /// The acknowledgement of one subscribed item.
+    pub fn subscribed(item: &str) -> Self {
+        Self::new("success", format!("subscribed to: {item}"))
+    }
+
+    /// The acknowledgement of one unsubscribed item (the vendor's own wording).
+    pub fn unsubscribed(item: &str) -> Self {
+        Self::new("success", format!("unsubscribed to: {item}"))
+    }
+
+    /// A refusal (ours: the vendor says nothing or `not authorized`).
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::new("error", message)
+    }
+}
+
+/// Frames holding these statuses: one array, or several where one would pass [`MAX_MESSAGE_BYTES`].
+pub fn status_frames(statuses: &[Status]) -> Vec<Frame> {
+    let mut frames = Vec::with_capacity(1);
+    let mut text = String::new();
+    for status in statuses {
+        let object = json(status);
+        if !text.is_empty() && text.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
+            text.push(']');
+            frames.push(Frame::new(text.as_bytes()));
+            text.clear();
+        }
+        text.push(if text.is_empty() { '[' } else { ',' });
+        text.push_str(&object);
+    }
+    if !text.is_empty() {
+        text.push(']');
+        frames.push(Frame::new(text.as_bytes()));
+    }
+    frames
+}
+
+/// A frame holding this status alone.
+pub fn status_frame(status: &Status) -> Frame {
+    Frame::of_object(&json(status))
+}
+
+/// A status as an upstream sent it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct UpstreamStatus {
+    /// The machine-readable name; empty if absent.
+    #[serde(default)]
+    pub status: String,
+    /// The text for people; empty if absent.
+    #[serde(default)]
+    pub message: String,
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("strings always serialise")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_status(status: &Status, text: &str) {
+        assert_eq!(status_frame(status).text(), text.as_bytes());
+    }
+
+    #[test]
+    fn statuses_have_the_vendors_texts() {
+        check_status(
+            &Status::connected(),
+            r#"[{"ev":"status","status":"connected","message":"Connected Successfully"}]"#,
+        );
+        check_status(
+            &Status::auth_success(),
+            r#"[{"ev":"status","status":"auth_success","message":"authenticated"}]"#,
+        );
+        check_status(
+            &Status::auth_failed(),
+            r#"[{"ev":"status","status":"auth_failed","message":"authentication failed"}]"#,
+        );
+        check_status(
+            &Status::auth_timeout(),
+            r#"[{"ev":"status","status":"auth_timeout","message":"No authentication request received."}]"#,
+        );
+        check_status(
+            &Status::subscribed("T.BRK.B"),
+            r#"[{"ev":"status","status":"success","message":"subscribed to: T.BRK.B"}]"#,
+        );
+        check_status(
+            &Status::unsubscribed("T.\"x"),
+            r#"[{"ev":"status","status":"success","message":"unsubscribed to: T.\"x"}]"#,
+        );
+    }
+
+    #[test]
+    fn many_statuses_are_cut_into_messages_below_the_limit() {
+        let statuses = vec![Status::subscribed(&"A".repeat(1_000)); 2_000];
+        let frames = status_frames(&statuses);
+        assert!(frames.len() > 1);
+        let mut seen = 0;
+        for frame in &frames {
+            assert!(frame.text().len() <= MAX_MESSAGE_BYTES);
+            let objects: Vec<serde_json::Value> = serde_json::from_slice(frame.text()).unwrap();
+            seen += objects.len();
+        }
+        assert_eq!(seen, statuses.len());
+        assert!(status_frames(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_message_of_statuses_may_be_exactly_as_long_as_the_limit() {
+        let alone = status_frame(&Status::error("")).text().len();
+        // Brackets once, and a comma.
+        let room = MAX_MESSAGE_BYTES - (2 * alone - 1);
+        let of = |bytes: usize| {
+            let statuses = [1_000, bytes - 1_000].map(|bytes| Status::error("x".repeat(bytes)));
+            status_frames(&statuses).iter().map(|frame| frame.text().len()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(room), [MAX_MESSAGE_BYTES]);
+        assert_eq!(of(room + 1), [alone + 1_000, alone + room - 999]);
+    }
+
+    #[test]
+    fn commands_are_written_as_they_are_read() {
+        let text = command_text("unsubscribe", "T.\"A,Q.*");
+        assert_eq!(text, r#"{"action":"unsubscribe","params":"T.\"A,Q.*"}"#);
+        let command = Command::parse(&text);
+        assert!(matches!(&command, Ok(Command::Unsubscribe(p)) if p == "T.\"A,Q.*"), "{command:?}");
+    }
+
+    #[test]
+    fn commands_are_read_as_json() {
+        for text in [
+            r#"{"action":"subscribe","params":"T.A,T.B"}"#,
+            r#"{"action": "subscribe", "params": "T.A,T.B"}"#,
+            r#" {"params":"T.A,T.B","extra":[1],"action":"\u0073ubscribe"} "#,
+        ] {
+            let command = Command::parse(text);
+            assert!(matches!(&command, Ok(Command::Subscribe(p)) if p == "T.A,T.B"), "{command:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_is_named() {
+        let error = |text: &str| Command::parse(text).unwrap_err();
+        for text in ["", "hello", "[]", "7", "{}", r#"{"action":7}"#, r#"["subscribe","T.A"]"#] {
+            assert_eq!(error(text), CommandError::Malformed, "{text}");
+        }
+        for params in ["", r#","params":7"#, r#","params":["T.A"]"#, r#","params":null"#] {
+            let text = format!(r#"{{"action":"subscribe"{params}}}"#);
+            assert_eq!(error(&text), CommandError::Params { action: "subscribe" }, "{text}");
+        }
+        assert_eq!(
+            error(r#"{"action":"listen","params":"x"}"#).to_string(),
+            r#"unknown action "listen": expected auth, subscribe or unsubscribe"#
+        );
+    }
+
+    #[test]
+    fn a_key_is_not_printed() {
+        let command = Command::parse(r#"{"action":"auth","params":"very-secret"}"#).unwrap();
+        assert!(!format!("{command:?}").contains("very-secret"));
+    }
+}

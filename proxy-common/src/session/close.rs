@@ -1,0 +1,178 @@
+//! Why a session ended: one table of close code, text, metric label and log level.
+
+use crate::websocket::decoder::Violation;
+
+/// Every way in which a session ends.
+///
+/// The codes never are 1000 or 1001: the vendor's Python client takes those as "finished for good" and stops without a word
+/// (read in its source).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CloseReason {
+    /// The client closed, or its connection ended.
+    ClientGone,
+    /// The client broke the WebSocket protocol.
+    Protocol,
+    /// The client sent as text what is no UTF-8.
+    NotText,
+    /// The client sent a message past the limit.
+    TooBig,
+    /// No right key came in time.
+    AuthTimeout,
+    /// The key was wrong.
+    AuthFailed,
+    /// The key was taken back.
+    KeyRevoked,
+    /// The client read more slowly than its data came.
+    SlowConsumer,
+    /// Nothing, not even a pong, came from the client for the idle limit.
+    Silent,
+    /// The client sent pings or commands without reading the answers.
+    ControlFlood,
+    /// This program is about to stop or restart.
+    Drain,
+    /// A fault of ours.
+    Internal,
+}
+
+impl From<Violation> for CloseReason {
+    fn from(violation: Violation) -> Self {
+        match violation {
+            Violation::Protocol(_) => Self::Protocol,
+            Violation::TooBig(_) => Self::TooBig,
+        }
+    }
+}
+
+/// What the peer is told when it is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CloseFrame {
+    /// The WebSocket close code.
+    pub code: u16,
+    /// The reason beside it, at most 123 bytes.
+    pub text: &'static str,
+}
+
+impl CloseReason {
+    /// Every reason, for metrics that show zero before the first of a kind.
+    pub const ALL: [Self; 12] = [
+        Self::ClientGone,
+        Self::Protocol,
+        Self::NotText,
+        Self::TooBig,
+        Self::AuthTimeout,
+        Self::AuthFailed,
+        Self::KeyRevoked,
+        Self::SlowConsumer,
+        Self::Silent,
+        Self::ControlFlood,
+        Self::Drain,
+        Self::Internal,
+    ];
+
+    /// The close frame to send, or `None` where the peer is gone already.
+    pub const fn frame(self) -> Option<CloseFrame> {
+        let (code, text) = match self {
+            Self::ClientGone => return None,
+            Self::Protocol => (1002, "protocol error"),
+            Self::NotText => (1007, "text that is not UTF-8"),
+            Self::TooBig => (1009, "message too big"),
+            Self::AuthTimeout => (1008, "authentication timeout"),
+            Self::AuthFailed => (1008, "authentication failed"),
+            Self::KeyRevoked => (1008, "key revoked"),
+            Self::SlowConsumer => (1008, "slow consumer"),
+            Self::Silent => (1008, "no answer to pings"),
+            Self::ControlFlood => (1008, "answers are not read"),
+            Self::Drain => (1012, "service restart"),
+            Self::Internal => (1011, "internal error"),
+        };
+        Some(CloseFrame { code, text })
+    }
+
+    /// Whether data still queued is written before the close frame.
+    ///
+    /// Not for peers that do not read or that must not read on.
+    pub const fn flushes(self) -> bool {
+        match self {
+            Self::Drain
+            | Self::AuthTimeout
+            | Self::AuthFailed
+            | Self::Protocol
+            | Self::NotText
+            | Self::TooBig => true,
+            Self::ClientGone
+            | Self::KeyRevoked
+            | Self::SlowConsumer
+            | Self::Silent
+            | Self::ControlFlood
+            | Self::Internal => false,
+        }
+    }
+
+    /// The value of the metric label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ClientGone => "client_gone",
+            Self::Protocol => "protocol",
+            Self::NotText => "not_text",
+            Self::TooBig => "too_big",
+            Self::AuthTimeout => "auth_timeout",
+            Self::AuthFailed => "auth_failed",
+            Self::KeyRevoked => "key_revoked",
+            Self::SlowConsumer => "slow_consumer",
+            Self::Silent => "silent",
+            Self::ControlFlood => "control_flood",
+            Self::Drain => "drain",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// Whether an operator should see it (`warn`) or it belongs to everyday life (`debug`). Abuse has a log of its own.
+    pub const fn is_notable(self) -> bool {
+        matches!(self, Self::SlowConsumer | Self::Internal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_is_told_to_stay_away_for_good() {
+        for reason in CloseReason::ALL {
+            if let Some(frame) = reason.frame() {
+                assert!(!matches!(frame.code, 1000 | 1001), "{reason:?}");
+                assert!(frame.text.len() <= 123);
+            }
+        }
+    }
+
+    #[test]
+    fn each_reason_ends_a_session_in_its_way() {
+        let rows = CloseReason::ALL.map(|reason| {
+            let code = reason.frame().map_or(0, |frame| frame.code);
+            (reason.label(), code, reason.flushes(), reason.is_notable())
+        });
+        let expected = [
+            ("client_gone", 0, false, false),
+            ("protocol", 1002, true, false),
+            ("not_text", 1007, true, false),
+            ("too_big", 1009, true, false),
+            ("auth_timeout", 1008, true, false),
+            ("auth_failed", 1008, true, false),
+            ("key_revoked", 1008, false, false),
+            ("slow_consumer", 1008, false, true),
+            ("silent", 1008, false, false),
+            ("control_flood", 1008, false, false),
+            ("drain", 1012, true, false),
+            ("internal", 1011, false, true),
+        ];
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn labels_are_distinct() {
+        let labels: std::collections::BTreeSet<_> =
+            CloseReason::ALL.iter().map(|reason| reason.label()).collect();
+        assert_eq!(labels.len(), CloseReason::ALL.len());
+    }
+}

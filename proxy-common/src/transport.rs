@@ -1,0 +1,5 @@
+//! Sockets of clients: PROXY headers, TLS, reading and writing without waiting.
+
+pub mod certificate;
+pub mod proxy_protocol;
+pub mod socket;
