@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::Market;
+use crate::market::Market;
 
 /// How a simulator behaves from its start; [`SimHandle`](crate::SimHandle) changes some of it later.
 #[derive(Debug, Clone)]

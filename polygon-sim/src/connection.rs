@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Market,
     event::{Batch, EventFrame, Subject},
     interest::{Channel, Interest},
     lock::lock,
+    market::Market,
     stats::Counters,
     status,
 };

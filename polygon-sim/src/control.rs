@@ -24,7 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
-use crate::{Fault, SimHandle};
+use crate::{fault::Fault, server::SimHandle};
 
 /// Most bytes of a body.
 const BODY: usize = 64 << 10;

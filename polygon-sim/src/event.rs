@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::Market;
+use crate::market::Market;
 
 /// What a scripted event is about.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Profile, hub::Hub};
+use crate::{config::Profile, hub::Hub};
 
 /// Most events generated between two chances for other tasks to run.
 const BLOCK: usize = 1_024;

@@ -1,12 +1,5 @@
 //! The generator: an endless, seeded stream of events in the vendor's own forms.
 
-pub(crate) mod currencies;
-pub(crate) mod derivatives;
-pub(crate) mod indices;
-pub(crate) mod launchpad;
-mod object;
-pub(crate) mod stocks;
-
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result};
@@ -14,14 +7,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Zipf};
 
-use self::object::Object;
 use crate::{
-    Market,
-    universe::{self, Instrument},
+    instrument::Instrument,
+    market::Market,
+    render::draw::{Draw, Ids},
+    universe,
 };
-
-/// Renders one event of one kind.
-pub(crate) type Render = fn(&mut Draw<'_>, &mut String);
 
 /// An endless stream of a market's events: kinds in the market's usual proportions, symbols by
 /// Zipf's law with exponent 1, prices in a random walk, sequence numbers and trade ids never used
@@ -52,21 +43,6 @@ pub struct Drawn {
 struct KindTable {
     upto: Vec<u32>,
     total: u32,
-}
-
-/// Numbers that only grow.
-#[derive(Debug)]
-struct Ids {
-    sequence: u64,
-    trade: u64,
-}
-
-/// Everything the rendering of one event draws from.
-pub(crate) struct Draw<'a> {
-    instrument: &'a mut Instrument,
-    rng: &'a mut ChaCha8Rng,
-    ids: &'a mut Ids,
-    now_ns: u64,
 }
 
 /// Kinds the generator makes for a market named as in [`SimConfig::market`]; empty for a name that
@@ -106,7 +82,7 @@ impl Generator {
             activity,
             kinds: KindTable { upto, total },
             rng: ChaCha8Rng::seed_from_u64(seed),
-            ids: Ids { sequence: 1_000, trade: 100_000 },
+            ids: Ids::default(),
         })
     }
 
@@ -142,95 +118,9 @@ impl Generator {
     /// Appends one event of the kind and symbol given by their positions.
     pub(crate) fn render(&mut self, kind: usize, symbol: usize, now_ns: u64, out: &mut String) {
         let instrument = &mut self.instruments[symbol];
-        let mut draw = Draw { instrument, rng: &mut self.rng, ids: &mut self.ids, now_ns };
+        let mut draw = Draw::new(instrument, now_ns, &mut self.rng, &mut self.ids);
         draw.walk();
         (self.market.kinds()[kind].render)(&mut draw, out);
-    }
-}
-
-impl Draw<'_> {
-    /// Moves the price by at most a tick, within half and double the day's open.
-    fn walk(&mut self) {
-        let step = self.rng.random_range(-1..=1) * self.instrument.tick;
-        let (low, high) = (self.instrument.open / 2 + 1, self.instrument.open * 2);
-        self.instrument.price = (self.instrument.price + step).clamp(low, high);
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.now_ns / 1_000_000
-    }
-
-    /// The last whole second whose bar is out by now, as bars leave two seconds late.
-    fn second(&self) -> (u64, u64) {
-        let end = (self.now_ms() / 1_000).saturating_sub(1) * 1_000;
-        (end.saturating_sub(1_000), end)
-    }
-
-    /// The last whole minute.
-    fn minute(&self) -> (u64, u64) {
-        let end = self.now_ms() / 60_000 * 60_000;
-        (end.saturating_sub(60_000), end)
-    }
-
-    fn chance(&mut self, percent: u32) -> bool {
-        self.rng.random_range(0..100) < percent
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.rng.random_range(0..bound)
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.rng.random_range(0..from.len())]
-    }
-
-    fn sequence(&mut self) -> u64 {
-        self.ids.sequence += self.rng.random_range(1..=4);
-        self.ids.sequence
-    }
-
-    fn trade_id(&mut self) -> u64 {
-        self.ids.trade += 1;
-        self.ids.trade
-    }
-
-    /// Opens the object of an event of this kind.
-    fn object<'o>(&self, ev: &str, out: &'o mut String) -> Object<'o> {
-        Object::open(ev, self.instrument.decimals, out)
-    }
-}
-
-/// Prices of one bar, in price units.
-struct Bar {
-    open: i64,
-    close: i64,
-    high: i64,
-    low: i64,
-    mean: i64,
-}
-
-impl Draw<'_> {
-    fn bar(&mut self) -> Bar {
-        let tick = self.instrument.tick;
-        let close = self.instrument.price;
-        let open = (close + self.rng.random_range(-3..=3) * tick).max(1);
-        let high = open.max(close) + self.rng.random_range(0..=2) * tick;
-        let low = (open.min(close) - self.rng.random_range(0..=2) * tick).max(1);
-        Bar { open, close, high, low, mean: (open + close + high + low) / 4 }
-    }
-
-    /// Volume of a bar that has just been added to the day's.
-    fn traded(&mut self, bound: u64) -> u64 {
-        let volume = 1 + self.below(bound);
-        self.instrument.volume += volume;
-        volume
-    }
-
-    /// Bid and ask around the price.
-    fn spread(&mut self) -> (i64, i64) {
-        let bid = (self.instrument.price - self.instrument.tick).max(1);
-        let ask = self.instrument.price + self.rng.random_range(1..=3) * self.instrument.tick;
-        (bid, ask)
     }
 }
 

@@ -13,12 +13,15 @@ use anyhow::Result;
 use tokio::sync::watch;
 
 use crate::{
-    Fault, Generator, Market, SimConfig, SimStats,
+    config::SimConfig,
     connection::{Connection, Item},
     event::{Batch, BatchEvent, Subject},
+    fault::Fault,
+    generate::Generator,
     journal::Journal,
     lock::lock,
-    stats::Counters,
+    market::Market,
+    stats::{Counters, SimStats},
     status,
     wire::Pace,
 };

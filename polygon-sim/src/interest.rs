@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crate::Market;
+use crate::market::Market;
 
 /// The channels held by a connection, each an entry of its own: `T.*` and `T.AAPL` may be held
 /// together, and removing one leaves the other.

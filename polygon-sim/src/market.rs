@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 
 use anyhow::bail;
 
-use crate::generate::{Render, currencies, derivatives, indices, launchpad, stocks};
+use crate::render::{currencies, derivatives, draw::Render, indices, launchpad, stocks};
 
 /// One of the vendor's feeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
-use crate::{Fault, SimHandle, config::check_rate};
+use crate::{config::check_rate, fault::Fault, server::SimHandle};
 
 /// Steps in the order of their times.
 #[derive(Debug, Clone, PartialEq)]

@@ -10,7 +10,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug, debug_span, warn};
 
-use crate::{Fault, SimConfig, SimStats, config::check_rate, feed, hub::Hub, session};
+use crate::{
+    config::{SimConfig, check_rate},
+    fault::Fault,
+    feed,
+    hub::Hub,
+    session,
+    stats::SimStats,
+};
 
 /// Pause of the accept loop when the machine is out of something it needs.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

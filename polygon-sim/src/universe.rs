@@ -2,28 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::Market;
-
-/// One symbol and the state its prices and volumes walk in.
-#[derive(Debug, Clone)]
-pub(crate) struct Instrument {
-    /// As events carry it.
-    pub(crate) symbol: String,
-    /// As FMV and LV events carry it: prefixed for currencies (`C:EURUSD`, `X:BTC-USD`).
-    pub(crate) prefixed: String,
-    /// Decimals of the price unit.
-    pub(crate) decimals: u8,
-    /// Smallest step of the quoted price, in price units.
-    pub(crate) tick: i64,
-    /// Official open of the day, in price units.
-    pub(crate) open: i64,
-    /// Price now, in price units.
-    pub(crate) price: i64,
-    /// Volume of the day.
-    pub(crate) volume: u64,
-    /// Whether it trades over the counter.
-    pub(crate) otc: bool,
-}
+use crate::{instrument::Instrument, market::Market};
 
 /// Tickers and rough prices in cents, the most traded first; among them share classes with a dot,
 /// preferreds and rights with lower-case letters, a warrant, a test ticker, one OTC.

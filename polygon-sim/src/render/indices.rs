@@ -1,6 +1,6 @@
 //! Index events.
 
-use super::Draw;
+use super::draw::Draw;
 
 pub(crate) fn value(draw: &mut Draw<'_>, out: &mut String) {
     let mut event = draw.object("V", out);

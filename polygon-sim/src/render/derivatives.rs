@@ -1,6 +1,6 @@
 //! Option and futures events.
 
-use super::Draw;
+use super::draw::Draw;
 
 const VENUES: [u64; 6] = [302, 308, 312, 316, 322, 325];
 const CONDITIONS: [u64; 4] = [209, 227, 232, 233];

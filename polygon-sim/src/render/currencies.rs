@@ -1,6 +1,6 @@
 //! Forex and crypto events.
 
-use super::Draw;
+use super::draw::Draw;
 
 /// Deepest book rendered, in levels a side; the vendor's goes to 100.
 const DEPTH: u64 = 10;

@@ -1,6 +1,6 @@
 //! Stock events, keys in the order of live frames of 2025 and 2026.
 
-use super::Draw;
+use super::draw::Draw;
 
 const EXCHANGES: [u64; 8] = [1, 4, 8, 10, 11, 12, 19, 21];
 /// The exchange number of prints reported off exchange.

@@ -1,6 +1,6 @@
 //! Events of the Launchpad product, the same on each of its markets.
 
-use super::{Draw, derivatives};
+use super::{derivatives, draw::Draw};
 
 /// The value stands before the symbol.
 pub(crate) fn value(draw: &mut Draw<'_>, out: &mut String) {
