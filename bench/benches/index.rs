@@ -3,7 +3,8 @@
 use std::hint::black_box;
 
 use bench::{
-    feed::{FRAME_EVENTS, Feed, symbol},
+    event::symbol,
+    feed::{FRAME_EVENTS, Feed},
     scenario::s3,
     shapes::index_of,
 };

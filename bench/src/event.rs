@@ -1,7 +1,5 @@
 //! One event of the load: its text, the stamp that is written into it when it is sent, and the mark that a client reads.
 
-use crate::feed::{Topic, symbol};
-
 /// Bytes of one event.
 pub const EVENT_BYTES: usize = 148;
 
@@ -13,11 +11,31 @@ const STAMP_DIGITS: usize = 13;
 const STAMP_BASE: u64 = 1_000_000_000_000;
 const LAP_BASE: u64 = 100_000;
 
+/// What an event is about: its symbol's rank by activity, and whether it is a trade.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Topic {
+    /// 0 is the most active symbol, AAPL.
+    pub rank: u16,
+    /// A trade, else a quote.
+    pub trade: bool,
+}
+
 /// What is written into every event of a frame when it is sent.
 pub(crate) fn patch(now_ns: u64, lap: u64) -> [u8; PATCH_BYTES] {
     let stamp = STAMP_BASE + now_ns;
     let text = format!("{stamp},\"pt\":{stamp},\"q\":{}", LAP_BASE + lap);
     text.as_bytes().try_into().expect("a run is shorter than two hours and 900,000 laps")
+}
+
+/// The symbol of this rank: AAPL, then made-up ones of four letters.
+pub fn symbol(rank: usize) -> String {
+    if rank == 0 {
+        return "AAPL".to_owned();
+    }
+    let letter = |n: usize| char::from(b'A' + (n % 26) as u8);
+    // "B" first, so that none of them is AAPL.
+    let n = rank;
+    ['B', letter(n / 676), letter(n / 26), letter(n)].iter().collect()
 }
 
 /// Appends the event that stands at this place of the ring, not stamped.

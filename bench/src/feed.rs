@@ -6,7 +6,9 @@
 
 use std::collections::HashMap;
 
-use crate::event::{EVENT_BYTES, PATCH_AT, PATCH_BYTES, PLACE_AT, append_event, patch};
+use crate::event::{
+    EVENT_BYTES, PATCH_AT, PATCH_BYTES, PLACE_AT, Topic, append_event, patch, symbol,
+};
 
 /// Bytes from one event to the next in a frame.
 pub const STRIDE: usize = EVENT_BYTES + 1;
@@ -19,15 +21,6 @@ const RING_EVENTS: usize = 51_200;
 /// Trades of 100 events; the others are quotes.
 const TRADES_PERCENT: u32 = 30;
 const SEED: u64 = 20_261_001;
-
-/// What an event is about: its symbol's rank by activity, and whether it is a trade.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Topic {
-    /// 0 is the most active symbol, AAPL.
-    pub rank: u16,
-    /// A trade, else a quote.
-    pub trade: bool,
-}
 
 /// The ring of frames and what is in it.
 #[derive(Debug)]
@@ -213,17 +206,6 @@ pub fn append_header(out: &mut Vec<u8>, length: usize) {
             out.extend_from_slice(&(length as u64).to_be_bytes());
         }
     }
-}
-
-/// The symbol of this rank: AAPL, then made-up ones of four letters.
-pub fn symbol(rank: usize) -> String {
-    if rank == 0 {
-        return "AAPL".to_owned();
-    }
-    let letter = |n: usize| char::from(b'A' + (n % 26) as u8);
-    // "B" first, so that none of them is AAPL.
-    let n = rank;
-    ['B', letter(n / 676), letter(n / 26), letter(n)].iter().collect()
 }
 
 /// Picks ranks with a probability of 1/(rank + 1).

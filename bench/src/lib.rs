@@ -12,6 +12,7 @@ pub mod fleet;
 pub mod floor;
 pub mod latency;
 pub mod load;
+pub mod number;
 pub mod options;
 pub mod plot;
 pub mod process;

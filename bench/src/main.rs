@@ -9,7 +9,10 @@ use bench::{
     options::{Options, Part, Scenario},
     process::{Binaries, about},
     rig::Bench,
-    scenario::{Context, QUIET_CORES, growth, s1, s2, s3, s4, s5, s6, split},
+    scenario::{
+        context::{Context, QUIET_CORES},
+        growth, s1, s2, s3, s4, s5, s6, split,
+    },
     secure::Identity,
 };
 use clap::Parser;

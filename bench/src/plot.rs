@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::sheet::show;
+use crate::number::short;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 420.0;
@@ -66,7 +66,7 @@ impl Plot {
                 at = up(y),
                 x = LEFT - 8.0,
                 text = up(y) + 4.0,
-                label = show(y),
+                label = short(y),
             );
         }
         let mut ticks: Vec<f64> = points().map(|(x, _)| x).collect();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::{plot::Plot, search::median};
+use crate::{number::short, plot::Plot, search::median};
 
 /// What a figure has to reach.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -149,16 +149,16 @@ impl Sheet {
         ];
         for line in self.lines() {
             let figure = line.figure;
-            let runs: Vec<String> = figure.runs.iter().map(|value| show(*value)).collect();
+            let runs: Vec<String> = figure.runs.iter().map(|value| short(*value)).collect();
             let goal = match figure.goal {
-                Goal::AtLeast(goal) => format!("at least {}", show(goal)),
-                Goal::AtMost(goal) => format!("at most {}", show(goal)),
+                Goal::AtLeast(goal) => format!("at least {}", short(goal)),
+                Goal::AtMost(goal) => format!("at most {}", short(goal)),
                 Goal::OfFloor(goal) => format!("{goal} of the floor"),
                 Goal::AtMostOr(goal, times) => {
-                    format!("at most {}, or {} of the floor", show(goal), show(times))
+                    format!("at most {}, or {} of the floor", short(goal), short(times))
                 }
                 Goal::AtLeastOr(goal, part) => {
-                    format!("at least {}, or {} of the floor", show(goal), show(part))
+                    format!("at least {}, or {} of the floor", short(goal), short(part))
                 }
                 Goal::None => String::new(),
             };
@@ -179,9 +179,9 @@ impl Sheet {
                 figure.scenario.to_owned(),
                 figure.shape.to_owned(),
                 figure.name.clone(),
-                format!("{} {unit}", show(line.median)).trim_end().to_owned(),
+                format!("{} {unit}", short(line.median)).trim_end().to_owned(),
                 runs.join(" / "),
-                line.floor_median.map(show).unwrap_or_default(),
+                line.floor_median.map(short).unwrap_or_default(),
                 of_floor.map(|part| format!("{part:.2}")).unwrap_or_default(),
                 goal,
                 reached,
@@ -226,19 +226,6 @@ fn markdown(rows: &[[String; 9]]) -> String {
     text
 }
 
-/// A figure with three digits that count: `7.51 M`, `23 k`, `0.142`. One that is infinite stands for a rate not kept up with.
-pub fn show(value: f64) -> String {
-    match value.abs() {
-        v if !v.is_finite() => "not kept up".to_owned(),
-        v if v >= 1e6 => format!("{:.2} M", value / 1e6),
-        v if v >= 1e4 => format!("{:.0} k", value / 1e3),
-        v if v >= 100.0 => format!("{value:.0}"),
-        v if v >= 10.0 => format!("{value:.1}"),
-        v if v >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,12 +247,5 @@ mod tests {
         assert_eq!(judged, [None, yes, no, Some(Reached::InProportion), no]);
         assert!(sheet.table(false).contains("| NOT reached "));
         assert!(sheet.table(true).contains("| NOT reached (disturbed) "));
-    }
-
-    #[test]
-    fn figures_are_shown_with_three_digits() {
-        let shown: Vec<String> =
-            [7_512_345.0, 23_456.0, 231.4, 12.34, 1.234, 0.1234].into_iter().map(show).collect();
-        assert_eq!(shown, ["7.51 M", "23 k", "231", "12.3", "1.23", "0.123"]);
     }
 }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
-use super::{Context, s3};
+use super::{context::Context, s3};
 use crate::{
     client::ClientPlan,
-    feed::{FRAME_EVENTS, Feed, symbol},
+    event::symbol,
+    feed::{FRAME_EVENTS, Feed},
     plot::{Plot, Series},
     rig::{Shape, client},
     search::median,

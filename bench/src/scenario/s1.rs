@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 
-use super::Context;
+use super::context::Context;
 use crate::{
     rig::{Outcome, Shape, client},
     sheet::{Goal, Place},

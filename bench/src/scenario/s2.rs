@@ -7,7 +7,7 @@
 
 use anyhow::Result;
 
-use super::Context;
+use super::context::Context;
 use crate::{
     floor::Handing,
     rig::{Outcome, Shape, client},

@@ -6,10 +6,11 @@
 
 use anyhow::Result;
 
-use super::Context;
+use super::context::Context;
 use crate::{
     client::ClientPlan,
-    feed::{Feed, SYMBOLS, symbol},
+    event::symbol,
+    feed::{Feed, SYMBOLS},
     floor::Handing,
     rig::{Outcome, Shape, client},
     sheet::{Goal, Place},

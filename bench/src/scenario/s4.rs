@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::Context;
+use super::context::Context;
 use crate::{
-    feed::symbol,
+    event::symbol,
     load::Step,
     rig::{Rig, Shape, client},
     sheet::{Goal, Place},

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use super::Context;
+use super::context::Context;
 use crate::{
     load::Step,
     rig::{Shape, client},

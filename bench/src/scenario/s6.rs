@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::Context;
+use super::context::Context;
 use crate::{
     client::ClientPlan,
-    feed::symbol,
+    event::symbol,
     load::Step,
     rig::{Rig, Shape, client},
     sheet::{Goal, Place},

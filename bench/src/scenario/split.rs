@@ -6,7 +6,7 @@ use std::{hint::black_box, time::Instant};
 use anyhow::Result;
 use filtered_proxy::split::{EventKind, split};
 
-use super::{Context, s3};
+use super::{context::Context, s3};
 use crate::{
     feed::FRAME_EVENTS,
     shapes::{any_shape, feed_shape, index_of},
