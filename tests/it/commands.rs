@@ -1,9 +1,9 @@
 //! Commands: what is acknowledged, what is refused, and in which words.
 
 use tests::{
-    client::{Received, TestClient, acks},
     stack::{CLIENT_KEY, Stack, StackConfig},
     wait::SOON,
+    ws_client::{Received, TestClient, acks},
 };
 use tokio_tungstenite::tungstenite::{
     Message,
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::{
     },
 };
 
-use crate::{doors, events::trade};
+use crate::{events::trade, tiers::ports};
 
 const NO_COMMAND: &str = r#"[{"ev":"status","status":"error","message":"invalid command: expected one JSON object such as {\"action\":\"subscribe\",\"params\":\"T.AAPL,Q.*\"}"}]"#;
 
@@ -25,7 +25,7 @@ fn error(message: &str) -> String {
 #[tokio::test]
 async fn commands_are_read_in_the_spelling_of_every_official_client() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         let spellings = [
             r#"{"action": "subscribe", "params": "T.AAPL"}"#,
@@ -46,7 +46,7 @@ async fn commands_are_read_in_the_spelling_of_every_official_client() {
 #[tokio::test]
 async fn items_are_trimmed_and_empty_ones_ignored() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         client.command("subscribe", " AM.AAPL, AM.MSFT ,,\tT.*\n, * ,").await;
         client.expect(&acks("subscribed", "AM.AAPL,AM.MSFT,T.*,*")).await;
@@ -70,7 +70,7 @@ async fn items_are_trimmed_and_empty_ones_ignored() {
 #[tokio::test]
 async fn the_first_dot_ends_the_kind_and_symbols_stay_as_they_are() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         let items = "T.BRK.B,T.NTEST.Q,T.BACpL,T.XYZw,T.aapl,T.O:SPY251219C00650000,T.EUR/USD,T.BTC-USD,T.I:SPX,T.\u{e9}";
         client.subscribe(items).await;
@@ -82,7 +82,7 @@ async fn the_first_dot_ends_the_kind_and_symbols_stay_as_they_are() {
 #[tokio::test]
 async fn repeating_and_removing_what_is_not_held_is_acknowledged() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         client.unsubscribe("T.AAPL").await;
         client.subscribe("T.AAPL").await;
@@ -103,7 +103,7 @@ async fn repeating_and_removing_what_is_not_held_is_acknowledged() {
 async fn refusals_name_the_item_and_come_first() {
     let stack = Stack::start().await;
     let kinds = "T, Q, A, AM, LULD, NOI, FMV, LV";
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         let cases = [
             (
@@ -174,7 +174,7 @@ async fn what_is_no_command_is_answered_and_the_connection_lives_on() {
     let params = |action: &str| {
         error(&format!(r#"invalid command: \"params\" of \"{action}\" must be a string"#))
     };
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         for text in [
             "",
@@ -212,7 +212,7 @@ async fn what_is_no_command_is_answered_and_the_connection_lives_on() {
 #[tokio::test]
 async fn a_binary_message_is_no_command() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         client
             .send(Message::Binary(br#"{"action":"subscribe","params":"*"}"#.as_slice().into()))
@@ -243,7 +243,7 @@ async fn commands_take_effect_in_their_order() {
 #[tokio::test]
 async fn a_message_past_the_limit_closes_with_1009() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         let params = "T.AAPL,".repeat(300_000);
         client.send_raw(&format!(r#"{{"action":"subscribe","params":"{params}"}}"#)).await;
@@ -255,7 +255,7 @@ async fn a_message_past_the_limit_closes_with_1009() {
 #[tokio::test]
 async fn a_text_that_is_not_utf8_closes_with_1007() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         client.subscribe("T.AAPL").await;
         let latin_1 = b"{\"action\":\"subscribe\",\"params\":\"T.\xe9\"}".to_vec();

@@ -3,10 +3,10 @@
 use std::{net::TcpListener, time::Duration};
 
 use tests::{
-    client::TestClient,
     program::{Finished, Launch, Signal},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, VENDOR_KEY, is_up},
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 use crate::events::trade;

@@ -9,12 +9,12 @@ use std::{
 
 use futures_util::future::join_all;
 use tests::{
-    client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
-    clients::{Client, run_script},
     http::{get, refused_upgrade, upgrade},
+    official_clients::{Client, run_script},
     program::{Finished, Launch, Program, Signal, binaries},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
     wait::{SOON, eventually, listens, within},
+    ws_client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
 };
 use tokio::{
     process::Command,
@@ -22,9 +22,9 @@ use tokio::{
 };
 
 use crate::{
+    doc_snippets::{block, document, replaced, root},
     events::{quote, trade},
     nginx,
-    snippets::{block, document, replaced, root},
 };
 
 /// The rows of the table with these first headings, each its cells.

@@ -36,7 +36,7 @@ async fn between_filtered_proxy_and_clients() {
 
 async fn each_fault_at(place: Place) {
     let chain = Chain::start(&[]).await;
-    let mut day = Day::new(seed());
+    let mut day = Day::new(seed::of_this_run());
     for (relayed, channels) in
         [(true, "T.*,Q.*"), (true, "T.S1,Q.S2"), (true, "*"), (false, "T.*,Q.*"), (false, "Q.S3")]
     {
@@ -83,7 +83,7 @@ async fn by_chance(chain: &Chain) {
     )]
     let faults = std::env::var("TEST_FAULTS").ok();
     let faults = faults.map_or(FAULTS, |n| n.parse().expect("TEST_FAULTS is a whole number"));
-    let seed = seed();
+    let seed = seed::of_this_run();
     // Shown when the test fails.
     println!("TEST_SEED={seed} TEST_FAULTS={faults}");
     let mut rng = Rng::with_seed(seed);

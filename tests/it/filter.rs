@@ -1,8 +1,8 @@
 //! Filters: each client gets exactly what it holds, once, in order, byte for byte.
 
 use tests::{
-    client::TestClient,
     stack::{FIREHOSE_KEY, Stack},
+    ws_client::TestClient,
 };
 
 use crate::events::{bar, minute_bar, quote, trade};

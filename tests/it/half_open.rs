@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use polygon_sim::{Fault, SimConfig};
 use tests::{
-    client::TestClient,
     program::{Program, Signal},
     stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, is_up},
     wait::eventually,
+    ws_client::TestClient,
 };
 
 use crate::events::trade;

@@ -4,7 +4,7 @@
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use fastrand::Rng;
-use tests::{client::TestClient, stack::Stack};
+use tests::{stack::Stack, ws_client::TestClient};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{doors, seed};
+use crate::{seed, tiers::ports};
 
 /// Inputs taken from the corpus by chance, beside the first, which is a sound handshake.
 const INPUTS: usize = 40;
@@ -48,7 +48,7 @@ async fn say(addr: SocketAddr, input: Vec<u8>) -> Vec<u8> {
 
 #[tokio::test]
 async fn whatever_is_said_is_answered_in_http_or_not_at_all() {
-    let seed = seed();
+    let seed = seed::of_this_run();
     // Shown when the test fails.
     println!("TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
@@ -75,7 +75,7 @@ async fn whatever_is_said_is_answered_in_http_or_not_at_all() {
         }
     }
     let mut upgraded = 0;
-    for (addr, _) in doors(&stack) {
+    for (addr, _) in ports(&stack) {
         for portion in inputs.chunks(AT_ONCE) {
             let mut said = JoinSet::new();
             for input in portion.iter().cloned() {
@@ -91,7 +91,7 @@ async fn whatever_is_said_is_answered_in_http_or_not_at_all() {
     }
     println!("{} inputs at both ports, {upgraded} upgraded", inputs.len());
     assert!(upgraded > 5, "{upgraded} upgraded");
-    for (n, (addr, key)) in doors(&stack).into_iter().enumerate() {
+    for (n, (addr, key)) in ports(&stack).into_iter().enumerate() {
         TestClient::login(addr, key).await.subscribe("T.AAPL").await;
         let (program, tier) = [(&stack.filtered[0], "filtered"), (&stack.firehose, "firehose")][n];
         let closed = format!("{tier}_sessions_closed_total");

@@ -3,11 +3,11 @@
 use polygon_sim::SimConfig;
 use serde_json::Value;
 use tests::{
-    client::TestClient,
     http::{get, refused_upgrade, request, upgrade},
     program::Program,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 use crate::events::{quote, trade};

@@ -4,10 +4,10 @@ use std::fs;
 
 use serde_json::json;
 use tests::{
-    client::{Received, TestClient},
     program::{Finished, Launch, Program, Signal},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, VENDOR_KEY},
     wait::{SOON, eventually},
+    ws_client::{Received, TestClient},
 };
 
 /// SHA-256 of `abc`, from the standard (FIPS 180-2).

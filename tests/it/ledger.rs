@@ -5,10 +5,10 @@
 use polygon_sim::Fault;
 use serde_json::Value;
 use tests::{
-    client::TestClient,
     program::Program,
     stack::{FIREHOSE_KEY, Stack, StackConfig},
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 use crate::events::{quote, trade};

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tests::{
-    client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig, VENDOR_KEY, is_up},
     wait::{SOON, eventually},
+    ws_client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
 };
 
-use crate::{doors, events::trade};
+use crate::{events::trade, tiers::ports};
 
 const AUTH_FAILED: &str =
     r#"[{"ev":"status","status":"auth_failed","message":"authentication failed"}]"#;
@@ -21,7 +21,7 @@ const POLICY: Received = Received::Closed(Some(1008));
 #[tokio::test]
 async fn greeting_verdict_and_acknowledgements_each_have_a_frame() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::connect(addr).await;
         client
             .expect(r#"[{"ev":"status","status":"connected","message":"Connected Successfully"}]"#)
@@ -44,7 +44,7 @@ async fn greeting_verdict_and_acknowledgements_each_have_a_frame() {
 #[tokio::test]
 async fn a_client_may_send_everything_before_it_reads_anything() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::connect(addr).await;
         client.command("auth", key).await;
         client.command("subscribe", "T.AAPL").await;
@@ -61,7 +61,7 @@ async fn a_client_may_send_everything_before_it_reads_anything() {
 #[tokio::test]
 async fn every_path_an_official_client_makes_leads_to_the_market() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let paths =
             ["/", "/stocks", "//stocks", "/stocks/", "//stocks//", "/stocks?a=b", "//", "/?x"];
         for path in paths {
@@ -73,7 +73,7 @@ async fn every_path_an_official_client_makes_leads_to_the_market() {
 #[tokio::test]
 async fn subscribing_before_auth_is_answered_and_changes_nothing() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::connect(addr).await;
         client.expect(GREETING).await;
         for action in ["subscribe", "unsubscribe"] {
@@ -94,7 +94,7 @@ async fn subscribing_before_auth_is_answered_and_changes_nothing() {
 #[tokio::test]
 async fn a_wrong_key_gets_the_verdict_then_the_close() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let wrong_keys =
             ["wrong", "", " ", &key[1..], &key.to_uppercase(), &format!("{key} "), VENDOR_KEY];
         let mut clients = Vec::new();
@@ -112,7 +112,7 @@ async fn a_wrong_key_gets_the_verdict_then_the_close() {
         }
     }
     // What opens one door does not open the other.
-    let [(filtered, client_key), (firehose, firehose_key)] = doors(&stack);
+    let [(filtered, client_key), (firehose, firehose_key)] = ports(&stack);
     for (addr, key) in [(filtered, firehose_key), (firehose, client_key)] {
         let mut client = TestClient::connect(addr).await;
         client.expect(GREETING).await;
@@ -124,7 +124,7 @@ async fn a_wrong_key_gets_the_verdict_then_the_close() {
 #[tokio::test]
 async fn a_second_auth_is_judged_again() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         client.subscribe("T.AAPL").await;
         client.command("auth", key).await;
@@ -233,7 +233,7 @@ async fn pings_are_answered_and_sent() {
         ..StackConfig::default()
     })
     .await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::connect(addr).await;
         client.expect(GREETING).await;
         client.ping(b"before auth").await;

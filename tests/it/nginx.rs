@@ -8,7 +8,7 @@ use tests::{
 };
 use tokio::process::{Child, Command};
 
-use crate::snippets::{block, document, has_program, replaced};
+use crate::doc_snippets::{block, document, has_program, replaced};
 
 /// A running nginx. Dropping it kills it.
 pub(crate) struct Nginx {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use polygon_sim::Fault;
 use serde_json::Value;
 use tests::{
-    client::{Received, TestClient},
-    clients::{Client, Output, Running},
+    official_clients::{Client, Output, Running},
     program::Signal,
     stack::{CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack, StackConfig, filtered},
     wait::{SOON, eventually},
+    ws_client::{Received, TestClient},
 };
 
 use crate::events::trade;

@@ -5,7 +5,7 @@ mod scripts;
 
 use futures_util::future::join_all;
 use tests::{
-    clients::{Client, Running},
+    official_clients::{Client, Running},
     program::Signal,
     stack::{CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack, StackConfig, filtered, firehose},
     wait::{SOON, eventually},

@@ -15,10 +15,10 @@ use fastrand::Rng;
 use polygon_sim::{Generator, SimConfig, generate::sample_kinds};
 use serde_json::Value;
 use tests::{
-    client::{Received, TestClient, acks, objects},
     oracle::{Oracle, Step},
     stack::{CLIENT_KEY, Stack, StackConfig},
     wait::{SOON, within},
+    ws_client::{Received, TestClient, acks, objects},
 };
 use tokio::{
     sync::mpsc,
@@ -52,7 +52,7 @@ async fn forex() {
 }
 
 async fn run(churn: Churn) {
-    let seed = seed();
+    let seed = seed::of_this_run();
     // Shown when the test fails.
     println!("TEST_SEED={seed}");
     let market = churn.market;

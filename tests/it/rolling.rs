@@ -4,11 +4,11 @@ use std::{net::SocketAddr, sync::Mutex, time::Duration};
 
 use futures_util::future::join_all;
 use tests::{
-    client::{AUTHENTICATED, GREETING, Received, TestClient, acks, objects},
     http::get,
     program::Signal,
     stack::{self, CLIENT_KEY, ReservedPort, Stack, StackConfig, is_up},
     wait::{SOON, eventually, within},
+    ws_client::{AUTHENTICATED, GREETING, Received, TestClient, acks, objects},
 };
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;

@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use tests::{
-    client::{TestClient, acks},
     program::Program,
     stack::{CLIENT_KEY, FIREHOSE_KEY, Stack, StackConfig},
     wait::{SOON, eventually},
+    ws_client::{TestClient, acks},
 };
 use tokio::task::JoinSet;
 
 use crate::{
-    doors,
     events::{quote, trade},
+    tiers::ports,
 };
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn five_thousand_items_are_acknowledged_within_a_second() {
     let stack = Stack::start().await;
     let items: Vec<_> = (0..5_000).map(|n| format!("{}.S{n}", ["T", "Q"][n % 2])).collect();
     let params = items.join(",");
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         // The best of three: what else runs on the machine is not what is measured.
         let mut best = [Duration::MAX; 2];
         for _ in 0..3 {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::{
-    client::{Received, TestClient},
     program::Program,
     relay::{Fault, Relay},
     stack::{CLIENT_KEY, FIREHOSE_KEY, Stack, StackConfig},
     wait::{SOON, eventually, within},
+    ws_client::{Received, TestClient},
 };
 use tokio::{
     io::AsyncReadExt,

@@ -6,7 +6,7 @@ use crate::seed;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_soak_leaves_nothing_behind() {
-    let seed = seed();
+    let seed = seed::of_this_run();
     // Shown when the test fails.
     println!("TEST_SEED={seed}");
     let report = tests::soak::soak(Duration::from_secs(12), seed).await;

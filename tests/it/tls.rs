@@ -1,10 +1,10 @@
 //! Links over TLS: a whole chain behind certificates of our own, and upstreams that nobody vouches for.
 
 use tests::{
-    client::TestClient,
     stack::{CLIENT_KEY, Sim, filtered, firehose, is_complete},
     tls::TlsFront,
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 use crate::events::trade;

@@ -5,15 +5,18 @@ use std::time::Duration;
 use polygon_sim::{Fault, SimConfig};
 use serde_json::{Value, json};
 use tests::{
-    client::TestClient,
     program::{Program, Signal},
     stack::{
         self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, in_state, is_up,
     },
     wait::{SOON, eventually, holds_for},
+    ws_client::TestClient,
 };
 
-use crate::events::{quote, trade};
+use crate::{
+    events::{quote, trade},
+    tiers::ports,
+};
 
 /// The channels of the stock market.
 const STOCKS: [&str; 7] = ["A.*", "AM.*", "FMV.*", "LULD.*", "NOI.*", "Q.*", "T.*"];
@@ -235,7 +238,7 @@ async fn who_comes_during_an_outage_is_told_of_it() {
     stack.sim.handle.inject(Fault::RefuseTcp { on: true });
     stack.sim.handle.inject(Fault::Abort);
     assert!(witness.next_text().await.contains(r#""status":"upstream_down""#));
-    for (addr, key) in crate::doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut late = TestClient::login(addr, key).await;
         late.subscribe("T.AAPL").await;
         let told: Value = serde_json::from_str(&late.next_text().await).expect("a frame");

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 use serde::Deserialize;
 
 use crate::{
-    clients::{packages::Packages, run},
+    official_clients::{packages::Packages, run},
     program::binaries,
 };
 

@@ -9,25 +9,25 @@
 //! | [`wait`] | deadlines on everything: [`wait::within`], [`wait::eventually`], [`wait::holds_for`] |
 //! | [`program`] | a product binary as a process: settings, log lines, signals, exit code |
 //! | [`stack`] | simulator, firehose and filtered proxies, wired up in one call |
-//! | [`client`] | a WebSocket client that keeps the bytes of what it receives |
+//! | [`ws_client`] | a WebSocket client that keeps the bytes of what it receives |
 //! | [`http`] | plain HTTP requests |
 //! | [`imports`] | which module of a crate imports which |
+//! | [`tls`] | certificates, and TLS on either side of a port |
 //! | [`ledger`] | whether a program's counters account for every event |
 //! | [`relay`] | a TCP relay that makes trouble on request |
 //! | [`chain`] | a whole chain with a relay at each link, and a market of numbered events |
 //! | [`soak`] | all of it for as long as asked, and what the programs hold afterwards |
 //! | [`watcher`] | a client that comes back after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
-//! | [`clients`] | the vendor's official clients, run as they come |
+//! | [`official_clients`] | the vendor's official clients, run as they come |
 //! | [`autobahn`] | the Autobahn cases, against both ends of the product's WebSockets |
 
 pub mod autobahn;
 pub mod chain;
-pub mod client;
-pub mod clients;
 pub mod http;
 pub mod imports;
 pub mod ledger;
+pub mod official_clients;
 pub mod oracle;
 pub mod program;
 pub mod relay;
@@ -36,3 +36,4 @@ pub mod stack;
 pub mod tls;
 pub mod wait;
 pub mod watcher;
+pub mod ws_client;

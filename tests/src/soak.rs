@@ -12,11 +12,11 @@ use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
     chain::{Chain, Day, Place},
-    client::TestClient,
     program::Program,
     relay::schedule,
     stack::CLIENT_KEY,
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 /// What happens between two looks at the programs.

@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    client::TestClient,
     program::{Launch, Program},
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 /// The key that the simulator takes.

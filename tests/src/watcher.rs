@@ -19,8 +19,8 @@ use tokio::{
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
 use crate::{
-    client::{AUTHENTICATED, GREETING, acks, objects},
     oracle::Step,
+    ws_client::{AUTHENTICATED, GREETING, acks, objects},
 };
 
 /// A step of the login takes no longer on a connection that works.

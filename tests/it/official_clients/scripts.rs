@@ -11,11 +11,11 @@ use futures_util::{SinkExt, StreamExt, future::join_all};
 use polygon_sim::SimConfig;
 use serde_json::Value;
 use tests::{
-    client::{AUTHENTICATED, GREETING, acks, objects},
-    clients::run_script,
+    official_clients::run_script,
     program::Finished,
     stack::{CLIENT_KEY, ReservedPort, Stack, StackConfig},
     wait::SOON,
+    ws_client::{AUTHENTICATED, GREETING, acks, objects},
 };
 use tokio::{
     net::{TcpListener, TcpStream},

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tests::{
-    client::{Received, TestClient},
     http::get,
     program::Signal,
     stack::{CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig, filtered, firehose, is_up},
     wait::{SOON, eventually, within},
+    ws_client::{Received, TestClient},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 
-use crate::{doors, events::trade};
+use crate::{events::trade, tiers::ports};
 
 /// Far below the 20 s of our own pings, which would carry a forgotten answer along.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -21,7 +21,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 #[tokio::test]
 async fn a_ping_on_a_quiet_session_is_answered_at_once() {
     let stack = Stack::start().await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
         within(AT_ONCE, "the pong", client.ping(b"quiet")).await;
     }
@@ -30,7 +30,7 @@ async fn a_ping_on_a_quiet_session_is_answered_at_once() {
 #[tokio::test]
 async fn a_clients_close_is_answered_with_its_code() {
     let stack = Stack::start().await;
-    for (addr, _) in doors(&stack) {
+    for (addr, _) in ports(&stack) {
         let (mut socket, _) = connect_async(format!("ws://{addr}/")).await.expect("connect");
         socket.close(None).await.expect("send a close frame");
         let mut answered = false;
@@ -184,7 +184,7 @@ async fn the_way_to_a_tier_of_another_market_is_refused() {
 #[tokio::test]
 async fn other_upgrades_are_passed_over() {
     let stack = Stack::start().await;
-    for (addr, _) in doors(&stack) {
+    for (addr, _) in ports(&stack) {
         let mut stream = TcpStream::connect(addr).await.expect("connect");
         let request = "GET /health HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\n\
                        Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n";

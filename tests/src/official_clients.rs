@@ -22,9 +22,9 @@ use tokio::{
 };
 
 use crate::{
-    client::objects,
     program::{Finished, Signal},
     wait::{SOON, within},
+    ws_client::objects,
 };
 use packages::Packages;
 

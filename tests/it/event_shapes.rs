@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use polygon_sim::{Fault, SimConfig};
 use serde_json::Value;
 use tests::{
-    client::TestClient,
     oracle,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig},
     wait::{SOON, eventually},
+    ws_client::TestClient,
 };
 
 use crate::events::{end_of, quote, trade};

@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use tests::{
-    client::{Received, TestClient},
     http::{Response, get, request, upgrade, upgrade_head},
     program::Program,
     wait::{SOON, eventually, within},
+    ws_client::{Received, TestClient},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +14,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::programs;
+use crate::tiers::programs;
 
 /// A session that came through a proxy for this client.
 async fn through_proxy(addr: SocketAddr, client: &str) -> TestClient {

@@ -2,10 +2,10 @@
 
 use polygon_sim::Fault;
 use tests::{
-    client::{Received, TestClient},
     program::Program,
     stack::{CLIENT_KEY, FIREHOSE_KEY, Stack, StackConfig},
     wait::{SOON, eventually},
+    ws_client::{Received, TestClient},
 };
 
 use crate::events::{quote, trade};
@@ -199,7 +199,7 @@ async fn who_does_not_read_is_told_and_closed_and_nobody_else_notices() {
                 assert!(text.contains(r#""status":"slow_consumer""#), "{text}");
             }
             Received::Text(text) => {
-                for object in tests::client::objects(&text) {
+                for object in tests::ws_client::objects(&text) {
                     assert!(object == wide(next), "instead of event {next}: {object}");
                     next += 1;
                 }

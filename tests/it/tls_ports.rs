@@ -4,14 +4,14 @@ use std::net::SocketAddr;
 
 use futures_util::{StreamExt, future::join_all};
 use tests::{
-    client::{GREETING, TestClient},
-    clients::Client,
     http,
+    official_clients::Client,
     program::{Finished, Launch, Program, Signal},
     relay::{Fault, Relay},
     stack::{CLIENT_KEY, Sim, Stack, filtered, firehose, is_up},
     tls::{Certificate, Trust, Tunnel},
     wait::{SOON, eventually, within},
+    ws_client::{GREETING, TestClient},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -22,9 +22,9 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::{client_async, tungstenite::Message};
 
 use crate::{
+    doc_snippets::{block, document, has_program},
     events::{quote, trade},
-    programs,
-    snippets::{block, document, has_program},
+    tiers::programs,
 };
 
 /// A chain whose every port speaks TLS, the filtered proxy with these settings.

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tests::{
-    client::{GREETING, Received, TestClient, objects},
     http::get,
     program::Signal,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
     wait::{SOON, eventually},
+    ws_client::{GREETING, Received, TestClient, objects},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream, time::interval};
 

@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 
 use polygon_sim::{Fault, SimConfig};
 use tests::{
-    client::{TestClient, acks},
     program::Launch,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
     wait::{SOON, eventually},
+    ws_client::{TestClient, acks},
 };
 
 use crate::{
-    doors,
     events::{quote, trade},
+    tiers::ports,
 };
 
 const FMV: &str = r#"{"ev":"FMV","fmv":231.416,"sym":"AAPL","t":1790604301418204112}"#;
@@ -45,7 +45,7 @@ async fn is_known(addr: SocketAddr, key: &str, item: &str) {
 #[tokio::test]
 async fn a_refused_kind_is_told_instead_of_acknowledged_on_both_tiers() {
     let stack = Stack::with(StackConfig { sim: poor(), ..StackConfig::default() }).await;
-    for (addr, key) in doors(&stack) {
+    for (addr, key) in ports(&stack) {
         is_known(addr, key, "FMV.*").await;
         is_known(addr, key, "NOI.*").await;
         let mut client = TestClient::login(addr, key).await;

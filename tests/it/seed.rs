@@ -1,0 +1,14 @@
+//! What chance is drawn from.
+
+/// The seed of this run: `TEST_SEED`, or one that no run has had yet.
+pub(crate) fn of_this_run() -> u64 {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the tests' own switch, no setting of the product"
+    )]
+    let given = std::env::var("TEST_SEED").ok();
+    match given {
+        Some(seed) => seed.parse().expect("TEST_SEED is a whole number"),
+        None => fastrand::u64(..),
+    }
+}
