@@ -61,7 +61,7 @@ enum Stage {
     Open,
     Authenticated,
     /// The last item is queued, or the connection is cut.
-    Leaving,
+    Closing,
 }
 
 /// A connection; its session reads and writes the socket, everyone else goes through here.
@@ -117,7 +117,7 @@ impl Connection {
     /// Ends the connection at once, unsent items lost.
     pub(crate) fn abort(&self) {
         let mut state = lock(&self.state);
-        state.stage = Stage::Leaving;
+        state.stage = Stage::Closing;
         state.items.clear();
         self.cut.cancel();
     }
@@ -164,7 +164,7 @@ impl Connection {
         for item in items {
             self.push(&mut state, item);
         }
-        state.stage = Stage::Leaving;
+        state.stage = Stage::Closing;
     }
 
     /// Announces success and takes data from now on. False when it was authenticated before.
@@ -182,8 +182,8 @@ impl Connection {
     pub(crate) fn evict(&self) {
         if self.is_authenticated() {
             self.counters.evictions.one();
-            let told = Item::Status(status::frame(status::MAX_CONNECTIONS));
-            self.send_last([told, Item::Close(1008)]);
+            let status = Item::Status(status::frame(status::MAX_CONNECTIONS));
+            self.send_last([status, Item::Close(1008)]);
         }
     }
 
@@ -286,14 +286,14 @@ impl Connection {
     }
 
     fn push(&self, state: &mut State, item: Item) {
-        if state.stage == Stage::Leaving {
+        if state.stage == Stage::Closing {
             return;
         }
         state.bytes += item.bytes();
         state.items.push_back(item);
         if state.bytes > self.limit {
             self.counters.slow_kills.one();
-            state.stage = Stage::Leaving;
+            state.stage = Stage::Closing;
             state.items.clear();
             self.reset.store(true, Relaxed);
             self.cut.cancel();

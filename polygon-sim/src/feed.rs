@@ -16,7 +16,7 @@ const CATCH_UP: Duration = Duration::from_millis(100);
 pub(crate) async fn run(hub: Arc<Hub>, stop: CancellationToken) {
     let mut ticks = interval(hub.config.tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut course = Course::new(hub.config.profile);
+    let mut schedule = Schedule::new(hub.config.profile);
     let start = Instant::now();
     loop {
         tokio::select! {
@@ -25,10 +25,10 @@ pub(crate) async fn run(hub: Arc<Hub>, stop: CancellationToken) {
             _ = ticks.tick() => {}
         }
         if !hub.has_audience() {
-            course.pause();
+            schedule.pause();
             continue;
         }
-        let due = course.due(Instant::now().into_std(), hub.rate());
+        let due = schedule.due(Instant::now().into_std(), hub.rate());
         hub.counters.events_skipped.add(due.skipped);
         // By the clock, so that ticks stretched by a busy machine count as the lag they are.
         let tick = start.elapsed().as_nanos() / hub.config.tick.as_nanos();
@@ -48,7 +48,7 @@ pub(crate) async fn run(hub: Arc<Hub>, stop: CancellationToken) {
 
 /// How many events are due when.
 #[derive(Debug)]
-struct Course {
+struct Schedule {
     profile: Profile,
     opened: Option<std::time::Instant>,
     last: Option<std::time::Instant>,
@@ -62,7 +62,7 @@ struct Due {
     skipped: usize,
 }
 
-impl Course {
+impl Schedule {
     fn new(profile: Profile) -> Self {
         Self { profile, opened: None, last: None, rest: 0.0 }
     }
@@ -98,27 +98,27 @@ mod tests {
 
     #[test]
     fn fractions_add_up_to_the_rate() {
-        let (start, mut course) = (std::time::Instant::now(), Course::new(Profile::Steady));
+        let (start, mut schedule) = (std::time::Instant::now(), Schedule::new(Profile::Steady));
         let ticks = (0..=200_u32).map(|n| start + n * Duration::from_millis(5));
-        let total: usize = ticks.map(|now| course.due(now, 30.0).events).sum();
+        let total: usize = ticks.map(|now| schedule.due(now, 30.0).events).sum();
         assert!((29..=30).contains(&total), "{total}");
     }
 
     #[test]
     fn a_late_tick_makes_up_for_a_little_and_counts_the_rest() {
-        let (start, mut course) = (std::time::Instant::now(), Course::new(Profile::Steady));
-        course.due(start, 1_000.0);
-        let due = course.due(start + Duration::from_millis(600), 1_000.0);
+        let (start, mut schedule) = (std::time::Instant::now(), Schedule::new(Profile::Steady));
+        schedule.due(start, 1_000.0);
+        let due = schedule.due(start + Duration::from_millis(600), 1_000.0);
         assert_eq!(due, Due { events: 100, skipped: 500 });
-        course.pause();
-        let due = course.due(start + Duration::from_secs(60), 1_000.0);
+        schedule.pause();
+        let due = schedule.due(start + Duration::from_secs(60), 1_000.0);
         assert_eq!(due, Due { events: 0, skipped: 0 }, "a pause is not made up for");
     }
 
     #[test]
     fn the_open_is_busier() {
-        let (start, mut course) = (std::time::Instant::now(), Course::new(Profile::Open));
-        course.due(start, 1_000.0);
-        assert!(course.due(start + Duration::from_millis(10), 1_000.0).events > 90);
+        let (start, mut schedule) = (std::time::Instant::now(), Schedule::new(Profile::Open));
+        schedule.due(start, 1_000.0);
+        assert!(schedule.due(start + Duration::from_millis(10), 1_000.0).events > 90);
     }
 }

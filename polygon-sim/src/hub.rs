@@ -23,7 +23,7 @@ use crate::{
     market::Market,
     stats::{Counters, SimStats},
     status,
-    wire::Pace,
+    throttle::Throttle,
 };
 
 /// Generated events that share one reading of the clock.
@@ -54,7 +54,7 @@ pub(crate) struct Hub {
     pub(crate) market: Market,
     pub(crate) counters: Arc<Counters>,
     pub(crate) journal: Journal,
-    pub(crate) pace: Arc<Pace>,
+    pub(crate) throttle: Arc<Throttle>,
     silent: watch::Sender<bool>,
     rate: AtomicU64,
     /// Positions of the kinds the plan lacks.
@@ -77,7 +77,7 @@ impl Hub {
             market,
             counters: Arc::default(),
             journal: Journal::default(),
-            pace: Arc::default(),
+            throttle: Arc::default(),
             silent: watch::Sender::new(false),
             rate: AtomicU64::new(config.rate.to_bits()),
             refused: config.refuse.iter().filter_map(|kind| market.kind(kind)).collect(),
@@ -123,7 +123,7 @@ impl Hub {
     }
 
     /// Enters a connection until the guard is dropped, and greets it.
-    pub(crate) fn enter(self: &Arc<Self>, reset: Arc<AtomicBool>) -> Entered {
+    pub(crate) fn register(self: &Arc<Self>, reset: Arc<AtomicBool>) -> Registration {
         let counters = Arc::clone(&self.counters);
         let connection =
             Arc::new(Connection::new(self.market, self.config.buffer_bytes, counters, reset));
@@ -132,7 +132,7 @@ impl Hub {
             connection.send_status(status::CONNECTED);
         }
         lock(&self.connections).push(Arc::clone(&connection));
-        Entered { hub: Arc::clone(self), connection }
+        Registration { hub: Arc::clone(self), connection }
     }
 
     /// Answers an `auth`.
@@ -233,7 +233,7 @@ impl Hub {
             Fault::Silence { on } => {
                 self.silent.send_replace(on);
             }
-            Fault::Slow { bytes_per_second } => self.pace.set(bytes_per_second),
+            Fault::Slow { bytes_per_second } => self.throttle.set(bytes_per_second),
             Fault::HugeFrame { events } => {
                 self.generate(events.min(HUGE_FRAME_EVENTS), usize::MAX, None);
             }
@@ -255,12 +255,12 @@ impl Hub {
 }
 
 /// A connection entered in the hub; leaves it when dropped.
-pub(crate) struct Entered {
+pub(crate) struct Registration {
     hub: Arc<Hub>,
     pub(crate) connection: Arc<Connection>,
 }
 
-impl Drop for Entered {
+impl Drop for Registration {
     fn drop(&mut self) {
         lock(&self.hub.connections).retain(|one| !Arc::ptr_eq(one, &self.connection));
     }

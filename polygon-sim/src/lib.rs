@@ -33,8 +33,8 @@ pub mod server;
 mod session;
 pub mod stats;
 mod status;
+mod throttle;
 mod universe;
-mod wire;
 
 pub use config::{Profile, SimConfig};
 pub use fault::Fault;

@@ -33,7 +33,7 @@ use crate::{
     connection::{Connection, Item},
     hub::Hub,
     status,
-    wire::Wire,
+    throttle::ThrottledStream,
 };
 
 /// How long a peer has for its upgrade request.
@@ -63,20 +63,20 @@ pub(crate) async fn run(tcp: TcpStream, hub: Arc<Hub>) -> End {
     hub.counters.tcp_accepted.one();
     let reset = Arc::new(AtomicBool::new(hub.switches().refuse_tcp));
     let refused = reset.load(Relaxed);
-    let wire = Wire::new(tcp, Arc::clone(&hub.pace), Arc::clone(&reset));
+    let stream = ThrottledStream::new(tcp, Arc::clone(&hub.throttle), Arc::clone(&reset));
     if refused {
         hub.counters.tcp_refused.one();
         return End::Refused;
     }
-    let upgraded = frozen_while(hub.silence(), timeout(UPGRADE, upgrade(wire, &hub))).await;
+    let upgraded = frozen_while(hub.silence(), timeout(UPGRADE, upgrade(stream, &hub))).await;
     let Ok(Ok(socket)) = upgraded else { return End::NotUpgraded };
-    let entered = hub.enter(reset);
+    let registration = hub.register(reset);
     let (sink, stream) = socket.split();
-    let connection = &entered.connection;
+    let connection = &registration.connection;
     let conversation = async {
         tokio::select! {
-            end = listen(stream, connection, &hub) => end,
-            end = talk(sink, connection, &hub) => end,
+            end = read_commands(stream, connection, &hub) => end,
+            end = write_items(sink, connection, &hub) => end,
         }
     };
     tokio::select! {
@@ -102,7 +102,10 @@ async fn frozen_while<F: Future>(mut silent: watch::Receiver<bool>, inner: F) ->
     }
 }
 
-async fn upgrade(wire: Wire, hub: &Hub) -> Result<WebSocketStream<Wire>, Error> {
+async fn upgrade(
+    stream: ThrottledStream,
+    hub: &Hub,
+) -> Result<WebSocketStream<ThrottledStream>, Error> {
     #[expect(clippy::result_large_err, reason = "the WebSocket library's signature")]
     let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
         let status = match hub.switches().refuse_upgrade {
@@ -118,12 +121,12 @@ async fn upgrade(wire: Wire, hub: &Hub) -> Result<WebSocketStream<Wire>, Error> 
         *refusal.status_mut() = status;
         Err(refusal)
     };
-    accept_hdr_async_with_config(wire, check, None).await
+    accept_hdr_async_with_config(stream, check, None).await
 }
 
 /// Reads until the peer is gone. Pings are answered by the WebSocket library as they are read.
-async fn listen(
-    mut stream: SplitStream<WebSocketStream<Wire>>,
+async fn read_commands(
+    mut stream: SplitStream<WebSocketStream<ThrottledStream>>,
     connection: &Arc<Connection>,
     hub: &Hub,
 ) -> End {
@@ -134,14 +137,14 @@ async fn listen(
             () = sleep_until(deadline), if !auth_seen => {
                 auth_seen = true;
                 hub.counters.auth_timeouts.one();
-                let told = Item::Status(status::frame(status::AUTH_TIMEOUT));
-                connection.send_last([told, Item::Close(1008)]);
+                let status = Item::Status(status::frame(status::AUTH_TIMEOUT));
+                connection.send_last([status, Item::Close(1008)]);
                 continue;
             }
             message = stream.next() => message,
         };
         match message {
-            Some(Ok(Message::Text(text))) => auth_seen |= obey(&text, connection, hub),
+            Some(Ok(Message::Text(text))) => auth_seen |= execute(&text, connection, hub),
             Some(Ok(Message::Binary(_))) => refuse(connection, hub),
             Some(Ok(Message::Ping(_))) => hub.counters.pings_received.one(),
             Some(Ok(Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
@@ -158,7 +161,7 @@ struct Command {
 }
 
 /// Carries out one request; true when it was an `auth`.
-fn obey(text: &str, connection: &Arc<Connection>, hub: &Hub) -> bool {
+fn execute(text: &str, connection: &Arc<Connection>, hub: &Hub) -> bool {
     hub.journal.command(text, &hub.config.keys);
     let Ok(command) = serde_json::from_str::<Command>(text) else {
         refuse(connection, hub);
@@ -192,8 +195,8 @@ fn refuse(connection: &Connection, hub: &Hub) {
 }
 
 /// Writes what is queued until the last item.
-async fn talk(
-    mut sink: SplitSink<WebSocketStream<Wire>, Message>,
+async fn write_items(
+    mut sink: SplitSink<WebSocketStream<ThrottledStream>, Message>,
     connection: &Connection,
     hub: &Hub,
 ) -> End {
@@ -230,7 +233,7 @@ async fn talk(
 }
 
 async fn send_data(
-    sink: &mut SplitSink<WebSocketStream<Wire>, Message>,
+    sink: &mut SplitSink<WebSocketStream<ThrottledStream>, Message>,
     text: Utf8Bytes,
     events: usize,
     hub: &Hub,

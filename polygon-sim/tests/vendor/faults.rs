@@ -68,7 +68,7 @@ async fn abort_ends_without_a_close_frame() {
 }
 
 #[tokio::test]
-async fn close_comes_with_its_code_behind_what_was_queued() {
+async fn a_close_comes_with_its_code_after_what_was_queued() {
     let sim = Sim::plain().await;
     let mut client = sim.subscriber("T.*").await;
     sim.handle.publish_raw("[]");
@@ -103,7 +103,7 @@ async fn a_silent_connection_can_be_aborted() {
 }
 
 #[tokio::test]
-async fn greeting_and_verdict_can_stay_out() {
+async fn greeting_and_verdict_can_be_left_out() {
     let sim = Sim::plain().await;
     sim.handle.inject(Fault::NoGreeting { on: true });
     let mut client = sim.connect().await;

@@ -13,7 +13,7 @@ fn held(handle: &SimHandle) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn greets_then_judges_then_acknowledges_each_alone() {
+async fn greeting_verdict_and_acknowledgements_each_have_a_frame() {
     let sim = Sim::plain().await;
     let mut client = sim.connect().await;
     // Pipelined, as the official Go client does.
@@ -36,7 +36,7 @@ async fn greets_then_judges_then_acknowledges_each_alone() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_told_and_dropped_without_a_close_frame() {
+async fn a_wrong_key_is_refused_and_dropped_without_a_close_frame() {
     let sim = Sim::plain().await;
     let mut client = sim.connect().await;
     client.send(r#"{"action":"auth","params":"other"}"#).await;

@@ -88,7 +88,7 @@ async fn generated_trades_have_unique_ids_and_growing_sequences() {
 }
 
 #[tokio::test]
-async fn nothing_is_generated_for_nobody() {
+async fn nothing_is_generated_while_no_client_is_subscribed() {
     let sim = Sim::start(SimConfig { rate: 50_000.0, ..SimConfig::default() }).await;
     let mut client = sim.connect().await;
     client.log_in().await;

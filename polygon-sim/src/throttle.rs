@@ -23,9 +23,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The rate at which bytes may leave, shared by all streams; 0 is as fast as they go.
 #[derive(Debug, Default)]
-pub(crate) struct Pace(AtomicU64);
+pub(crate) struct Throttle(AtomicU64);
 
-impl Pace {
+impl Throttle {
     pub(crate) fn set(&self, bytes_per_second: Option<u64>) {
         self.0.store(bytes_per_second.map_or(0, |rate| rate.max(1)), Relaxed);
     }
@@ -41,22 +41,22 @@ impl Pace {
 }
 
 /// A TCP stream.
-pub(crate) struct Wire {
+pub(crate) struct ThrottledStream {
     tcp: TcpStream,
-    pace: Arc<Pace>,
+    throttle: Arc<Throttle>,
     pause: Option<Pin<Box<Sleep>>>,
     reset: Arc<AtomicBool>,
 }
 
-impl Wire {
+impl ThrottledStream {
     /// Wraps a stream; if `reset` is set when the wire is dropped, the peer sees a reset and what
     /// the kernel still holds is discarded, else an orderly end.
-    pub(crate) fn new(tcp: TcpStream, pace: Arc<Pace>, reset: Arc<AtomicBool>) -> Self {
-        Self { tcp, pace, pause: None, reset }
+    pub(crate) fn new(tcp: TcpStream, throttle: Arc<Throttle>, reset: Arc<AtomicBool>) -> Self {
+        Self { tcp, throttle, pause: None, reset }
     }
 }
 
-impl Drop for Wire {
+impl Drop for ThrottledStream {
     fn drop(&mut self) {
         if self.reset.load(Relaxed) {
             // Failing means that the peer ended it first.
@@ -65,7 +65,7 @@ impl Drop for Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for ThrottledStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -75,22 +75,23 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for ThrottledStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let wire = self.get_mut();
-        if let Some(pause) = &mut wire.pause {
+        let stream = self.get_mut();
+        if let Some(pause) = &mut stream.pause {
             ready!(pause.as_mut().poll(cx));
-            wire.pause = None;
+            stream.pause = None;
         }
-        let Some((piece, pause)) = wire.pace.piece() else {
-            return Pin::new(&mut wire.tcp).poll_write(cx, buf);
+        let Some((piece, pause)) = stream.throttle.piece() else {
+            return Pin::new(&mut stream.tcp).poll_write(cx, buf);
         };
-        let written = ready!(Pin::new(&mut wire.tcp).poll_write(cx, &buf[..piece.min(buf.len())]));
-        wire.pause = Some(Box::pin(sleep(pause)));
+        let written =
+            ready!(Pin::new(&mut stream.tcp).poll_write(cx, &buf[..piece.min(buf.len())]));
+        stream.pause = Some(Box::pin(sleep(pause)));
         Poll::Ready(written)
     }
 
@@ -108,16 +109,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pace_is_what_was_asked() {
-        let pace = Pace::default();
-        assert_eq!(pace.piece(), None);
-        pace.set(Some(5_000));
-        assert_eq!(pace.piece(), Some((100, PAUSE)));
-        pace.set(Some(4));
-        assert_eq!(pace.piece(), Some((1, Duration::from_millis(250))));
-        pace.set(Some(0));
-        assert_eq!(pace.piece(), Some((1, Duration::from_secs(1))));
-        pace.set(None);
-        assert_eq!(pace.piece(), None);
+    fn a_throttle_lets_pass_what_was_asked() {
+        let throttle = Throttle::default();
+        assert_eq!(throttle.piece(), None);
+        throttle.set(Some(5_000));
+        assert_eq!(throttle.piece(), Some((100, PAUSE)));
+        throttle.set(Some(4));
+        assert_eq!(throttle.piece(), Some((1, Duration::from_millis(250))));
+        throttle.set(Some(0));
+        assert_eq!(throttle.piece(), Some((1, Duration::from_secs(1))));
+        throttle.set(None);
+        assert_eq!(throttle.piece(), None);
     }
 }
