@@ -20,14 +20,14 @@ fn render(criterion: &mut Criterion) {
     let (plain, any) = (ours(&feed_shape(&feed)), ours(&any_shape(&feed)));
     let many = s3::clients(&feed, 1_000);
     let star = vec![client(&feed, "*".to_owned())];
-    let nobody = vec![client(&feed, "T.ZZZZZ".to_owned())];
+    let unwanted = vec![client(&feed, "T.ZZZZZ".to_owned())];
     let mut group = criterion.benchmark_group("render");
     group.throughput(Throughput::Elements((FRAMES * FRAME_EVENTS) as u64));
     for (name, frames, clients) in [
         ("1,000 sessions, feed's shape", &plain, &many),
         ("1,000 sessions, any shape", &any, &many),
         ("one session on *, feed's shape", &plain, &star),
-        ("nobody wants it, feed's shape", &plain, &nobody),
+        ("nobody wants it, feed's shape", &plain, &unwanted),
     ] {
         let index = index_of(clients);
         let mut batch = Batch::default();

@@ -143,7 +143,7 @@ impl Client {
                     Some(mark) => {
                         if !sampled {
                             sampled = true;
-                            if !feed.is_intact(event, mark.place as usize) {
+                            if !feed.is_intact(event, mark.slot as usize) {
                                 self.plan.verifier.take_corrupt();
                             }
                         }

@@ -6,7 +6,7 @@ pub const EVENT_BYTES: usize = 148;
 /// Where an event's patch begins: `t`, `pt` and the lap, written in one piece.
 pub(crate) const PATCH_AT: usize = EVENT_BYTES - 56;
 pub(crate) const PATCH_BYTES: usize = 43;
-pub(crate) const PLACE_AT: usize = EVENT_BYTES - 13;
+pub(crate) const SLOT_AT: usize = EVENT_BYTES - 13;
 const STAMP_DIGITS: usize = 13;
 const STAMP_BASE: u64 = 1_000_000_000_000;
 const LAP_BASE: u64 = 100_000;
@@ -38,16 +38,16 @@ pub fn symbol(rank: usize) -> String {
     ['B', letter(n / 676), letter(n / 26), letter(n)].iter().collect()
 }
 
-/// Appends the event that stands at this place of the ring, not stamped.
+/// Appends the event that stands at this slot of the ring, not stamped.
 pub(crate) fn append_event(
     out: &mut Vec<u8>,
     topic: Topic,
-    place: usize,
+    slot: usize,
     random: &mut fastrand::Rng,
 ) {
     let sym = symbol(topic.rank as usize);
     let tail =
-        format!("\"t\":{STAMP_BASE},\"pt\":{STAMP_BASE},\"q\":{LAP_BASE}{place:06},\"z\":3}}");
+        format!("\"t\":{STAMP_BASE},\"pt\":{STAMP_BASE},\"q\":{LAP_BASE}{slot:06},\"z\":3}}");
     let dollars = random.u32(100..1_000);
     let start = out.len();
     if topic.trade {
@@ -83,17 +83,17 @@ pub struct Mark {
     /// Times around the ring before it.
     pub lap: u64,
     /// Place in the ring.
-    pub place: u32,
+    pub slot: u32,
 }
 
 /// Reads an event's mark, or nothing where digits should stand.
 #[inline(always)]
 pub fn mark(event: &[u8; EVENT_BYTES]) -> Option<Mark> {
     let (stamp, ok1) = digits13(&event[PATCH_AT..PATCH_AT + STAMP_DIGITS]);
-    let (sequence, ok2) = digits12(&event[PLACE_AT - 6..PLACE_AT + 6]);
-    let (lap, place) = (sequence / 1_000_000, sequence % 1_000_000);
+    let (sequence, ok2) = digits12(&event[SLOT_AT - 6..SLOT_AT + 6]);
+    let (lap, slot) = (sequence / 1_000_000, sequence % 1_000_000);
     let ok = ok1 & ok2 & (stamp >= STAMP_BASE) & (lap >= LAP_BASE);
-    ok.then(|| Mark { stamp_ns: stamp - STAMP_BASE, lap: lap - LAP_BASE, place: place as u32 })
+    ok.then(|| Mark { stamp_ns: stamp - STAMP_BASE, lap: lap - LAP_BASE, slot: slot as u32 })
 }
 
 #[inline(always)]

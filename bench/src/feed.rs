@@ -1,13 +1,13 @@
 //! The load: WebSocket frames made once, of events of one width, that are only stamped before they are sent.
 //!
 //! An event is 148 bytes with the feed's key order. Near its end, at fixed distances, stand the time of sending (`t`, `pt`)
-//! and a sequence number (`q`): which lap around the ring of frames, and which place in the ring. The place alone tells kind
-//! and symbol, so a client that knows its places in the ring can tell what is missing, repeated, out of order or not its own.
+//! and a sequence number (`q`): which lap around the ring of frames, and which slot in the ring. The slot alone tells kind
+//! and symbol, so a client that knows its slots in the ring can tell what is missing, repeated, out of order or not its own.
 
 use std::collections::HashMap;
 
 use crate::event::{
-    EVENT_BYTES, PATCH_AT, PATCH_BYTES, PLACE_AT, Topic, append_event, patch, symbol,
+    EVENT_BYTES, PATCH_AT, PATCH_BYTES, SLOT_AT, Topic, append_event, patch, symbol,
 };
 
 /// Bytes from one event to the next in a frame.
@@ -54,8 +54,8 @@ impl Feed {
             header_bytes = ring.len() - start;
             for (i, topic) in frame.iter().enumerate() {
                 ring.push(if i == 0 { b'[' } else { b',' });
-                let place = (start / (header_bytes + frame_events * STRIDE + 1)) * frame_events + i;
-                append_event(&mut ring, *topic, place, &mut random);
+                let slot = (start / (header_bytes + frame_events * STRIDE + 1)) * frame_events + i;
+                append_event(&mut ring, *topic, slot, &mut random);
             }
             ring.push(b']');
         }
@@ -73,19 +73,19 @@ impl Feed {
         self.frame_events
     }
 
-    /// What stands at each place of the ring.
+    /// What stands at each slot of the ring.
     pub fn topics(&self) -> &[Topic] {
         &self.topics
     }
 
-    /// The places of events for which `wanted` says yes.
-    pub fn places(&self, wanted: impl Fn(Topic) -> bool) -> Vec<u32> {
-        let places = self.topics.iter().enumerate().filter(|(_, topic)| wanted(**topic));
-        places.map(|(place, _)| place as u32).collect()
+    /// The slots of events for which `wanted` says yes.
+    pub fn slots(&self, wanted: impl Fn(Topic) -> bool) -> Vec<u32> {
+        let slots = self.topics.iter().enumerate().filter(|(_, topic)| wanted(**topic));
+        slots.map(|(slot, _)| slot as u32).collect()
     }
 
-    /// The places that each of these channels names: `T.AAPL`, `Q.*`, `*`. Channels of other kinds name none.
-    pub fn places_of<'a>(&self, channels: impl IntoIterator<Item = &'a str>) -> Vec<u32> {
+    /// The slots that each of these channels names: `T.AAPL`, `Q.*`, `*`. Channels of other kinds name none.
+    pub fn slots_of<'a>(&self, channels: impl IntoIterator<Item = &'a str>) -> Vec<u32> {
         let mut wanted = vec![[false; 2]; SYMBOLS];
         for channel in channels {
             let (kinds, name): (&[usize], &str) = match channel.split_once('.') {
@@ -102,7 +102,7 @@ impl Feed {
                 }
             }
         }
-        self.places(|topic| wanted[topic.rank as usize][usize::from(topic.trade)])
+        self.slots(|topic| wanted[topic.rank as usize][usize::from(topic.trade)])
     }
 
     /// The text of one frame of the ring, without its header.
@@ -128,18 +128,18 @@ impl Feed {
         }
     }
 
-    /// The event at a place of the ring, not stamped.
-    pub fn event(&self, place: usize) -> &[u8] {
-        let frame = place / self.frame_events;
-        let within = self.header_bytes + (place % self.frame_events) * STRIDE + 1;
+    /// The event at a slot of the ring, not stamped.
+    pub fn event(&self, slot: usize) -> &[u8] {
+        let frame = slot / self.frame_events;
+        let within = self.header_bytes + (slot % self.frame_events) * STRIDE + 1;
         let at = frame * self.frame_bytes() + within;
         &self.ring[at..at + EVENT_BYTES]
     }
 
     /// Whether an event as it came has the bytes it was sent with, apart from its stamp.
-    pub fn is_intact(&self, event: &[u8], place: usize) -> bool {
-        let sent = self.event(place);
-        event[..PATCH_AT] == sent[..PATCH_AT] && event[PLACE_AT..] == sent[PLACE_AT..]
+    pub fn is_intact(&self, event: &[u8], slot: usize) -> bool {
+        let sent = self.event(slot);
+        event[..PATCH_AT] == sent[..PATCH_AT] && event[SLOT_AT..] == sent[SLOT_AT..]
     }
 }
 
@@ -177,8 +177,8 @@ impl Sender {
         &self.ring[range]
     }
 
-    /// The place of the next frame's first event.
-    pub fn place(&self) -> usize {
+    /// The slot of the next frame's first event.
+    pub fn slot(&self) -> usize {
         (self.next % self.frames as u64) as usize * self.frame_events
     }
 
@@ -253,7 +253,7 @@ mod tests {
         }
         let share = f64::from(trades) / feed.topics().len() as f64;
         assert!((0.29..0.31).contains(&share), "{share}");
-        let aapl = feed.places_of(["T.AAPL", "Q.AAPL"]).len() as f64 / feed.topics().len() as f64;
+        let aapl = feed.slots_of(["T.AAPL", "Q.AAPL"]).len() as f64 / feed.topics().len() as f64;
         assert!((0.09..0.12).contains(&aapl), "{aapl}");
         assert!(symbols.len() > 5_000, "{}", symbols.len());
     }
@@ -269,20 +269,20 @@ mod tests {
         for events in [FRAME_EVENTS, 1, 5_000] {
             let feed = Feed::new(events);
             let mut sender = feed.sender();
-            let (mut place, mut lap) = (0, 0);
+            let (mut slot, mut lap) = (0, 0);
             for round in 0..3 * feed.frames() as u64 {
                 let header = feed.header_bytes;
                 let bytes = sender.take(1, 987_654_321 * (round % 7)).to_vec();
                 assert_eq!(bytes.len(), feed.frame_bytes());
                 for event in bytes[header + 1..].chunks(STRIDE).take(events) {
                     let event: &[u8; EVENT_BYTES] = event[..EVENT_BYTES].try_into().unwrap();
-                    let expected = Mark { stamp_ns: 987_654_321 * (round % 7), lap, place };
+                    let expected = Mark { stamp_ns: 987_654_321 * (round % 7), lap, slot };
                     assert_eq!(mark(event), Some(expected));
-                    assert!(feed.is_intact(event, place as usize));
-                    place += 1;
+                    assert!(feed.is_intact(event, slot as usize));
+                    slot += 1;
                 }
-                if place as usize == feed.topics().len() {
-                    (place, lap) = (0, lap + 1);
+                if slot as usize == feed.topics().len() {
+                    (slot, lap) = (0, lap + 1);
                 }
             }
         }

@@ -130,9 +130,9 @@ pub fn fanout(clients: usize, frame_events: usize, clock: Clock) -> Result<()> {
     let mut outlets = Vec::with_capacity(clients);
     let mut takers = vec![Vec::new(); feed.topics().len()];
     for socket in waiting {
-        let (socket, places) = log_in(socket, &feed)?;
-        for place in places {
-            takers[place as usize].push(outlets.len() as u32);
+        let (socket, slots) = log_in(socket, &feed)?;
+        for slot in slots {
+            takers[slot as usize].push(outlets.len() as u32);
         }
         outlets.push(Outlet { socket, text: vec![0; MAX_HEADER] });
     }
@@ -151,7 +151,7 @@ fn listen() -> Result<TcpListener> {
     Ok(listener)
 }
 
-/// Lets a client log in; gives its socket and its places in the ring.
+/// Lets a client log in; gives its socket and its slots in the ring.
 fn log_in(socket: TcpStream, feed: &Feed) -> Result<(TcpStream, Vec<u32>)> {
     let mut side = ServerSide::accept(socket)?;
     loop {
@@ -160,7 +160,7 @@ fn log_in(socket: TcpStream, feed: &Feed) -> Result<(TcpStream, Vec<u32>)> {
         side.socket().write_all(&answer)?;
         if !channels.is_empty() {
             side.socket().set_write_timeout(Some(WRITE_LIMIT))?;
-            return Ok((side.socket().try_clone()?, feed.places_of(channels)));
+            return Ok((side.socket().try_clone()?, feed.slots_of(channels)));
         }
     }
 }
@@ -175,7 +175,7 @@ struct Outlet {
 #[derive(Debug)]
 struct Floor {
     outlets: Vec<Outlet>,
-    /// By place in the ring: which outlets get that event.
+    /// By slot in the ring: which outlets get that event.
     takers: Vec<Vec<u32>>,
     dirty: Vec<u32>,
     sender: Sender,
@@ -217,9 +217,9 @@ impl Floor {
         while left > 0 {
             let before = self.sender.sent();
             let now = self.clock.now_ns();
-            let places = self.sender.place()..;
-            for (place, event) in places.zip(self.sender.events(left, now)) {
-                for &taker in &self.takers[place] {
+            let slots = self.sender.slot()..;
+            for (slot, event) in slots.zip(self.sender.events(left, now)) {
+                for &taker in &self.takers[slot] {
                     let text = &mut self.outlets[taker as usize].text;
                     if text.len() == MAX_HEADER {
                         self.dirty.push(taker);

@@ -176,8 +176,8 @@ impl Outcome {
 
 /// A client that gets what these channels name.
 pub fn client(feed: &Feed, channels: String) -> ClientPlan {
-    let places = feed.places_of(channels.split(','));
-    ClientPlan { channels, verifier: Verifier::new(places.into()), stalled: false }
+    let slots = feed.slots_of(channels.split(','));
+    ClientPlan { channels, verifier: Verifier::new(slots.into()), stalled: false }
 }
 
 impl Rig {

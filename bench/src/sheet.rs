@@ -54,7 +54,7 @@ pub struct Sheet {
 
 /// Where a figure belongs; made once for several notes.
 #[derive(Debug, Clone, Copy)]
-pub struct Place {
+pub struct Case {
     /// The scenario.
     pub scenario: &'static str,
     /// The shape.
@@ -91,14 +91,14 @@ impl Sheet {
     /// Adds the value of one run to a figure.
     pub fn note(
         &mut self,
-        place: Place,
+        case: Case,
         name: &str,
         unit: &'static str,
         value: f64,
         floor: Option<&'static str>,
         goal: Goal,
     ) {
-        let Place { scenario, shape } = place;
+        let Case { scenario, shape } = case;
         let known = self.figures.iter_mut().find(|figure| {
             figure.scenario == scenario && figure.shape == shape && figure.name == name
         });
@@ -231,10 +231,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn goals_are_judged_by_medians_and_floors() {
+    fn goals_are_compared_with_medians_and_floors() {
         let mut sheet = Sheet::default();
-        let floor = Place { scenario: "S1", shape: "floor" };
-        let alone = Place { scenario: "S1", shape: "alone" };
+        let floor = Case { scenario: "S1", shape: "floor" };
+        let alone = Case { scenario: "S1", shape: "alone" };
         for (value, of) in [(70.0, 100.0), (80.0, 100.0), (90.0, 1_000.0)] {
             sheet.note(floor, "relay", "events/s", of, None, Goal::None);
             sheet.note(alone, "rate", "events/s", value, Some("relay"), Goal::OfFloor(0.75));
@@ -242,9 +242,9 @@ mod tests {
             sheet.note(alone, "time", "ms", value, Some("relay"), Goal::AtMostOr(79.0, 0.8));
             sheet.note(alone, "more", "ms", value, Some("relay"), Goal::AtLeastOr(81.0, 0.9));
         }
-        let judged: Vec<_> = sheet.lines().iter().map(|line| line.reached).collect();
+        let reached: Vec<_> = sheet.lines().iter().map(|line| line.reached).collect();
         let (yes, no) = (Some(Reached::Yes), Some(Reached::No));
-        assert_eq!(judged, [None, yes, no, Some(Reached::InProportion), no]);
+        assert_eq!(reached, [None, yes, no, Some(Reached::InProportion), no]);
         assert!(sheet.table(false).contains("| NOT reached "));
         assert!(sheet.table(true).contains("| NOT reached (disturbed) "));
     }

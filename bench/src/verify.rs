@@ -32,11 +32,11 @@ impl Faults {
     }
 }
 
-/// Follows one client through the ring: which of its places comes next, on which lap.
+/// Follows one client through the ring: which of its slots comes next, on which lap.
 #[derive(Debug, Clone)]
 pub struct Verifier {
-    /// The client's places in the ring, rising. Shared between clients that want the same.
-    places: Arc<[u32]>,
+    /// The client's slots in the ring, rising. Shared between clients that want the same.
+    slots: Arc<[u32]>,
     at: usize,
     lap: u64,
     received: u64,
@@ -44,19 +44,19 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A client that is to get the events at these places, from the first lap on.
-    pub fn new(places: Arc<[u32]>) -> Self {
-        Self { places, at: 0, lap: 0, received: 0, faults: Faults::default() }
+    /// A client that is to get the events at these slots, from the first lap on.
+    pub fn new(slots: Arc<[u32]>) -> Self {
+        Self { slots, at: 0, lap: 0, received: 0, faults: Faults::default() }
     }
 
     /// Takes the next event that came.
     #[inline(always)]
     pub fn take(&mut self, mark: Mark) {
         self.received += 1;
-        match self.places.get(self.at) {
-            Some(&place) if place == mark.place && self.lap == mark.lap => {
+        match self.slots.get(self.at) {
+            Some(&slot) if slot == mark.slot && self.lap == mark.lap => {
                 self.at += 1;
-                if self.at == self.places.len() {
+                if self.at == self.slots.len() {
                     self.at = 0;
                     self.lap += 1;
                 }
@@ -67,18 +67,18 @@ impl Verifier {
 
     #[cold]
     fn take_unexpected(&mut self, mark: Mark) {
-        let Ok(at) = self.places.binary_search(&mark.place) else {
+        let Ok(at) = self.slots.binary_search(&mark.slot) else {
             self.faults.foreign += 1;
             return;
         };
-        let (expected, came) = (self.position(), mark.lap * self.places.len() as u64 + at as u64);
+        let (expected, came) = (self.position(), mark.lap * self.slots.len() as u64 + at as u64);
         if came < expected {
             self.faults.repeated += 1;
             return;
         }
         self.faults.missing += came - expected;
-        self.lap = (came + 1) / self.places.len() as u64;
-        self.at = ((came + 1) % self.places.len() as u64) as usize;
+        self.lap = (came + 1) / self.slots.len() as u64;
+        self.at = ((came + 1) % self.slots.len() as u64) as usize;
     }
 
     /// Notes an event whose bytes are not those sent.
@@ -94,14 +94,14 @@ impl Verifier {
 
     /// How many of the client's events are behind it: come or missing.
     fn position(&self) -> u64 {
-        self.lap * self.places.len() as u64 + self.at as u64
+        self.lap * self.slots.len() as u64 + self.at as u64
     }
 
     /// How many of the client's events stand before this sequence number of the load.
     pub fn expected(&self, events: u64, ring_events: u64) -> u64 {
         let (laps, rest) = (events / ring_events, events % ring_events);
-        let within = self.places.partition_point(|&place| u64::from(place) < rest);
-        laps * self.places.len() as u64 + within as u64
+        let within = self.slots.partition_point(|&slot| u64::from(slot) < rest);
+        laps * self.slots.len() as u64 + within as u64
     }
 
     /// Whether everything up to this sequence number came or was overtaken.
@@ -122,13 +122,13 @@ mod tests {
 
     const RING: u64 = 100;
 
-    /// A client with places 3, 10, 40, and the marks that it is to get in three laps.
+    /// A client with slots 3, 10, 40, and the marks that it is to get in three laps.
     fn client() -> (Verifier, Vec<Mark>) {
-        let places: Arc<[u32]> = [3, 10, 40].into();
+        let slots: Arc<[u32]> = [3, 10, 40].into();
         let marks = (0..3)
-            .flat_map(|lap| [3, 10, 40].map(|place| Mark { stamp_ns: 0, lap, place }))
+            .flat_map(|lap| [3, 10, 40].map(|slot| Mark { stamp_ns: 0, lap, slot }))
             .collect();
-        (Verifier::new(places), marks)
+        (Verifier::new(slots), marks)
     }
 
     #[track_caller]
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_as_sent_is_without_fault() {
+    fn events_that_come_as_sent_show_no_fault() {
         check(|_| {}, Faults::default());
     }
 
@@ -167,14 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn an_event_behind_a_later_one_is_noticed() {
+    fn an_event_after_a_later_one_is_noticed() {
         let expected = Faults { missing: 1, repeated: 1, ..Faults::default() };
         check(|marks| marks.swap(4, 5), expected);
     }
 
     #[test]
     fn another_clients_event_is_foreign() {
-        let other = Mark { stamp_ns: 0, lap: 1, place: 11 };
+        let other = Mark { stamp_ns: 0, lap: 1, slot: 11 };
         check(|marks| marks.insert(4, other), Faults { foreign: 1, ..Faults::default() });
     }
 
@@ -182,7 +182,7 @@ mod tests {
     fn a_client_that_wants_nothing_takes_nothing() {
         let mut verifier = Verifier::new([].into());
         assert!(verifier.is_through(1_000, RING));
-        verifier.take(Mark { stamp_ns: 0, lap: 0, place: 3 });
+        verifier.take(Mark { stamp_ns: 0, lap: 0, slot: 3 });
         assert_eq!(verifier.faults(1_000, RING), Faults { foreign: 1, ..Faults::default() });
     }
 

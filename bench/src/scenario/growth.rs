@@ -13,7 +13,7 @@ use crate::{
     plot::{Plot, Series},
     rig::{Shape, client},
     search::median,
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 /// How much dearer the last point of a line may be than the first and still count as flat.
@@ -128,7 +128,7 @@ fn point(
 
 fn flatness(context: &mut Context, name: &str, points: &[(f64, f64)]) {
     if let (Some(first), Some(last)) = (points.first(), points.last()) {
-        let place = Place { scenario: "growth", shape: "alone" };
-        context.sheet.note(place, name, "", last.1 / first.1, None, Goal::AtMost(FLAT));
+        let case = Case { scenario: "growth", shape: "alone" };
+        context.sheet.note(case, name, "", last.1 / first.1, None, Goal::AtMost(FLAT));
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Result;
 use super::context::Context;
 use crate::{
     rig::{Outcome, Shape, client},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 const RELAY: &str = "relay of bytes";
@@ -22,7 +22,7 @@ pub fn run(context: &mut Context) -> Result<()> {
     for _ in 0..context.runs {
         let flat_out = context.step(None);
         let relay = context.once("S1 floor: relay", Shape::Relay, &everything, flat_out)?;
-        let floor = Place { scenario: "S1", shape: "floor" };
+        let floor = Case { scenario: "S1", shape: "floor" };
         context.sheet.note(floor, RELAY, "events/s", relay.rate(), None, Goal::None);
         context.sheet.note(
             floor,
@@ -45,9 +45,9 @@ pub fn run(context: &mut Context) -> Result<()> {
             match best {
                 Some(best) => note(context, name, &best, goal),
                 None => {
-                    let place = Place { scenario: "S1", shape: name };
+                    let case = Case { scenario: "S1", shape: name };
                     let goal = Goal::OfFloor(goal);
-                    context.sheet.note(place, RATE, "events/s", 0.0, Some(RELAY), goal);
+                    context.sheet.note(case, RATE, "events/s", 0.0, Some(RELAY), goal);
                 }
             }
         }
@@ -56,22 +56,22 @@ pub fn run(context: &mut Context) -> Result<()> {
 }
 
 fn note(context: &mut Context, shape: &'static str, outcome: &Outcome, goal: f64) {
-    let place = Place { scenario: "S1", shape };
+    let case = Case { scenario: "S1", shape };
     let goal = Goal::OfFloor(goal);
-    context.sheet.note(place, RATE, "events/s", outcome.rate(), Some(RELAY), goal);
+    context.sheet.note(case, RATE, "events/s", outcome.rate(), Some(RELAY), goal);
     for (program, name, goal) in
         [("firehose", "firehose CPU", 0.08), ("filtered", "filtered CPU", 0.12)]
     {
         if let Some(cpu) = outcome.cpu_per_million(program) {
-            context.sheet.note(place, name, "s/M", cpu, None, Goal::AtMost(goal));
+            context.sheet.note(case, name, "s/M", cpu, None, Goal::AtMost(goal));
         }
     }
     for cost in &outcome.costs {
         let name = format!("{} peak memory", cost.name);
-        context.sheet.note(place, &name, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
+        context.sheet.note(case, &name, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
     }
     context.sheet.note(
-        place,
+        case,
         "load program CPU",
         "s/M",
         outcome.own_cpu_seconds / outcome.events as f64 * 1e6,

@@ -11,7 +11,7 @@ use super::context::Context;
 use crate::{
     floor::Handing,
     rig::{Outcome, Shape, client},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 const CLIENTS: usize = 100;
@@ -25,11 +25,11 @@ const FLAT_OUT: &str = "16 frames a write, flat out";
 pub fn run(context: &mut Context) -> Result<()> {
     let clients = vec![client(&context.feed, "*".to_owned()); CLIENTS];
     for _ in 0..context.runs {
-        let place = Place { scenario: "S2", shape: "floor" };
+        let case = Case { scenario: "S2", shape: "floor" };
         let flat_out = Shape::Floor(Handing::Whole(16));
         let title = "S2 floor: flat out";
         let flat_out = context.once(title, flat_out, &clients, context.step(None))?.delivery_rate();
-        context.sheet.note(place, FLAT_OUT, "deliveries/s", flat_out, None, Goal::None);
+        context.sheet.note(case, FLAT_OUT, "deliveries/s", flat_out, None, Goal::None);
         let guess = flat_out / CLIENTS as f64 / 2.0;
         for (shape, name, goal) in [
             (Shape::Floor(Handing::Whole(1)), PACED, None),
@@ -43,7 +43,7 @@ pub fn run(context: &mut Context) -> Result<()> {
                 Some(goal) => note(context, name, found.as_ref(), goal),
                 None => {
                     let rate = found.as_ref().map_or(0.0, Outcome::delivery_rate);
-                    context.sheet.note(place, name, "deliveries/s", rate, None, Goal::None);
+                    context.sheet.note(case, name, "deliveries/s", rate, None, Goal::None);
                 }
             }
         }
@@ -52,16 +52,16 @@ pub fn run(context: &mut Context) -> Result<()> {
 }
 
 fn note(context: &mut Context, shape: &'static str, outcome: Option<&Outcome>, goal: f64) {
-    let place = Place { scenario: "S2", shape };
+    let case = Case { scenario: "S2", shape };
     let sheet = &mut context.sheet;
     let rate = outcome.map_or(0.0, Outcome::delivery_rate);
-    sheet.note(place, "rate without loss", "deliveries/s", rate, Some(PACED), Goal::OfFloor(goal));
+    sheet.note(case, "rate without loss", "deliveries/s", rate, Some(PACED), Goal::OfFloor(goal));
     let Some(outcome) = outcome else { return };
-    sheet.note(place, "p99 there", "ms", outcome.p99_ms, None, Goal::None);
+    sheet.note(case, "p99 there", "ms", outcome.p99_ms, None, Goal::None);
     for cost in &outcome.costs {
         let (cpu, memory) = (format!("{} CPU", cost.name), format!("{} peak memory", cost.name));
         let per_million = cost.cpu_seconds / outcome.deliveries as f64 * 1e6;
-        sheet.note(place, &cpu, "s/M deliveries", per_million, None, Goal::None);
-        sheet.note(place, &memory, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
+        sheet.note(case, &cpu, "s/M deliveries", per_million, None, Goal::None);
+        sheet.note(case, &memory, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     feed::{Feed, SYMBOLS},
     floor::Handing,
     rig::{Outcome, Shape, client},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 const CLIENTS: usize = 1_000;
@@ -83,22 +83,22 @@ fn highest(
 }
 
 fn floors(context: &mut Context, clients: &[ClientPlan]) -> Result<()> {
-    let place = Place { scenario: "S3", shape: "floor" };
+    let case = Case { scenario: "S3", shape: "floor" };
     for group in [1, 64, 256, 1_024] {
         let shape = Shape::Floor(Handing::Split(group));
         let title = format!("S3 floor: {group} frames");
         let outcome = context.once(&title, shape, clients, context.step(None))?;
         let rate = outcome.delivery_rate();
-        context.sheet.note(place, floor_name(group), "deliveries/s", rate, None, Goal::None);
+        context.sheet.note(case, floor_name(group), "deliveries/s", rate, None, Goal::None);
     }
     for rate in [200_000.0, 500_000.0] {
         let shape = Shape::Floor(Handing::Split(0));
         let title = format!("S3 floor at {}k", rate / 1e3);
         let outcome = context.once(&title, shape, clients, context.step(Some(rate)))?;
         let (p50, p99, cpu) = names(rate);
-        context.sheet.note(place, p50, "ms", outcome.p50_ms, None, Goal::None);
-        context.sheet.note(place, p99, "ms", outcome.p99_ms, None, Goal::None);
-        context.sheet.note(place, cpu, "s/M", outcome.cpu_per_million_all(), None, Goal::None);
+        context.sheet.note(case, p50, "ms", outcome.p50_ms, None, Goal::None);
+        context.sheet.note(case, p99, "ms", outcome.p99_ms, None, Goal::None);
+        context.sheet.note(case, cpu, "s/M", outcome.cpu_per_million_all(), None, Goal::None);
     }
     Ok(())
 }
@@ -113,20 +113,20 @@ fn floor_name(group: usize) -> &'static str {
 }
 
 fn note_rate(context: &mut Context, shape: &'static str, outcome: Option<&Outcome>, goal: Goal) {
-    let place = Place { scenario: "S3", shape };
+    let case = Case { scenario: "S3", shape };
     let floor = Some("64 frames a write");
     let sheet = &mut context.sheet;
     let rate = outcome.map_or(0.0, Outcome::delivery_rate);
-    sheet.note(place, "rate without loss", "deliveries/s", rate, floor, goal);
+    sheet.note(case, "rate without loss", "deliveries/s", rate, floor, goal);
     let Some(outcome) = outcome else { return };
-    sheet.note(place, "p50 there", "ms", outcome.p50_ms, None, Goal::None);
-    sheet.note(place, "p99 there", "ms", outcome.p99_ms, None, Goal::AtMost(P99_LIMIT_MS));
+    sheet.note(case, "p50 there", "ms", outcome.p50_ms, None, Goal::None);
+    sheet.note(case, "p99 there", "ms", outcome.p99_ms, None, Goal::AtMost(P99_LIMIT_MS));
     for cost in &outcome.costs {
         let (cpu, memory) =
             (format!("{} CPU there", cost.name), format!("{} peak memory", cost.name));
         let per_million = cost.cpu_seconds / outcome.events as f64 * 1e6;
-        sheet.note(place, &cpu, "s/M", per_million, None, Goal::None);
-        sheet.note(place, &memory, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
+        sheet.note(case, &cpu, "s/M", per_million, None, Goal::None);
+        sheet.note(case, &memory, "MB", cost.peak_bytes as f64 / 1e6, None, Goal::None);
     }
 }
 
@@ -139,7 +139,7 @@ fn names(rate: f64) -> (&'static str, &'static str, &'static str) {
 }
 
 fn note_times(context: &mut Context, shape: &'static str, rate: f64, outcome: &Outcome) {
-    let place = Place { scenario: "S3", shape };
+    let case = Case { scenario: "S3", shape };
     let (p50, p99, cpu) = names(rate);
     // The floors of the machine on which the goals were set.
     let (floor50, floor99, floor_cpu) =
@@ -154,7 +154,7 @@ fn note_times(context: &mut Context, shape: &'static str, rate: f64, outcome: &O
     // Times of a stretch that lost events or fell behind say nothing.
     let valid = |value: f64| if outcome.is_sustained() { value } else { f64::INFINITY };
     let sheet = &mut context.sheet;
-    sheet.note(place, p50, "ms", valid(outcome.p50_ms), Some(p50), goal50);
-    sheet.note(place, p99, "ms", valid(outcome.p99_ms), Some(p99), goal99);
-    sheet.note(place, cpu, "s/M", valid(outcome.cpu_per_million_all()), Some(cpu), goal_cpu);
+    sheet.note(case, p50, "ms", valid(outcome.p50_ms), Some(p50), goal50);
+    sheet.note(case, p99, "ms", valid(outcome.p99_ms), Some(p99), goal99);
+    sheet.note(case, cpu, "s/M", valid(outcome.cpu_per_million_all()), Some(cpu), goal_cpu);
 }

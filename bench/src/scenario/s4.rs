@@ -10,7 +10,7 @@ use crate::{
     event::symbol,
     load::Step,
     rig::{Rig, Shape, client},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 const CLIENTS: usize = 10_000;
@@ -28,7 +28,7 @@ pub fn run(context: &mut Context) -> Result<()> {
             client(&context.feed, format!("T.{symbol},Q.{symbol}"))
         })
         .collect();
-    let place = Place { scenario: "S4", shape: "alone" };
+    let case = Case { scenario: "S4", shape: "alone" };
     for _ in 0..context.runs {
         let mut rig = Rig::start(&context.bench, Shape::Alone, &context.feed, clients.clone())?;
         rig.idle(SETTLE)?;
@@ -40,10 +40,10 @@ pub fn run(context: &mut Context) -> Result<()> {
         let outcome = rig.run(living)?;
         ensure!(outcome.is_complete(), "idle clients missed events: {}", outcome.line());
         let sheet = &mut context.sheet;
-        sheet.note(place, "resident for each client", "bytes", each, None, Goal::AtMost(2_500.0));
-        sheet.note(place, "all connected and subscribed", "s", seconds, None, Goal::AtMost(2.0));
+        sheet.note(case, "resident for each client", "bytes", each, None, Goal::AtMost(2_500.0));
+        sheet.note(case, "all connected and subscribed", "s", seconds, None, Goal::AtMost(2.0));
         let base = rig.resident_before as f64 / 1e6;
-        sheet.note(place, "resident without clients", "MB", base, None, Goal::None);
+        sheet.note(case, "resident without clients", "MB", base, None, Goal::None);
     }
     Ok(())
 }

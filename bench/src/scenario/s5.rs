@@ -9,7 +9,7 @@ use super::context::Context;
 use crate::{
     load::Step,
     rig::{Shape, client},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 const READING: usize = 95;
@@ -34,20 +34,20 @@ pub fn run(context: &mut Context) -> Result<()> {
         for (name, shape) in [("alone", Shape::Alone), ("both", Shape::Both)] {
             let without = context.once(&format!("S5 {name}: 95 reading"), shape, &reading, step)?;
             let with = context.once(&format!("S5 {name}: and 5 stalled"), shape, &all, step)?;
-            let place = Place { scenario: "S5", shape: name };
+            let case = Case { scenario: "S5", shape: name };
             let sheet = &mut context.sheet;
             let faults = with.faults;
             let wrong = faults.missing + faults.repeated + faults.foreign + faults.corrupt;
             let peak = |outcome: &crate::rig::Outcome| outcome.costs[0].peak_bytes as f64 / 1e6;
             let more = peak(&with) - peak(&without);
             let times = with.p99_ms / without.p99_ms;
-            sheet.note(place, "p99 without stalled", "ms", without.p99_ms, None, Goal::None);
-            sheet.note(place, "p99 of the other 95", "ms", with.p99_ms, None, Goal::None);
-            sheet.note(place, "p99 with over without", "", times, None, Goal::AtMost(1.25));
-            sheet.note(place, "events wrong of the 95", "", wrong as f64, None, Goal::AtMost(0.0));
-            sheet.note(place, "of the 95 cut off", "", with.ended as f64, None, Goal::AtMost(0.0));
+            sheet.note(case, "p99 without stalled", "ms", without.p99_ms, None, Goal::None);
+            sheet.note(case, "p99 of the other 95", "ms", with.p99_ms, None, Goal::None);
+            sheet.note(case, "p99 with over without", "", times, None, Goal::AtMost(1.25));
+            sheet.note(case, "events wrong of the 95", "", wrong as f64, None, Goal::AtMost(0.0));
+            sheet.note(case, "of the 95 cut off", "", with.ended as f64, None, Goal::AtMost(0.0));
             let goal = Goal::AtMost(MEMORY_MB);
-            sheet.note(place, "filtered memory more", "MB", more, None, goal);
+            sheet.note(case, "filtered memory more", "MB", more, None, goal);
         }
     }
     Ok(())

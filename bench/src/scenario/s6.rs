@@ -11,7 +11,7 @@ use crate::{
     event::symbol,
     load::Step,
     rig::{Rig, Shape, client},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 const IDLE: usize = 1_000;
@@ -35,7 +35,7 @@ pub fn run(context: &mut Context) -> Result<()> {
     let idle: Vec<_> = (0..IDLE).map(|i| client(feed, format!("T.{}", symbol(i)))).collect();
     for _ in 0..context.runs {
         for (name, shape) in [("alone", Shape::Alone), ("TLS", Shape::Tls)] {
-            let place = Place { scenario: "S6", shape: name };
+            let case = Case { scenario: "S6", shape: name };
             for (load, clients, rate) in
                 [("1,000 x 10 symbols", &many, 100_000.0), ("20 x *", &whole, 100_000.0)]
             {
@@ -46,7 +46,7 @@ pub fn run(context: &mut Context) -> Result<()> {
                 let cpu = outcome.costs[0].cpu_seconds / outcome.deliveries as f64 * 1e6;
                 let sheet = &mut context.sheet;
                 let mut note = |figure: &str, unit, value| {
-                    sheet.note(place, &format!("{load}: {figure}"), unit, value, None, Goal::None);
+                    sheet.note(case, &format!("{load}: {figure}"), unit, value, None, Goal::None);
                 };
                 note("CPU", "s/M deliveries", cpu);
                 note("p50", "ms", outcome.p50_ms);
@@ -62,8 +62,8 @@ pub fn run(context: &mut Context) -> Result<()> {
             ensure!(outcome.is_complete(), "idle clients missed events: {}", outcome.line());
             eprintln!("S6 {name}: {IDLE} clients in {seconds:.2} s, {each:.0} bytes each");
             let sheet = &mut context.sheet;
-            sheet.note(place, "resident for each of 1,000", "bytes", each, None, Goal::None);
-            sheet.note(place, "1,000 connected one by one", "s", seconds, None, Goal::None);
+            sheet.note(case, "resident for each of 1,000", "bytes", each, None, Goal::None);
+            sheet.note(case, "1,000 connected one by one", "s", seconds, None, Goal::None);
         }
     }
     Ok(())

@@ -10,13 +10,13 @@ use super::{context::Context, s3};
 use crate::{
     feed::FRAME_EVENTS,
     shapes::{any_shape, feed_shape, index_of},
-    sheet::{Goal, Place},
+    sheet::{Case, Goal},
 };
 
 /// Runs it.
 pub fn run(context: &mut Context) -> Result<()> {
     let index = index_of(&s3::clients(&context.feed, 1_000));
-    let place = Place { scenario: "split", shape: "alone" };
+    let case = Case { scenario: "split", shape: "alone" };
     for (name, frames, goal) in [
         ("split and lookup, feed's shape", feed_shape(&context.feed), 25e6),
         ("split and lookup, any shape", any_shape(&context.feed), 5e6),
@@ -41,7 +41,7 @@ pub fn run(context: &mut Context) -> Result<()> {
             black_box(wanted);
             let rate = events as f64 / before.elapsed().as_secs_f64();
             eprintln!("{name}: {rate:.0} events/s");
-            context.sheet.note(place, name, "events/s", rate, None, Goal::AtLeast(goal));
+            context.sheet.note(case, name, "events/s", rate, None, Goal::AtLeast(goal));
         }
     }
     Ok(())
