@@ -26,9 +26,9 @@ pub fn as_a_parser_would(text: &[u8]) {
             let again = read(&command_text(action, &params));
             assert_eq!(again, Ok((action, params.clone())));
             let answers: Vec<_> = items(&params).map(Status::subscribed).collect();
-            answered(&answers);
+            check_answers(&answers);
         }
-        Err(error) => answered(&[Status::error(error.clone()), Status::error(error)]),
+        Err(error) => check_answers(&[Status::error(error.clone()), Status::error(error)]),
     }
 }
 
@@ -63,7 +63,7 @@ fn model(text: &str) -> Result<(&'static str, String), String> {
 }
 
 /// Statuses go out whole, in order, and are seen as statuses at the other end.
-fn answered(statuses: &[Status]) {
+fn check_answers(statuses: &[Status]) {
     let mut messages = statuses.iter().map(|status| status.message.as_str());
     for frame in status_frames(statuses) {
         assert!(frame.text().len() <= MAX_MESSAGE_BYTES);

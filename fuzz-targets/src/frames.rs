@@ -14,47 +14,47 @@ use crate::members::Members;
 ///
 /// It is not.
 pub fn of_an_upstream(text: &[u8]) {
-    separated(text);
+    check_demux(text);
     // Moved against the strides in which it is looked through.
     let blanks = 1 + text.iter().fold(0, |sum, &byte| (sum + usize::from(byte)) % 255);
-    separated(&[&vec![b' '; blanks][..], text].concat());
+    check_demux(&[&vec![b' '; blanks][..], text].concat());
     if let Ok(elements) = serde_json::from_slice::<Vec<&RawValue>>(text) {
         let elements: Vec<&str> = elements.iter().map(|element| element.get()).collect();
-        cut_without_loss(text, &elements);
+        split_without_loss(text, &elements);
         // Long messages cost too much to make one of each input.
         if !elements.is_empty() && text.len().is_multiple_of(512) {
             let times = 2 * MAX_MESSAGE_BYTES / text.len();
             let elements = elements.repeat(times);
-            cut_without_loss(format!("[{}]", elements.join(" ,\n")).as_bytes(), &elements);
+            split_without_loss(format!("[{}]", elements.join(" ,\n")).as_bytes(), &elements);
         }
     } else {
         assert!(cut(text).is_err(), "what is cut is an array");
     }
 }
 
-fn separated(text: &[u8]) {
-    let separated = separate(Frame::new(text));
+fn check_demux(text: &[u8]) {
+    let demuxed = separate(Frame::new(text));
     let start = text.trim_ascii_start();
     let lone = start.starts_with(b"{");
-    let Some(told) = str::from_utf8(text).ok().filter(|_| lone || start.starts_with(b"[")) else {
-        assert!(separated.is_err(), "no text, or neither array nor object");
+    let Some(utf8) = str::from_utf8(text).ok().filter(|_| lone || start.starts_with(b"[")) else {
+        assert!(demuxed.is_err(), "no text, or neither array nor object");
         return;
     };
     let elements = if lone {
-        serde_json::from_str(told).map(|object: &RawValue| vec![object])
+        serde_json::from_str(utf8).map(|object: &RawValue| vec![object])
     } else {
-        serde_json::from_str::<Vec<&RawValue>>(told)
+        serde_json::from_str::<Vec<&RawValue>>(utf8)
     };
-    let whole = if lone { format!("[{told}]") } else { told.to_owned() };
-    let Ok(Separated { data, events, statuses }) = separated else {
+    let whole = if lone { format!("[{utf8}]") } else { utf8.to_owned() };
+    let Ok(Separated { data, events, statuses }) = demuxed else {
         assert!(elements.is_err(), "JSON was refused");
         return;
     };
     // What holds no status, plainly written, is an upstream's array as it is; nobody looks closer.
-    if !lone && !tells_status(told) {
+    if !lone && !may_hold_status(utf8) {
         assert_eq!(data.map(|data| data.text().to_owned()).as_deref(), Some(text));
-        let told = text.windows(4).filter(|window| window == br#""ev""#).count();
-        assert_eq!((events as usize, statuses.len()), (told, 0));
+        let counted = text.windows(4).filter(|window| window == br#""ev""#).count();
+        assert_eq!((events as usize, statuses.len()), (counted, 0));
         return;
     }
     let elements = elements.expect("what was looked at closely is JSON");
@@ -63,7 +63,7 @@ fn separated(text: &[u8]) {
     let texts: Vec<&str> = statuses.iter().map(|status| status.text.as_str()).collect();
     assert_eq!(texts, expected);
     for status in &statuses {
-        let (name, message) = says(&status.text);
+        let (name, message) = name_and_message(&status.text);
         assert_eq!((&status.status.status, &status.status.message), (&name, &message));
     }
     assert_eq!(events as usize, rest.len());
@@ -73,7 +73,7 @@ fn separated(text: &[u8]) {
 }
 
 /// Whether the key `ev` stands anywhere with the value `status`, blanks around the colon or not.
-fn tells_status(text: &str) -> bool {
+fn may_hold_status(text: &str) -> bool {
     let blank = |c: char| c.is_ascii_whitespace();
     text.split(r#""ev""#).skip(1).any(|rest| {
         let value = rest.trim_start_matches(blank).strip_prefix(':');
@@ -88,7 +88,7 @@ fn is_status(element: &str) -> bool {
 }
 
 /// Name and message; both empty where one of them makes no sense.
-fn says(status: &str) -> (String, String) {
+fn name_and_message(status: &str) -> (String, String) {
     let members = Members::read(status).expect("a status is an object");
     let field = |name| match members.only(name)? {
         None => Some(String::new()),
@@ -98,7 +98,7 @@ fn says(status: &str) -> (String, String) {
 }
 
 /// The pieces hold the elements, all that fit a message, and no piece could have been longer.
-fn cut_without_loss(text: &[u8], elements: &[&str]) {
+fn split_without_loss(text: &[u8], elements: &[&str]) {
     let Cut { arrays, oversize } = cut(text).expect("an array can be cut");
     let mut expected = elements.iter().filter(|element| element.len() + 2 <= MAX_MESSAGE_BYTES);
     let mut fitting = 0;

@@ -29,7 +29,7 @@ async fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
     within(SOON, "connecting", socket.connect(addr)).await.expect("connect")
 }
 
-fn assert_told_to_come_again(response: &Response) {
+fn assert_retry_later(response: &Response) {
     assert_eq!(response.status, 503, "{response:?}");
     let retry = response.header("retry-after");
     assert!(retry.parse::<u32>().is_ok_and(|seconds| seconds > 0), "Retry-After: {retry:?}");
@@ -37,7 +37,7 @@ fn assert_told_to_come_again(response: &Response) {
 }
 
 /// How often a program turned a client away for this reason, as both its counters tell.
-async fn turned_away(program: &Program, prefix: &str, reason: &str) -> Option<f64> {
+async fn refused_for(program: &Program, prefix: &str, reason: &str) -> Option<f64> {
     let label = format!("reason=\"{reason}\"");
     let refused = program.metric_with(&format!("{prefix}_connections_refused_total"), &label).await;
     let abuse = program.metric_with(&format!("{prefix}_abuse_total"), &label).await;
@@ -46,31 +46,31 @@ async fn turned_away(program: &Program, prefix: &str, reason: &str) -> Option<f6
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_sessions_and_no_more() {
+async fn an_address_may_hold_a_limited_number_of_sessions() {
     let settings = [("TRUSTED_PROXIES", "127.0.0.1"), ("MAX_CONNECTIONS_PER_ADDRESS", "2")];
     for (program, key, prefix) in programs(&settings).await {
         let addr = program.addr();
         let mut first = through_proxy(addr, "203.0.113.1").await;
         let _second = through_proxy(addr, "203.0.113.1").await;
         first.log_in(key).await;
-        assert_told_to_come_again(&upgrade(addr, "X-Forwarded-For: 203.0.113.1\r\n").await);
+        assert_retry_later(&upgrade(addr, "X-Forwarded-For: 203.0.113.1\r\n").await);
         // What a client puts before its own address is no news.
         let forged = "X-Forwarded-For: 198.51.100.9, 203.0.113.1\r\n";
-        assert_told_to_come_again(&upgrade(addr, forged).await);
+        assert_retry_later(&upgrade(addr, forged).await);
         // Others do not notice, and a network of IPv6 is one client.
         through_proxy(addr, "203.0.113.2").await.log_in(key).await;
         let mut v6 = Vec::new();
         for client in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"] {
             v6.push(through_proxy(addr, client).await);
         }
-        assert_told_to_come_again(&upgrade(addr, "X-Forwarded-For: 2001:db8::3\r\n").await);
+        assert_retry_later(&upgrade(addr, "X-Forwarded-For: 2001:db8::3\r\n").await);
         // Programs of this machine are not counted, and who is not trusted speaks for nobody.
         for _ in 0..5 {
             v6.push(TestClient::login(addr, key).await);
             let stranger = connect_from("127.0.0.2", addr).await;
             v6.push(TestClient::over(stranger, &[("x-forwarded-for", "203.0.113.1")]).await);
         }
-        assert_eq!(turned_away(&program, prefix, "address_full").await, Some(3.0));
+        assert_eq!(refused_for(&program, prefix, "address_full").await, Some(3.0));
         first.close().await;
         eventually(SOON, "a place is free again", async || {
             upgrade(addr, "X-Forwarded-For: 203.0.113.1\r\n").await.status == 101
@@ -80,7 +80,7 @@ async fn an_address_has_so_many_sessions_and_no_more() {
 }
 
 #[tokio::test]
-async fn an_address_that_comes_too_often_is_told_when_to_come_again() {
+async fn an_address_that_connects_too_often_is_refused_with_a_retry_time() {
     let settings = [("TRUSTED_PROXIES", "127.0.0.1"), ("HANDSHAKE_RATE", "1")];
     for (program, _, prefix) in programs(&settings).await {
         let addr = program.addr();
@@ -99,8 +99,8 @@ async fn an_address_that_comes_too_often_is_told_when_to_come_again() {
                 break;
             }
         }
-        assert_told_to_come_again(&refused.expect("one of twenty more is refused"));
-        assert!(turned_away(&program, prefix, "handshake_rate").await >= Some(1.0));
+        assert_retry_later(&refused.expect("one of twenty more is refused"));
+        assert!(refused_for(&program, prefix, "handshake_rate").await >= Some(1.0));
         // Neither others nor programs of this machine notice.
         assert_eq!(upgrade(addr, "X-Forwarded-For: 203.0.113.2\r\n").await.status, 101);
         for _ in 0..30 {
@@ -191,7 +191,7 @@ async fn web_pages_from_elsewhere_are_refused() {
         // A page at the same port of localhost is from elsewhere, too, if the client asked for 127.0.0.1.
         let local = format!("Origin: http://localhost:{}\r\n", addr.port());
         assert_eq!(upgrade(addr, &local).await.status, 403);
-        assert_eq!(turned_away(&program, prefix, "origin").await, Some(6.0));
+        assert_eq!(refused_for(&program, prefix, "origin").await, Some(6.0));
         // Some libraries name the very host that they connect to; official clients name none.
         assert_eq!(upgrade(addr, &format!("Origin: http://{addr}\r\n")).await.status, 101);
         TestClient::login(addr, key).await;
@@ -234,7 +234,7 @@ async fn from_proxy(addr: SocketAddr, bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn the_proxy_protocol_says_whose_a_connection_is() {
+async fn the_proxy_protocol_names_the_client_of_a_connection() {
     let settings = [
         ("TRUSTED_PROXIES", "127.0.0.2"),
         ("PROXY_PROTOCOL", "on"),
@@ -256,7 +256,7 @@ async fn the_proxy_protocol_says_whose_a_connection_is() {
         let ask = upgrade_head(addr, "/", "X-Forwarded-For: 198.51.100.1\r\nConnection: close\r\n");
         let answer = from_proxy(addr, &[&proxy_v2(1), ask.as_bytes()].concat()).await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-        assert_eq!(turned_away(&program, prefix, "address_full").await, Some(1.0));
+        assert_eq!(refused_for(&program, prefix, "address_full").await, Some(1.0));
         // The proxy's own looks, and clients that come past it.
         let health = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         for own in [&b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"[..], b"PROXY UNKNOWN\r\n"] {
@@ -269,7 +269,7 @@ async fn the_proxy_protocol_says_whose_a_connection_is() {
         for bad in [&health[..], b"PROXY TCP4 x y z\r\n\r\n", &proxy_v2(1)[..13]] {
             assert_eq!(from_proxy(addr, bad).await, "");
         }
-        assert_eq!(turned_away(&program, prefix, "proxy_header").await, Some(3.0));
+        assert_eq!(refused_for(&program, prefix, "proxy_header").await, Some(3.0));
         first.ping(b"x").await;
     }
 }
@@ -284,7 +284,7 @@ async fn abuse_is_counted_each_time_and_logged_once() {
                 format!("Origin: https://evil.example\r\nX-Forwarded-For: 203.0.113.{n}\r\n");
             assert_eq!(upgrade(addr, &headers).await.status, 403);
         }
-        assert_eq!(turned_away(&program, prefix, "origin").await, Some(30.0));
+        assert_eq!(refused_for(&program, prefix, "origin").await, Some(30.0));
         let sentence = "turned away: a web page that ALLOWED_ORIGINS does not list";
         let line = program.logged(sentence).await;
         assert_eq!(line["level"], "WARN");

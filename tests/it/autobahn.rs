@@ -213,7 +213,7 @@ fn is_right(on: On, outcome: &Outcome) -> bool {
 }
 
 #[test]
-fn what_comes_out_otherwise_is_noticed() {
+fn a_deviating_outcome_is_noticed() {
     let outcome = |case: &str, behavior: &str, code, right_codes: &[u16], dropped| Outcome {
         case: case.to_owned(),
         behavior: behavior.to_owned(),

@@ -51,7 +51,7 @@ async fn items_are_trimmed_and_empty_ones_ignored() {
         client.command("subscribe", " AM.AAPL, AM.MSFT ,,\tT.*\n, * ,").await;
         client.expect(&acks("subscribed", "AM.AAPL,AM.MSFT,T.*,*")).await;
         if addr == stack.firehose.addr() {
-            client.is_told_what_is_carried().await;
+            client.expect_coverage().await;
         }
         client.command("unsubscribe", ", *,AM.MSFT ").await;
         client.expect(&acks("unsubscribed", "*,AM.MSFT")).await;

@@ -43,7 +43,7 @@ async fn is_known(addr: SocketAddr, key: &str, item: &str) {
 }
 
 #[tokio::test]
-async fn a_refused_kind_is_told_instead_of_acknowledged_on_both_tiers() {
+async fn both_tiers_answer_a_refused_kind_with_an_error_instead_of_an_acknowledgement() {
     let stack = Stack::with(StackConfig { sim: poor(), ..StackConfig::default() }).await;
     for (addr, key) in ports(&stack) {
         is_known(addr, key, "FMV.*").await;
@@ -65,7 +65,7 @@ async fn a_refused_kind_is_told_instead_of_acknowledged_on_both_tiers() {
 }
 
 #[tokio::test]
-async fn what_the_firehose_does_not_ask_for_is_told() {
+async fn a_channel_that_the_firehose_does_not_take_gets_an_error() {
     let stack = Stack::with(StackConfig {
         firehose_env: vec![("UPSTREAM_CHANNELS", "T,AM.SPY,AM.QQQ".to_owned())],
         ..StackConfig::default()
@@ -89,7 +89,7 @@ async fn what_the_firehose_does_not_ask_for_is_told() {
 }
 
 #[tokio::test]
-async fn whoever_holds_what_turns_out_to_be_refused_is_told_once_and_another_plan_serves_it() {
+async fn subscribers_of_a_channel_refused_later_get_one_error_and_another_plan_serves_them() {
     let port = ReservedPort::new();
     let filtered = stack::filtered(port.addr()).start().await;
     // While nothing is known, everything is acknowledged.
@@ -100,20 +100,20 @@ async fn whoever_holds_what_turns_out_to_be_refused_is_told_once_and_another_pla
         stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port())
     };
     let first = firehose(&poor).start().await;
-    let mut told = Vec::new();
-    while told.len() < 3 {
+    let mut errors = Vec::new();
+    while errors.len() < 3 {
         let object = client.next_but_notices().await;
         assert!(object.contains(r#""status":"error""#), "{object}");
-        told.push(object);
+        errors.push(object);
     }
-    told.sort();
+    errors.sort();
     let mut expected = [
         refused("FMV.AAPL", "FMV.*"),
         refused("FMV.*", "FMV.*"),
         error(r#""LV.AAPL" is not carried: the firehose takes no LV from upstream"#),
     ];
     expected.sort();
-    assert_eq!(told, expected);
+    assert_eq!(errors, expected);
     is_known(filtered.addr(), CLIENT_KEY, "FMV.MSFT").await;
 
     // Neither the vendor's nor the firehose's coming back is a reason to say it again.
@@ -190,7 +190,7 @@ async fn a_client_of_the_firehose_learns_a_refusal_as_soon_as_it_is_known() {
 }
 
 #[tokio::test]
-async fn holders_of_everything_at_the_firehose_are_told_what_that_is() {
+async fn subscribers_of_everything_at_the_firehose_learn_what_that_covers() {
     let stack = Stack::with(StackConfig { sim: poor(), ..StackConfig::default() }).await;
     eventually(SOON, "every channel is answered", async || {
         let health = stack.firehose.health().await;

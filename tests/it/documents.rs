@@ -96,12 +96,12 @@ async fn the_readme_lists_every_setting_with_its_default() {
             .into_iter()
             .map(|(name, default)| (format!("`{name}`"), default_cell(default.as_deref())))
             .collect();
-        let told: BTreeMap<_, _> = rows
+        let documented: BTreeMap<_, _> = rows
             .iter()
             .filter(|row| row[1] == tier || row[1] == "both")
             .map(|row| (row[0].clone(), row[2].clone()))
             .collect();
-        assert_eq!(told, listed, "settings of {binary}: README and --help");
+        assert_eq!(documented, listed, "settings of {binary}: README and --help");
     }
     assert!(rows.iter().all(|row| ["both", "firehose", "filtered"].contains(&row[1].as_str())));
     assert!(rows.iter().any(|row| row[3].contains("`MASSIVE_API_KEY`")), "the alias");
@@ -264,12 +264,12 @@ async fn the_plain_commands_of_the_quick_start_work() {
 
 #[tokio::test]
 async fn the_nginx_configuration_spreads_clients() {
-    if !nginx::is_there().await {
+    if !nginx::is_installed().await {
         return;
     }
     let stack = Stack::with(StackConfig { filtered: 3, ..StackConfig::default() }).await;
     let front = ReservedPort::new();
-    let running = nginx::spread(&front, &stack.filtered).await;
+    let running = nginx::start(&front, &stack.filtered).await;
 
     let mut clients = Vec::new();
     for _ in 0..6 {
@@ -373,15 +373,16 @@ async fn metrics(
 async fn the_document_of_metrics_is_complete_and_right() {
     let document = document("docs/METRICS.md");
     let rows = table(&document, ["metric", "tier"]);
-    let told_reasons: BTreeMap<_, BTreeSet<_>> = table(&document, ["metric", "values of `reason`"])
-        .iter()
-        .map(|row| {
-            (
-                row[0].trim_matches('`').to_owned(),
-                quoted(&row[1]).into_iter().map(str::to_owned).collect(),
-            )
-        })
-        .collect();
+    let documented_reasons: BTreeMap<_, BTreeSet<_>> =
+        table(&document, ["metric", "values of `reason`"])
+            .iter()
+            .map(|row| {
+                (
+                    row[0].trim_matches('`').to_owned(),
+                    quoted(&row[1]).into_iter().map(str::to_owned).collect(),
+                )
+            })
+            .collect();
     let nowhere = ReservedPort::new();
     let firehose = stack::firehose(&format!("ws://{}", nowhere.addr()));
     let filtered = stack::filtered(nowhere.addr());
@@ -397,17 +398,20 @@ async fn the_document_of_metrics_is_complete_and_right() {
         })
         .await;
         let (shown, reasons) = metrics(&program, &format!("{tier}_")).await;
-        let told: BTreeMap<_, _> = rows
+        let documented: BTreeMap<_, _> = rows
             .iter()
             .filter(|row| row[1] == "both" || row[1] == tier)
             .map(|row| (row[0].trim_matches('`').to_owned(), row[2].clone()))
             .collect();
-        assert_eq!(told, shown, "METRICS.md and /metrics of the {tier} tier");
-        assert!(reasons.keys().eq(told_reasons.keys()), "{reasons:?} {told_reasons:?}");
+        assert_eq!(documented, shown, "METRICS.md and /metrics of the {tier} tier");
+        assert!(reasons.keys().eq(documented_reasons.keys()), "{reasons:?} {documented_reasons:?}");
         for (name, reasons) in reasons {
-            let told = &told_reasons[&name];
+            let documented = &documented_reasons[&name];
             let all = matches!(name.as_str(), "sessions_closed_total" | "events_lost_total");
-            assert!(reasons.is_subset(told) && (!all || reasons == *told), "{name}: {reasons:?}");
+            assert!(
+                reasons.is_subset(documented) && (!all || reasons == *documented),
+                "{name}: {reasons:?}"
+            );
         }
     }
 }

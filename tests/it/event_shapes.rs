@@ -37,7 +37,7 @@ fn samples() -> BTreeMap<String, Vec<(String, String, String)>> {
 }
 
 #[tokio::test]
-async fn every_kind_of_every_market_reaches_those_who_asked_for_its_symbol() {
+async fn every_kind_of_every_market_reaches_the_subscribers_of_its_symbol() {
     for (market, events) in samples() {
         let (end_channel, end) = end_of(&market);
         let sim = Sim::with(SimConfig { market: market.clone(), ..SimConfig::default() }).await;
@@ -303,7 +303,7 @@ async fn statuses_among_data_are_kept_from_clients() {
 }
 
 #[tokio::test]
-async fn a_message_that_holds_no_events_is_told_as_a_gap() {
+async fn a_message_that_holds_no_events_is_reported_as_a_gap() {
     let stack = Stack::start().await;
     let mut filtered = stack.subscriber("T.AAPL").await;
     let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use tests::{
-    chain::{Chain, Day, Place},
+    chain::{Chain, Day, Hop},
     relay::{Fault, Planned, schedule},
 };
 use tokio::time::sleep;
@@ -21,20 +21,20 @@ const LONGEST: Duration = Duration::from_millis(1_500);
 
 #[tokio::test]
 async fn between_vendor_and_firehose() {
-    each_fault_at(Place::Vendor).await;
+    each_fault_at(Hop::Vendor).await;
 }
 
 #[tokio::test]
 async fn between_firehose_and_filtered_proxy() {
-    each_fault_at(Place::Firehose).await;
+    each_fault_at(Hop::Firehose).await;
 }
 
 #[tokio::test]
 async fn between_filtered_proxy_and_clients() {
-    each_fault_at(Place::Client).await;
+    each_fault_at(Hop::Client).await;
 }
 
-async fn each_fault_at(place: Place) {
+async fn each_fault_at(hop: Hop) {
     let chain = Chain::start(&[]).await;
     let mut day = Day::new(seed::of_this_run());
     for (relayed, channels) in
@@ -43,27 +43,27 @@ async fn each_fault_at(place: Place) {
         day.watch(&chain, relayed, channels).await;
     }
     for fault in Fault::ALL {
-        println!("{fault} at {place:?}");
+        println!("{fault} at {hop:?}");
         let plan = [Planned { after: Duration::from_millis(300), fault, lasting: LASTING }];
-        day.publish_while(&chain, chain.relay(place).play(&plan)).await;
+        day.publish_while(&chain, chain.relay(hop).play(&plan)).await;
         day.recover(&chain).await;
     }
-    let verdict = day.end(&chain).await;
-    println!("{place:?}: {} events, {} received", verdict.events, verdict.received());
-    assert!(verdict.received() > verdict.events / 2, "too little happened");
+    let summary = day.end(&chain).await;
+    println!("{hop:?}: {} events, {} received", summary.events, summary.received());
+    assert!(summary.received() > summary.events / 2, "too little happened");
     // A cut, a reset and a black hole lose connections; a delay and a throttle do not.
-    for watched in &verdict.watchers {
-        let told = |status| watched.iter().map(|one| one.told(status)).sum::<usize>();
-        if place == Place::Client {
-            assert_eq!((told("upstream_down"), told("gap")), (0, 0));
+    for watched in &summary.watchers {
+        let notices = |status| watched.iter().map(|one| one.notice_count(status)).sum::<usize>();
+        if hop == Hop::Client {
+            assert_eq!((notices("upstream_down"), notices("gap")), (0, 0));
         } else {
             assert_eq!(watched.len(), 1, "clients stay connected: {:?}", watched[0].end);
-            assert_eq!((told("upstream_down"), told("upstream_up")), (3, 3));
+            assert_eq!((notices("upstream_down"), notices("upstream_up")), (3, 3));
         }
     }
-    let connections = verdict.connections();
-    let ends: Vec<_> = verdict.watchers.iter().flatten().map(|one| &one.end).collect();
-    assert_eq!(connections, if place == Place::Client { 5 + 3 * 3 } else { 5 }, "{ends:?}");
+    let connections = summary.connections();
+    let ends: Vec<_> = summary.watchers.iter().flatten().map(|one| &one.end).collect();
+    assert_eq!(connections, if hop == Hop::Client { 5 + 3 * 3 } else { 5 }, "{ends:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -87,7 +87,7 @@ async fn by_chance(chain: &Chain) {
     // Shown when the test fails.
     println!("TEST_SEED={seed} TEST_FAULTS={faults}");
     let mut rng = Rng::with_seed(seed);
-    let plans = Place::ALL.map(|_| schedule(&mut rng, faults, LONGEST));
+    let plans = Hop::ALL.map(|_| schedule(&mut rng, faults, LONGEST));
     let mut day = Day::new(seed);
     for (relayed, channels) in [(true, "T.*,Q.*"), (true, "Q.S1"), (false, "*"), (false, "T.S2")] {
         day.watch(chain, relayed, channels).await;
@@ -95,21 +95,21 @@ async fn by_chance(chain: &Chain) {
     let [vendor, firehose, client] = &plans;
     let trouble = async {
         tokio::join!(
-            chain.relay(Place::Vendor).play(vendor),
-            chain.relay(Place::Firehose).play(firehose),
-            chain.relay(Place::Client).play(client),
+            chain.relay(Hop::Vendor).play(vendor),
+            chain.relay(Hop::Firehose).play(firehose),
+            chain.relay(Hop::Client).play(client),
         );
         sleep(Duration::from_millis(200)).await;
     };
     day.publish_while(chain, trouble).await;
     day.recover(chain).await;
-    let verdict = day.end(chain).await;
+    let summary = day.end(chain).await;
     println!(
         "{} faults: {} events, {} received on {} connections",
         3 * faults,
-        verdict.events,
-        verdict.received(),
-        verdict.connections(),
+        summary.events,
+        summary.received(),
+        summary.connections(),
     );
-    assert!(verdict.received() > verdict.events / 10, "too little happened");
+    assert!(summary.received() > summary.events / 10, "too little happened");
 }

@@ -171,7 +171,7 @@ async fn the_firehose_passes_frames_on_as_they_come() {
     let stack = Stack::start().await;
     let mut client = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     client.subscribe("*").await;
-    client.is_told_what_is_carried().await;
+    client.expect_coverage().await;
     let frames = [
         format!("[{},{}]", trade("AAPL", 1), quote("MSFT", 2)),
         r#"[ {"ev":"ZZ","sym":"X"} , {"ev":"T","sym":"Y"} ]"#.to_owned(),

@@ -17,7 +17,7 @@ fn tiers(stack: &Stack) -> [(&Program, &'static str, &'static str); 2] {
 }
 
 #[tokio::test]
-async fn health_tells_how_a_tier_is_doing() {
+async fn health_shows_the_state_of_a_tier() {
     let stack = Stack::start().await;
     for (program, key, _) in tiers(&stack) {
         let mut client = TestClient::login(program.addr(), key).await;
@@ -259,7 +259,7 @@ async fn another_market_is_refused_before_the_upgrade() {
 }
 
 #[tokio::test]
-async fn a_full_house_is_told_before_the_upgrade() {
+async fn a_full_program_refuses_before_the_upgrade() {
     let sim = Sim::start().await;
     let firehose = stack::firehose(&sim.url("stocks")).env("MAX_CONNECTIONS", 2).start().await;
     let filtered = stack::filtered(firehose.addr()).env("MAX_CONNECTIONS", 1).start().await;
@@ -278,7 +278,7 @@ async fn a_full_house_is_told_before_the_upgrade() {
         let refused = format!("{prefix}_connections_refused_total");
         assert_eq!(program.metric(&refused).await, Some(1.0));
         client.close().await;
-        eventually(SOON, "a seat is free again", async || {
+        eventually(SOON, "a connection slot is free again", async || {
             program.metric(&format!("{prefix}_sessions_closed_total")).await == Some(1.0)
         })
         .await;

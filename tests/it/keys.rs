@@ -60,7 +60,7 @@ async fn hash_key_prints_the_line_for_a_key() {
 }
 
 #[tokio::test]
-async fn sessions_are_told_apart_by_the_labels_of_their_keys() {
+async fn sessions_are_counted_by_the_labels_of_their_keys() {
     for (launch, variable, prefix) in launches() {
         let text = format!("# two desks\n\ndesk-a {ABC}\nplain-one, plain-two\n");
         let launch = with_file(launch, variable, &text).env("LOG_LEVEL", "debug");

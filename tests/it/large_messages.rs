@@ -34,12 +34,12 @@ async fn a_frame_past_the_limit_is_split_between_events() {
 }
 
 #[tokio::test]
-async fn the_firehose_splits_it_as_well() {
+async fn the_firehose_splits_a_long_frame_as_well() {
     let stack = Stack::start().await;
     let events = many();
     let mut client = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     client.subscribe("*").await;
-    client.is_told_what_is_carried().await;
+    client.expect_coverage().await;
     stack.publish(&events);
     client.expect_objects(&events).await;
 }
@@ -160,7 +160,7 @@ async fn an_event_that_fits_no_message_is_dropped_and_counted() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_is_told_and_closed_and_nobody_else_notices() {
+async fn a_client_that_does_not_read_gets_a_notice_and_is_closed_and_no_other_is_affected() {
     let stack = Stack::with(StackConfig {
         filtered_env: vec![("CLIENT_QUEUE_BYTES", "1000000".to_owned())],
         ..StackConfig::default()

@@ -144,7 +144,7 @@ async fn what_the_ring_overwrites_is_counted_to_the_event() {
     stack.publish(&[&end]);
     quick.expect_event(&end).await;
     // What it gets and what it is told it missed are all that was sent.
-    let (mut received, mut told) = (0, 0);
+    let (mut received, mut reported_lost) = (0, 0);
     loop {
         let object = stuck.next_object().await;
         if object == end {
@@ -152,12 +152,12 @@ async fn what_the_ring_overwrites_is_counted_to_the_event() {
         }
         let value: Value = serde_json::from_str(&object).expect("an object");
         match value["status"].as_str() {
-            Some("gap") => told += value["events"].as_u64().expect("how many events"),
+            Some("gap") => reported_lost += value["events"].as_u64().expect("how many events"),
             None => received += 1,
             other => panic!("{other:?}"),
         }
     }
-    assert!(told > 0, "nothing was overwritten");
-    assert_eq!(received + told, 6_000);
-    assert_eq!(lost().await, told as f64);
+    assert!(reported_lost > 0, "nothing was overwritten");
+    assert_eq!(received + reported_lost, 6_000);
+    assert_eq!(lost().await, reported_lost as f64);
 }

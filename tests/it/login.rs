@@ -139,7 +139,7 @@ async fn a_second_auth_is_judged_again() {
 }
 
 #[tokio::test]
-async fn without_auth_in_time_a_client_is_told_and_closed() {
+async fn a_client_without_auth_in_time_gets_a_status_and_is_closed() {
     let sim = Sim::start().await;
     let firehose = stack::firehose(&sim.url("stocks")).env("AUTH_TIMEOUT", "300ms").start().await;
     let filtered = stack::filtered(firehose.addr()).env("AUTH_TIMEOUT", "300ms").start().await;

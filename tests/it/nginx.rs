@@ -17,12 +17,12 @@ pub(crate) struct Nginx {
 }
 
 /// Whether the machine has nginx; where it has none, that is said loudly.
-pub(crate) async fn is_there() -> bool {
+pub(crate) async fn is_installed() -> bool {
     has_program("nginx", "-v").await
 }
 
 /// Starts it on this port with the document's configuration, cut to these proxies.
-pub(crate) async fn spread(front: &ReservedPort, proxies: &[Program]) -> Nginx {
+pub(crate) async fn start(front: &ReservedPort, proxies: &[Program]) -> Nginx {
     let document = document("QUICKSTART.md");
     let mut servers = block(&document, "nginx", "upstream").to_owned();
     servers = replaced(&servers, "listen 8080;", &format!("listen {};", front.addr()));

@@ -23,7 +23,7 @@ async fn is_back(stack: &Stack, logins: u64) {
 }
 
 #[tokio::test]
-async fn a_filtered_proxy_told_to_be_silent_passes_no_notice_on() {
+async fn with_notices_off_a_filtered_proxy_passes_none_on() {
     let mut stack = Stack::with(StackConfig {
         filtered_env: vec![("CLIENT_NOTICES", "off".to_owned())],
         ..StackConfig::default()
@@ -40,13 +40,17 @@ async fn a_filtered_proxy_told_to_be_silent_passes_no_notice_on() {
     let mut proxy = stack.filtered.remove(0);
     proxy.signal(Signal::SIGTERM);
     for client in [&mut client, &mut all] {
-        assert_eq!(client.next(SOON).await, Received::Closed(Some(1012)), "without a farewell");
+        assert_eq!(
+            client.next(SOON).await,
+            Received::Closed(Some(1012)),
+            "without a closing status"
+        );
     }
     assert_eq!(proxy.wait_exit(SOON).await.code(), Some(0));
 }
 
 #[tokio::test]
-async fn a_firehose_told_to_be_silent_still_informs_filtered_proxies() {
+async fn with_notices_off_a_firehose_still_informs_filtered_proxies() {
     let mut stack = Stack::with(StackConfig {
         firehose_env: vec![("CLIENT_NOTICES", "off".to_owned())],
         ..StackConfig::default()
@@ -66,7 +70,7 @@ async fn a_firehose_told_to_be_silent_still_informs_filtered_proxies() {
     client.expect(&format!("[{}]", trade("AAPL", 1))).await;
     let firehose = &mut stack.firehose;
     firehose.signal(Signal::SIGTERM);
-    assert_eq!(direct.next(SOON).await, Received::Closed(Some(1012)), "without a farewell");
+    assert_eq!(direct.next(SOON).await, Received::Closed(Some(1012)), "without a closing status");
     // The filtered proxy was told why.
     eventually(SOON, "the reason of the loss", async || {
         stack.filtered[0].log_text().contains("draining")
@@ -107,7 +111,7 @@ impl Witness {
     }
 
     /// Waits for a status with this name and in its message these words.
-    async fn is_told(&mut self, status: &str, words: &str) {
+    async fn gets_notice(&mut self, status: &str, words: &str) {
         loop {
             match self.running.next().await {
                 Output::Frame(text) => {
@@ -131,7 +135,7 @@ impl Witness {
     }
 
     /// Waits for a trade with this number, passing over other events and statuses.
-    async fn gets(&mut self, n: usize) {
+    async fn gets_trade(&mut self, n: usize) {
         let event = trade("AAPL", n);
         let fields: Value = serde_json::from_str(&event).expect("an event");
         loop {
@@ -177,7 +181,7 @@ async fn witnesses(stack: &Stack) -> Vec<Witness> {
 }
 
 #[tokio::test]
-async fn official_clients_live_through_every_kind_of_notice() {
+async fn official_clients_survive_every_kind_of_notice() {
     let port = ReservedPort::new();
     let mut stack = Stack::with(StackConfig {
         firehose_env: vec![("RING_FRAMES", "4".to_owned())],
@@ -193,14 +197,14 @@ async fn official_clients_live_through_every_kind_of_notice() {
     stack.sim.handle.inject(Fault::Abort);
     is_back(&stack, 2).await;
     for client in &mut clients {
-        client.is_told("upstream_down", "until the upstream of the firehose tier is up").await;
-        client.is_told("upstream_up", "upstream of the firehose tier is up after").await;
+        client.gets_notice("upstream_down", "until the upstream of the firehose tier is up").await;
+        client.gets_notice("upstream_up", "upstream of the firehose tier is up after").await;
     }
 
     // A gap at the filtered tier: an object that is no event.
     stack.sim.handle.publish_raw(r#"[{"sym":"no type"}]"#);
     for client in &mut clients {
-        client.is_told("gap", "damaged").await;
+        client.gets_notice("gap", "damaged").await;
     }
     // And one at the firehose: frames that come together are more than its small ring holds.
     let proxy = &stack.filtered[0];
@@ -214,11 +218,11 @@ async fn official_clients_live_through_every_kind_of_notice() {
     })
     .await;
     for client in &mut clients {
-        client.is_told("gap", "lost at the firehose").await;
+        client.gets_notice("gap", "lost at the firehose").await;
     }
     stack.publish(&[trade("AAPL", 1)]);
     for client in &mut clients {
-        client.gets(1).await;
+        client.gets_trade(1).await;
     }
 
     // One that reads too slowly is told and closed.
@@ -233,7 +237,7 @@ async fn official_clients_live_through_every_kind_of_notice() {
         })
         .await;
         client.running.signal(Signal::SIGCONT);
-        client.is_told("slow_consumer", "reads more slowly").await;
+        client.gets_notice("slow_consumer", "reads more slowly").await;
         client.survives("1008").await;
     }
     // Those that do not come back by themselves are started anew.
@@ -245,13 +249,13 @@ async fn official_clients_live_through_every_kind_of_notice() {
     }
     stack.publish(&[trade("AAPL", 2)]);
     for client in &mut clients {
-        client.gets(2).await;
+        client.gets_trade(2).await;
     }
 
     let mut proxy = stack.filtered.remove(0);
     proxy.signal(Signal::SIGTERM);
     for client in &mut clients {
-        client.is_told("draining", "restarting").await;
+        client.gets_notice("draining", "restarting").await;
     }
     assert_eq!(proxy.wait_exit(Duration::from_secs(10)).await.code(), Some(0));
     let launch = filtered(stack.firehose.addr()).env("FILTERED_PROXY_PORT", port.addr().port());
@@ -262,20 +266,20 @@ async fn official_clients_live_through_every_kind_of_notice() {
     }
     stack.publish(&[trade("AAPL", 3)]);
     for client in clients.iter_mut().filter(|client| client.reconnects()) {
-        client.gets(3).await;
+        client.gets_trade(3).await;
     }
 }
 
 #[tokio::test]
-async fn official_clients_live_through_what_the_firehose_tells_filtered_proxies() {
+async fn official_clients_survive_what_the_firehose_sends_to_filtered_proxies() {
     let stack = Stack::start().await;
     for client in [Client::PythonMassive, Client::JsMassive] {
         let Some(mut running) = client.start(stack.firehose.addr(), FIREHOSE_KEY, "*").await else {
             continue;
         };
         running.subscribed("*").await;
-        let told = running.next_object().await;
-        assert!(told.contains(r#""status":"carried""#), "{told}");
+        let coverage = running.next_object().await;
+        assert!(coverage.contains(r#""status":"carried""#), "{coverage}");
         stack.publish(&[trade("AAPL", 1)]);
         assert_eq!(running.next_unless_notice().await, trade("AAPL", 1));
         running.finish().await;

@@ -83,10 +83,10 @@ async fn run(churn: Churn) {
         };
         clients.spawn(async move { (n, client.live().await) });
     }
-    let mut passers_by = JoinSet::new();
+    let mut visitors = JoinSet::new();
     for n in 0..2 {
         let (addr, rng) = (stack.filtered[n % 2].addr(), rng.fork());
-        passers_by.spawn(pass_by(addr, rng, Arc::clone(&words), finish.clone()));
+        visitors.spawn(come_and_go(addr, rng, Arc::clone(&words), finish.clone()));
     }
 
     let mut market_feed = Feed { generator, rng, seen: HashSet::new(), kind: market };
@@ -109,13 +109,13 @@ async fn run(churn: Churn) {
     while let Some(ended) = within(SOON, "every client ends", clients.join_next()).await {
         logs.push(ended.unwrap_or_else(|error| panic!("a client failed: {error}")));
     }
-    while let Some(ended) = passers_by.join_next().await {
-        ended.expect("a passer-by");
+    while let Some(ended) = visitors.join_next().await {
+        ended.expect("a visitor");
     }
-    judge(market, &stack, &logs, sent.load(SeqCst));
+    check_clients(market, &stack, &logs, sent.load(SeqCst));
 }
 
-fn judge(market: &str, stack: &Stack, logs: &[(usize, Vec<Step>)], sent: usize) {
+fn check_clients(market: &str, stack: &Stack, logs: &[(usize, Vec<Step>)], sent: usize) {
     let events: Vec<_> = stack.sim.handle.sent().iter().flat_map(|frame| objects(frame)).collect();
     assert_eq!(events.len(), sent, "the simulator sent what was published");
     let oracle = Oracle::new(market, &events);
@@ -237,7 +237,7 @@ struct Client {
 }
 
 /// A command under way: its acknowledgement, and the change it makes.
-struct Change {
+struct PendingCommand {
     ack: String,
     added: Vec<String>,
     removed: Vec<String>,
@@ -250,7 +250,7 @@ impl Client {
         tokio::time::sleep(pause).await;
         let mut socket = self.words.log_in(self.addr).await;
         let mut steps = Vec::new();
-        let mut pending: VecDeque<Change> = VecDeque::new();
+        let mut pending: VecDeque<PendingCommand> = VecDeque::new();
         let mut held = BTreeSet::new();
         let mut finishing = false;
         let mut settled = false;
@@ -270,7 +270,7 @@ impl Client {
                         let change = pending.pop_front().expect("an acknowledgement of nothing");
                         assert_eq!(text, change.ack);
                         let sent_before = self.sent.load(SeqCst);
-                        let Change { added, removed, .. } = change;
+                        let PendingCommand { added, removed, .. } = change;
                         steps.push(Step::Changed { added, removed, sent_before });
                     }
                 }
@@ -284,7 +284,7 @@ impl Client {
                 }
                 () = self.finish.cancelled(), if !finishing => {
                     finishing = true;
-                    let change = Change {
+                    let change = PendingCommand {
                         ack: acks("subscribed", &self.end.0),
                         added: vec![self.end.0.clone()],
                         removed: Vec::new(),
@@ -300,7 +300,7 @@ impl Client {
         }
     }
 
-    fn change(&mut self, held: &mut BTreeSet<String>) -> Change {
+    fn change(&mut self, held: &mut BTreeSet<String>) -> PendingCommand {
         let rng = &mut self.rng;
         let is_full = held.len() > 12;
         if !held.is_empty() && (is_full || rng.u8(..5) < 2) {
@@ -317,16 +317,16 @@ impl Client {
                 held.remove(item);
             });
             let ack = acks("unsubscribed", &removed.join(","));
-            Change { ack, added: Vec::new(), removed }
+            PendingCommand { ack, added: Vec::new(), removed }
         } else {
             let added = self.words.channels(rng, 5);
             held.extend(added.iter().cloned());
             let ack = acks("subscribed", &added.join(","));
-            Change { ack, added, removed: Vec::new() }
+            PendingCommand { ack, added, removed: Vec::new() }
         }
     }
 
-    async fn send(socket: &mut TestClient, change: &Change) {
+    async fn send(socket: &mut TestClient, change: &PendingCommand) {
         if change.removed.is_empty() {
             socket.command("subscribe", &change.added.join(", ")).await;
         } else {
@@ -336,7 +336,7 @@ impl Client {
 }
 
 /// Comes, subscribes and leaves without a word, again and again: nobody else may notice.
-async fn pass_by(
+async fn come_and_go(
     addr: SocketAddr,
     mut rng: Rng,
     words: Arc<Vocabulary>,

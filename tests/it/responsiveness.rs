@@ -77,9 +77,9 @@ async fn a_command_of_half_a_million_items_costs_little() {
     assert!(first[0].contains(r#""status":"error""#), "{}", first[0]);
     let memory = stack.filtered[0].metric("process_resident_memory_bytes").await;
     assert!(memory < Some(120e6), "{memory:?} bytes");
-    let mut told = String::new();
-    while !told.contains("450000 were ignored") {
-        told = client.next_text().await;
+    let mut text = String::new();
+    while !text.contains("450000 were ignored") {
+        text = client.next_text().await;
     }
 }
 
@@ -170,7 +170,7 @@ fn cpu_ticks(pid: u32) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn the_way_to_a_tier_of_another_market_is_refused() {
+async fn a_link_to_a_firehose_of_another_market_is_refused() {
     let sim = Sim::start().await;
     let firehose = firehose(&sim.url("stocks")).start().await;
     is_up(&firehose).await;
@@ -182,7 +182,7 @@ async fn the_way_to_a_tier_of_another_market_is_refused() {
 }
 
 #[tokio::test]
-async fn other_upgrades_are_passed_over() {
+async fn upgrades_to_other_protocols_are_ignored() {
     let stack = Stack::start().await;
     for (addr, _) in ports(&stack) {
         let mut stream = TcpStream::connect(addr).await.expect("connect");

@@ -26,8 +26,8 @@ struct Life {
     acknowledged: Instant,
     got: Vec<usize>,
     closed: Instant,
-    /// What it was told before the close.
-    farewell: Option<String>,
+    /// What a closing status before the close.
+    closing_status: Option<String>,
 }
 
 /// Lives as the vendor's Python client does: after a close that is no end it connects again at once, and subscribes anew.
@@ -53,7 +53,8 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
             end => panic!("{end:?} instead of an answer"),
         }
         let now = Instant::now();
-        let mut life = Life { acknowledged: now, got: Vec::new(), closed: now, farewell: None };
+        let mut life =
+            Life { acknowledged: now, got: Vec::new(), closed: now, closing_status: None };
         loop {
             let received = tokio::select! {
                 received = client.next(SOON) => received,
@@ -62,10 +63,10 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
             match received {
                 Received::Text(text) => {
                     for object in objects(&text) {
-                        assert_eq!(life.farewell, None, "the farewell is the last word");
+                        assert_eq!(life.closing_status, None, "nothing follows the closing status");
                         match number(&object) {
                             Some(n) => life.got.push(n),
-                            None => life.farewell = Some(object),
+                            None => life.closing_status = Some(object),
                         }
                     }
                 }
@@ -92,7 +93,7 @@ fn number(object: &str) -> Option<usize> {
 
 #[tokio::test]
 async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
-    if !nginx::is_there().await {
+    if !nginx::is_installed().await {
         return;
     }
     let ports = [ReservedPort::new(), ReservedPort::new()];
@@ -106,7 +107,7 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
         is_up(proxy).await;
     }
     let front = ReservedPort::new();
-    let nginx = nginx::spread(&front, &proxies).await;
+    let nginx = nginx::start(&front, &proxies).await;
     eventually(SOON, "trades are subscribed", async || {
         stack.sim.handle.subscriptions().contains("T.*")
     })
@@ -154,8 +155,8 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
         for pair in lives.windows(2) {
             let (last, first) = (pair[0].got[pair[0].got.len() - 1], pair[1].got[0]);
             assert!(last < first, "an event came twice");
-            let farewell = pair[0].farewell.as_deref().expect("it was told");
-            assert!(farewell.contains(r#""status":"draining""#), "{farewell}");
+            let closing_status = pair[0].closing_status.as_deref().expect("a closing status");
+            assert!(closing_status.contains(r#""status":"draining""#), "{closing_status}");
             assert!(pair[1].acknowledged - pair[0].closed < SOON, "away too long");
             for at in &published[last + 1..first] {
                 assert!(*at + ON_ITS_WAY > pair[0].closed, "published long before the close");

@@ -151,7 +151,7 @@ async fn an_unfinished_request_can_not_hold_up_the_stop() {
 }
 
 #[tokio::test]
-async fn clients_leave_one_by_one_and_are_served_until_their_turn() {
+async fn a_drain_closes_clients_one_by_one_and_serves_each_until_then() {
     let mut stack = Stack::with(StackConfig {
         filtered_env: vec![("DRAIN_SPREAD", "3s".to_owned())],
         ..StackConfig::default()
@@ -165,7 +165,7 @@ async fn clients_leave_one_by_one_and_are_served_until_their_turn() {
     proxy.signal(Signal::SIGTERM);
     proxy.logged("stopping; a second signal stops at once").await;
     let started = Instant::now();
-    eventually(SOON, "nobody new is taken", async || {
+    eventually(SOON, "no new client is accepted", async || {
         TcpStream::connect(proxy.addr()).await.is_err()
     })
     .await;
@@ -187,10 +187,10 @@ async fn clients_leave_one_by_one_and_are_served_until_their_turn() {
     let mut times = Vec::new();
     for (mut got, end, at) in ends {
         assert_eq!(end, RESTART);
-        let farewell = got.pop().expect("a farewell");
-        assert!(farewell.contains(r#""status":"draining""#), "{farewell}");
+        let closing_status = got.pop().expect("a closing status");
+        assert!(closing_status.contains(r#""status":"draining""#), "{closing_status}");
         let expected: Vec<_> = (0..got.len()).map(|n| trade("AAPL", n)).collect();
-        assert_eq!(got, expected, "everything until its turn");
+        assert_eq!(got, expected, "everything until its close");
         times.push(at);
     }
     times.sort_unstable();

@@ -65,7 +65,7 @@ async fn a_kind_that_falls_silent_is_reported_until_it_comes_again() {
 }
 
 #[tokio::test]
-async fn silence_can_be_nobodys_concern() {
+async fn the_silence_alarm_can_be_turned_off() {
     let stack = crypto("off").await;
     holds_for(Duration::from_secs(3), "all is well", async || {
         silent(&stack.firehose).await.is_empty()

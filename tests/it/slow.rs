@@ -1,4 +1,4 @@
-//! Slow consumers: each is told and closed, all together hold no more than they may, and nobody else notices.
+//! Slow consumers: each gets a notice and is closed, all together hold no more than they may, and no other client is affected.
 
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ async fn every_kind_of_slow_reader_is_closed_and_the_others_get_everything() {
 }
 
 #[tokio::test]
-async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
+async fn a_hundred_stalled_clients_get_a_notice_and_cost_the_others_nothing() {
     let stack = with(&[("CLIENT_QUEUE_BYTES", "1000000")]).await;
     let mut others = [stack.subscriber("T.*").await, stack.subscriber("T.*").await];
     let mut stalled = Vec::new();
@@ -117,15 +117,17 @@ async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
             && stack.filtered[0].metric("filtered_queue_bytes").await < Some(100.0 * 300_000.0)
     })
     .await;
-    // They wake up and read what there is for them: whoever is in time is told why it is closed.
+    // They wake up and read what there is for them: a client that is in time reads why it is closed.
     let mut readers = JoinSet::new();
     for mut client in stalled {
         readers.spawn(async move {
-            let mut told = false;
+            let mut notified = false;
             loop {
                 match client.next(Duration::from_secs(60)).await {
-                    Received::Text(text) => told |= text.contains(r#""status":"slow_consumer""#),
-                    end => return (told, end),
+                    Received::Text(text) => {
+                        notified |= text.contains(r#""status":"slow_consumer""#);
+                    }
+                    end => return (notified, end),
                 }
             }
         });
@@ -138,10 +140,12 @@ async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(in_time > 0, "nobody was told");
+    assert!(in_time > 0, "no client got the notice");
     eventually(SOON, "all are closed", async || closed_as_slow(&stack).await == 100.0).await;
     let grown = most - before;
-    println!("{in_time} of 100 told in time, {sent} events, memory grown by {grown} bytes");
+    println!(
+        "{in_time} of 100 got the notice in time, {sent} events, memory grown by {grown} bytes"
+    );
     // The queues' limit, what is framed ahead, and what the allocator keeps.
     assert!(grown < 100.0 * 1.3e6 + 60e6, "grown by {grown} bytes");
     let events = [wide(sent)];
@@ -152,7 +156,7 @@ async fn a_hundred_stalled_at_once_are_told_and_cost_the_others_nothing() {
 }
 
 #[tokio::test]
-async fn who_holds_the_most_pays_when_all_together_hold_too_much() {
+async fn past_the_total_limit_the_sessions_that_hold_the_most_are_closed() {
     const TOTAL: f64 = 6e6;
     let stack = with(&[
         ("CLIENT_QUEUE_BYTES", "50000000"),
@@ -249,17 +253,17 @@ async fn publish_long(stack: &Stack, frames: usize, bytes: usize) {
     quick.expect_event(&end).await;
 }
 
-/// Reads up to the end. Returns how many long events came and how many are told to be lost.
+/// Reads up to the end. Returns how many long events came and how many are reported as lost.
 async fn read_on(stuck: &mut TestClient) -> (usize, usize) {
-    let (mut received, mut told) = (0, 0);
+    let (mut received, mut reported_lost) = (0, 0);
     loop {
         let object: Value = serde_json::from_str(&stuck.next_object().await).expect("an object");
         match object["status"].as_str() {
             Some("gap") => {
                 assert_eq!(object["frames"], object["events"], "one event a frame");
-                told += object["events"].as_u64().expect("how many events") as usize;
+                reported_lost += object["events"].as_u64().expect("how many events") as usize;
             }
-            None if object["sym"] == "END" => return (received, told),
+            None if object["sym"] == "END" => return (received, reported_lost),
             None => received += 1,
             other => panic!("{other:?}"),
         }
@@ -267,7 +271,7 @@ async fn read_on(stuck: &mut TestClient) -> (usize, usize) {
 }
 
 #[tokio::test]
-async fn a_ring_of_long_frames_is_bounded_in_bytes_and_tells_what_is_lost() {
+async fn a_ring_of_long_frames_is_bounded_in_bytes_and_reports_what_is_lost() {
     const FRAMES: usize = 500;
     let ring = [("RING_FRAMES", "1024"), ("RING_BYTES", "4194304")];
     let (stack, mut stuck) = stuck_at_firehose(&ring).await;
@@ -277,15 +281,15 @@ async fn a_ring_of_long_frames_is_bounded_in_bytes_and_tells_what_is_lost() {
     println!("memory grown by {grown} bytes");
     // The ring, as much again for what else is in the buffers that its frames came in, and the session's own.
     assert!(grown < 2.0 * 4.2e6 + 4e6, "grown by {grown} bytes for frames of 50 MB");
-    let (received, told) = read_on(&mut stuck).await;
-    assert!(told > 0, "nothing was lost");
-    assert_eq!(received + told, FRAMES);
+    let (received, reported_lost) = read_on(&mut stuck).await;
+    assert!(reported_lost > 0, "nothing was lost");
+    assert_eq!(received + reported_lost, FRAMES);
     let lost = stack.firehose.metric_with("firehose_events_lost_total", "ring_overrun").await;
-    assert_eq!(lost, Some(told as f64));
+    assert_eq!(lost, Some(reported_lost as f64));
 }
 
 #[tokio::test]
-async fn who_is_behind_at_the_firehose_is_not_closed_for_the_length_of_its_frames() {
+async fn a_lagging_client_of_the_firehose_is_not_closed_because_its_frames_are_long() {
     let (stack, mut stuck) = stuck_at_firehose(&[]).await;
     publish_long(&stack, 100, 100_000).await;
     assert_eq!(read_on(&mut stuck).await, (100, 0));

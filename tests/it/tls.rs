@@ -36,7 +36,7 @@ async fn both_links_work_over_tls() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_nobody_vouches_for_gets_no_key() {
+async fn an_upstream_with_an_untrusted_certificate_gets_no_key() {
     let sim = Sim::start().await;
     let vendor = TlsFront::start(sim.addr()).await;
     let firehose = firehose(&vendor.url()).start().await;

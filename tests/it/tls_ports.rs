@@ -182,7 +182,7 @@ async fn the_certificate_that_the_documents_make_works() {
 }
 
 #[tokio::test]
-async fn a_session_ends_with_the_farewell_of_tls() {
+async fn a_session_ends_with_a_tls_close_notify() {
     let certificate = Certificate::new();
     for (program, _, _) in encrypted_programs(&certificate, &[]).await {
         let stream = TcpStream::connect(program.addr()).await.expect("connect");
@@ -211,7 +211,7 @@ async fn a_session_ends_with_the_farewell_of_tls() {
 }
 
 #[tokio::test]
-async fn plain_http_is_told_to_use_tls_and_strangers_are_counted() {
+async fn plain_http_is_answered_with_a_hint_at_tls_and_foreign_handshakes_are_counted() {
     let certificate = Certificate::new();
     for (mut program, key, prefix) in encrypted_programs(&certificate, &[]).await {
         let addr = program.addr();

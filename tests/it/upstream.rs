@@ -168,7 +168,7 @@ async fn a_refused_channel_is_reported_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn what_was_refused_and_nobody_wants_any_more_is_no_problem() {
+async fn a_refused_channel_without_subscribers_is_no_problem() {
     let sim = Sim::with(SimConfig { refuse: vec!["FMV".to_owned()], ..SimConfig::default() }).await;
     let launch = stack::firehose(&sim.url("stocks")).env("UPSTREAM_LINGER", "1ms");
     let firehose = launch.start().await;
@@ -210,7 +210,7 @@ async fn clients_stay_through_every_way_of_losing_the_vendor() {
 }
 
 #[tokio::test]
-async fn an_outage_is_told_in_frames_of_its_own() {
+async fn notices_of_an_outage_come_in_frames_of_their_own() {
     let stack = Stack::start().await;
     let mut client = stack.subscriber("T.AAPL").await;
     let before = unix_millis();
@@ -232,7 +232,7 @@ async fn an_outage_is_told_in_frames_of_its_own() {
 }
 
 #[tokio::test]
-async fn who_comes_during_an_outage_is_told_of_it() {
+async fn a_client_that_comes_during_an_outage_gets_the_notice() {
     let stack = Stack::start().await;
     let mut witness = stack.subscriber("T.AAPL").await;
     stack.sim.handle.inject(Fault::RefuseTcp { on: true });
@@ -241,9 +241,9 @@ async fn who_comes_during_an_outage_is_told_of_it() {
     for (addr, key) in ports(&stack) {
         let mut late = TestClient::login(addr, key).await;
         late.subscribe("T.AAPL").await;
-        let told: Value = serde_json::from_str(&late.next_text().await).expect("a frame");
-        assert_eq!(told[0]["status"], "upstream_down", "{told}");
-        assert_eq!(told[0]["tier"], "firehose", "{told}");
+        let notice: Value = serde_json::from_str(&late.next_text().await).expect("a frame");
+        assert_eq!(notice[0]["status"], "upstream_down", "{notice}");
+        assert_eq!(notice[0]["tier"], "firehose", "{notice}");
     }
     stack.sim.handle.inject(Fault::RefuseTcp { on: false });
     stack.linked().await;
@@ -253,7 +253,7 @@ async fn who_comes_during_an_outage_is_told_of_it() {
 }
 
 #[tokio::test]
-async fn who_comes_before_the_first_link_is_complete_is_told() {
+async fn a_client_that_comes_before_the_first_link_is_complete_gets_the_notice() {
     let port = ReservedPort::new();
     let sim = Sim::start().await;
     sim.handle.inject(Fault::RefuseTcp { on: true });
@@ -316,7 +316,7 @@ async fn what_passes_before_each_channel_is_carried_lies_between_notices() {
 }
 
 #[tokio::test]
-async fn only_who_asks_for_what_is_not_carried_yet_has_to_wait() {
+async fn only_clients_that_ask_for_a_channel_not_yet_carried_have_to_wait() {
     let stack = Stack::start().await;
     let mut other = stack.subscriber("T.AAPL").await;
     let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
@@ -367,7 +367,7 @@ async fn login_waits_for_a_slow_vendor_and_survives_a_broken_one() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_reported_and_not_hammered() {
+async fn a_refused_key_is_reported_and_not_tried_again_at_once() {
     let sim = Sim::start().await;
     sim.handle.inject(Fault::RefuseAuth { on: true });
     let firehose = stack::firehose(&sim.url("stocks")).start().await;

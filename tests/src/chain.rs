@@ -37,13 +37,13 @@ const SYMBOLS: usize = 8;
 /// Time between frames.
 const FRAME_INTERVAL: Duration = Duration::from_millis(5);
 /// A watcher gives a connection up on which not even pings come; those come every other second.
-const PATIENCE: Duration = Duration::from_secs(8);
+const SILENCE_LIMIT: Duration = Duration::from_secs(8);
 /// What links and watchers may need to come back after many faults: waits between tries grow.
 const BACK: Duration = Duration::from_secs(60);
 
 /// Where a relay stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum Hop {
     /// Between the vendor and the firehose.
     Vendor,
     /// Between the firehose and the filtered proxy.
@@ -52,7 +52,7 @@ pub enum Place {
     Client,
 }
 
-impl Place {
+impl Hop {
     /// All of them, from the market down.
     pub const ALL: [Self; 3] = [Self::Vendor, Self::Firehose, Self::Client];
 }
@@ -124,15 +124,15 @@ impl Chain {
     fn entrance(&self, relayed: bool) -> SocketAddr {
         match &self.tunnels {
             Some([direct, through]) => if relayed { through } else { direct }.addr(),
-            None if relayed => self.relay(Place::Client).addr(),
+            None if relayed => self.relay(Hop::Client).addr(),
             None => self.filtered.addr(),
         }
     }
 
     /// The relay at this place.
     #[must_use]
-    pub fn relay(&self, place: Place) -> &Relay {
-        &self.relays[place as usize]
+    pub fn relay(&self, hop: Hop) -> &Relay {
+        &self.relays[hop as usize]
     }
 
     /// Whether both links are up and everything is carried.
@@ -200,7 +200,7 @@ impl Day {
             sent: Arc::clone(&self.sent),
             marker: MARKER,
             heard: Arc::clone(self.heard.last().expect("pushed above")),
-            patience: PATIENCE,
+            silence_limit: SILENCE_LIMIT,
             live: Arc::clone(&self.live),
         };
         self.watchers.spawn(watcher.watch());
@@ -282,7 +282,7 @@ impl Day {
     /// # Panics
     ///
     /// Something was not so, the last event did not come, or a ledger does not balance.
-    pub async fn end(mut self, chain: &Chain) -> Verdict {
+    pub async fn end(mut self, chain: &Chain) -> Summary {
         let mut watchers = Vec::new();
         let deadline = Instant::now() + BACK;
         for n in 0.. {
@@ -306,20 +306,20 @@ impl Day {
         for (name, program) in [("firehose", &chain.firehose), ("filtered", &chain.filtered)] {
             ledger::check(name, program.plain());
         }
-        Verdict { events: self.events.len(), watchers }
+        Summary { events: self.events.len(), watchers }
     }
 }
 
 /// A day that was judged and found good.
 #[derive(Debug)]
-pub struct Verdict {
+pub struct Summary {
     /// Events published.
     pub events: usize,
     /// What each watcher saw, connection by connection, in no order.
     pub watchers: Vec<Vec<Watched>>,
 }
 
-impl Verdict {
+impl Summary {
     /// Events received by all watchers.
     #[must_use]
     pub fn received(&self) -> usize {

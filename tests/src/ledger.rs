@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_nowhere_is_noticed() {
+    fn an_event_that_is_counted_nowhere_is_noticed() {
         let ledger = |delivered: i64, filtered: i64, received: i64| {
             json!({
                 "balanced": true,

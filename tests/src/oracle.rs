@@ -104,7 +104,7 @@ pub struct Oracle {
 /// Where in the sequence of events a change of subscriptions may have taken effect: before the event at any of these
 /// positions. Always an interval, because what extends it does so one event at a time.
 #[derive(Debug, Clone, Copy)]
-struct Cut {
+struct Window {
     earliest: usize,
     latest: usize,
 }
@@ -155,7 +155,7 @@ impl Oracle {
     /// Says which event is foreign, missing, repeated or out of order.
     pub fn check_begun(&self, steps: &[Step]) -> Result<Option<usize>, String> {
         let mut held = HashSet::new();
-        let mut cut = Cut { earliest: 0, latest: 0 };
+        let mut window = Window { earliest: 0, latest: 0 };
         let mut last: Option<usize> = None;
         let mut gap = false;
         for (at, step) in steps.iter().enumerate() {
@@ -163,15 +163,17 @@ impl Oracle {
                 Step::Event(event) => {
                     let position = self.positions.get(event);
                     let position = *position.ok_or(format!("step {at}: never sent: {event}"))?;
-                    self.check_event(position, last, cut, std::mem::take(&mut gap), &held)
+                    self.check_event(position, last, window, std::mem::take(&mut gap), &held)
                         .map_err(|wrong| format!("step {at}: {wrong}: {event}"))?;
                     last = Some(position);
                 }
                 Step::Gap => gap = true,
                 Step::Changed { added, removed, sent_before } => {
                     let gap = std::mem::take(&mut gap);
-                    cut = self.next_cut(last, cut, gap, &held, *sent_before).ok_or(format!(
-                        "step {at}: no place for the change +{added:?} -{removed:?}: {cut:?}, {last:?}"
+                    let next = self.next_window(last, window, gap, &held, *sent_before);
+                    window = next.ok_or(format!(
+                        "step {at}: the change +{added:?} -{removed:?} fits nowhere: \
+                         {window:?}, {last:?}"
                     ))?;
                     last = None;
                     held.extend(added.iter().map(|item| entry(&self.market, item)));
@@ -188,7 +190,7 @@ impl Oracle {
         &self,
         position: usize,
         last: Option<usize>,
-        cut: Cut,
+        window: Window,
         gap: bool,
         held: &HashSet<String>,
     ) -> Result<(), String> {
@@ -199,10 +201,10 @@ impl Oracle {
         let expected_from = match last {
             Some(last) if position <= last => return Err(format!("event {position} after {last}")),
             Some(last) => last + 1,
-            None if position < cut.earliest => {
-                return Err(format!("event {position} after a change at {cut:?}"));
+            None if position < window.earliest => {
+                return Err(format!("event {position} after a change at {window:?}"));
             }
-            None => cut.latest.min(position),
+            None => window.latest.min(position),
         };
         if gap {
             return Ok(());
@@ -216,21 +218,21 @@ impl Oracle {
     }
 
     /// Where the next change may take effect: after all that was received, before the first event missed.
-    fn next_cut(
+    fn next_window(
         &self,
         last: Option<usize>,
-        cut: Cut,
+        window: Window,
         gap: bool,
         held: &HashSet<String>,
         sent_before: usize,
-    ) -> Option<Cut> {
+    ) -> Option<Window> {
         let (earliest, expected_from) = match last {
             Some(last) => (last + 1, last + 1),
-            None => (cut.earliest, cut.latest),
+            None => (window.earliest, window.latest),
         };
         let first_missed = if gap { sent_before } else { self.first_wanted(expected_from, held) };
         let latest = first_missed.min(sent_before);
-        (earliest <= latest).then_some(Cut { earliest, latest })
+        (earliest <= latest).then_some(Window { earliest, latest })
     }
 
     /// The first event from here on that matches; the number of events if none does.

@@ -11,7 +11,7 @@ use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
 
 use crate::{
-    chain::{Chain, Day, Place},
+    chain::{Chain, Day, Hop},
     program::Program,
     relay::schedule,
     stack::CLIENT_KEY,
@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_millis(1_500);
 /// Between two looks at what a program has yet to give up.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Clients that come and go, and clients that do not read.
-const PASSERS_BY: usize = 4;
+const VISITORS: usize = 4;
 const STALLED: usize = 4;
 /// Bytes that each frame is filled up with, so that those who do not read are noticed.
 const PADDING: usize = 4_000;
@@ -96,7 +96,7 @@ pub struct Report {
     /// Connections of watchers.
     pub connections: usize,
     /// Sessions of clients that came and went.
-    pub passers_by: usize,
+    pub visits: usize,
     /// Sessions closed as slow consumers.
     pub slow: u64,
     /// What firehose and filtered proxy held after each round.
@@ -129,13 +129,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} rounds, {} faults, {} events, {} received on {} connections, {} passers-by, {} slow",
+            "{} rounds, {} faults, {} events, {} received on {} connections, {} visits, {} slow",
             self.rounds,
             self.faults,
             self.events,
             self.received,
             self.connections,
-            self.passers_by,
+            self.visits,
             self.slow,
         )?;
         for (n, tiers) in self.held.iter().enumerate() {
@@ -189,12 +189,12 @@ async fn play(chain: &Chain, rng: &mut Rng, time: Duration, report: &mut Report)
     for _ in 0..STALLED {
         others.spawn(stall(chain.filtered.addr()));
     }
-    let mut passing = JoinSet::new();
+    let mut visitors = JoinSet::new();
     let end = Instant::now() + time;
-    for _ in 0..PASSERS_BY {
-        passing.spawn(pass_by(chain.filtered.addr(), rng.fork(), end));
+    for _ in 0..VISITORS {
+        visitors.spawn(come_and_go(chain.filtered.addr(), rng.fork(), end));
     }
-    let mut plans = Place::ALL.map(|place| (place, rng.fork()));
+    let mut plans = Hop::ALL.map(|hop| (hop, rng.fork()));
     let [vendor, firehose, client] = &mut plans;
     let trouble = async {
         tokio::join!(
@@ -205,24 +205,24 @@ async fn play(chain: &Chain, rng: &mut Rng, time: Duration, report: &mut Report)
     };
     let (a, b, c) = day.publish_while(chain, trouble).await;
     report.faults += a + b + c;
-    while let Some(passed) = passing.join_next().await {
-        report.passers_by += passed.unwrap_or_else(|error| panic!("a passer-by failed: {error}"));
+    while let Some(visits) = visitors.join_next().await {
+        report.visits += visits.unwrap_or_else(|error| panic!("a visitor failed: {error}"));
     }
     others.shutdown().await;
     day.recover(chain).await;
-    let verdict = day.end(chain).await;
-    report.events += verdict.events;
-    report.received += verdict.received();
-    report.connections += verdict.connections();
+    let summary = day.end(chain).await;
+    report.events += summary.events;
+    report.received += summary.received();
+    report.connections += summary.connections();
 }
 
 /// One fault after the other at one link. Returns how many.
-async fn make_trouble(chain: &Chain, (place, rng): &mut (Place, Rng), end: Instant) -> usize {
+async fn make_trouble(chain: &Chain, (hop, rng): &mut (Hop, Rng), end: Instant) -> usize {
     let mut faults = 0;
     while Instant::now() < end {
         let plan = schedule(rng, 1, LONGEST);
         faults += plan.len();
-        chain.relay(*place).play(&plan).await;
+        chain.relay(*hop).play(&plan).await;
     }
     faults
 }
@@ -236,17 +236,17 @@ async fn stall(addr: SocketAddr) {
 }
 
 /// Comes, subscribes and leaves without a word, again and again. Returns how often.
-async fn pass_by(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
-    let mut passed = 0;
+async fn come_and_go(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
+    let mut visits = 0;
     while Instant::now() < end {
         let mut client = TestClient::login(addr, CLIENT_KEY).await;
         let items: Vec<_> = (0..rng.usize(1..20)).map(|_| format!("T.S{}", rng.u8(..16))).collect();
         client.command("subscribe", &items.join(",")).await;
         client.next_text().await;
         sleep(Duration::from_millis(rng.u64(..50))).await;
-        passed += 1;
+        visits += 1;
     }
-    passed
+    visits
 }
 
 /// What the programs hold once everybody has left. What is more than they held `before` is given some time to go.

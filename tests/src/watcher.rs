@@ -46,7 +46,7 @@ pub struct Watcher {
     /// The number of the last marker that came.
     pub heard: Arc<AtomicUsize>,
     /// A connection on which nothing comes for so long, not even a ping, is given up.
-    pub patience: Duration,
+    pub silence_limit: Duration,
     /// Counts the connections of all watchers that are subscribed now.
     pub live: Arc<AtomicUsize>,
 }
@@ -94,7 +94,7 @@ impl Watched {
 
     /// How many notices of this status came.
     #[must_use]
-    pub fn told(&self, status: &str) -> usize {
+    pub fn notice_count(&self, status: &str) -> usize {
         self.notices.iter().filter(|notice| *notice == status).count()
     }
 }
@@ -138,7 +138,7 @@ impl Watcher {
         // Tiers whose upstream is down: until it is up again, anything may be missing.
         let mut down = BTreeSet::new();
         loop {
-            let message = match timeout(self.patience, socket.next()).await {
+            let message = match timeout(self.silence_limit, socket.next()).await {
                 Ok(Some(Ok(message))) => message,
                 end => {
                     watched.end = format!("{end:?}");

@@ -174,7 +174,7 @@ impl TestClient {
     /// # Panics
     ///
     /// It is another.
-    pub async fn is_told_what_is_carried(&mut self) {
+    pub async fn expect_coverage(&mut self) {
         let text = self.next_text().await;
         assert!(text.starts_with(r#"[{"ev":"status","status":"carried","#), "{text}");
     }
