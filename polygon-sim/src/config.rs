@@ -1,4 +1,4 @@
-//! What a simulated market is made of, and the checks on it.
+//! The settings of a simulator, and the checks on them.
 
 use std::time::Duration;
 
@@ -7,15 +7,16 @@ use clap::ValueEnum;
 
 use crate::market::Market;
 
-/// How a simulator behaves from its start; [`SimHandle`](crate::SimHandle) changes some of it later.
+/// How a simulator behaves from its start. [`SimHandle`](crate::SimHandle) changes some of it
+/// later.
 #[derive(Debug, Clone)]
 pub struct SimConfig {
-    /// Market served: `stocks`, `options`, `forex`, `crypto`, `indices` or `futures`; the retired
-    /// Launchpad product's `launchpad-stocks`, `-options`, `-forex`, `-crypto` work too and are
-    /// served under the plain market's path. Default `stocks`.
+    /// The market it serves: `stocks`, `options`, `forex`, `crypto`, `indices` or `futures`. The
+    /// retired Launchpad product's `launchpad-stocks`, `-options`, `-forex` and `-crypto` work too,
+    /// under the plain market's path. Default `stocks`.
     pub market: String,
-    /// Events generated per second while anyone is subscribed to anything; 0 sends scripted events
-    /// only. Events of channels nobody holds count too. Default 0.
+    /// Events generated per second while some client is subscribed. Events that no client wants
+    /// count too. 0 sends scripted events only. Default 0.
     pub rate: f64,
     /// Symbols the generator draws from, the most active first. Default 1,000.
     pub symbols: usize,
@@ -23,23 +24,24 @@ pub struct SimConfig {
     pub seed: u64,
     /// Keys that authenticate. Default `sim-key` alone.
     pub keys: Vec<String>,
-    /// Kinds the plan lacks (`FMV`): answered `not authorized`. Default none.
+    /// Kinds that the account's plan lacks, such as `FMV`: answered with `not authorized`. Default
+    /// none.
     pub refuse: Vec<String>,
-    /// Most generated events in a frame while the consumer keeps up. Default 50.
+    /// The most generated events in a frame while the client keeps up. Default 50.
     pub frame_events: usize,
-    /// How long generated events are gathered before they are sent. Default 5 ms.
+    /// How long the simulator gathers generated events before it sends them. Default 5 ms.
     pub tick: Duration,
-    /// Course of the rate over time. Default [`Profile::Steady`].
+    /// How the rate changes over time. Default [`Profile::Steady`].
     pub profile: Profile,
-    /// Keep every data frame sent, for [`SimHandle::sent`](crate::SimHandle::sent). Default off.
+    /// Keeps every data frame sent, for [`SimHandle::sent`](crate::SimHandle::sent). Default off.
     pub record: bool,
-    /// Authenticated connections the account may hold; one more evicts the oldest. Default 1.
+    /// Authenticated connections that the account may hold. One more evicts the oldest. Default 1.
     pub max_connections: usize,
-    /// Bytes that may wait for one connection before it is killed as a slow consumer. The vendor
-    /// shows the size of its buffer per account and does not publish it. Default 64 MiB.
+    /// Bytes that may wait for one connection. Past that the simulator kills it as a slow consumer.
+    /// The vendor shows the size of its buffer per account and does not publish it. Default 64 MiB.
     pub buffer_bytes: usize,
-    /// How long a connection may stay without an `auth` request. The vendor's delay is not
-    /// published. Default 10 s.
+    /// How long a connection may stay without an `auth` request. The vendor does not publish its
+    /// own delay. Default 10 s.
     pub auth_timeout: Duration,
 }
 
@@ -64,10 +66,10 @@ impl Default for SimConfig {
 }
 
 impl SimConfig {
-    /// The market this configuration names.
+    /// The market that this configuration names.
     ///
     /// # Errors
-    /// Names the first setting that cannot be served and what is expected of it.
+    /// The first setting that cannot be used. The message names it and what is expected.
     pub fn validate(&self) -> Result<Market> {
         let market: Market = self.market.parse()?;
         check_rate(self.rate)?;
@@ -91,18 +93,18 @@ pub(crate) fn check_rate(rate: f64) -> Result<()> {
     Ok(())
 }
 
-/// Course of the rate over time.
+/// How the rate changes over time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
     /// The same rate all the time.
     Steady,
-    /// Ten times the rate at the open (the moment the first subscription comes in), decaying to
-    /// the plain rate with a time constant of 15 s.
+    /// Ten times the rate at the open, which is the moment of the first subscription. The rate then
+    /// decays to the plain one with a time constant of 15 s.
     Open,
 }
 
 impl Profile {
-    /// Factor on the rate at this time since the open.
+    /// The factor on the rate at this time since the open.
     pub(crate) fn factor(self, since_open: Duration) -> f64 {
         match self {
             Self::Steady => 1.0,

@@ -1,5 +1,5 @@
-//! One client's connection as the service sees it: how far it got, what it holds, and what waits
-//! to be sent to it.
+//! One client's connection as the service sees it: its stage, its subscriptions, and the items that
+//! wait for it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -21,11 +21,11 @@ use crate::{
     status,
 };
 
-/// Most bytes of a frame packed for a lagging consumer. The vendor's limit is not published; its
-/// own Go client gives up at 1,000,000.
+/// The longest frame packed for a lagging client, in bytes. The vendor's limit is not published;
+/// its own Go client gives up at 1,000,000.
 const PACKED_BYTES: usize = 960_000;
 
-/// Something to send.
+/// An item to send.
 #[derive(Debug)]
 pub(crate) enum Item {
     /// A frame of statuses.
@@ -34,7 +34,7 @@ pub(crate) enum Item {
     Events(EventFrame),
     /// A scripted frame sent as it is, with the number of elements it holds.
     Raw(Arc<str>, usize),
-    /// A text frame that is no data.
+    /// A text frame that is not data.
     Garbage(&'static str),
     /// A binary frame.
     Binary(&'static str),
@@ -60,19 +60,19 @@ impl Item {
 enum Stage {
     Open,
     Authenticated,
-    /// The last item is queued, or the connection is cut.
+    /// The last item is queued, or the connection was aborted.
     Closing,
 }
 
-/// A connection; its session reads and writes the socket, everyone else goes through here.
+/// A connection. Its session reads and writes the socket; all other code goes through here.
 #[derive(Debug)]
 pub(crate) struct Connection {
     market: Market,
-    /// Bytes that may wait. A connection past them is killed as a slow consumer.
+    /// Bytes that may wait. Past that the connection is killed as a slow consumer.
     limit: usize,
     counters: Arc<Counters>,
-    /// A lock, not a task's own state: an acknowledgement and the interest it announces must take
-    /// effect in one step as publishers see it. Never held across an await.
+    /// A lock, because an acknowledgement and the subscription it announces must take effect in one
+    /// step as publishers see it. Never held across an await.
     state: Mutex<State>,
     ready: Notify,
     cut: CancellationToken,
@@ -90,7 +90,8 @@ struct State {
 }
 
 impl Connection {
-    /// A connection that nothing was sent on yet. `reset` is set when it must end by TCP reset.
+    /// A connection on which nothing has been sent yet. It sets `reset` when the connection must
+    /// end by a TCP reset.
     pub(crate) fn new(
         market: Market,
         limit: usize,
@@ -114,7 +115,7 @@ impl Connection {
         self.cut.cancelled().await;
     }
 
-    /// Ends the connection at once, unsent items lost.
+    /// Ends the connection at once. Items not yet sent are lost.
     pub(crate) fn abort(&self) {
         let mut state = lock(&self.state);
         state.stage = Stage::Closing;
@@ -126,13 +127,13 @@ impl Connection {
         lock(&self.state).stage == Stage::Authenticated
     }
 
-    /// Whether events are wanted here.
+    /// Whether this connection wants any events.
     pub(crate) fn is_subscribed(&self) -> bool {
         let state = lock(&self.state);
         state.stage == Stage::Authenticated && !state.interest.is_empty()
     }
 
-    /// Adds the channels held to a set, if authenticated.
+    /// Adds its channels to the set, if it is authenticated.
     pub(crate) fn collect_channels(&self, into: &mut BTreeSet<String>) {
         let state = lock(&self.state);
         if state.stage == Stage::Authenticated {
@@ -140,10 +141,10 @@ impl Connection {
         }
     }
 
-    /// Takes the next item to send, waiting for one.
+    /// Takes the next item to send and waits for one if necessary.
     ///
-    /// Cancel-safe. A lagging consumer gets what was generated in several ticks in one frame:
-    /// `per_frame` events and as many again for each tick it is behind.
+    /// Cancel-safe. For a lagging client it packs the events of several ticks into one frame:
+    /// `per_frame` events, and as many again for each tick that the client lags.
     pub(crate) async fn next(&self, per_frame: usize) -> Item {
         loop {
             if let Some(item) = lock(&self.state).take(per_frame) {
@@ -158,7 +159,7 @@ impl Connection {
         self.push(&mut lock(&self.state), Item::Status(status::frame(text)));
     }
 
-    /// Queues these and lets nothing follow.
+    /// Queues these items and accepts no more.
     pub(crate) fn send_last(&self, items: impl IntoIterator<Item = Item>) {
         let mut state = lock(&self.state);
         for item in items {
@@ -167,7 +168,8 @@ impl Connection {
         state.stage = Stage::Closing;
     }
 
-    /// Announces success and takes data from now on. False when it was authenticated before.
+    /// Queues `auth_success` and opens the connection for data. Returns false if it was
+    /// authenticated before.
     pub(crate) fn admit(&self) -> bool {
         let mut state = lock(&self.state);
         let newcomer = state.stage == Stage::Open;
@@ -178,7 +180,7 @@ impl Connection {
         newcomer
     }
 
-    /// Ends an authenticated connection the way the one-connection rule does.
+    /// Ends an authenticated connection as the limit on connections does.
     pub(crate) fn evict(&self) {
         if self.is_authenticated() {
             self.counters.evictions.one();
@@ -187,7 +189,7 @@ impl Connection {
         }
     }
 
-    /// Adds the items of a `subscribe`, refusals told before acknowledgements, all in one frame.
+    /// Adds the items of a `subscribe`. Queues one frame, refusals before acknowledgements.
     pub(crate) fn subscribe(&self, params: &str, refused: &[usize]) {
         let mut state = lock(&self.state);
         let (mut refusals, mut acks) = (Vec::new(), Vec::new());
@@ -202,7 +204,7 @@ impl Connection {
         self.answer(&mut state, &refusals);
     }
 
-    /// Removes the items of an `unsubscribe` that are held, and acknowledges those.
+    /// Removes those items of an `unsubscribe` that are subscribed, and acknowledges them.
     pub(crate) fn unsubscribe(&self, params: &str) {
         let mut state = lock(&self.state);
         let mut acks = Vec::new();
@@ -220,7 +222,7 @@ impl Connection {
         }
     }
 
-    /// Queues the events of a batch that are held, in frames of at most `per_frame`.
+    /// Queues the subscribed events of a batch, in frames of at most `per_frame`.
     pub(crate) fn offer(
         &self,
         batch: &Batch,
@@ -250,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// Queues the scripted events that are held as one frame.
+    /// Queues the subscribed ones of these scripted events as one frame.
     pub(crate) fn publish(&self, events: &[(Subject, &str)]) {
         let mut state = lock(&self.state);
         if state.stage != Stage::Authenticated {
@@ -272,7 +274,7 @@ impl Connection {
         }
     }
 
-    /// Queues an item if authenticated.
+    /// Queues an item if the connection is authenticated.
     pub(crate) fn send_authenticated(&self, item: Item) {
         let mut state = lock(&self.state);
         if state.stage == Stage::Authenticated {
@@ -280,7 +282,7 @@ impl Connection {
         }
     }
 
-    /// Lets the next frame of events carry a status.
+    /// Makes the next frame of events carry a status.
     pub(crate) fn put_status_in_data(&self) {
         lock(&self.state).status_in_data = true;
     }
@@ -334,7 +336,7 @@ impl State {
     }
 }
 
-/// The items of a request that name a channel, trimmed, each with its channel; the vendor ignores
+/// The items of a request that name a channel, trimmed, each with its channel. The vendor ignores
 /// the others.
 fn channels(market: Market, params: &str) -> impl Iterator<Item = (&str, Channel<'_>)> {
     let items = params.split(',').map(str::trim);

@@ -26,9 +26,9 @@ use tracing::debug;
 
 use crate::{fault::Fault, server::SimHandle};
 
-/// Most bytes of a body.
+/// The largest body accepted, in bytes.
 const BODY: usize = 64 << 10;
-/// How long one request and its answer may take.
+/// The longest that one request and its answer may take.
 const REQUEST: Duration = Duration::from_secs(10);
 
 /// Serves the endpoint until `stop`.

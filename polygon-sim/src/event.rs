@@ -1,18 +1,18 @@
-//! Events offered to connections: a scripted event's kind and symbol read from its text, generated
-//! ones kept with what they are about.
+//! Events on their way to connections. A scripted event's kind and symbol are read from its text; a
+//! generated one comes with both.
 
 use serde_json::{Map, Value};
 
 use crate::market::Market;
 
-/// What a scripted event is about.
+/// The kind and symbol of a scripted event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Subject {
-    /// Kind (by position) and matching form of the symbol.
+    /// The position of the kind, and the matching form of the symbol.
     Of(usize, String),
     /// A status, which every connection gets.
     Status,
-    /// A kind the market does not have: nobody can have subscribed to it.
+    /// A kind that the market does not have, so no connection can be subscribed to it.
     Unknown,
 }
 
@@ -20,8 +20,8 @@ impl Subject {
     /// Reads the subject of one event.
     ///
     /// # Panics
-    /// When the text is not one JSON object with a string `ev` and the symbol its kind calls for:
-    /// a mistake in the script, which must not pass for silence on the wire.
+    /// When the text is not one JSON object with a string `ev` and the symbol field of its kind: a
+    /// mistake in the script must not look like silence on the wire.
     pub(crate) fn read(market: Market, event: &str) -> Self {
         let fields: Map<String, Value> = serde_json::from_str(event).unwrap_or_else(|error| {
             panic!("scripted event is not a JSON object: {error}: {event}")
@@ -39,7 +39,7 @@ impl Subject {
     }
 }
 
-/// Generated events, rendered once for every connection, one after the other in one text.
+/// Generated events, rendered once for all connections and concatenated in one text.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     pub(crate) text: String,
@@ -49,7 +49,7 @@ pub(crate) struct Batch {
 /// One event of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchEvent {
-    /// Where its text ends; it starts where the one before ends.
+    /// Where its text ends. It starts where the text of the event before it ends.
     pub(crate) end: usize,
     /// Position of its kind.
     pub(crate) kind: usize,
@@ -65,7 +65,7 @@ pub(crate) struct EventFrame {
     pub(crate) events: usize,
     /// Where the first event ends.
     first_end: usize,
-    /// Number of the tick it was generated in; none for a scripted frame, which goes as it is.
+    /// The tick that generated it. `None` for a scripted frame, which is never packed with others.
     pub(crate) tick: Option<u64>,
 }
 
@@ -84,13 +84,13 @@ impl EventFrame {
         self.events += 1;
     }
 
-    /// Ends the array; nothing may be pushed afterwards.
+    /// Ends the array. Nothing may be pushed after that.
     pub(crate) fn close(mut self) -> Self {
         self.text.push(']');
         self
     }
 
-    /// Takes the events of another closed frame behind its own.
+    /// Appends the events of another closed frame.
     pub(crate) fn append(&mut self, next: &Self) {
         self.text.pop();
         self.text.push(',');
@@ -98,7 +98,7 @@ impl EventFrame {
         self.events += next.events;
     }
 
-    /// Puts an object behind the first event of a closed frame, without counting it.
+    /// Inserts an object after the first event of a closed frame, without counting it.
     pub(crate) fn insert(&mut self, object: &str) {
         self.text.insert(self.first_end, ',');
         self.text.insert_str(self.first_end + 1, object);

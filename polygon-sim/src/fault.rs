@@ -1,48 +1,49 @@
-//! What can be made to go wrong.
+//! The faults that the simulator can produce.
 
 use serde::{Deserialize, Serialize};
 
-/// A fault of the service or of the way to it, injected with
+/// A fault of the service or of the network. Inject it with
 /// [`SimHandle::inject`](crate::SimHandle::inject).
 ///
-/// In JSON its name stands under `fault`: `{"fault":"evict"}`,
-/// `{"fault":"refuse_auth","on":true}`. Those with `on` last until turned off; the others happen
-/// once, to the connections open at that moment.
+/// In JSON its name stands under `fault`: `{"fault":"evict"}`, `{"fault":"refuse_auth","on":true}`.
+/// A fault with `on` lasts until it is turned off. Any other happens once, to the connections open
+/// at that moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "fault", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Every `auth` gets `auth_failed` / `authentication failed` and the TCP connection is dropped
-    /// without a close frame.
+    /// Every `auth` gets `auth_failed` with `authentication failed`. The TCP connection is then
+    /// dropped without a close frame.
     RefuseAuth {
         /// On or off.
         on: bool,
     },
-    /// Every `auth` gets `auth_failed` with the text about the plan, and the drop.
+    /// Every `auth` gets `auth_failed` with the text about the plan. The TCP connection is then
+    /// dropped.
     PlanLacksMarket {
         /// On or off.
         on: bool,
     },
     /// Authenticated connections get the `max_connections` status and close 1008, as if another
-    /// program had taken the account's slot.
+    /// program had taken the account's connection.
     Evict,
-    /// Every connection gets `auth_success`, then `max_connections`, then close 1008: an account
-    /// at its cap that refuses the newcomer. Connections authenticated before stay.
+    /// Every `auth` gets `auth_success`, then `max_connections`, then close 1008: the account is at
+    /// its limit and the vendor refuses the new connection. Connections authenticated before stay.
     EvictOnAuth {
         /// On or off.
         on: bool,
     },
-    /// Every connection's TCP ends now: no close frame, what was queued is not sent.
+    /// Every TCP connection ends now, without a close frame. Queued items are not sent.
     Abort,
-    /// Every connection gets what is queued, then a close frame with this code.
+    /// Every connection gets its queued items, then a close frame with this code.
     CloseWith {
         /// The close code.
         code: u16,
     },
-    /// Half-open: the simulator neither reads nor writes on any connection, new ones included, and
-    /// answers no ping. What is published or injected meanwhile is lost ([`Fault::Abort`] alone
-    /// still works); what was queued before, and what the clients sent meanwhile, is taken up when
-    /// it is turned off.
+    /// Half-open connections: the simulator neither reads nor writes on any connection, old or new,
+    /// and answers no ping. Whatever is published or injected meanwhile is lost, except
+    /// [`Fault::Abort`]. Once it is turned off, the simulator sends what was queued before and
+    /// reads what clients sent meanwhile.
     Silence {
         /// On or off.
         on: bool,
@@ -64,25 +65,26 @@ pub enum Fault {
     },
     /// Upgrades are answered with this HTTP status instead of 101.
     RefuseUpgrade {
-        /// The status, 403 if not from 400 to 599; none turns it off.
+        /// The status; 403 if it is not between 400 and 599. `None` turns the fault off.
         status: Option<u16>,
     },
-    /// One text frame that is cut off inside its JSON, to every authenticated connection.
+    /// Every authenticated connection gets one text frame that ends inside its JSON.
     Garbage,
-    /// One binary frame holding a status array, to every authenticated connection.
+    /// Every authenticated connection gets one binary frame that holds a status array.
     Binary,
-    /// One frame of this many generated events, less those not subscribed to.
+    /// One frame of this many generated events, without those that the connection is not subscribed
+    /// to.
     HugeFrame {
-        /// Events generated, at most 1,000,000.
+        /// The number of events generated, at most 1,000,000.
         events: usize,
     },
-    /// Bytes leave at this rate on every connection, so frames arrive in pieces. What piles up
-    /// counts against the buffer.
+    /// Bytes leave at this rate on every connection, so frames arrive in pieces. Bytes that wait
+    /// count against the buffer.
     Slow {
-        /// Bytes per second and connection, at least 1; none turns it off.
+        /// Bytes per second and connection, at least 1. `None` turns the fault off.
         bytes_per_second: Option<u64>,
     },
-    /// The next data frame of each authenticated connection carries a status object behind its
-    /// first event.
+    /// The next data frame of each authenticated connection carries a status object after its first
+    /// event.
     StatusInData,
 }

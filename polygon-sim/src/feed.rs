@@ -1,4 +1,4 @@
-//! The running market: generates the events due at each tick.
+//! The running market: generates the events that are due at each tick.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,12 +7,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{config::Profile, hub::Hub};
 
-/// Most events generated between two chances for other tasks to run.
+/// The most events generated before other tasks may run.
 const BLOCK: usize = 1_024;
-/// Most time made up for at once by a machine that fell behind.
+/// The most time that a late tick makes up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// Runs the market until `stop`. It stands still while nobody is subscribed to anything.
+/// Runs the market until `stop`. It generates nothing while no client is subscribed.
 pub(crate) async fn run(hub: Arc<Hub>, stop: CancellationToken) {
     let mut ticks = interval(hub.config.tick);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -30,11 +30,11 @@ pub(crate) async fn run(hub: Arc<Hub>, stop: CancellationToken) {
         }
         let due = schedule.due(Instant::now().into_std(), hub.rate());
         hub.counters.events_skipped.add(due.skipped);
-        // By the clock, so that ticks stretched by a busy machine count as the lag they are.
+        // Counted by the clock, so that ticks delayed by a busy machine count as lag.
         let tick = start.elapsed().as_nanos() / hub.config.tick.as_nanos();
         let tick = u64::try_from(tick).unwrap_or(u64::MAX);
         let per_frame = hub.config.frame_events;
-        // Whole frames, so that only a tick's last one is short.
+        // Whole frames, so that only the last frame of a tick is short.
         let block = BLOCK.next_multiple_of(per_frame);
         let mut left = due.events;
         while left > 0 && !stop.is_cancelled() {
@@ -46,13 +46,13 @@ pub(crate) async fn run(hub: Arc<Hub>, stop: CancellationToken) {
     }
 }
 
-/// How many events are due when.
+/// How many events are due at which time.
 #[derive(Debug)]
 struct Schedule {
     profile: Profile,
     opened: Option<std::time::Instant>,
     last: Option<std::time::Instant>,
-    /// Part of an event left over from the tick before.
+    /// The fraction of an event left over from the tick before.
     rest: f64,
 }
 
@@ -67,7 +67,7 @@ impl Schedule {
         Self { profile, opened: None, last: None, rest: 0.0 }
     }
 
-    /// Makes the time until the next call not count.
+    /// Leaves out the time until the next call.
     fn pause(&mut self) {
         self.last = None;
     }

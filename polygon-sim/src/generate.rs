@@ -1,4 +1,4 @@
-//! The generator: an endless, seeded stream of events in the vendor's own forms.
+//! The generator: an endless, seeded stream of events in the vendor's own form.
 
 use std::sync::LazyLock;
 
@@ -14,9 +14,9 @@ use crate::{
     universe,
 };
 
-/// An endless stream of a market's events: kinds in the market's usual proportions, symbols by
-/// Zipf's law with exponent 1, prices in a random walk, sequence numbers and trade ids never used
-/// twice by one generator.
+/// An endless stream of a market's events. Kinds come in the market's usual proportions, symbols by
+/// Zipf's law with exponent 1, and prices walk at random. One generator never repeats a sequence
+/// number or a trade id.
 ///
 /// The same market, symbols, seed and times give the same bytes.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub struct Generator {
     ids: Ids,
 }
 
-/// What a generated event is about.
+/// The kind and symbol of a generated event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drawn {
     /// Position in the market's [`Market::kinds`].
@@ -38,15 +38,15 @@ pub struct Drawn {
     pub symbol: usize,
 }
 
-/// Cumulated weights of the market's kinds.
+/// The cumulated weights of the market's kinds.
 #[derive(Debug)]
 struct KindTable {
     upto: Vec<u32>,
     total: u32,
 }
 
-/// Kinds the generator makes for a market named as in [`SimConfig::market`]; empty for a name that
-/// is none.
+/// The kinds that the generator makes for a market named as in [`SimConfig::market`]. Empty for an
+/// unknown name.
 ///
 /// [`SimConfig::market`]: crate::SimConfig::market
 #[must_use]
@@ -86,21 +86,21 @@ impl Generator {
         })
     }
 
-    /// The market generated for.
+    /// The market that it generates for.
     #[must_use]
     pub fn market(&self) -> Market {
         self.market
     }
 
-    /// The symbols as trades and quotes carry them, the most active first.
+    /// The symbols as trades and quotes spell them, the most active first.
     pub fn symbols(&self) -> impl ExactSizeIterator<Item = &str> {
         self.instruments.iter().map(|instrument| instrument.symbol.as_str())
     }
 
-    /// Appends exactly one event object and says what it is about.
+    /// Appends one event object and returns its kind and symbol.
     ///
     /// `now_ns` is the time in nanoseconds since the Unix epoch. FMV, LV, LULD and NOI carry it
-    /// unchanged in `t`, so a reader can measure their delay; the others carry milliseconds.
+    /// unchanged in `t`, so that a reader can measure their delay. The others carry milliseconds.
     pub fn next(&mut self, now_ns: u64, out: &mut String) -> Drawn {
         let ticket = self.rng.random_range(0..self.kinds.total);
         let kind = self.kinds.upto.iter().take_while(|upto| **upto <= ticket).count();
@@ -115,7 +115,7 @@ impl Generator {
         Drawn { kind, symbol }
     }
 
-    /// Appends one event of the kind and symbol given by their positions.
+    /// Appends one event of the kind and symbol at these positions.
     pub(crate) fn render(&mut self, kind: usize, symbol: usize, now_ns: u64, out: &mut String) {
         let instrument = &mut self.instruments[symbol];
         let mut draw = Draw::new(instrument, now_ns, &mut self.rng, &mut self.ids);

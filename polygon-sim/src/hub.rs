@@ -1,4 +1,5 @@
-//! The service behind all connections: who is connected, what is published, which faults are on.
+//! The service that all connections share: who is connected, what is published, which faults are
+//! on.
 
 use std::{
     collections::BTreeSet,
@@ -29,14 +30,14 @@ use crate::{
 /// Generated events that share one reading of the clock.
 const EVENTS_PER_CLOCK: usize = 64;
 
-/// Most events of a frame made by fault.
+/// The most events in a frame made by [`Fault::HugeFrame`].
 const HUGE_FRAME_EVENTS: usize = 1_000_000;
 
-/// A cut-off array.
+/// An array that ends too early.
 const GARBAGE: &str = r#"[{"ev":"T","sym":"AAPL","p":231."#;
 const BINARY: &str = r#"[{"ev":"status","status":"success","message":"subscribed to: T.NTEST.Q"}]"#;
 
-/// Faults that last.
+/// The faults that last.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Switches {
     refuse_auth: bool,
@@ -57,14 +58,14 @@ pub(crate) struct Hub {
     pub(crate) throttle: Arc<Throttle>,
     silent: watch::Sender<bool>,
     rate: AtomicU64,
-    /// Positions of the kinds the plan lacks.
+    /// Positions of the kinds that the plan lacks.
     refused: Vec<usize>,
     /// The generator's symbols in their matching form.
     forms: Vec<String>,
-    /// Drawn from by the feed and by a fault; a batch at a time, never across an await.
+    /// Used by the feed and by a fault, for one batch at a time. Never held across an await.
     generator: Mutex<Generator>,
     switches: Mutex<Switches>,
-    /// Open connections; authenticated ones stand in the order of their `auth`. Locked before a
+    /// The open connections; authenticated ones stand in the order of their `auth`. Locked before a
     /// connection's own state, never the other way round.
     connections: Mutex<Vec<Arc<Connection>>>,
 }
@@ -117,12 +118,12 @@ impl Hub {
         held
     }
 
-    /// Whether anyone is subscribed to anything.
+    /// Whether any connection is subscribed to anything.
     pub(crate) fn has_audience(&self) -> bool {
         lock(&self.connections).iter().any(|connection| connection.is_subscribed())
     }
 
-    /// Enters a connection until the guard is dropped, and greets it.
+    /// Registers a connection until the guard is dropped, and greets it.
     pub(crate) fn register(self: &Arc<Self>, reset: Arc<AtomicBool>) -> Registration {
         let counters = Arc::clone(&self.counters);
         let connection =
@@ -161,7 +162,7 @@ impl Hub {
         }
     }
 
-    /// Admits a newcomer and evicts the oldest past the account's connections.
+    /// Admits a new connection and evicts the oldest ones past the account's limit.
     fn admit(&self, newcomer: &Arc<Connection>) {
         let mut connections = lock(&self.connections);
         if !newcomer.admit() {
@@ -178,7 +179,7 @@ impl Hub {
         connection.subscribe(params, &self.refused);
     }
 
-    /// Generates events and offers them in frames of `per_frame`.
+    /// Generates events and queues them in frames of `per_frame`.
     pub(crate) fn generate(&self, count: usize, per_frame: usize, tick: Option<u64>) {
         let mut batch = Batch { text: String::with_capacity(count * 176), ..Batch::default() };
         {
@@ -211,7 +212,7 @@ impl Hub {
         });
     }
 
-    /// Does something with every connection, unless the service is silent.
+    /// Calls `act` for every connection, unless the service is silent.
     fn each(&self, act: impl Fn(&Connection)) {
         if *self.silent.borrow() {
             return;
@@ -238,7 +239,7 @@ impl Hub {
                 self.generate(events.min(HUGE_FRAME_EVENTS), usize::MAX, None);
             }
             Fault::Evict => self.each(Connection::evict),
-            // A cut reaches a silent connection too.
+            // An abort reaches a silent connection too.
             Fault::Abort => lock(&self.connections).iter().for_each(|one| one.abort()),
             Fault::CloseWith { code } => {
                 self.each(|connection| connection.send_last([Item::Close(code)]));
@@ -254,7 +255,7 @@ impl Hub {
     }
 }
 
-/// A connection entered in the hub; leaves it when dropped.
+/// A connection registered in the hub. Dropping it removes the connection.
 pub(crate) struct Registration {
     hub: Arc<Hub>,
     pub(crate) connection: Arc<Connection>,

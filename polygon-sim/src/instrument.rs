@@ -1,11 +1,11 @@
-//! One symbol of a market, and the state its prices and volumes walk in.
+//! One symbol of a market, with its prices and volumes.
 
-/// One symbol and the state its prices and volumes walk in.
+/// One symbol, with the prices and volumes that change from event to event.
 #[derive(Debug, Clone)]
 pub(crate) struct Instrument {
-    /// As events carry it.
+    /// As events spell it.
     pub(crate) symbol: String,
-    /// As FMV and LV events carry it: prefixed for currencies (`C:EURUSD`, `X:BTC-USD`).
+    /// As FMV and LV events spell it: with a prefix for currencies (`C:EURUSD`, `X:BTC-USD`).
     pub(crate) prefixed: String,
     /// Decimals of the price unit.
     pub(crate) decimals: u8,

@@ -1,22 +1,22 @@
-//! What one connection is subscribed to.
+//! The subscriptions of one connection.
 
 use std::collections::{BTreeSet, HashMap};
 
 use crate::market::Market;
 
-/// The channels held by a connection, each an entry of its own: `T.*` and `T.AAPL` may be held
+/// The channels of a connection. Each is an entry of its own: a client may hold `T.*` and `T.AAPL`
 /// together, and removing one leaves the other.
 #[derive(Debug)]
 pub(crate) struct Interest {
     market: Market,
-    /// For each kind of the market, in its order.
+    /// One for each kind of the market, in its order.
     kinds: Vec<KindInterest>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct KindInterest {
     wildcard: bool,
-    /// Matching form of the symbol to the spelling it was asked in.
+    /// From the matching form of the symbol to the spelling in the subscription.
     symbols: HashMap<String, String>,
 }
 
@@ -28,7 +28,7 @@ pub(crate) struct Channel<'a> {
 }
 
 impl<'a> Channel<'a> {
-    /// Reads `KIND.SYMBOL`; the first dot ends the kind. `None` for a bare `*`, a bare symbol, an
+    /// Reads `KIND.SYMBOL`; the first dot ends the kind. `None` for a bare `*`, a bare symbol or an
     /// unknown kind: the vendor ignores those.
     pub(crate) fn parse(market: Market, item: &'a str) -> Option<Self> {
         let (kind, symbol) = item.split_once('.')?;
@@ -44,7 +44,7 @@ impl Interest {
         Self { market, kinds: vec![KindInterest::default(); market.kinds().len()] }
     }
 
-    /// Adds a channel; false when it is held already.
+    /// Adds a channel. Returns false if it is there already.
     pub(crate) fn add(&mut self, channel: Channel<'_>) -> bool {
         let kind = &mut self.kinds[channel.kind];
         if channel.symbol == "*" {
@@ -58,7 +58,7 @@ impl Interest {
         true
     }
 
-    /// Removes a channel; false when it is not held.
+    /// Removes a channel. Returns false if it is not there.
     pub(crate) fn remove(&mut self, channel: Channel<'_>) -> bool {
         let kind = &mut self.kinds[channel.kind];
         if channel.symbol == "*" {
@@ -67,7 +67,7 @@ impl Interest {
         kind.symbols.remove(&self.market.matching_form(channel.symbol)).is_some()
     }
 
-    /// Whether an event of this kind, on a symbol in its matching form, is wanted.
+    /// Whether the connection wants an event of this kind, with the symbol in its matching form.
     pub(crate) fn wants(&self, kind: usize, form: &str) -> bool {
         let kind = &self.kinds[kind];
         kind.wildcard || (!kind.symbols.is_empty() && kind.symbols.contains_key(form))
@@ -82,7 +82,7 @@ impl Interest {
         self.kinds.iter().all(|kind| !kind.wildcard && kind.symbols.is_empty())
     }
 
-    /// Adds the channels held to a set, in the spelling they were asked in.
+    /// Adds its channels to the set, in the spelling of the subscriptions.
     pub(crate) fn collect(&self, into: &mut BTreeSet<String>) {
         for (kind, held) in self.market.kinds().iter().zip(&self.kinds) {
             if held.wildcard {
@@ -117,7 +117,7 @@ mod tests {
         let (one, all) = (channel(Market::Stocks, "T.AAPL"), channel(Market::Stocks, "T.*"));
         assert!(held.add(one) && held.add(all) && !held.add(one) && !held.add(all));
         assert!(held.remove(one) && !held.remove(one));
-        assert!(held.wants(one.kind, "AAPL"), "the wildcard has no hole");
+        assert!(held.wants(one.kind, "AAPL"), "the wildcard still covers it");
         assert!(held.add(one) && held.remove(all));
         assert!(held.wants(one.kind, "AAPL") && !held.wants(one.kind, "MSFT"));
         assert!(!held.is_empty() && held.remove(one) && held.is_empty());

@@ -1,4 +1,4 @@
-//! What the simulator keeps of the conversation, for tests: commands received and frames sent.
+//! What the simulator records for tests: commands received and frames sent.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -10,11 +10,11 @@ use tokio_tungstenite::tungstenite::Utf8Bytes;
 
 use crate::lock::lock;
 
-/// Most commands kept; the oldest goes first.
+/// The most commands kept. The oldest goes first.
 const COMMANDS: usize = 10_000;
-/// Most bytes of commands kept; the oldest goes first.
+/// The most bytes of commands kept. The oldest goes first.
 const COMMAND_BYTES: usize = 32 << 20;
-/// Most bytes of frames kept; past it the record is given up and asking for it panics.
+/// The most bytes of frames kept. Past that the record is given up, and reading it panics.
 const FRAME_BYTES: usize = 1 << 30;
 
 #[derive(Debug, Default)]
@@ -54,9 +54,9 @@ impl Journal {
         lock(&self.commands).texts.iter().cloned().collect()
     }
 
-    /// Keeps a frame that is about to be written; it is taken out again if the returned entry is
-    /// dropped before [`FrameEntry::written`], so what a client may have read is always kept and
-    /// what it cannot have read is not.
+    /// Records a frame that is about to be written. The entry removes it again if it is dropped
+    /// before [`FrameEntry::written`], so the record holds every frame that a client may have read,
+    /// and no other.
     pub(crate) fn frame(&self, text: &Utf8Bytes) -> FrameEntry<'_> {
         let mut frames = lock(&self.frames);
         let id = frames.next;
@@ -71,10 +71,10 @@ impl Journal {
         FrameEntry { journal: self, id, written: false }
     }
 
-    /// The frames kept.
+    /// The recorded frames.
     ///
     /// # Panics
-    /// When more than [`FRAME_BYTES`] were sent: an incomplete record must not pass for a whole one.
+    /// When more than [`FRAME_BYTES`] were sent: an incomplete record must not look complete.
     pub(crate) fn frames(&self) -> Vec<String> {
         let frames = lock(&self.frames);
         assert!(!frames.overflowed, "more than {FRAME_BYTES} bytes of frames were sent");
@@ -82,7 +82,7 @@ impl Journal {
     }
 }
 
-/// A kept frame on its way into the socket.
+/// A recorded frame that is being written.
 #[must_use]
 pub(crate) struct FrameEntry<'a> {
     journal: &'a Journal,
@@ -104,7 +104,7 @@ impl Drop for FrameEntry<'_> {
     }
 }
 
-/// The command with the key of an `auth`, and any accepted key elsewhere, replaced by `***`.
+/// The command with `***` in place of the key of an `auth`, and of any accepted key elsewhere.
 fn redact(text: &str, keys: &[String]) -> String {
     let is_auth = |command: &Value| command.get("action") == Some(&json!("auth"));
     if serde_json::from_str(text).is_ok_and(|command| is_auth(&command)) {

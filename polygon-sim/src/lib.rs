@@ -1,18 +1,22 @@
 //! A stand-in for the vendor's market-data WebSocket.
 //!
-//! It greets, authenticates, acknowledges, evicts, times out and closes the way the vendor's
-//! service has been observed to; carries every event kind of its [`Market`] in the key orders seen
-//! on the wire, at a realistic mix and rate; and goes wrong on request ([`Fault`]). The demo uses
-//! it as its market and the tests as their upstream, so there is one fake, independent of the code
-//! it tests.
+//! It greets, authenticates, acknowledges, evicts, times out and closes as the vendor's service has
+//! been observed to. It sends every event kind of its [`Market`] with the keys in the order seen on
+//! the wire, at a realistic mix and rate. On request it fails ([`Fault`]). The demo uses it as its
+//! market and the tests use it as their upstream, so there is one fake, and it is independent of
+//! the code that it tests.
 //!
-//! [`Simulator::bind`] and [`Simulator::serve`] run it, a [`SimHandle`] steers it, [`generate`]
-//! makes events without a socket, [`control`] and [`plan`] let other processes and scripts steer.
+//! [`Simulator::bind`] and [`Simulator::serve`] run it, and a [`SimHandle`] steers it. [`generate`]
+//! makes events without a socket. [`control`] and [`plan`] let other processes and scripts steer
+//! it.
 //!
-//! Where the vendor's behaviour is unknown, this is the simulator's: malformed requests get a
-//! status `error` and the connection lives on; blanks around items are trimmed and empty items
-//! ignored; a second `auth` is judged again; wildcards are accepted on every kind, also where the
-//! documentation names concrete contracts only, and without a cap on their number.
+//! Where the vendor's behaviour is unknown, the simulator does this:
+//!
+//! - A malformed request gets a status `error`, and the connection stays open.
+//! - Blanks around items are trimmed, and empty items are ignored.
+//! - A second `auth` is checked again.
+//! - Wildcards are accepted for every kind, in any number, even where the documentation names
+//!   concrete contracts only.
 
 pub mod config;
 mod connection;

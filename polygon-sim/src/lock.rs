@@ -1,4 +1,4 @@
-//! Locks whose poison is ignored: a test that panics elsewhere must not hide its own message.
+//! Locks that ignore poisoning: a test that panics elsewhere must not hide its own message.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

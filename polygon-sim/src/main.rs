@@ -1,4 +1,4 @@
-//! The simulator as a program: reads its settings, serves until a signal, exits 0.
+//! The simulator as a program: it reads its settings, serves until a signal and exits with 0.
 
 use std::{
     io::{self, IsTerminal},
@@ -25,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Port clients connect to; 0 takes a free one.
+    /// Port that clients connect to; 0 takes a free one.
     #[arg(long, env = "SIM_PORT", default_value_t = 8766)]
     port: u16,
     /// Address or host name to listen on.
@@ -34,7 +34,7 @@ struct Args {
     /// Market: stocks, options, forex, crypto, indices or futures.
     #[arg(long, env = "SIM_MARKET", default_value = "stocks")]
     market: String,
-    /// Events generated per second while anyone is subscribed; 0 for none.
+    /// Events generated per second while some client is subscribed; 0 for none.
     #[arg(long, env = "SIM_RATE", default_value_t = 5_000.0, allow_negative_numbers = true)]
     rate: f64,
     /// Number of symbols, the most active first.
@@ -43,33 +43,33 @@ struct Args {
     /// Seed of the generated events.
     #[arg(long, env = "SIM_SEED", default_value_t = 1)]
     seed: u64,
-    /// Keys that authenticate, repeated or separated by commas.
+    /// Keys that it accepts, repeated or separated by commas.
     #[arg(long = "key", env = "SIM_KEY", value_delimiter = ',', default_value = "sim-key")]
     #[arg(hide_env_values = true)]
     keys: Vec<String>,
-    /// Event kinds the plan lacks, repeated or separated by commas: FMV,NOI.
+    /// Event kinds that the plan lacks, repeated or separated by commas: FMV,NOI.
     #[arg(long, env = "SIM_REFUSE", value_delimiter = ',')]
     refuse: Vec<String>,
-    /// Course of the rate: steady, or ten times as much at the open and decaying.
+    /// How the rate changes over time: steady, or ten times as high at the open and decaying.
     #[arg(long, env = "SIM_PROFILE", value_enum, default_value_t = Profile::Steady)]
     profile: Profile,
-    /// Most events in a frame while the client keeps up.
+    /// The most events in a frame while the client keeps up.
     #[arg(long, env = "SIM_FRAME_EVENTS", default_value_t = 50)]
     frame_events: usize,
     /// How long events are gathered before they are sent: 5ms.
     #[arg(long, env = "SIM_TICK", default_value = "5ms", value_parser = parse_duration)]
     tick: Duration,
-    /// Connections the account may hold; one more evicts the oldest.
+    /// Connections that the account may hold; one more evicts the oldest.
     #[arg(long, env = "SIM_MAX_CONNECTIONS", default_value_t = 1)]
     max_connections: usize,
-    /// Port of the HTTP control endpoint on 127.0.0.1 (GET /stats, POST /fault, POST /rate);
-    /// without it there is none.
+    /// Port of the HTTP control endpoint on 127.0.0.1 (GET /stats, POST /fault, POST /rate). By
+    /// default there is no endpoint.
     #[arg(long, env = "SIM_CONTROL_PORT")]
     control_port: Option<u16>,
-    /// File of faults to inject, a JSON object a line: {"at":"12s","fault":{"fault":"evict"}}.
+    /// File of faults to inject, one JSON object per line: {"at":"12s","fault":{"fault":"evict"}}.
     #[arg(long, env = "SIM_PLAN")]
     plan: Option<PathBuf>,
-    /// Log filter, as tracing understands it.
+    /// Log filter in the syntax of tracing.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: String,
     /// Form of the log: by default text on a terminal, JSON elsewhere.

@@ -1,5 +1,5 @@
-//! The markets, and for each the event kinds it carries: name, field with the symbol, share of
-//! the traffic and how one is rendered.
+//! The markets, and the event kinds of each: name, symbol field, share of the traffic, and the
+//! function that renders it.
 
 use std::{fmt, str::FromStr};
 
@@ -34,11 +34,11 @@ pub enum Market {
 
 /// One kind of event of a market.
 pub struct Kind {
-    /// Value of `ev`, and the part of a channel before its first dot.
+    /// The value of `ev`, and the part of a channel before its first dot.
     pub ev: &'static str,
-    /// Field that holds the symbol.
+    /// The field that holds the symbol.
     pub symbol_field: &'static str,
-    /// Share of the generated traffic, relative to the market's other kinds.
+    /// Its share of the generated traffic, relative to the market's other kinds.
     pub(crate) weight: u32,
     pub(crate) render: Render,
 }
@@ -112,7 +112,7 @@ impl Market {
         Self::LaunchpadCrypto,
     ];
 
-    /// Name in settings and logs.
+    /// Its name in settings and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -129,7 +129,8 @@ impl Market {
         }
     }
 
-    /// Path segment of its endpoint; Launchpad uses the plain market's (official JVM client).
+    /// The path segment of its endpoint. Launchpad uses that of the plain market, as the official
+    /// JVM client does.
     #[must_use]
     pub const fn segment(self) -> &'static str {
         match self {
@@ -142,8 +143,9 @@ impl Market {
         }
     }
 
-    /// Whether a request path leads here: `/stocks` with any repeated and trailing slashes, for
-    /// futures also with an exchange behind (`/futures/cme`), as the official clients name them.
+    /// Whether a request path leads to this market: `/stocks` with any repeated or trailing
+    /// slashes. For futures an exchange may follow (`/futures/cme`), as the official clients name
+    /// them.
     #[must_use]
     pub fn serves_path(self, path: &str) -> bool {
         let mut segments = path.split('/').filter(|segment| !segment.is_empty());
@@ -158,7 +160,7 @@ impl Market {
             }
     }
 
-    /// The kinds of event it carries, most frequent first in most markets.
+    /// Its kinds of events, in most markets the most frequent first.
     #[must_use]
     pub fn kinds(self) -> &'static [Kind] {
         match self {
@@ -175,16 +177,17 @@ impl Market {
         }
     }
 
-    /// Position in [`Market::kinds`] of the kind with this `ev`, case-sensitive.
+    /// The position in [`Market::kinds`] of the kind with this `ev`, case-sensitive.
     #[must_use]
     pub fn kind(self, ev: &str) -> Option<usize> {
         self.kinds().iter().position(|kind| kind.ev == ev)
     }
 
-    /// The form under which a symbol of a subscription and of an event are the same.
+    /// The form in which the symbols of subscriptions and events are compared.
     ///
-    /// Forex and crypto are subscribed as `EUR/USD`, `EUR-USD` or `C:EUR-USD` and delivered in yet
-    /// another spelling, so prefix and separators go; elsewhere a symbol stays as it is.
+    /// Clients subscribe to pairs as `EUR/USD`, `EUR-USD` or `C:EUR-USD`, and events carry yet
+    /// another spelling. For forex and crypto the prefix and the separators are therefore removed.
+    /// Symbols of other markets stay as they are.
     pub(crate) fn matching_form(self, symbol: &str) -> String {
         let prefix = match self {
             Self::Forex | Self::LaunchpadForex => "C:",

@@ -1,4 +1,4 @@
-//! Scripted faults: a text of JSON lines, each saying when and what.
+//! Scripted faults: lines of JSON that say when what happens.
 
 use std::time::Duration;
 
@@ -35,12 +35,12 @@ struct Line {
 }
 
 impl Plan {
-    /// Reads a plan: one JSON object a line, `{"at":"12s","fault":{"fault":"evict"}}` or
-    /// `{"at":"500ms","rate":2000}`; empty lines and lines starting with `#` are skipped. Times
-    /// count from the start of [`Plan::run`]; steps of the same time keep their order.
+    /// Reads a plan: one JSON object per line, `{"at":"12s","fault":{"fault":"evict"}}` or
+    /// `{"at":"500ms","rate":2000}`. Empty lines and lines that start with `#` are skipped. Times
+    /// count from the start of [`Plan::run`]. Steps with the same time keep their order.
     ///
     /// # Errors
-    /// Names the first line that cannot be read and why.
+    /// Names the first line that cannot be read, and the reason.
     pub fn parse(text: &str) -> Result<Self> {
         let mut steps = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
@@ -53,7 +53,7 @@ impl Plan {
         Ok(Self(steps))
     }
 
-    /// Carries the plan out, then returns.
+    /// Carries out the plan, then returns.
     pub async fn run(self, handle: SimHandle) {
         let start = Instant::now();
         for step in self.0 {
@@ -83,7 +83,7 @@ fn step(line: &str) -> Result<Step> {
 /// Reads a duration: a number and one of `ms`, `s`, `m`.
 ///
 /// # Errors
-/// When the text is not of that form.
+/// When the text does not have that form.
 pub fn parse_duration(text: &str) -> Result<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);

@@ -1,4 +1,4 @@
-//! Events as text: for each kind a function that renders one.
+//! Events as text: one function for each kind.
 
 pub(crate) mod currencies;
 pub(crate) mod derivatives;

@@ -19,12 +19,12 @@ use crate::{
     stats::SimStats,
 };
 
-/// Pause of the accept loop when the machine is out of something it needs.
+/// The pause of the accept loop when the system lacks a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long the tasks have to end once stopped.
+/// How long the tasks have to end after the stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A simulated vendor bound to a port, not serving yet.
+/// A simulator bound to a port, not serving yet.
 #[derive(Debug)]
 pub struct Simulator {
     listener: TcpListener,
@@ -33,11 +33,11 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// Binds the port (0 takes a free one); clients can connect at once and are served once
-    /// [`Simulator::serve`] runs.
+    /// Binds the port; 0 takes a free one. Clients can connect at once, and [`Simulator::serve`]
+    /// serves them.
     ///
     /// # Errors
-    /// When the address cannot be bound or a setting cannot be served; the message names it.
+    /// When the address cannot be bound or a setting cannot be used. The message names it.
     pub async fn bind(addr: impl ToSocketAddrs, config: SimConfig) -> Result<Self> {
         let hub = Arc::new(Hub::new(config)?);
         let listener = TcpListener::bind(addr).await.context("failed to bind the simulator")?;
@@ -45,7 +45,7 @@ impl Simulator {
         Ok(Self { listener, addr, hub })
     }
 
-    /// The address bound.
+    /// The address it is bound to.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
@@ -57,7 +57,7 @@ impl Simulator {
         format!("ws://{}/{}", self.addr, self.hub.market.segment())
     }
 
-    /// A handle that steers and watches this simulator, before, while and after it serves.
+    /// A handle that steers and watches this simulator, at any time.
     #[must_use]
     pub fn handle(&self) -> SimHandle {
         SimHandle { hub: Arc::clone(&self.hub) }
@@ -87,7 +87,7 @@ impl Simulator {
         outcome
     }
 
-    /// Accepts connections for ever, each in a task of its own.
+    /// Accepts connections forever, each in a task of its own.
     async fn accept(&self, tasks: &TaskTracker, halt: &CancellationToken) {
         loop {
             let (tcp, peer) = match self.listener.accept().await {
@@ -115,17 +115,18 @@ impl Simulator {
     }
 }
 
-/// Steers and watches a simulator; cheap to clone.
+/// Steers and watches a simulator. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SimHandle {
     hub: Arc<Hub>,
 }
 
 impl SimHandle {
-    /// Sends one frame holding these events, each the exact text of one JSON object, to every
-    /// authenticated connection; events go byte for byte, joined as `[a,b]`. A connection gets
-    /// only those it is subscribed to, and no frame when none is left; statuses go to all. Events
-    /// of a kind the market lacks go to nobody: send those with [`SimHandle::publish_raw`].
+    /// Sends these events in one frame to every authenticated connection. Each event is the exact
+    /// text of one JSON object and is sent byte for byte; the frame is `[a,b]`. A connection gets
+    /// the events that it is subscribed to, and no frame if there are none. Statuses go to all
+    /// connections. An event of a kind that the market lacks goes to no connection: send it with
+    /// [`SimHandle::publish_raw`].
     ///
     /// # Panics
     /// When an event is not a JSON object with a string `ev` and the symbol field of its kind.
@@ -158,36 +159,36 @@ impl SimHandle {
         Ok(())
     }
 
-    /// Makes something go wrong.
+    /// Injects a fault.
     pub fn inject(&self, fault: Fault) {
         self.hub.inject(fault);
     }
 
-    /// The counters now.
+    /// The counters at this moment.
     #[must_use]
     pub fn stats(&self) -> SimStats {
         self.hub.stats()
     }
 
-    /// Channels held now over all authenticated connections, as their clients spelled them.
+    /// The channels that all authenticated connections hold now, as their clients spelled them.
     #[must_use]
     pub fn subscriptions(&self) -> BTreeSet<String> {
         self.hub.subscriptions()
     }
 
-    /// Every command received, in order, keys replaced by `***`. Bounded to 10,000 commands and
-    /// 32 MiB; the oldest are dropped.
+    /// Every command received, in order, with `***` in place of keys. It keeps the last 10,000
+    /// commands, at most 32 MiB.
     #[must_use]
     pub fn commands(&self) -> Vec<String> {
         self.hub.journal.commands()
     }
 
-    /// Every data frame written, exact and in order over all connections, when
-    /// [`SimConfig::record`] is on. What a client may have read is in it; a frame whose write was
-    /// cut off is not. Statuses, garbage and binary frames are left out.
+    /// Every data frame written, exact and in order over all connections, if [`SimConfig::record`]
+    /// is on. It contains every frame that a client may have read, but none whose write failed.
+    /// Statuses, garbage and binary frames are left out.
     ///
     /// # Panics
-    /// When more than 1 GiB were sent: an incomplete record must not pass for a whole one.
+    /// When more than 1 GiB were sent: an incomplete record must not look complete.
     #[must_use]
     pub fn sent(&self) -> Vec<String> {
         self.hub.journal.frames()

@@ -36,25 +36,25 @@ use crate::{
     throttle::ThrottledStream,
 };
 
-/// How long a peer has for its upgrade request.
+/// How long a client has for its upgrade request.
 const UPGRADE: Duration = Duration::from_secs(10);
-/// How long a peer has to answer a close frame before its TCP connection is dropped.
+/// How long a client has to answer a close frame before its TCP connection is dropped.
 const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It was reset before anything was read, by fault.
+    /// A fault reset it before anything was read.
     Refused,
-    /// No WebSocket came of it.
+    /// The upgrade failed or was refused.
     NotUpgraded,
     /// The client closed it or went away.
     ClientLeft,
-    /// We closed it with a close frame.
+    /// The simulator closed it with a close frame.
     Closed,
-    /// We dropped it without one.
+    /// The simulator dropped it without a close frame.
     Dropped,
-    /// Cut by fault, or killed as a slow consumer.
+    /// A fault aborted it, or it was killed as a slow consumer.
     Cut,
 }
 
@@ -86,7 +86,7 @@ pub(crate) async fn run(tcp: TcpStream, hub: Arc<Hub>) -> End {
     }
 }
 
-/// Runs a future, but not a step of it while `silent` holds.
+/// Runs a future, but polls it only while `silent` is false.
 async fn frozen_while<F: Future>(mut silent: watch::Receiver<bool>, inner: F) -> F::Output {
     tokio::pin!(inner);
     loop {
@@ -124,7 +124,7 @@ async fn upgrade(
     accept_hdr_async_with_config(stream, check, None).await
 }
 
-/// Reads until the peer is gone. Pings are answered by the WebSocket library as they are read.
+/// Reads until the client is gone. The WebSocket library answers pings as they are read.
 async fn read_commands(
     mut stream: SplitStream<WebSocketStream<ThrottledStream>>,
     connection: &Arc<Connection>,
@@ -153,14 +153,14 @@ async fn read_commands(
     }
 }
 
-/// A request, both fields read whatever else the object carries.
+/// A request. Further fields of the object are ignored.
 #[derive(Deserialize)]
 struct Command {
     action: String,
     params: String,
 }
 
-/// Carries out one request; true when it was an `auth`.
+/// Carries out one request. Returns true if it was an `auth`.
 fn execute(text: &str, connection: &Arc<Connection>, hub: &Hub) -> bool {
     hub.journal.command(text, &hub.config.keys);
     let Ok(command) = serde_json::from_str::<Command>(text) else {
@@ -194,7 +194,7 @@ fn refuse(connection: &Connection, hub: &Hub) {
     connection.send_status(status::MALFORMED);
 }
 
-/// Writes what is queued until the last item.
+/// Writes queued items up to the last one.
 async fn write_items(
     mut sink: SplitSink<WebSocketStream<ThrottledStream>, Message>,
     connection: &Connection,
@@ -212,7 +212,7 @@ async fn write_items(
             Item::Binary(text) => sink.send(Message::binary(text)).await,
             Item::Close(code) => {
                 let close = CloseFrame { code: code.into(), reason: Utf8Bytes::default() };
-                // The listening half ends the session earlier, on the peer's answer.
+                // The reading half ends the session earlier, when the client answers.
                 if sink.send(Message::Close(Some(close))).await.is_ok() {
                     sleep(CLOSE_ANSWER).await;
                 }
@@ -223,7 +223,7 @@ async fn write_items(
         match sent {
             Ok(()) => {}
             Err(Error::ConnectionClosed | Error::Protocol(ProtocolError::SendAfterClosing)) => {
-                // The peer is closing: the listening half has yet to write the answer.
+                // The client is closing, and the reading half has yet to write the answer.
                 sleep(CLOSE_ANSWER).await;
                 return End::ClientLeft;
             }

@@ -1,4 +1,4 @@
-//! What a simulator counts.
+//! The simulator's counters.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -6,11 +6,11 @@ use serde::Serialize;
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// The counters while they count.
+        /// The live counters.
         #[derive(Debug, Default)]
         pub(crate) struct Counters { $(pub(crate) $name: Counter,)+ }
 
-        /// A simulator's counters at one moment, all from its start.
+        /// A simulator's counters at one moment, counted from its start.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
         #[non_exhaustive]
         pub struct SimStats {
@@ -28,11 +28,11 @@ macro_rules! counters {
 }
 
 counters! {
-    /// TCP connections accepted, whatever came of them.
+    /// TCP connections accepted, with any outcome.
     tcp_accepted,
-    /// TCP connections cut at once, by fault.
+    /// TCP connections reset at once by a fault.
     tcp_refused,
-    /// Upgrades answered with another HTTP status than 101: a wrong path, or by fault.
+    /// Upgrades answered with an HTTP status other than 101: for a wrong path, or by a fault.
     upgrades_refused,
     /// WebSocket connections opened.
     connections_accepted,
@@ -40,33 +40,33 @@ counters! {
     auths,
     /// `auth` requests answered `auth_failed`.
     auth_failures,
-    /// Connections ended for never sending `auth`.
+    /// Connections ended because they sent no `auth` in time.
     auth_timeouts,
     /// Connections ended with `max_connections`.
     evictions,
-    /// Connections killed because more than the buffer's bytes waited for them.
+    /// Connections killed because more bytes waited for them than the buffer holds.
     slow_kills,
-    /// `subscribe` requests received, whatever came of them.
+    /// `subscribe` requests received, with any outcome.
     subscribe_requests,
-    /// `unsubscribe` requests received, whatever came of them.
+    /// `unsubscribe` requests received, with any outcome.
     unsubscribe_requests,
-    /// Requests that were no JSON object with a known `action`, or not text.
+    /// Requests that were not text, or not a JSON object with a known `action`.
     malformed_requests,
     /// Data frames sent; statuses and garbage do not count.
     frames_sent,
-    /// Events in them.
+    /// Events in these frames.
     events_sent,
-    /// Bytes of payload in them.
+    /// Payload bytes of these frames.
     bytes_sent,
     /// The most events in one data frame.
     largest_frame_events,
     /// Status frames sent.
     statuses_sent,
-    /// Pings received (and, but for silence, answered).
+    /// Pings received. Each is answered, except during silence.
     pings_received,
-    /// Events generated, wanted by a connection or not.
+    /// Events generated, with or without a subscriber.
     events_generated,
-    /// Events due by the rate that were given up because the machine could not keep up.
+    /// Events that were due by the rate but left out because the machine could not keep up.
     events_skipped,
 }
 

@@ -1,7 +1,7 @@
 //! The vendor's status objects.
 //!
-//! Texts measured on the live service unless marked otherwise; key order `ev, status, message` in
-//! every capture.
+//! The texts were measured on the live service unless marked otherwise. Every capture has the key
+//! order `ev, status, message`.
 
 pub(crate) const CONNECTED: (&str, &str) = ("connected", "Connected Successfully");
 pub(crate) const AUTH_SUCCESS: (&str, &str) = ("auth_success", "authenticated");
@@ -10,10 +10,10 @@ pub(crate) const PLAN_LACKS_MARKET: (&str, &str) = (
     "auth_failed",
     "Your plan doesn't include websocket access. Visit https://polygon.io/pricing to upgrade.",
 );
-/// Status documented; text as one user reported it.
+/// The status is documented. The text is as one user reported it.
 pub(crate) const AUTH_TIMEOUT: (&str, &str) =
     ("auth_timeout", "No authentication request received.");
-/// Status documented; nobody has published its text, so this one is the simulator's.
+/// The status is documented, but its text is published nowhere. This text is the simulator's own.
 pub(crate) const AUTH_REQUIRED: (&str, &str) = ("auth_required", "authentication required");
 pub(crate) const NOT_AUTHORIZED: (&str, &str) = ("error", "not authorized");
 pub(crate) const MAX_CONNECTIONS: (&str, &str) = (
@@ -21,7 +21,7 @@ pub(crate) const MAX_CONNECTIONS: (&str, &str) = (
     "Maximum number of websocket connections exceeded. You have reached the connection limit for \
      your account. Please contact support at https://polygon.io/contact to increase your limit.",
 );
-/// What the vendor answers to a malformed command is unknown; this is the simulator's answer.
+/// The vendor's answer to a malformed command is unknown. This one is the simulator's own.
 pub(crate) const MALFORMED: (&str, &str) = ("error", "invalid request");
 
 /// One status object.
@@ -30,7 +30,7 @@ pub(crate) fn object((status, message): (&str, &str)) -> String {
     format!("{{\"ev\":\"status\",\"status\":\"{status}\",\"message\":{message}}}")
 }
 
-/// A frame holding one status alone.
+/// A frame that holds this one status.
 pub(crate) fn frame(status: (&str, &str)) -> String {
     format!("[{}]", object(status))
 }

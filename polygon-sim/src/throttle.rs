@@ -1,4 +1,4 @@
-//! The TCP stream of one connection: slowed down on demand, ended by reset on demand.
+//! The TCP stream of one connection, which can be slowed down and ended by a reset.
 
 use std::{
     future::Future,
@@ -21,7 +21,7 @@ use tokio::{
 /// How long a slowed stream pauses between pieces.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The rate at which bytes may leave, shared by all streams; 0 is as fast as they go.
+/// The rate at which bytes may leave, shared by all streams. 0 means no limit.
 #[derive(Debug, Default)]
 pub(crate) struct Throttle(AtomicU64);
 
@@ -30,7 +30,7 @@ impl Throttle {
         self.0.store(bytes_per_second.map_or(0, |rate| rate.max(1)), Relaxed);
     }
 
-    /// Bytes that may leave in one piece and the pause after it; none when not slowed.
+    /// How many bytes may leave in one piece, and the pause after it. `None` if there is no limit.
     fn piece(&self) -> Option<(usize, Duration)> {
         match self.0.load(Relaxed) {
             0 => None,
@@ -40,7 +40,7 @@ impl Throttle {
     }
 }
 
-/// A TCP stream.
+/// A TCP stream that may be slowed down.
 pub(crate) struct ThrottledStream {
     tcp: TcpStream,
     throttle: Arc<Throttle>,
@@ -49,8 +49,8 @@ pub(crate) struct ThrottledStream {
 }
 
 impl ThrottledStream {
-    /// Wraps a stream; if `reset` is set when the wire is dropped, the peer sees a reset and what
-    /// the kernel still holds is discarded, else an orderly end.
+    /// Wraps a stream. If `reset` is set when it is dropped, the client sees a reset and the kernel
+    /// discards unsent bytes. Otherwise the connection ends in order.
     pub(crate) fn new(tcp: TcpStream, throttle: Arc<Throttle>, reset: Arc<AtomicBool>) -> Self {
         Self { tcp, throttle, pause: None, reset }
     }
@@ -59,7 +59,7 @@ impl ThrottledStream {
 impl Drop for ThrottledStream {
     fn drop(&mut self) {
         if self.reset.load(Relaxed) {
-            // Failing means that the peer ended it first.
+            // If this fails, the client ended the connection first.
             let _gone = self.tcp.set_zero_linger();
         }
     }

@@ -1,11 +1,12 @@
-//! The symbols of a market: well-known ones first, made-up ones of the same form behind them.
+//! The symbols of a market: first well-known ones, then made-up ones of the same form.
 
 use std::collections::HashSet;
 
 use crate::{instrument::Instrument, market::Market};
 
-/// Tickers and rough prices in cents, the most traded first; among them share classes with a dot,
-/// preferreds and rights with lower-case letters, a warrant, a test ticker, one OTC.
+/// Tickers and rough prices in cents, the most traded first. Among them are share classes with a
+/// dot, preferreds and rights with lower-case letters, a warrant, a test ticker and one traded over
+/// the counter.
 const STOCKS: [(&str, i64); 60] = [
     ("AAPL", 23_142),
     ("NVDA", 18_512),
@@ -176,7 +177,8 @@ fn contracts() -> Vec<(String, i64)> {
     contracts
 }
 
-/// Quarterly contracts of the known roots with the one-digit year the feed uses, then a spread.
+/// Quarterly contracts of the known roots, with the one-digit year that the feed uses, and one
+/// spread.
 fn futures() -> Vec<(String, i64)> {
     let mut futures = Vec::new();
     for expiry in ["Z6", "H7", "M7", "U7", "X6", "F7"] {
@@ -199,7 +201,7 @@ fn made_up_symbol(market: Market, n: usize) -> String {
     }
 }
 
-/// `BAAA`, `BAAB` and so on; longer past `ZZZZ`.
+/// `BAAA`, `BAAB` and so on, with more letters after `ZZZZ`.
 fn letters(n: usize) -> String {
     let mut rest = n + 26 * 26 * 26;
     let mut letters = Vec::new();
@@ -216,7 +218,7 @@ fn made_up_price(n: usize) -> i64 {
 
 fn instrument(market: Market, symbol: String, price: i64) -> Instrument {
     let (decimals, tick, price) = match market {
-        // Listed in cents; prints go to hundredths of a cent.
+        // Listed in cents; trades are priced to hundredths of a cent.
         Market::Stocks | Market::LaunchpadStocks | Market::Options | Market::LaunchpadOptions => {
             (4, if price < 100 { 1 } else { 100 }, price * 100)
         }

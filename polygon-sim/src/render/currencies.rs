@@ -2,7 +2,7 @@
 
 use super::draw::Draw;
 
-/// Deepest book rendered, in levels a side; the vendor's goes to 100.
+/// The deepest book rendered, in levels per side. The vendor's goes to 100.
 const DEPTH: u64 = 10;
 
 pub(crate) fn forex_quote(draw: &mut Draw<'_>, out: &mut String) {
@@ -48,7 +48,7 @@ pub(crate) fn crypto_quote(draw: &mut Draw<'_>, out: &mut String) {
     let (bid_size, ask_size) = (amount(draw, 40_000), amount(draw, 40_000));
     let mut event = draw.object("XQ", out);
     event.text("pair", &draw.instrument.symbol);
-    // Captures of 2023 carry these two, as zeros.
+    // Captures of 2023 carry both, as zeros.
     if draw.chance(20) {
         event.int("lp", 0).int("ls", 0);
     }
@@ -84,7 +84,7 @@ pub(crate) fn book(draw: &mut Draw<'_>, out: &mut String) {
     event.int("x", 1).levels("b", &bids).levels("a", &asks).close();
 }
 
-/// One side of the book, moving away from its best price.
+/// One side of the book, from its best price away.
 fn side(draw: &mut Draw<'_>, best: i64, away: i64) -> Vec<(i64, i64)> {
     let depth = i64::try_from(1 + draw.below(DEPTH)).unwrap_or(1);
     let tick = draw.instrument.tick;
@@ -95,7 +95,7 @@ fn amount(draw: &mut Draw<'_>, bound: u64) -> i64 {
     i64::try_from(1 + draw.below(bound)).unwrap_or(1)
 }
 
-/// A random UUID; its last part carries the trade's number, so none comes twice.
+/// A random UUID. Its last part is the trade's number, so no UUID comes twice.
 fn uuid(draw: &mut Draw<'_>) -> String {
     let (a, b, c, d) =
         (draw.below(1 << 32), draw.below(1 << 16), draw.below(1 << 12), draw.below(1 << 14));

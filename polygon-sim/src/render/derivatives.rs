@@ -54,7 +54,7 @@ pub(super) fn volume_bar(
     event.int("z", 1 + draw.below(20)).int("s", start).int("e", end).close();
 }
 
-/// Pairs have no bars of this form but on Launchpad, where they go prefixed.
+/// Only on Launchpad do pairs have bars of this form, and there they have a prefix.
 fn symbol_of_bar<'a>(draw: &'a Draw<'_>) -> &'a str {
     &draw.instrument.prefixed
 }
@@ -86,7 +86,7 @@ pub(crate) fn future_minute_bar(draw: &mut Draw<'_>, out: &mut String) {
     future_bar(draw, "AM", window, out);
 }
 
-/// Prices and dollar value go as strings: measured on the live feed, against the documentation.
+/// Prices and dollar value are strings, as measured on the live feed. The documentation differs.
 fn future_bar(draw: &mut Draw<'_>, ev: &str, (start, end): (u64, u64), out: &mut String) {
     let (prices, volume) = (draw.bar(), draw.traded(400));
     let dollars = prices.mean.saturating_mul(i64::try_from(volume).unwrap_or(1));

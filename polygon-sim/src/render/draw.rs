@@ -1,4 +1,4 @@
-//! What the rendering of one event draws from: its instrument, chance, numbers and the time.
+//! The source of one rendered event: its instrument, random numbers, counters and the time.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -22,7 +22,7 @@ impl Default for Ids {
     }
 }
 
-/// Everything the rendering of one event draws from.
+/// The source of one rendered event.
 pub(crate) struct Draw<'a> {
     pub(super) instrument: &'a mut Instrument,
     pub(super) now_ns: u64,
@@ -60,7 +60,7 @@ impl<'a> Draw<'a> {
         self.now_ns / 1_000_000
     }
 
-    /// The last whole second whose bar is out by now, as bars leave two seconds late.
+    /// The last whole second whose bar is out by now; bars come two seconds late.
     pub(super) fn second(&self) -> (u64, u64) {
         let end = (self.now_ms() / 1_000).saturating_sub(1) * 1_000;
         (end.saturating_sub(1_000), end)
@@ -108,7 +108,7 @@ impl<'a> Draw<'a> {
         Bar { open, close, high, low, mean: (open + close + high + low) / 4 }
     }
 
-    /// Volume of a bar that has just been added to the day's.
+    /// The volume of a bar, which it adds to the volume of the day.
     pub(super) fn traded(&mut self, bound: u64) -> u64 {
         let volume = 1 + self.below(bound);
         self.instrument.volume += volume;

@@ -2,7 +2,7 @@
 
 use super::{derivatives, draw::Draw};
 
-/// The value stands before the symbol.
+/// The value stands before the symbol, as on the wire.
 pub(crate) fn value(draw: &mut Draw<'_>, out: &mut String) {
     let mut event = draw.object("LV", out);
     event.price("val", draw.instrument.price).text("sym", &draw.instrument.prefixed);

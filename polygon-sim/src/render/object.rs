@@ -1,13 +1,13 @@
 //! Writes one JSON object, compact and in the order of the calls.
 
-/// An object being written; numbers go digit by digit, never through floating point.
+/// An object being written. Numbers are written digit by digit, never through floating point.
 pub(super) struct Object<'o> {
     out: &'o mut String,
     decimals: u8,
 }
 
 impl<'o> Object<'o> {
-    /// Starts `{"ev":"..."`; prices will have this many decimals.
+    /// Starts `{"ev":"..."`. Prices get this many decimals.
     pub(super) fn open(ev: &str, decimals: u8, out: &'o mut String) -> Self {
         out.push_str("{\"ev\":\"");
         out.push_str(ev);
@@ -78,7 +78,7 @@ impl<'o> Object<'o> {
         self
     }
 
-    /// The same in a string that keeps every decimal.
+    /// The same inside a string, with every decimal.
     pub(super) fn fixed_text(&mut self, key: &str, units: i64, decimals: u8) -> &mut Self {
         self.key(key);
         self.out.push('"');
@@ -115,7 +115,7 @@ impl<'o> Object<'o> {
     }
 }
 
-/// Pushes `value` with at least `width` digits, zeros in front.
+/// Pushes `value` with at least `width` digits, padded with zeros.
 fn push_digits(out: &mut String, mut value: u64, width: usize) {
     let mut digits = [b'0'; 20];
     let mut start = digits.len();

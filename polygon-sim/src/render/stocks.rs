@@ -3,7 +3,7 @@
 use super::draw::Draw;
 
 const EXCHANGES: [u64; 8] = [1, 4, 8, 10, 11, 12, 19, 21];
-/// The exchange number of prints reported off exchange.
+/// The exchange number of trades reported off exchange.
 const OFF_EXCHANGE: u64 = 4;
 const CONDITIONS: [&[u64]; 6] = [&[12, 37], &[14, 41], &[37], &[12], &[10, 41], &[12, 14, 37, 41]];
 
@@ -65,7 +65,7 @@ fn bar(draw: &mut Draw<'_>, ev: &str, (start, end): (u64, u64), out: &mut String
     let (prices, volume) = (draw.bar(), draw.traded(20_000));
     let mut event = draw.object(ev, out);
     event.text("sym", &draw.instrument.symbol).int("v", volume).int("av", draw.instrument.volume);
-    // Missing before the day's official open is known.
+    // The vendor leaves it out until the day's official open is known.
     if draw.chance(95) {
         event.price("op", draw.instrument.open);
     }
@@ -100,7 +100,7 @@ pub(crate) fn imbalance(draw: &mut Draw<'_>, out: &mut String) {
     event.int("p", 100 * draw.below(9_000)).price("b", draw.instrument.price).close();
 }
 
-/// FMV of any market: the value stands before the symbol, which is prefixed for currencies.
+/// FMV of any market. The value stands before the symbol, which has a prefix for currencies.
 pub(crate) fn fair_value(draw: &mut Draw<'_>, out: &mut String) {
     let mut event = draw.object("FMV", out);
     event.price("fmv", draw.instrument.price).text("sym", &draw.instrument.prefixed);

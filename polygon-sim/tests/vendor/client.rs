@@ -1,4 +1,4 @@
-//! A running simulator and a plain WebSocket client, every wait with a deadline.
+//! A running simulator and a plain WebSocket client. Every wait has a deadline.
 
 use std::time::Duration;
 
@@ -27,12 +27,12 @@ pub(crate) const EVICTED: &str = concat!(
     r#"support at https://polygon.io/contact to increase your limit."}]"#
 );
 
-/// Waits for a future, no longer than the deadline.
+/// Waits for a future until the deadline.
 pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
     timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("timed out: {what}"))
 }
 
-/// A simulator serving on a free port until dropped.
+/// A simulator that serves on a free port until it is dropped.
 pub(crate) struct Sim {
     pub(crate) handle: SimHandle,
     pub(crate) url: String,
@@ -57,7 +57,7 @@ impl Sim {
         Client::open(&self.url).await.unwrap()
     }
 
-    /// A client that is authenticated and holds these channels.
+    /// A client that is authenticated and subscribed to these channels.
     pub(crate) async fn subscriber(&self, channels: &str) -> Client {
         let mut client = self.connect().await;
         client.log_in().await;
@@ -119,7 +119,7 @@ impl Client {
         }
     }
 
-    /// Reads past whatever comes to the end, and answers a close frame.
+    /// Reads and drops messages until the connection ends, and answers a close frame.
     pub(crate) async fn end(&mut self) -> Ended {
         loop {
             if let Err(ended) = self.message().await {
@@ -129,7 +129,7 @@ impl Client {
         }
     }
 
-    /// Asserts that nothing is on the way: an unknown action is answered next.
+    /// Asserts that nothing is on its way: the answer to an unknown action comes next.
     pub(crate) async fn is_quiet(&mut self) {
         self.send(r#"{"action":"nothing","params":""}"#).await;
         assert_eq!(self.text().await, status("error", "invalid request"));

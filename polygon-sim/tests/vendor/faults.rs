@@ -1,4 +1,4 @@
-//! Each fault, as a client meets it.
+//! Each fault, as a client sees it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::client::{AUTHENTICATED, Client, EVICTED, Ended, GREETING, Sim, events, status, within};
 
 const AUTH: &str = r#"{"action":"auth","params":"sim-key"}"#;
-/// Long enough for an answer on loopback; used only where none may come.
+/// Long enough for an answer on loopback. Used only where no answer may come.
 const NO_ANSWER: Duration = Duration::from_millis(150);
 
 async fn hears_nothing(client: &mut Client) {

@@ -1,4 +1,4 @@
-//! Generated events against the samples and the key orders seen on the wire.
+//! Generated events, compared with the samples and with the key orders seen on the wire.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -54,7 +54,7 @@ fn generate(market: &str, count: usize) -> Vec<String> {
     (0..count).map(one).collect()
 }
 
-/// Whether a generated event of this market is of this kind.
+/// Whether a generated event is of this kind.
 fn is(event: &str, kind: &str) -> bool {
     event.starts_with(&format!("{{\"ev\":\"{kind}\","))
 }
@@ -82,7 +82,7 @@ fn every_sampled_kind_of_every_market_is_generated_with_its_fields() {
                 assert!(known.contains(&plain(symbol)), "{market}: {event}");
                 seen.extend(fields.keys().cloned());
             }
-            // Not in every event, hence absent from some samples.
+            // Not every event has these, so some samples lack them.
             let optional = ["lp", "ls", "otc", "c", "i", "op", "trfi", "trft"].map(str::to_owned);
             let always = |keys: &BTreeSet<String>| -> BTreeSet<String> {
                 keys.iter().filter(|key| !optional.contains(key)).cloned().collect()
@@ -92,7 +92,7 @@ fn every_sampled_kind_of_every_market_is_generated_with_its_fields() {
     }
 }
 
-/// A symbol without the prefix and separators in which its spellings differ.
+/// A symbol without the prefix and separators, which differ between its spellings.
 fn plain(symbol: &str) -> String {
     symbol.trim_start_matches("C:").trim_start_matches("X:").replace(['/', '-'], "")
 }

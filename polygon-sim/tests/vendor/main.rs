@@ -1,4 +1,4 @@
-//! The simulator seen through a socket, and its events held against samples of the vendor's.
+//! The simulator as a client sees it, and its events compared with samples of the vendor's.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where its expectation fails")]
 

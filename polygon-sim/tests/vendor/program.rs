@@ -21,7 +21,7 @@ fn command(args: &[&str]) -> Command {
     command
 }
 
-/// A running program, killed when dropped; its log lines arrive parsed.
+/// A running program, killed when dropped. Its log lines arrive parsed.
 struct Program {
     child: Child,
     log: mpsc::Receiver<Value>,
@@ -32,7 +32,7 @@ impl Program {
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let (send, log) = mpsc::sync_channel(1_000);
-        // Ends with the program's log.
+        // The thread ends with the program's log.
         thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let _unread = send.send(serde_json::from_str(&line).unwrap_or(Value::from(line)));

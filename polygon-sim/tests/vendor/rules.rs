@@ -1,4 +1,4 @@
-//! The session's rules, every text literal.
+//! The rules of a session, with every text written out.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -84,7 +84,7 @@ async fn unsubscribe_is_acknowledged_for_what_was_held() {
     client.send(r#"{"action":"unsubscribe","params":"T.AAPL"}"#).await;
     client.is_quiet().await;
     sim.handle.publish(&events(&[r#"{"ev":"T","sym":"AAPL"}"#]));
-    assert_eq!(client.text().await, r#"[{"ev":"T","sym":"AAPL"}]"#, "the wildcard has no hole");
+    assert_eq!(client.text().await, r#"[{"ev":"T","sym":"AAPL"}]"#, "the wildcard still covers it");
     assert_eq!(sim.handle.stats().unsubscribe_requests, 2);
 }
 
@@ -124,7 +124,7 @@ async fn malformed_requests_are_answered_and_survived() {
 async fn a_newer_connection_evicts_the_older() {
     let sim = Sim::plain().await;
     let mut old = sim.subscriber("T.AAPL").await;
-    // One that has not authenticated takes no slot.
+    // A connection that has not authenticated takes no slot of the account.
     let mut new = sim.connect().await;
     assert_eq!(new.text().await, GREETING);
     assert_eq!(held(&sim.handle), ["T.AAPL"]);

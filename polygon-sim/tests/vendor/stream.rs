@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::client::{Ended, Sim, events};
 
-/// Reads frames until they held this many events.
+/// Reads frames until they hold this many events.
 async fn read(client: &mut crate::client::Client, count: usize) -> Vec<String> {
     let (mut frames, mut seen) = (Vec::new(), 0);
     while seen < count {
@@ -109,7 +109,7 @@ async fn the_open_bursts() {
     let _client = sim.subscriber("NOI.*").await;
     let start = std::time::Instant::now();
     sim.until("a burst", |sim| sim.stats().events_generated > 4_000).await;
-    // The plain rate would take two seconds.
+    // At the plain rate this would take two seconds.
     assert!(start.elapsed() < Duration::from_millis(1_500), "{:?}", start.elapsed());
 }
 
@@ -118,13 +118,13 @@ async fn a_lagging_client_gets_bigger_frames() {
     let config = SimConfig { rate: 100_000.0, frame_events: 10, ..SimConfig::default() };
     let sim = Sim::start(config).await;
     let mut client = sim.subscriber("T.*,Q.*").await;
-    // Unread until the socket's buffers are full and a backlog stands behind them.
+    // The client does not read until the socket's buffers are full and a backlog has built up.
     sim.until("a backlog", |sim| {
         let stats = sim.stats();
         stats.events_generated > stats.events_sent + 30_000
     })
     .await;
-    // All that was made so far: the backlog stands behind what the socket's buffers hold.
+    // Everything generated so far. The backlog comes after what the socket's buffers hold.
     let made = usize::try_from(sim.handle.stats().events_generated).unwrap();
     let frames = read(&mut client, made).await;
     assert!(frames.iter().all(|frame| frame.len() <= 960_000));
