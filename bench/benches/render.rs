@@ -1,4 +1,5 @@
-//! From frames to chunks: split, look up and render, for many sessions with few symbols, for `*`, and for nobody.
+//! From frames to chunks: split, look up and render, for many sessions with few symbols, for `*`,
+//! and for nobody.
 
 use bench::{
     feed::{FRAME_EVENTS, Feed},

@@ -1,5 +1,5 @@
-//! What every frame goes through: telling statuses from data, and finding its events, in the feed's shape and in any key order
-//! and white space.
+//! What every frame goes through: telling statuses from data, and finding its events, in the feed's
+//! shape and in any key order and white space.
 
 use std::hint::black_box;
 

@@ -86,7 +86,8 @@ impl Client {
         &self.plan.verifier
     }
 
-    /// Reads once, up to the room in `buffer`, and walks through what came. Returns how many events came.
+    /// Reads once, up to the room in `buffer`, and walks through what came. Returns how many events
+    /// came.
     pub fn read(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -186,7 +187,8 @@ impl Client {
         match first & 0x0f {
             9 => {
                 let pong = client_frame(0x8a, payload);
-                // A socket that cannot take a pong belongs to a session that is about to be cut off, which is noticed.
+                // A socket that cannot take a pong belongs to a session that is about to be cut
+                // off, which is noticed.
                 let _ = self.stream.write(&pong);
             }
             8 => {

@@ -1,4 +1,5 @@
-//! One event of the load: its text, the stamp that is written into it when it is sent, and the mark that a client reads.
+//! One event of the load: its text, the stamp that is written into it when it is sent, and the mark
+//! that a client reads.
 
 /// Bytes of one event.
 pub const EVENT_BYTES: usize = 148;

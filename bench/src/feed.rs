@@ -1,8 +1,10 @@
-//! The load: WebSocket frames made once, of events of one width, that are only stamped before they are sent.
+//! The load: WebSocket frames made once, of events of one width, that are only stamped before they
+//! are sent.
 //!
-//! An event is 148 bytes with the feed's key order. Near its end, at fixed distances, stand the time of sending (`t`, `pt`)
-//! and a sequence number (`q`): which lap around the ring of frames, and which slot in the ring. The slot alone tells kind
-//! and symbol, so a client that knows its slots in the ring can tell what is missing, repeated, out of order or not its own.
+//! An event is 148 bytes with the feed's key order. Near its end, at fixed distances, stand the
+//! time of sending (`t`, `pt`) and a sequence number (`q`): which lap around the ring of frames,
+//! and which slot in the ring. The slot alone tells kind and symbol, so a client that knows its
+//! slots in the ring can tell what is missing, repeated, out of order or not its own.
 
 use std::collections::HashMap;
 
@@ -16,7 +18,8 @@ pub const STRIDE: usize = EVENT_BYTES + 1;
 pub const FRAME_EVENTS: usize = 50;
 /// Symbols of the feed.
 pub const SYMBOLS: usize = 10_000;
-/// Events around the ring: enough for the rarer symbols to come up, few enough to stay in the processor's cache.
+/// Events around the ring: enough for the rarer symbols to come up, few enough to stay in the
+/// processor's cache.
 const RING_EVENTS: usize = 51_200;
 /// Trades of 100 events; the others are quotes.
 const TRADES_PERCENT: u32 = 30;
@@ -84,7 +87,8 @@ impl Feed {
         slots.map(|(slot, _)| slot as u32).collect()
     }
 
-    /// The slots that each of these channels names: `T.AAPL`, `Q.*`, `*`. Channels of other kinds name none.
+    /// The slots that each of these channels names: `T.AAPL`, `Q.*`, `*`. Channels of other kinds
+    /// name none.
     pub fn slots_of<'a>(&self, channels: impl IntoIterator<Item = &'a str>) -> Vec<u32> {
         let mut wanted = vec![[false; 2]; SYMBOLS];
         for channel in channels {
@@ -182,8 +186,8 @@ impl Sender {
         (self.next % self.frames as u64) as usize * self.frame_events
     }
 
-    /// Like [`take`](Self::take), one event at a time, each with the separator or bracket before it, which is a comma for
-    /// all but the first of a frame.
+    /// Like [`take`](Self::take), one event at a time, each with the separator or bracket before
+    /// it, which is a comma for all but the first of a frame.
     pub fn events(&mut self, most: usize, now_ns: u64) -> impl Iterator<Item = &[u8]> {
         let (frame_bytes, head, events) = (self.frame_bytes, self.header_bytes, self.frame_events);
         self.take(most, now_ns)

@@ -162,7 +162,8 @@ impl Fleet {
         self.ended
     }
 
-    /// How many events the clients that read must have, given that the load went up to this sequence number.
+    /// How many events the clients that read must have, given that the load went up to this
+    /// sequence number.
     pub fn expected(&self, events: u64) -> u64 {
         let ring = self.feed.topics().len() as u64;
         self.reading().map(|client| client.verifier().expected(events, ring)).sum()

@@ -1,5 +1,5 @@
-//! Floors: what the machine gives to programs that do nothing but the writes. They run as processes of their own, like the
-//! proxies, and are told what to do over their standard input.
+//! Floors: what the machine gives to programs that do nothing but the writes. They run as processes
+//! of their own, like the proxies, and are told what to do over their standard input.
 
 use std::{
     io::{BufRead, Read, Write},
@@ -32,7 +32,8 @@ const MAX_DUE: usize = 1_024;
 pub enum Handing {
     /// Every frame as it is to every client, this many frames a write.
     Whole(usize),
-    /// To each client its events of this many frames, in one write; 0 for as many frames as are due.
+    /// To each client its events of this many frames, in one write; 0 for as many frames as are
+    /// due.
     Split(usize),
 }
 

@@ -46,7 +46,8 @@ pub struct Sent {
     pub end_ns: u64,
 }
 
-/// Calls `send` with how many frames are due, as the step wants it, until its time is over. `send` says how many it sent.
+/// Calls `send` with how many frames are due, as the step wants it, until its time is over. `send`
+/// says how many it sent.
 ///
 /// A sender that is held up catches up afterwards: the schedule does not wait for it.
 pub fn pace(
@@ -61,7 +62,8 @@ pub fn pace(
     let mut frames = 0;
     loop {
         let elapsed = clock.now_ns() - start;
-        // Past its end, a step that is behind gets a tenth of its time to catch up: then the rate shows.
+        // Past its end, a step that is behind gets a tenth of its time to catch up: then the rate
+        // shows.
         if elapsed >= duration + duration / 10 {
             break;
         }
@@ -86,7 +88,8 @@ pub fn pace(
     Ok((frames, start, clock.now_ns()))
 }
 
-/// The vendor's side, or a firehose's: takes one connection, answers commands, and sends the load over it.
+/// The vendor's side, or a firehose's: takes one connection, answers commands, and sends the load
+/// over it.
 #[derive(Debug)]
 pub struct Upstream {
     address: SocketAddr,
@@ -148,7 +151,8 @@ impl Upstream {
                 pace(step, feed.frame_events(), most, clock, |frames| {
                     let sent = sender.sent();
                     let bytes = sender.take(frames, clock.now_ns());
-                    // Held for the length of one write, so that answers to pings stand between frames.
+                    // Held for the length of one write, so that answers to pings stand between
+                    // frames.
                     let _whole_frames = lock(&shared.socket);
                     socket.write_all(bytes).context("upstream connection lost")?;
                     Ok((sender.sent() - sent) as usize)
@@ -181,7 +185,8 @@ fn serve(listener: &TcpListener, shared: &Shared) {
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        // A connection that ends early shows in the stretch at hand: its writes fail, or its events go missing.
+        // A connection that ends early shows in the stretch at hand: its writes fail, or its events
+        // go missing.
         let _ = converse(socket, shared);
         *lock(&shared.socket) = None;
     }

@@ -1,4 +1,5 @@
-//! Starts the load program: options, scenarios in turn, results to the screen and to files. The work is in the library.
+//! Starts the load program: options, scenarios in turn, results to the screen and to files. The
+//! work is in the library.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 

@@ -4,20 +4,23 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Measures the proxies around real sockets, beside floors of the same work, and verifies every event meanwhile.
+/// Measures the proxies around real sockets, beside floors of the same work, and verifies every
+/// event meanwhile.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Options {
     /// Scenarios to run, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "split,s1,s2,s3,s4,s5,s6,growth")]
     pub scenario: Vec<Scenario>,
-    /// Only see that everything works: a fraction of a second for each figure, one run, no file written unless --out is given
+    /// Only see that everything works: a fraction of a second for each figure, one run, no file
+    /// written unless --out is given
     #[arg(long)]
     pub quick: bool,
     /// How often each figure is taken; the median counts
     #[arg(long, default_value_t = 3)]
     pub runs: usize,
-    /// Seconds that the whole run may wait for the machine's other programs to rest before it repeats disturbed stretches
+    /// Seconds that the whole run may wait for the machine's other programs to rest before it
+    /// repeats disturbed stretches
     #[arg(long, default_value_t = 60)]
     pub patience: u64,
     /// Where the table, the JSON file and the plots go

@@ -1,4 +1,5 @@
-//! The programs around which the load is played, as child processes: the real binaries, and the floors.
+//! The programs around which the load is played, as child processes: the real binaries, and the
+//! floors.
 
 use std::{
     fs,
@@ -240,8 +241,8 @@ pub fn own_cpu_seconds() -> Result<f64> {
 
 /// Time that the machine's cores spent idle so far, in seconds, all cores together.
 ///
-/// Told from idleness and not from what was used: with this accounting of the system, interrupts on behalf of a process are
-/// counted for it and beside it, so that the sums of the two do not match.
+/// Told from idleness and not from what was used: with this accounting of the system, interrupts on
+/// behalf of a process are counted for it and beside it, so that the sums of the two do not match.
 pub fn idle_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
     // cpu user nice system idle iowait

@@ -1,4 +1,5 @@
-//! A run's arrangement: who sends, which programs stand between, who receives; and one stretch of load through it.
+//! A run's arrangement: who sends, which programs stand between, who receives; and one stretch of
+//! load through it.
 
 use std::{
     sync::Arc,
@@ -23,7 +24,8 @@ use crate::{
 const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
 /// How long what is under way may take to arrive once everything is sent.
 const DRAIN_LIMIT: Duration = Duration::from_secs(6);
-/// A stretch that takes this much longer than planned for sending and arriving was not kept up with.
+/// A stretch that takes this much longer than planned for sending and arriving was not kept up
+/// with.
 const TOLERANCE: f64 = 1.05;
 /// The same for short stretches, where a moment counts for more.
 const GRACE: Duration = Duration::from_millis(100);
@@ -306,7 +308,8 @@ impl Rig {
     }
 }
 
-/// Waits until the proxies hold their subscriptions upstream. The firehose asks only once the filtered proxy has asked it.
+/// Waits until the proxies hold their subscriptions upstream. The firehose asks only once the
+/// filtered proxy has asked it.
 fn wait_for_upstream(
     upstream: Option<&Upstream>,
     shape: Shape,

@@ -11,10 +11,11 @@ const MAX_RATES: usize = 10;
 /// How much further a rate is taken that was good while none was too much.
 const RAISE: f64 = 1.4;
 
-/// Finds the highest rate, in events a second, at which `run` gives an outcome that is good. `None` if none of the tries was.
+/// Finds the highest rate, in events a second, at which `run` gives an outcome that is good. `None`
+/// if none of the tries was.
 ///
-/// `guess` is tried first and raised until it is too much, so that it bounds nothing: a search that could end at a ceiling of
-/// its own making would report the ceiling.
+/// `guess` is tried first and raised until it is too much, so that it bounds nothing: a search that
+/// could end at a ceiling of its own making would report the ceiling.
 ///
 /// `run` starts afresh at each call: what one rate broke must not weigh on the next.
 pub fn highest(

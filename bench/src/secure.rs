@@ -72,7 +72,8 @@ impl Stream {
 }
 
 impl Read for Stream {
-    /// Takes all that has come, as far as there is room: what stayed behind decrypted, no socket would tell of.
+    /// Takes all that has come, as far as there is room: what stayed behind decrypted, no socket
+    /// would tell of.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let stream = match self {
             Self::Plain(socket) => return socket.read(buffer),

@@ -16,8 +16,8 @@ pub enum Goal {
     AtMost(f64),
     /// This part of its floor or more.
     OfFloor(f64),
-    /// This much or less, or else this many times its floor or less: what the first was of the floor of the machine on which
-    /// the goal was set.
+    /// This much or less, or else this many times its floor or less: what the first was of the
+    /// floor of the machine on which the goal was set.
     AtMostOr(f64, f64),
     /// This much or more, or else this part of its floor or more, likewise.
     AtLeastOr(f64, f64),

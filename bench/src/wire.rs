@@ -25,7 +25,8 @@ pub struct Command {
     pub params: String,
 }
 
-/// The header of a frame: first byte, bytes of header (mask included), bytes of payload. `None` if more bytes are needed.
+/// The header of a frame: first byte, bytes of header (mask included), bytes of payload. `None` if
+/// more bytes are needed.
 #[inline]
 pub fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
@@ -104,7 +105,8 @@ impl ServerSide {
         Ok(Self { socket, read })
     }
 
-    /// Waits for the next command. Pings and closes are given as their frame's first byte and payload.
+    /// Waits for the next command. Pings and closes are given as their frame's first byte and
+    /// payload.
     pub fn receive(&mut self) -> Result<Incoming> {
         loop {
             if let Some((first, head, length)) = header(&self.read)

@@ -1,7 +1,8 @@
-//! The demo: a simulated market, the firehose and the filtered proxy in one process, on the standard ports.
+//! The demo: a simulated market, the firehose and the filtered proxy in one process, on the
+//! standard ports.
 //!
-//! Everything but the market is the real thing: the tiers are the libraries behind the two programs, and the delay shown is
-//! what a real client of the filtered proxy measures.
+//! Everything but the market is the real thing: the tiers are the libraries behind the two
+//! programs, and the delay shown is what a real client of the filtered proxy measures.
 
 mod probe;
 mod screen;

@@ -1,4 +1,5 @@
-//! A client like any other that measures how long events take from the simulated market through both tiers.
+//! A client like any other that measures how long events take from the simulated market through
+//! both tiers.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

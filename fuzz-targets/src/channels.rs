@@ -5,8 +5,8 @@ use proxy_common::protocol::{
     market::Market,
 };
 
-/// A channel is taken if the rules say so, keeps its spelling where symbols have but one, and is read again as what it is
-/// shown as.
+/// A channel is taken if the rules say so, keeps its spelling where symbols have but one, and is
+/// read again as what it is shown as.
 ///
 /// # Panics
 ///
@@ -44,8 +44,9 @@ fn read(item: &str, market: Market) {
     }
 }
 
-/// The rules: `*`, `KIND.*`, or `KIND.SYMBOL`, with a kind of the market and a symbol that is short, without blanks, control
-/// characters and stars, and more than the prefix of a pair. `None` for a pair that may be too long with its separator.
+/// The rules: `*`, `KIND.*`, or `KIND.SYMBOL`, with a kind of the market and a symbol that is
+/// short, without blanks, control characters and stars, and more than the prefix of a pair. `None`
+/// for a pair that may be too long with its separator.
 fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
     let Some((kind, symbol)) = item.split_once('.') else { return Some(item == "*") };
     let known = market.kinds().iter().any(|known| known.name() == kind);

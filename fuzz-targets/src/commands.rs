@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::members::Members;
 
-/// A command is what the model makes of it, written and read again the same, and answered in bounded messages of statuses.
+/// A command is what the model makes of it, written and read again the same, and answered in
+/// bounded messages of statuses.
 ///
 /// # Panics
 ///

@@ -8,7 +8,8 @@ use serde_json::{Value, value::RawValue};
 
 use crate::members::Members;
 
-/// A frame is separated into data and statuses as the model does it, byte for byte, and cut without loss.
+/// A frame is separated into data and statuses as the model does it, byte for byte, and cut without
+/// loss.
 ///
 /// # Panics
 ///

@@ -1,7 +1,8 @@
-//! What is fuzzed: functions of any bytes that panic where something is wrong, each against a model written apart from the
-//! product.
+//! What is fuzzed: functions of any bytes that panic where something is wrong, each against a model
+//! written apart from the product.
 //!
-//! cargo-fuzz runs them from `fuzz/fuzz_targets`; `tests/corpus.rs` here runs them over the saved corpus without it.
+//! cargo-fuzz runs them from `fuzz/fuzz_targets`; `tests/corpus.rs` here runs them over the saved
+//! corpus without it.
 
 pub mod channels;
 pub mod commands;

@@ -20,8 +20,9 @@ impl<'a> Members<'a> {
         decoded(value)
     }
 
-    /// The value of a key that stands at most once: `Some(None)` where it is missing. `None` where it stands more than once, its
-    /// value is beyond what a parser holds, or some key of the object is no text.
+    /// The value of a key that stands at most once: `Some(None)` where it is missing. `None` where
+    /// it stands more than once, its value is beyond what a parser holds, or some key of the object
+    /// is no text.
     pub(crate) fn only(&self, key: &str) -> Option<Option<Value>> {
         let mut found = None;
         for (name, value) in &self.0 {

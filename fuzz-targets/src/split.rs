@@ -1,4 +1,5 @@
-//! `split` against two readers that share no line with it: one that walks bytes, for anything, and a JSON parser, for JSON.
+//! `split` against two readers that share no line with it: one that walks bytes, for anything, and
+//! a JSON parser, for JSON.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -20,7 +21,8 @@ static KINDS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     lines.filter_map(field).collect()
 });
 
-/// An event by whichever reader: where it begins and ends, its kind (empty: unknown; `None`: there is none), its symbol.
+/// An event by whichever reader: where it begins and ends, its kind (empty: unknown; `None`: there
+/// is none), its symbol.
 #[derive(Debug, PartialEq)]
 struct Found {
     start: usize,
@@ -29,7 +31,8 @@ struct Found {
     symbol: Option<Vec<u8>>,
 }
 
-/// `split` finds what both readers find, wherever the frame stands against the borders of its blocks.
+/// `split` finds what both readers find, wherever the frame stands against the borders of its
+/// blocks.
 ///
 /// # Panics
 ///
@@ -84,7 +87,8 @@ fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
 
 /// Where the events begin and end, and whether the frame is an array of them and nothing else.
 ///
-/// What closes a bracket inside an event may be of either kind, as long as the event ends where it does.
+/// What closes a bracket inside an event may be of either kind, as long as the event ends where it
+/// does.
 fn walk(frame: &[u8]) -> (Vec<(usize, usize)>, bool) {
     /// What may stand next outside events.
     #[derive(PartialEq)]

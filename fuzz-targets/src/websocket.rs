@@ -1,4 +1,5 @@
-//! The WebSocket decoder, in whatever portions the bytes come, against a reading of RFC 6455 and the WebSocket library.
+//! The WebSocket decoder, in whatever portions the bytes come, against a reading of RFC 6455 and
+//! the WebSocket library.
 
 use std::io::{self, Read, Write};
 
@@ -13,8 +14,9 @@ use tungstenite::{
 /// Short, so that what passes it is short too.
 const MAX_BYTES: usize = 300;
 
-/// The first byte tells who speaks and in which portions it comes; the rest is what is said. Text, pings and closes are those that
-/// the library reads, and neither portions nor what comes later change what was said before.
+/// The first byte tells who speaks and in which portions it comes; the rest is what is said. Text,
+/// pings and closes are those that the library reads, and neither portions nor what comes later
+/// change what was said before.
 ///
 /// # Panics
 ///
@@ -50,7 +52,8 @@ pub fn in_any_portions(input: &[u8]) {
             (_, Err(Error::Utf8(_))) => return,
             // It answers a close code that nobody may send with a code of its own.
             (Err(Violation::Protocol(_)), Ok(Message::Close(_))) => return,
-            // Where a frame breaks two rules, which of them is told differs. It wants the whole frame before it tells.
+            // Where a frame breaks two rules, which of them is told differs. It wants the whole
+            // frame before it tells.
             (Err(_), Err(Error::Protocol(_) | Error::Capacity(_))) => return,
             (ours, theirs) => panic!("{n}: {ours:?}, {theirs:?}"),
         }

@@ -1,4 +1,5 @@
-//! The saved corpus through the functions that are fuzzed, and each of its inputs changed at random places.
+//! The saved corpus through the functions that are fuzzed, and each of its inputs changed at random
+//! places.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,5 @@
-//! Soaks the programs, reports, and fails if anything was wrong or has grown. `--minutes 120` for hours.
+//! Soaks the programs, reports, and fails if anything was wrong or has grown. `--minutes 120` for
+//! hours.
 
 use std::{process::ExitCode, time::Duration};
 

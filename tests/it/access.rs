@@ -1,4 +1,5 @@
-//! Hostile and clumsy clients at both ports: limits by address, web pages, proxies in front, commands without end.
+//! Hostile and clumsy clients at both ports: limits by address, web pages, proxies in front,
+//! commands without end.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -162,7 +163,8 @@ async fn a_message_of_endless_parts_costs_the_others_nothing() {
         let mut stream = TcpStream::connect(addr).await.expect("connect");
         let head = upgrade_head(addr, "/stocks", "");
         stream.write_all(head.as_bytes()).await.expect("ask for a WebSocket");
-        // A text frame that is not the last part, then parts of no bytes that are not the last either; all masked by zeros.
+        // A text frame that is not the last part, then parts of no bytes that are not the last
+        // either; all masked by zeros.
         stream.write_all(&[0x01, 0x81, 0, 0, 0, 0, b'x']).await.expect("begin a message");
         let parts = [0x00, 0x80, 0, 0, 0, 0].repeat(10_000);
         let flood = tokio::spawn(async move { while stream.write_all(&parts).await.is_ok() {} });
@@ -188,7 +190,8 @@ async fn web_pages_from_elsewhere_are_refused() {
             assert_eq!(response.status, 403, "{origin}: {response:?}");
             assert!(response.body.contains("ALLOWED_ORIGINS"), "{response:?}");
         }
-        // A page at the same port of localhost is from elsewhere, too, if the client asked for 127.0.0.1.
+        // A page at the same port of localhost is from elsewhere, too, if the client asked for
+        // 127.0.0.1.
         let local = format!("Origin: http://localhost:{}\r\n", addr.port());
         assert_eq!(upgrade(addr, &local).await.status, 403);
         assert_eq!(refused_for(&program, prefix, "origin").await, Some(6.0));
@@ -252,7 +255,8 @@ async fn the_proxy_protocol_names_the_client_of_a_connection() {
         stream.write_all(line).await.expect("send a header");
         let mut second = TestClient::over(stream, &[]).await;
         second.log_in(key).await;
-        // Who comes through is a client like any other: limited, and not trusted to speak for others.
+        // Who comes through is a client like any other: limited, and not trusted to speak for
+        // others.
         let ask = upgrade_head(addr, "/", "X-Forwarded-For: 198.51.100.1\r\nConnection: close\r\n");
         let answer = from_proxy(addr, &[&proxy_v2(1), ask.as_bytes()].concat()).await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");

@@ -1,7 +1,9 @@
-//! The Autobahn cases: the suite's verdict on each, and the close code beside it, on the server that both tiers have and on the link.
+//! The Autobahn cases: the suite's verdict on each, and the close code beside it, on the server
+//! that both tiers have and on the link.
 //!
-//! What is tested are echoes made of the very code of sessions and link (`proxy-common/examples/echo.rs`). Long messages (group 9)
-//! and compression (12 and 13) are left to `TEST_AUTOBAHN=all`, but for two cases at the limit on commands.
+//! What is tested are echoes made of the very code of sessions and link
+//! (`proxy-common/examples/echo.rs`). Long messages (group 9) and compression (12 and 13) are left
+//! to `TEST_AUTOBAHN=all`, but for two cases at the limit on commands.
 
 use tests::{
     autobahn::{Outcome, Target, tally, try_cases},
@@ -17,8 +19,8 @@ const LONG: [&str; 1] = ["9.*"];
 const LONG_CASES: usize = 54;
 /// How many short cases run at once: some wait for seconds.
 const AT_ONCE: usize = 8;
-/// How often a case is tried that comes out otherwise than it should, from the second time on alone: some give half a second for an
-/// answer, which a busy machine may take.
+/// How often a case is tried that comes out otherwise than it should, from the second time on
+/// alone: some give half a second for an answer, which a busy machine may take.
 const TRIES: usize = 3;
 
 /// What is tested.
@@ -31,7 +33,8 @@ enum On {
     Link,
 }
 
-/// Cases whose verdicts are not both OK, or that do not end with a close code which the suite takes.
+/// Cases whose verdicts are not both OK, or that do not end with a close code which the suite
+/// takes.
 struct Exception {
     on: &'static [On],
     /// Numbers of cases, or of groups of them.

@@ -1,4 +1,5 @@
-//! Settings: what is taken from where, what is refused in which words, and that no key is ever shown.
+//! Settings: what is taken from where, what is refused in which words, and that no key is ever
+//! shown.
 
 use std::{net::TcpListener, time::Duration};
 

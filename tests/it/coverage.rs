@@ -56,7 +56,8 @@ async fn both_tiers_answer_a_refused_kind_with_an_error_instead_of_an_acknowledg
         assert!(frame[2].contains("invalid channel"), "{frame:?}");
         assert_eq!(format!("[{}]", frame[3]), acks("subscribed", "T.AAPL"));
         assert_eq!(frame.len(), 4, "{frame:?}");
-        // What was refused is not held, and giving it up is acknowledged like anything else that is not held.
+        // What was refused is not held, and giving it up is acknowledged like anything else that is
+        // not held.
         client.unsubscribe("FMV.AAPL").await;
         let events = [trade("AAPL", 1), trade("AAPL", 2)];
         stack.publish(&events);

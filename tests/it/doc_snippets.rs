@@ -1,4 +1,5 @@
-//! Texts and pieces of code out of the project's documents, and whether the machine has what they need.
+//! Texts and pieces of code out of the project's documents, and whether the machine has what they
+//! need.
 
 use std::{
     io::Write,
@@ -32,7 +33,8 @@ pub(crate) fn replaced(text: &str, part: &str, by: &str) -> String {
     text.replace(part, by)
 }
 
-/// Whether the machine has a program that its documents use; where it has none, that is said loudly.
+/// Whether the machine has a program that its documents use; where it has none, that is said
+/// loudly.
 pub(crate) async fn has_program(name: &str, version_flag: &str) -> bool {
     let Ok(version) = Command::new(name).arg(version_flag).output().await else {
         // Written past the test runner, which hides the output of tests that pass.

@@ -389,7 +389,8 @@ async fn the_document_of_metrics_is_complete_and_right() {
     for (launch, key, tier) in
         [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
     {
-        // Some show only once there is something to count: a failed try upstream and a client turned away.
+        // Some show only once there is something to count: a failed try upstream and a client
+        // turned away.
         let program = launch.env("MAX_CONNECTIONS", 1).start().await;
         let _client = TestClient::login(program.addr(), key).await;
         refused_upgrade(program.addr(), "/").await;

@@ -342,7 +342,8 @@ async fn what_is_no_json_is_dropped_and_counted_and_the_rest_goes_on() {
     ] {
         stack.sim.handle.publish_raw(garbage);
         stack.publish(&[&event]);
-        // A notice may tell that something was missed; what has no `ev` would kill official clients.
+        // A notice may tell that something was missed; what has no `ev` would kill official
+        // clients.
         let received = client.next_but_notices().await;
         assert_eq!(received, event, "after {garbage:?}");
     }

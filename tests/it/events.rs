@@ -28,7 +28,8 @@ pub(crate) fn minute_bar(symbol: &str, n: usize) -> String {
     )
 }
 
-/// A channel of a market and an event of it, of a symbol that nothing else has: the end of what is published.
+/// A channel of a market and an event of it, of a symbol that nothing else has: the end of what is
+/// published.
 pub(crate) fn end_of(market: &str) -> (String, String) {
     let (kind, field, symbol) = match market {
         "forex" => ("C", "p", "END/OFF"),

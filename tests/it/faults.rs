@@ -1,5 +1,6 @@
-//! The fault matrix: each fault at each link, and schedules drawn by chance. Whatever happens, each client gets what is
-//! right, in order, complete up to what it is told it missed; and every ledger balances.
+//! The fault matrix: each fault at each link, and schedules drawn by chance. Whatever happens, each
+//! client gets what is right, in order, complete up to what it is told it missed; and every ledger
+//! balances.
 
 use std::time::Duration;
 

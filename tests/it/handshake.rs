@@ -1,5 +1,5 @@
-//! The handshake under any bytes: inputs of `fuzz/corpus/handshake`, each also changed at random places, sent to both ports of
-//! running programs. `fuzz-targets` says what each answer has to be.
+//! The handshake under any bytes: inputs of `fuzz/corpus/handshake`, each also changed at random
+//! places, sent to both ports of running programs. `fuzz-targets` says what each answer has to be.
 
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 

@@ -15,7 +15,8 @@ const ABC: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff
 /// Policy: keys, limits, slow readers.
 const POLICY: Received = Received::Closed(Some(1008));
 
-/// Both programs about to be started without an upstream, with the name of the variable of their keys and the metrics' prefix.
+/// Both programs about to be started without an upstream, with the name of the variable of their
+/// keys and the metrics' prefix.
 fn launches() -> [(Launch, &'static str, &'static str); 2] {
     let nowhere = ReservedPort::new();
     [

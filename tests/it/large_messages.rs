@@ -44,7 +44,8 @@ async fn the_firehose_splits_a_long_frame_as_well() {
     client.expect_objects(&events).await;
 }
 
-/// A link keeps five buffers of up to a megabyte each for the next frames, and gives them back when it ends.
+/// A link keeps five buffers of up to a megabyte each for the next frames, and gives them back when
+/// it ends.
 #[tokio::test]
 async fn long_frames_leave_little_behind() {
     let stack = Stack::start().await;

@@ -1,6 +1,8 @@
-//! The ledger: every event that comes in is accounted for, in numbers that the market and the clients know as well.
+//! The ledger: every event that comes in is accounted for, in numbers that the market and the
+//! clients know as well.
 //!
-//! That each ledger balances is checked whenever a test drops a program; here the numbers themselves are.
+//! That each ledger balances is checked whenever a test drops a program; here the numbers
+//! themselves are.
 
 use polygon_sim::Fault;
 use serde_json::Value;
@@ -79,7 +81,8 @@ async fn what_is_no_event_or_damaged_is_counted_as_that() {
     let stack = Stack::start().await;
     let mut client = stack.subscriber("T.AAPL").await;
     let event = trade("AAPL", 1);
-    // Two events and the begin of a third; an object without a type; a type that is told by an escaped key.
+    // Two events and the begin of a third; an object without a type; a type that is told by an
+    // escaped key.
     stack.sim.handle.publish_raw(&format!(r#"[{event},{event},{{"ev":"T","sym":"AA"#));
     stack.sim.handle.publish_raw(&format!(r#"[{event},{{"sym":"AAPL"}}]"#));
     stack.sim.handle.publish_raw(r#"[{"\u0065v":"T","sym":"AAPL"}]"#);

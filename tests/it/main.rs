@@ -1,7 +1,7 @@
 //! End-to-end tests: the real programs behind real sockets, a simulated market above them.
 //!
-//! Every rule of the protocol that clients rely on stands here with its texts written out. One binary, so that the
-//! programs under test are built once and tests share the machine well.
+//! Every rule of the protocol that clients rely on stands here with its texts written out. One
+//! binary, so that the programs under test are built once and tests share the machine well.
 
 mod access;
 mod autobahn;

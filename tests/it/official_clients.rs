@@ -1,5 +1,5 @@
-//! The vendor's official clients, unmodified but for the host, against both tiers; plain WebSocket libraries beside
-//! them, and our own two client programs.
+//! The vendor's official clients, unmodified but for the host, against both tiers; plain WebSocket
+//! libraries beside them, and our own two client programs.
 
 mod scripts;
 
@@ -16,7 +16,8 @@ use crate::events::{quote, trade};
 /// Ends a published sequence: every client of a test is subscribed to it.
 const END: &str = r#"{"ev":"AM","sym":"END","v":1}"#;
 
-/// A client on the stack's filtered proxy, subscribed to these items and nothing else; none where it can not run.
+/// A client on the stack's filtered proxy, subscribed to these items and nothing else; none where
+/// it can not run.
 async fn subscriber(client: Client, stack: &Stack, params: &str) -> Option<Running> {
     let mut running = client.start(stack.addr(), CLIENT_KEY, params).await?;
     running.subscribed(params).await;
@@ -41,7 +42,8 @@ async fn official_clients_get_exactly_their_events_byte_for_byte() {
         r#"{"ev":"T","sym":"BRK.A","i":"\"sym\":\"AAPL\"","p":1}"#.to_owned(),
         trade("BRK", 10),
     ];
-    // More than a message may hold for any of the clients: Python takes 1 MiB, Go's limit is 1,000,000 bytes.
+    // More than a message may hold for any of the clients: Python takes 1 MiB, Go's limit is
+    // 1,000,000 bytes.
     let many: Vec<String> = (0..12_000).map(|n| trade("MANY", n)).collect();
     assert!(many.iter().map(String::len).sum::<usize>() > 1 << 20);
 
@@ -122,7 +124,8 @@ async fn the_python_client_makes_objects_of_events() {
             continue;
         };
         for _ in params.split(',') {
-            // The client asks for them in an order of its own, and tells of the answers in its log alone.
+            // The client asks for them in an order of its own, and tells of the answers in its log
+            // alone.
             running.logged("status: subscribed to: ").await;
         }
         stack.publish(&[
@@ -168,7 +171,8 @@ async fn the_python_client_changes_its_subscriptions_as_it_runs() {
             running.expect_objects(&expected.collect::<Vec<_>>()).await;
         };
         check(&mut running, &[0]).await;
-        // The client subscribes to the wildcard and then gives up what it covers: that must leave no hole.
+        // The client subscribes to the wildcard and then gives up what it covers: that must leave
+        // no hole.
         running.tell("subscribe", "T.*").await;
         running.subscribed("T.*").await;
         running.unsubscribed("T.AAPL").await;
@@ -230,7 +234,8 @@ async fn the_python_client_survives_restarts_of_both_tiers() {
     delivers(&stack, &mut clients, 2).await;
     assert_eq!(stack.filtered[0].metric(opened).await, Some(sessions));
 
-    // The filtered proxy goes, once as an operator ends it and once as in a crash: the clients come back by themselves.
+    // The filtered proxy goes, once as an operator ends it and once as in a crash: the clients come
+    // back by themselves.
     for (n, signal) in [(3, Signal::SIGTERM), (4, Signal::SIGKILL)] {
         let mut proxy = stack.filtered.remove(0);
         proxy.signal(signal);
@@ -248,7 +253,8 @@ async fn the_python_client_survives_restarts_of_both_tiers() {
     }
 }
 
-/// Publishes a trade with this number, and checks that it is what every client gets next, notices aside.
+/// Publishes a trade with this number, and checks that it is what every client gets next, notices
+/// aside.
 async fn delivers(stack: &Stack, clients: &mut [Running], n: usize) {
     let events = [trade("AAPL", n), END.to_owned()];
     stack.publish(&events);

@@ -1,5 +1,5 @@
-//! Dozens of clients that change their minds all the time, each checked against an independent model: what it received is
-//! exactly what it held, in order, byte for byte.
+//! Dozens of clients that change their minds all the time, each checked against an independent
+//! model: what it received is exactly what it held, in order, byte for byte.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},

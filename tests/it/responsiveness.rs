@@ -1,4 +1,5 @@
-//! Manners: answers come at once whatever else goes on, and what one client does costs the others nothing.
+//! Manners: answers come at once whatever else goes on, and what one client does costs the others
+//! nothing.
 
 use std::time::Duration;
 

@@ -30,7 +30,8 @@ struct Life {
     closing_status: Option<String>,
 }
 
-/// Lives as the vendor's Python client does: after a close that is no end it connects again at once, and subscribes anew.
+/// Lives as the vendor's Python client does: after a close that is no end it connects again at
+/// once, and subscribes anew.
 async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
     let mut lives = Vec::new();
     while !end.is_cancelled() {

@@ -1,4 +1,5 @@
-//! Slow consumers: each gets a notice and is closed, all together hold no more than they may, and no other client is affected.
+//! Slow consumers: each gets a notice and is closed, all together hold no more than they may, and
+//! no other client is affected.
 
 use std::time::Duration;
 
@@ -117,7 +118,8 @@ async fn a_hundred_stalled_clients_get_a_notice_and_cost_the_others_nothing() {
             && stack.filtered[0].metric("filtered_queue_bytes").await < Some(100.0 * 300_000.0)
     })
     .await;
-    // They wake up and read what there is for them: a client that is in time reads why it is closed.
+    // They wake up and read what there is for them: a client that is in time reads why it is
+    // closed.
     let mut readers = JoinSet::new();
     for mut client in stalled {
         readers.spawn(async move {
@@ -228,7 +230,8 @@ async fn a_slow_reader_with_a_backlog_gets_its_pongs() {
     assert!(queued > 1e6, "{queued} bytes queued");
 }
 
-/// A stack whose firehose lets a session queue 2 MB, and a client of the firehose that does not read yet.
+/// A stack whose firehose lets a session queue 2 MB, and a client of the firehose that does not
+/// read yet.
 async fn stuck_at_firehose(ring: &[(&'static str, &str)]) -> (Stack, TestClient) {
     let settings = [("CLIENT_QUEUE_BYTES", "2000000"), ("CLIENT_MAX_LAG", "10min")];
     let settings = settings.iter().chain(ring);
@@ -279,7 +282,8 @@ async fn a_ring_of_long_frames_is_bounded_in_bytes_and_reports_what_is_lost() {
     publish_long(&stack, FRAMES, 100_000).await;
     let grown = memory(&stack.firehose).await - before;
     println!("memory grown by {grown} bytes");
-    // The ring, as much again for what else is in the buffers that its frames came in, and the session's own.
+    // The ring, as much again for what else is in the buffers that its frames came in, and the
+    // session's own.
     assert!(grown < 2.0 * 4.2e6 + 4e6, "grown by {grown} bytes for frames of 50 MB");
     let (received, reported_lost) = read_on(&mut stuck).await;
     assert!(reported_lost > 0, "nothing was lost");

@@ -12,7 +12,8 @@ pub(crate) fn ports(stack: &Stack) -> [(SocketAddr, &'static str); 2] {
     [(stack.addr(), CLIENT_KEY), (stack.firehose.addr(), FIREHOSE_KEY)]
 }
 
-/// Both programs without an upstream, with these settings: each with a key that it takes and the prefix of its metrics.
+/// Both programs without an upstream, with these settings: each with a key that it takes and the
+/// prefix of its metrics.
 pub(crate) async fn programs(
     settings: &[(&str, &str)],
 ) -> [(Program, &'static str, &'static str); 2] {

@@ -1,4 +1,5 @@
-//! Links over TLS: a whole chain behind certificates of our own, and upstreams that nobody vouches for.
+//! Links over TLS: a whole chain behind certificates of our own, and upstreams that nobody vouches
+//! for.
 
 use tests::{
     stack::{CLIENT_KEY, Sim, filtered, firehose, is_complete},

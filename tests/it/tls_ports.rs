@@ -1,4 +1,5 @@
-//! TLS on the ports of both programs: what clients get through it, certificates read again, and who is turned away.
+//! TLS on the ports of both programs: what clients get through it, certificates read again, and who
+//! is turned away.
 
 use std::net::SocketAddr;
 
@@ -42,7 +43,8 @@ async fn encrypted(settings: &[(&'static str, &str)]) -> (Stack, Certificate) {
     (stack, outer)
 }
 
-/// Both programs without an upstream, with this certificate and these settings, a key and their metrics' prefix.
+/// Both programs without an upstream, with this certificate and these settings, a key and their
+/// metrics' prefix.
 async fn encrypted_programs(
     certificate: &Certificate,
     settings: &[(&str, &str)],
@@ -61,7 +63,8 @@ async fn try_tls(addr: SocketAddr, trust: &Trust) -> bool {
 async fn a_chain_of_encrypted_ports_loses_and_changes_nothing() {
     let (stack, certificate) = encrypted(&[("CLIENT_MAX_LAG", "60s")]).await;
     let quick = Tunnel::start(stack.addr(), certificate.trust()).await;
-    // Behind a slow line records leave in pieces, and wait half written while more is queued and pings come.
+    // Behind a slow line records leave in pieces, and wait half written while more is queued and
+    // pings come.
     let line = Relay::start(stack.addr()).await;
     let slow = Tunnel::start(line.addr(), certificate.trust()).await;
     let mut clients = Vec::new();
@@ -97,7 +100,8 @@ async fn official_clients_connect_with_nothing_changed_but_the_host() {
     let (stack, certificate) = encrypted(&[]).await;
     let url = format!("wss://localhost:{}", stack.addr().port());
     let (url, authority) = (&url, &certificate.file());
-    // `polygon-api-client` trusts the public authorities of its package certifi and nobody else (read in its source).
+    // `polygon-api-client` trusts the public authorities of its package certifi and nobody else
+    // (read in its source).
     let trusting = Client::ALL.into_iter().filter(|client| *client != Client::PythonPolygon);
     let clients = trusting.map(async |client| {
         let params = "T.AAPL,AM.END";
@@ -220,9 +224,11 @@ async fn plain_http_is_answered_with_a_hint_at_tls_and_foreign_handshakes_are_co
             let expected = "This port speaks TLS: connect with wss:// or https://\n";
             assert_eq!(response.body, expected);
         }
-        // The line about one of a kind in a minute is used up: the other program of this test logs the other case.
+        // The line about one of a kind in a minute is used up: the other program of this test logs
+        // the other case.
         assert!(!try_tls(addr, &Certificate::new().trust()).await);
-        // The farewell of a client that does not trust us comes behind its last word of the handshake.
+        // The farewell of a client that does not trust us comes behind its last word of the
+        // handshake.
         let label = r#"reason="tls""#;
         eventually(SOON, "all are counted", async || {
             let abuse = program.metric_with(&format!("{prefix}_abuse_total"), label).await;
@@ -255,9 +261,11 @@ async fn a_failed_handshake_is_logged_with_its_reason() {
     }
 }
 
-/// The first message of a client that knows no more than this version: made by hand, since no library here would send it.
+/// The first message of a client that knows no more than this version: made by hand, since no
+/// library here would send it.
 fn client_hello(version: [u8; 2]) -> Vec<u8> {
-    // Version, random, no session, one suite of that time (ECDHE_ECDSA_WITH_AES_128_CBC_SHA), no compression.
+    // Version, random, no session, one suite of that time (ECDHE_ECDSA_WITH_AES_128_CBC_SHA), no
+    // compression.
     let body = [&version[..], &[7; 32], &[0], &[0, 2, 0xc0, 0x09], &[1, 0]].concat();
     let length = u8::try_from(body.len()).expect("a short message");
     let message = [&[1, 0, 0, length][..], &body].concat();
@@ -275,7 +283,8 @@ async fn versions_of_the_past_are_refused() {
             let mut answer = Vec::new();
             let read = within(SOON, "an answer", stream.read_to_end(&mut answer)).await;
             read.expect("an answer and the end");
-            // A fatal alert (RFC 8446, section 6): of the version, as 70 or in the words of older versions as 40.
+            // A fatal alert (RFC 8446, section 6): of the version, as 70 or in the words of older
+            // versions as 40.
             assert_eq!(answer.first(), Some(&0x15), "{version:?}: {answer:?}");
             assert!(matches!(answer[5..], [2, 70 | 40]), "{version:?}: {answer:?}");
         }
@@ -329,7 +338,8 @@ async fn records_that_hold_next_to_nothing_count_by_their_length() {
             let stream = TcpStream::connect(program.addr()).await.expect("connect");
             certificate.trust().connect(stream).await.expect("a TLS handshake")
         };
-        // In a message that never ends: a minute's worth of commands by their length, and none by what they say.
+        // In a message that never ends: a minute's worth of commands by their length, and none by
+        // what they say.
         let (socket, _) =
             client_async("ws://localhost/stocks", connect().await).await.expect("an upgrade");
         let mut stream = socket.into_inner();
@@ -375,7 +385,8 @@ async fn handshakes_count_like_requests_and_no_more() {
             within(SOON, "an answer", stream.read_to_end(&mut answer)).await.ok()?;
             Some(String::from_utf8_lossy(&answer[9..12]).into_owned())
         };
-        // Ten at once, each a handshake with a request. Without an upstream the answer is that it is down.
+        // Ten at once, each a handshake with a request. Without an upstream the answer is that it
+        // is down.
         for port in 1..=10 {
             assert_eq!(connect(port).await.as_deref(), Some("503"), "{port}");
         }

@@ -32,7 +32,8 @@ async fn carries(program: &Program, expected: &[&str]) -> bool {
     carried == expected
 }
 
-/// Waits until a filtered proxy's firehose is linked to the simulator and everything is subscribed on the way.
+/// Waits until a filtered proxy's firehose is linked to the simulator and everything is subscribed
+/// on the way.
 async fn is_linked(sim: &Sim, filtered: &Program) {
     eventually(SOON, "everything is subscribed", async || {
         let all = STOCKS.map(str::to_owned).into();
@@ -61,7 +62,8 @@ async fn any_number_of_proxies_and_clients_share_one_connection_and_one_login() 
     assert_eq!(stack.sim.handle.subscriptions(), STOCKS.map(str::to_owned).into());
 }
 
-/// Whether the vendor delivers twice what a connection holds twice is not known, so nothing is asked for twice.
+/// Whether the vendor delivers twice what a connection holds twice is not known, so nothing is
+/// asked for twice.
 #[tokio::test]
 async fn a_channel_within_a_wildcard_is_not_asked_for_again() {
     let stack = Stack::start().await;

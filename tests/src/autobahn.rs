@@ -1,4 +1,5 @@
-//! The Autobahn cases, run by PyPI's `kosoku` against the echoes of `proxy-common/examples/echo.rs`.
+//! The Autobahn cases, run by PyPI's `kosoku` against the echoes of
+//! `proxy-common/examples/echo.rs`.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
@@ -9,7 +10,8 @@ use crate::{
     program::binaries,
 };
 
-/// How long a run may take. The longest cases take some seconds each, a few hundred others next to nothing.
+/// How long a run may take. The longest cases take some seconds each, a few hundred others next to
+/// nothing.
 const LIMIT: Duration = Duration::from_secs(540);
 
 /// What is put to the test.
@@ -48,7 +50,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Runs the cases of these numbers or patterns, such as `1.*`, so many at once; none where Python is missing.
+/// Runs the cases of these numbers or patterns, such as `1.*`, so many at once; none where Python
+/// is missing.
 ///
 /// # Panics
 ///

@@ -1,4 +1,5 @@
-//! A whole chain with a relay at each link, a market of numbered events, and watchers whose whole life is judged.
+//! A whole chain with a relay at each link, a market of numbered events, and watchers whose whole
+//! life is judged.
 
 use std::{
     net::SocketAddr,
@@ -26,7 +27,8 @@ use crate::{
     watcher::{Watched, Watcher},
 };
 
-/// What events begin with that mark a place, then comes a number; every watcher holds their channel. The last has 0.
+/// What events begin with that mark a place, then comes a number; every watcher holds their
+/// channel. The last has 0.
 const MARKER: &str = r#"{"ev":"AM","sym":"END","v":"#;
 /// How long everyone may take to hear the end before it is sent once more.
 const END_INTERVAL: Duration = Duration::from_secs(5);
@@ -57,8 +59,8 @@ impl Hop {
     pub const ALL: [Self; 3] = [Self::Vendor, Self::Firehose, Self::Client];
 }
 
-/// Simulator, firehose and filtered proxy, with a relay at each link. Fields are dropped from the clients' end to the
-/// market's.
+/// Simulator, firehose and filtered proxy, with a relay at each link. Fields are dropped from the
+/// clients' end to the market's.
 #[derive(Debug)]
 pub struct Chain {
     relays: [Relay; 3],
@@ -73,7 +75,8 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// A chain of the stock market, all linked up. These settings of the filtered proxy stand beside the usual ones.
+    /// A chain of the stock market, all linked up. These settings of the filtered proxy stand
+    /// beside the usual ones.
     ///
     /// # Panics
     ///
@@ -186,7 +189,8 @@ impl Day {
         Self { padding: bytes, ..self }
     }
 
-    /// Lets a watcher of these channels connect, directly or through the clients' relay, and waits until it is subscribed.
+    /// Lets a watcher of these channels connect, directly or through the clients' relay, and waits
+    /// until it is subscribed.
     ///
     /// # Panics
     ///
@@ -244,7 +248,8 @@ impl Day {
         chain.sim.handle.publish(&self.events[first..]);
     }
 
-    /// Publishes until the chain is linked up and every watcher has heard something sent from now on.
+    /// Publishes until the chain is linked up and every watcher has heard something sent from now
+    /// on.
     ///
     /// # Panics
     ///
@@ -276,8 +281,8 @@ impl Day {
         chain.sim.handle.publish(&[marker]);
     }
 
-    /// Ends the day and judges what every watcher saw in all its life: right, in order, complete up to declared gaps. Returns
-    /// what they saw.
+    /// Ends the day and judges what every watcher saw in all its life: right, in order, complete up
+    /// to declared gaps. Returns what they saw.
     ///
     /// # Panics
     ///

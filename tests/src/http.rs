@@ -77,7 +77,8 @@ pub async fn refused_upgrade(addr: SocketAddr, path: &str) -> Response {
     response
 }
 
-/// `GET /stocks` asking for a WebSocket, with these header lines beside the usual ones; a WebSocket is dropped again.
+/// `GET /stocks` asking for a WebSocket, with these header lines beside the usual ones; a WebSocket
+/// is dropped again.
 ///
 /// # Panics
 ///
@@ -95,7 +96,8 @@ pub fn upgrade_head(addr: SocketAddr, path: &str, headers: &str) -> String {
     )
 }
 
-/// Sends the bytes of one request and reads its answer: up to the length it declares, or the end of the connection.
+/// Sends the bytes of one request and reads its answer: up to the length it declares, or the end of
+/// the connection.
 ///
 /// # Panics
 ///
@@ -119,8 +121,8 @@ pub async fn request(addr: SocketAddr, head: &str) -> Response {
     })
 }
 
-/// Whether the head and as much of a body as it declares are there. A body without a declared length ends with the
-/// connection; 101 has none.
+/// Whether the head and as much of a body as it declares are there. A body without a declared
+/// length ends with the connection; 101 has none.
 fn is_complete(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };

@@ -1,6 +1,7 @@
 //! Whether a program's counters account for every event that it received.
 //!
-//! The sums are made here, from the counts in `/health`; the program's own verdict on them is compared with that.
+//! The sums are made here, from the counts in `/health`; the program's own verdict on them is
+//! compared with that.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -16,8 +17,8 @@ use crate::http::Response;
 const LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Checks that the ledger of a running program balances. Blocks, so that a program that is dropped can be checked. One that
-/// listens no more, because it is stopping, is passed over with a word.
+/// Checks that the ledger of a running program balances. Blocks, so that a program that is dropped
+/// can be checked. One that listens no more, because it is stopping, is passed over with a word.
 ///
 /// # Panics
 ///

@@ -1,8 +1,9 @@
 //! The harness of the end-to-end tests.
 //!
-//! Everything here uses the product as its users do: the real programs, started as processes with an environment of
-//! their own, and sockets. Nothing of the product is linked, so nothing of it can agree with itself by mistake: the
-//! protocol's texts stand literally in the tests and [`oracle`] models subscriptions over a real JSON parser.
+//! Everything here uses the product as its users do: the real programs, started as processes with
+//! an environment of their own, and sockets. Nothing of the product is linked, so nothing of it can
+//! agree with itself by mistake: the protocol's texts stand literally in the tests and [`oracle`]
+//! models subscriptions over a real JSON parser.
 //!
 //! | module | what it is |
 //! | --- | --- |

@@ -1,6 +1,7 @@
 //! The vendor's official clients, run as they come from their registries.
 //!
-//! The programs in `tests/clients` drive them; `driver.py` there says what those print and what they can be told.
+//! The programs in `tests/clients` drive them; `driver.py` there says what those print and what
+//! they can be told.
 
 pub(crate) mod packages;
 
@@ -59,8 +60,8 @@ impl Client {
         Self::JsPlain,
     ];
 
-    /// Starts it against this server with these subscriptions, such as `T.AAPL,Q.AAPL`; none where its language is
-    /// missing. It hands over frames as they come.
+    /// Starts it against this server with these subscriptions, such as `T.AAPL,Q.AAPL`; none where
+    /// its language is missing. It hands over frames as they come.
     ///
     /// # Panics
     ///
@@ -69,7 +70,8 @@ impl Client {
         self.start_with(&format!("ws://{addr}"), key, params, &[], None).await
     }
 
-    /// Starts it as [`Client::start`] does, against a URL such as `wss://localhost:8765`, where it trusts this authority.
+    /// Starts it as [`Client::start`] does, against a URL such as `wss://localhost:8765`, where it
+    /// trusts this authority.
     ///
     /// # Panics
     ///
@@ -131,7 +133,8 @@ impl Client {
     }
 }
 
-/// A running client. Dropping it kills it and, in a failing test, shows what it wrote to standard error.
+/// A running client. Dropping it kills it and, in a failing test, shows what it wrote to standard
+/// error.
 #[derive(Debug)]
 pub struct Running {
     client: Client,
@@ -254,8 +257,8 @@ impl Running {
         }
     }
 
-    /// Waits until these items are acknowledged: the next objects are their acknowledgements, in any order, greeting,
-    /// verdict and notices aside.
+    /// Waits until these items are acknowledged: the next objects are their acknowledgements, in
+    /// any order, greeting, verdict and notices aside.
     ///
     /// # Panics
     ///
@@ -291,7 +294,8 @@ impl Running {
         }
     }
 
-    /// The bytes of the next object that is no greeting, no verdict and no notice: an event, or an answer to a request.
+    /// The bytes of the next object that is no greeting, no verdict and no notice: an event, or an
+    /// answer to a request.
     ///
     /// # Panics
     ///
@@ -309,11 +313,13 @@ impl Running {
         }
     }
 
-    /// Waits until it is told that its key is refused, and it ends; returns who says so, and in which words.
+    /// Waits until it is told that its key is refused, and it ends; returns who says so, and in
+    /// which words.
     ///
     /// # Panics
     ///
-    /// Anything but greeting and verdict comes first, or it does not end as a client with a refused key.
+    /// Anything but greeting and verdict comes first, or it does not end as a client with a refused
+    /// key.
     pub async fn refused(&mut self) -> (String, String) {
         loop {
             match self.next().await {
@@ -327,7 +333,8 @@ impl Running {
         }
     }
 
-    /// The next event that it made an object of: the object's class and fields. Log lines are skipped.
+    /// The next event that it made an object of: the object's class and fields. Log lines are
+    /// skipped.
     ///
     /// # Panics
     ///

@@ -1,12 +1,15 @@
-//! An independent model of subscriptions: which of the events that were sent a client must have received.
+//! An independent model of subscriptions: which of the events that were sent a client must have
+//! received.
 //!
-//! Written from the vendor's documents over a real JSON parser; it shares no line and no idea of speed with the product.
+//! Written from the vendor's documents over a real JSON parser; it shares no line and no idea of
+//! speed with the product.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-/// The field that holds the symbol of this market's events of this kind; none for kinds the market does not have.
+/// The field that holds the symbol of this market's events of this kind; none for kinds the market
+/// does not have.
 #[must_use]
 pub fn symbol_field(market: &str, kind: &str) -> Option<&'static str> {
     Some(match (market, kind) {
@@ -33,7 +36,8 @@ pub fn matches(market: &str, channel: &str, event: &Value) -> bool {
     Sent::new(market, event).is_wanted(&held)
 }
 
-/// A channel in the form in which subscriptions and events meet: pairs are spelled in several ways, nothing else is.
+/// A channel in the form in which subscriptions and events meet: pairs are spelled in several ways,
+/// nothing else is.
 fn entry(market: &str, channel: &str) -> String {
     match channel.split_once('.') {
         Some((kind, symbol)) => format!("{kind}.{}", symbol_form(market, symbol)),
@@ -87,8 +91,8 @@ pub enum Step {
         added: Vec<String>,
         /// Items acknowledged as unsubscribed.
         removed: Vec<String>,
-        /// How many events had been handed to the simulator when the acknowledgement was read. The change took effect
-        /// before any event after them.
+        /// How many events had been handed to the simulator when the acknowledgement was read. The
+        /// change took effect before any event after them.
         sent_before: usize,
     },
 }
@@ -101,8 +105,9 @@ pub struct Oracle {
     positions: HashMap<String, usize>,
 }
 
-/// Where in the sequence of events a change of subscriptions may have taken effect: before the event at any of these
-/// positions. Always an interval, because what extends it does so one event at a time.
+/// Where in the sequence of events a change of subscriptions may have taken effect: before the
+/// event at any of these positions. Always an interval, because what extends it does so one event
+/// at a time.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     earliest: usize,
@@ -130,11 +135,13 @@ impl Oracle {
         Self { market: market.to_owned(), sent, positions }
     }
 
-    /// Checks all that a client saw, from its login to the last event sent, which it must have received.
+    /// Checks all that a client saw, from its login to the last event sent, which it must have
+    /// received.
     ///
-    /// Between two changes the client must have received exactly the matching events, in order. Where exactly among the
-    /// events a change took effect is the product's choice, but one place must explain both sides of it, and it must lie
-    /// before all events sent after the acknowledgement.
+    /// Between two changes the client must have received exactly the matching events, in order.
+    /// Where exactly among the events a change took effect is the product's choice, but one place
+    /// must explain both sides of it, and it must lie before all events sent after the
+    /// acknowledgement.
     ///
     /// # Errors
     ///
@@ -147,8 +154,8 @@ impl Oracle {
         Ok(())
     }
 
-    /// Checks all that a client saw whose connection ended early: as [`check`](Self::check), but for the end. Returns the
-    /// position of the last event since the last change.
+    /// Checks all that a client saw whose connection ended early: as [`check`](Self::check), but
+    /// for the end. Returns the position of the last event since the last change.
     ///
     /// # Errors
     ///
@@ -217,7 +224,8 @@ impl Oracle {
         }
     }
 
-    /// Where the next change may take effect: after all that was received, before the first event missed.
+    /// Where the next change may take effect: after all that was received, before the first event
+    /// missed.
     fn next_window(
         &self,
         last: Option<usize>,

@@ -29,8 +29,8 @@ const TAIL: usize = 60;
 
 /// A program about to be started: which, with which settings.
 ///
-/// It gets nothing of the tests' environment but `PATH` and runs in an empty directory of its own, so no `.env` and no
-/// exported key of the machine can have a say.
+/// It gets nothing of the tests' environment but `PATH` and runs in an empty directory of its own,
+/// so no `.env` and no exported key of the machine can have a say.
 #[derive(Debug)]
 pub struct Launch {
     binary: &'static str,
@@ -122,7 +122,8 @@ impl Launch {
         command
     }
 
-    /// Starts it and waits until it says where it listens. With `TLS_CERT` it needs an `ADMIN_PORT`, for questions about it.
+    /// Starts it and waits until it says where it listens. With `TLS_CERT` it needs an
+    /// `ADMIN_PORT`, for questions about it.
     ///
     /// # Panics
     ///
@@ -207,7 +208,8 @@ pub struct Finished {
     pub took: Duration,
 }
 
-/// A running program. Dropping it checks its ledger and kills it and, in a failing test, shows its last lines.
+/// A running program. Dropping it checks its ledger and kills it and, in a failing test, shows its
+/// last lines.
 #[derive(Debug)]
 pub struct Program {
     binary: &'static str,
@@ -356,8 +358,8 @@ impl Program {
         self.metric_with(name, "").await
     }
 
-    /// The sum of a metric's samples whose labels contain this text, such as `reason="drain"`; none if it has no such
-    /// sample.
+    /// The sum of a metric's samples whose labels contain this text, such as `reason="drain"`; none
+    /// if it has no such sample.
     ///
     /// # Panics
     ///
@@ -380,7 +382,8 @@ impl Drop for Program {
             let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
             eprintln!("--- last lines of {} ---\n{tail}\n---", self.binary);
         }
-        // `kill_on_drop` kills it; without a wait it could outlive the test for a moment, which hurts nobody.
+        // `kill_on_drop` kills it; without a wait it could outlive the test for a moment, which
+        // hurts nobody.
     }
 }
 
@@ -435,9 +438,11 @@ async fn collect(output: impl AsyncRead + Unpin, log: Arc<Log>) {
     }
 }
 
-/// The directory that holds the product's binaries, built as the running test was: same profile, same target directory.
+/// The directory that holds the product's binaries, built as the running test was: same profile,
+/// same target directory.
 ///
-/// Built once per run. `cargo test` builds the binaries of a package for that package's own tests only, hence the call.
+/// Built once per run. `cargo test` builds the binaries of a package for that package's own tests
+/// only, hence the call.
 ///
 /// # Panics
 ///
@@ -463,7 +468,8 @@ fn build() -> Result<PathBuf, String> {
         None => panic!("no profile in {}", test.display()),
     };
     let mut cargo = std::process::Command::new(env!("CARGO"));
-    // What cargo tells a test about its package would make build scripts run again, and all that depends on them.
+    // What cargo tells a test about its package would make build scripts run again, and all that
+    // depends on them.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
@@ -471,7 +477,8 @@ fn build() -> Result<PathBuf, String> {
         }
     }
     let output = cargo
-        // The whole workspace, as the tests were: a part of it would be built with other features, from the ground up.
+        // The whole workspace, as the tests were: a part of it would be built with other features,
+        // from the ground up.
         .args(["build", "--quiet", "--workspace", "--bins", "--example", "echo"])
         .args(["--profile", profile, "--target-dir"])
         .arg(target_dir)

@@ -1,4 +1,5 @@
-//! A TCP relay that makes trouble on request: between the tiers, and between a proxy and its clients.
+//! A TCP relay that makes trouble on request: between the tiers, and between a proxy and its
+//! clients.
 
 use std::{
     fmt,
@@ -24,7 +25,8 @@ const READ_BYTES: usize = 16 * 1024;
 /// What a throttled direction passes on, it passes on this often.
 const THROTTLE_TICK: Duration = Duration::from_millis(50);
 const THROTTLE_TICKS: usize = 20;
-/// A small receive buffer, so that throttling is felt by the sender. Below a few segments of loopback it would throttle by itself.
+/// A small receive buffer, so that throttling is felt by the sender. Below a few segments of
+/// loopback it would throttle by itself.
 const NARROW_BUFFER: usize = 192 * 1024;
 
 /// What happens to the bytes.
@@ -38,7 +40,8 @@ pub enum Fault {
     Cut,
     /// Both connections are reset, and what was under way is gone.
     Reset,
-    /// Connections are accepted, what they say is swallowed, nothing is answered. Those that lost anything end afterwards.
+    /// Connections are accepted, what they say is swallowed, nothing is answered. Those that lost
+    /// anything end afterwards.
     BlackHole,
 }
 
@@ -127,7 +130,8 @@ impl Relay {
         self.addr
     }
 
-    /// Makes trouble: a cut or a reset for the connections open now, everything else until it is healed.
+    /// Makes trouble: a cut or a reset for the connections open now, everything else until it is
+    /// healed.
     pub fn inject(&self, fault: Fault) {
         self.orders.send_modify(|orders| match fault {
             Fault::Cut => orders.cuts += 1,

@@ -1,5 +1,6 @@
-//! The soak: a market, faults at every link, clients that come and go, and clients that do not read, for as long as asked;
-//! and whether the programs hold at the end what they held at the beginning.
+//! The soak: a market, faults at every link, clients that come and go, and clients that do not
+//! read, for as long as asked; and whether the programs hold at the end what they held at the
+//! beginning.
 
 use std::{
     fmt,
@@ -31,10 +32,12 @@ const STALLED: usize = 4;
 /// Bytes that each frame is filled up with, so that those who do not read are noticed.
 const PADDING: usize = 4_000;
 
-/// By how much the memory of a program may differ from one look to the next: a link keeps five read buffers, of a megabyte
-/// after long frames, and an allocator something of every burst. Most times it is less than half a megabyte.
+/// By how much the memory of a program may differ from one look to the next: a link keeps five read
+/// buffers, of a megabyte after long frames, and an allocator something of every burst. Most times
+/// it is less than half a megabyte.
 const MEMORY_SLACK: u64 = 6_000_000;
-/// How many files, threads or tasks may be on their way out when one looks: those that answered the last question.
+/// How many files, threads or tasks may be on their way out when one looks: those that answered the
+/// last question.
 const SLACK: u64 = 2;
 
 /// What a program holds while nothing happens.
@@ -104,8 +107,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether the programs hold after the last round what they held after the first. The first is left out: what is
-    /// allocated once is allocated in it.
+    /// Whether the programs hold after the last round what they held after the first. The first is
+    /// left out: what is allocated once is allocated in it.
     ///
     /// # Errors
     ///
@@ -160,7 +163,8 @@ impl fmt::Display for Report {
 ///
 /// # Panics
 ///
-/// A client did not get what it was to get, a ledger does not balance, or something does not come back.
+/// A client did not get what it was to get, a ledger does not balance, or something does not come
+/// back.
 pub async fn soak(time: Duration, seed: u64) -> Report {
     let chain = Chain::start(&[("CLIENT_QUEUE_BYTES", "300000"), ("CLIENT_MAX_LAG", "4s")]).await;
     let round = ROUND.min(time / 2);
@@ -249,7 +253,8 @@ async fn come_and_go(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
     visits
 }
 
-/// What the programs hold once everybody has left. What is more than they held `before` is given some time to go.
+/// What the programs hold once everybody has left. What is more than they held `before` is given
+/// some time to go.
 async fn at_rest(chain: &Chain, before: Option<&[Held; 2]>) -> [Held; 2] {
     eventually(SOON, "everybody has left", async || {
         chain.filtered.metric("filtered_sessions").await == Some(0.0)

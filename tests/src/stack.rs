@@ -79,8 +79,9 @@ impl Drop for Sim {
 
 /// A port that nobody else gets and where nobody listens, until a program of ours does.
 ///
-/// It is bound but not listening: connections are refused, and the kernel gives it to nobody who asks for a free port.
-/// A program that names it may bind it all the same, as often as needed, since both sides set `SO_REUSEADDR`.
+/// It is bound but not listening: connections are refused, and the kernel gives it to nobody who
+/// asks for a free port. A program that names it may bind it all the same, as often as needed,
+/// since both sides set `SO_REUSEADDR`.
 #[derive(Debug)]
 pub struct ReservedPort {
     addr: SocketAddr,
@@ -164,7 +165,8 @@ impl Default for StackConfig {
     }
 }
 
-/// Simulator, firehose and filtered proxies. Fields are dropped from the clients' end to the market's.
+/// Simulator, firehose and filtered proxies. Fields are dropped from the clients' end to the
+/// market's.
 #[derive(Debug)]
 pub struct Stack {
     /// The filtered proxies.
@@ -205,7 +207,8 @@ impl Stack {
         stack
     }
 
-    /// Waits until both tiers' links are up, every channel of the market has been asked for, and the filtered proxies know.
+    /// Waits until both tiers' links are up, every channel of the market has been asked for, and
+    /// the filtered proxies know.
     ///
     /// # Panics
     ///

@@ -1,5 +1,5 @@
-//! TLS on either side of a port: certificates of one's own, a front that speaks TLS for a server, a tunnel that speaks it for
-//! clients.
+//! TLS on either side of a port: certificates of one's own, a front that speaks TLS for a server, a
+//! tunnel that speaks it for clients.
 
 use std::{
     io,
@@ -200,8 +200,8 @@ impl TlsFront {
     }
 }
 
-/// Takes plain connections and speaks TLS for them, so that every plain client can talk to a port that wants it. Dropping it
-/// ends it.
+/// Takes plain connections and speaks TLS for them, so that every plain client can talk to a port
+/// that wants it. Dropping it ends it.
 #[derive(Debug)]
 pub struct Tunnel {
     addr: SocketAddr,

@@ -1,11 +1,13 @@
-//! Waiting with a deadline. A test that hangs is a test that fails with the name of what it waited for.
+//! Waiting with a deadline. A test that hangs is a test that fails with the name of what it waited
+//! for.
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The deadline for anything that takes milliseconds on an idle machine. Long, because a busy machine is no bug.
+/// The deadline for anything that takes milliseconds on an idle machine. Long, because a busy
+/// machine is no bug.
 pub const SOON: Duration = Duration::from_secs(20);
 
 /// How often a condition is looked at.
@@ -47,7 +49,8 @@ pub async fn listens(addr: SocketAddr) {
     eventually(SOON, &what, async || TcpStream::connect(addr).await.is_ok()).await;
 }
 
-/// Returns when the condition has held all the time, looked at every few milliseconds: for what must *not* happen.
+/// Returns when the condition has held all the time, looked at every few milliseconds: for what
+/// must *not* happen.
 ///
 /// # Panics
 ///

@@ -41,7 +41,8 @@ pub struct Watcher {
     pub channels: String,
     /// How many events have been handed to the simulator.
     pub sent: Arc<AtomicUsize>,
-    /// What an event that marks a place begins with; then comes its number, which is 0 where the watch ends.
+    /// What an event that marks a place begins with; then comes its number, which is 0 where the
+    /// watch ends.
     pub marker: &'static str,
     /// The number of the last marker that came.
     pub heard: Arc<AtomicUsize>,
@@ -174,7 +175,8 @@ impl Watcher {
                 }
                 Message::Close(frame) => watched.closed = frame.map(|frame| frame.code.into()),
                 Message::Ping(_) => {
-                    // The library has the pong ready; a connection that takes none will end by itself.
+                    // The library has the pong ready; a connection that takes none will end by
+                    // itself.
                     let _ = timeout(STEP, socket.flush()).await;
                 }
                 Message::Binary(bytes) => panic!("a binary message: {bytes:?}"),

@@ -22,7 +22,8 @@ pub const GREETING: &str =
 pub const AUTHENTICATED: &str =
     r#"[{"ev":"status","status":"auth_success","message":"authenticated"}]"#;
 
-/// One connection. What arrives is never re-serialised: objects are given out as the bytes that came.
+/// One connection. What arrives is never re-serialised: objects are given out as the bytes that
+/// came.
 #[derive(Debug)]
 pub struct TestClient {
     ws: WebSocketStream<TcpStream>,
@@ -63,7 +64,8 @@ impl TestClient {
         Self::upgrade(stream.expect("connect"), addr, path).await
     }
 
-    /// Connects to `/stocks` with a receive buffer of about this many bytes: what is not read soon holds up the sender.
+    /// Connects to `/stocks` with a receive buffer of about this many bytes: what is not read soon
+    /// holds up the sender.
     ///
     /// # Panics
     ///
@@ -75,7 +77,8 @@ impl TestClient {
         Self::upgrade(stream.expect("connect"), addr, "/stocks").await
     }
 
-    /// Upgrades at `/stocks` over this connection, with these headers beside the usual ones; nothing is read yet.
+    /// Upgrades at `/stocks` over this connection, with these headers beside the usual ones;
+    /// nothing is read yet.
     ///
     /// # Panics
     ///
@@ -159,7 +162,8 @@ impl TestClient {
         self.send_raw(&format!(r#"{{"action":"{action}","params":{params}}}"#)).await;
     }
 
-    /// Subscribes on a silent connection: the next frame is the acknowledgement of these items and of nothing else.
+    /// Subscribes on a silent connection: the next frame is the acknowledgement of these items and
+    /// of nothing else.
     ///
     /// # Panics
     ///
@@ -179,7 +183,8 @@ impl TestClient {
         assert!(text.starts_with(r#"[{"ev":"status","status":"carried","#), "{text}");
     }
 
-    /// Unsubscribes on a silent connection: the next frame is the acknowledgement of these items and of nothing else.
+    /// Unsubscribes on a silent connection: the next frame is the acknowledgement of these items
+    /// and of nothing else.
     ///
     /// # Panics
     ///
@@ -206,7 +211,8 @@ impl TestClient {
                 Some(Ok(Message::Ping(_))) => self.pings += 1,
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
-                    // The answer stands in the library's buffer; a peer that has left does not need it.
+                    // The answer stands in the library's buffer; a peer that has left does not need
+                    // it.
                     let _answered = self.ws.flush().await;
                     return Received::Closed(frame.map(|frame| u16::from(frame.code)));
                 }
@@ -306,7 +312,8 @@ impl TestClient {
         ["status", "tier", "reason"].map(|name| frame[0][name].as_str().unwrap_or_default().into())
     }
 
-    /// Takes the next object, which is this event; notices of the proxy about its upstream may come before it.
+    /// Takes the next object, which is this event; notices of the proxy about its upstream may come
+    /// before it.
     ///
     /// # Panics
     ///
@@ -315,7 +322,8 @@ impl TestClient {
         assert_eq!(self.next_but_notices().await, event);
     }
 
-    /// Takes the next object, which is this status; notices of the proxy about its upstream may come before it.
+    /// Takes the next object, which is this status; notices of the proxy about its upstream may
+    /// come before it.
     ///
     /// # Panics
     ///
@@ -354,7 +362,8 @@ impl TestClient {
         self.pings
     }
 
-    /// Sends a ping and waits for its pong; the frames that overtook it are counted and kept as objects.
+    /// Sends a ping and waits for its pong; the frames that overtook it are counted and kept as
+    /// objects.
     ///
     /// # Panics
     ///
@@ -419,8 +428,8 @@ pub fn acks(verb: &str, params: &str) -> String {
 ///
 /// # Panics
 ///
-/// It is no array of objects, an object lacks `ev`, or a status lacks `status` or `message`: each kills an official
-/// client.
+/// It is no array of objects, an object lacks `ev`, or a status lacks `status` or `message`: each
+/// kills an official client.
 #[must_use]
 pub fn objects(frame: &str) -> Vec<String> {
     let raw: Vec<&RawValue> = serde_json::from_str(frame)

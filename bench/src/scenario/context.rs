@@ -20,7 +20,8 @@ use crate::{
 
 /// A rate that two runs of the search agree on needs at least this long a stretch.
 const FULL: Duration = Duration::from_secs(2);
-/// A stretch during which other programs kept more cores busy than this is repeated, as far as the patience goes.
+/// A stretch during which other programs kept more cores busy than this is repeated, as far as the
+/// patience goes.
 pub const QUIET_CORES: f64 = 0.25;
 const QUICK: Duration = Duration::from_millis(300);
 
@@ -58,7 +59,8 @@ impl Context {
         }
     }
 
-    /// How many cores the machine's other programs kept busy meanwhile: the median and the most of all stretches.
+    /// How many cores the machine's other programs kept busy meanwhile: the median and the most of
+    /// all stretches.
     pub fn disturbance(&self) -> (f64, f64) {
         let others = self.others.borrow().clone();
         let most = others.iter().copied().fold(0.0, f64::max);
@@ -107,7 +109,8 @@ impl Context {
         }
     }
 
-    /// Waits until the machine's other programs rest, as far as the run's patience goes. Whether it is worth to try again.
+    /// Waits until the machine's other programs rest, as far as the run's patience goes. Whether it
+    /// is worth to try again.
     fn wait_for_quiet(&self) -> Result<bool> {
         while !self.patience.get().is_zero() {
             let (began, idle) = (Instant::now(), idle_seconds()?);

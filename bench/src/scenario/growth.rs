@@ -1,5 +1,6 @@
-//! Growth: what a delivery costs the filtered tier, in processor time, as one thing grows and the deliveries a second stay
-//! the same: clients, distinct subscriptions, events a frame. Alone, at rates far below saturation.
+//! Growth: what a delivery costs the filtered tier, in processor time, as one thing grows and the
+//! deliveries a second stay the same: clients, distinct subscriptions, events a frame. Alone, at
+//! rates far below saturation.
 
 use std::sync::Arc;
 

@@ -1,8 +1,10 @@
-//! S1: one client with `T.AAPL` and `Q.AAPL` (about a tenth of all events). The highest rate in without loss.
+//! S1: one client with `T.AAPL` and `Q.AAPL` (about a tenth of all events). The highest rate in
+//! without loss.
 //!
-//! The rate is searched: the firehose takes everything at once, on purpose. Alone, the filtered tier slows the generator down by
-//! not reading, so the load is also sent as fast as it goes, and the better of the two counts: full buffers are slower than
-//! half empty ones. Floor: a relay of bytes, as fast as it goes.
+//! The rate is searched: the firehose takes everything at once, on purpose. Alone, the filtered
+//! tier slows the generator down by not reading, so the load is also sent as fast as it goes, and
+//! the better of the two counts: full buffers are slower than half empty ones. Floor: a relay of
+//! bytes, as fast as it goes.
 
 use anyhow::Result;
 

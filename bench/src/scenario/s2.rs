@@ -1,9 +1,12 @@
-//! S2: 100 clients on `*`, each of which gets every frame. The highest rate without loss, in deliveries a second.
+//! S2: 100 clients on `*`, each of which gets every frame. The highest rate without loss, in
+//! deliveries a second.
 //!
-//! Floors: frames as they are, one blocking write for each frame and client, at the highest rate that is kept up with, searched
-//! like the proxies' (flat out it would be slower, with every socket's buffer full and out of the cache); the same with one write
-//! for all frames that are due; and 16 frames a write as fast as it goes. The goal is told from the first. A proxy that gathers
-//! what has piled up can beat it, which the table then says; the second is the floor of such a proxy.
+//! Floors: frames as they are, one blocking write for each frame and client, at the highest rate
+//! that is kept up with, searched like the proxies' (flat out it would be slower, with every
+//! socket's buffer full and out of the cache); the same with one write for all frames that are due;
+//! and 16 frames a write as fast as it goes. The goal is told from the first. A proxy that gathers
+//! what has piled up can beat it, which the table then says; the second is the floor of such a
+//! proxy.
 
 use anyhow::Result;
 

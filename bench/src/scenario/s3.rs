@@ -1,8 +1,10 @@
-//! S3: 1,000 clients with 10 symbols each, trades and quotes; every symbol belongs to one client, so each event is delivered
-//! once. The highest rate without loss at a p99 under 50 ms, and times and cost at 200,000 and 500,000 events a second.
+//! S3: 1,000 clients with 10 symbols each, trades and quotes; every symbol belongs to one client,
+//! so each event is delivered once. The highest rate without loss at a p99 under 50 ms, and times
+//! and cost at 200,000 and 500,000 events a second.
 //!
-//! Floor: the same messages put together from precomputed events and written with one blocking write for each client that
-//! gets any, after every frame, after 64, 256 or 1,024 frames, and at the two rates after whatever was due.
+//! Floor: the same messages put together from precomputed events and written with one blocking
+//! write for each client that gets any, after every frame, after 64, 256 or 1,024 frames, and at
+//! the two rates after whatever was due.
 
 use anyhow::Result;
 
@@ -63,7 +65,8 @@ fn good(outcome: &Outcome) -> bool {
     outcome.is_sustained() && outcome.p99_ms <= P99_LIMIT_MS
 }
 
-/// As fast as it goes if that is good, which it can be where the proxy slows the generator down; searched otherwise.
+/// As fast as it goes if that is good, which it can be where the proxy slows the generator down;
+/// searched otherwise.
 fn highest(
     context: &Context,
     clients: &[ClientPlan],

@@ -1,5 +1,6 @@
-//! S5: 100 clients on `T.*`, of which 5 stop reading: times and completeness of the other 95 beside those of 95 clients
-//! without the stalled ones, and the memory that the stalled ones cost until they are cut off.
+//! S5: 100 clients on `T.*`, of which 5 stop reading: times and completeness of the other 95 beside
+//! those of 95 clients without the stalled ones, and the memory that the stalled ones cost until
+//! they are cut off.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! S6: the filtered tier alone, plain and with TLS on its port: processor time and times at the same load, for many clients with
-//! little each and for few with everything; memory of idle sessions, and how long many take to get in.
+//! S6: the filtered tier alone, plain and with TLS on its port: processor time and times at the
+//! same load, for many clients with little each and for few with everything; memory of idle
+//! sessions, and how long many take to get in.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Our own client programs, `test_client.py` and `test_polygon_proxy.py`: they work, and they notice what is wrong.
+//! Our own client programs, `test_client.py` and `test_polygon_proxy.py`: they work, and they
+//! notice what is wrong.
 
 use std::{
     collections::HashSet,
@@ -170,7 +171,8 @@ impl WrongServer {
         let addr = listener.local_addr().expect("the address of a bound socket");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // A session that falls behind this far panics, and its client finds the connection lost.
+            // A session that falls behind this far panics, and its client finds the connection
+            // lost.
             let (market, _) = broadcast::channel(4_096);
             let mut sessions = JoinSet::new();
             let mut ticks = interval(Duration::from_millis(2));

@@ -1,8 +1,9 @@
 //! Installing what the drivers need.
 //!
-//! Once per target directory, at the versions pinned in `tests/clients`, into `target/clients`. Needed are Python 3.10 or
-//! newer with pip or ensurepip, and Node 18 or newer with npm. Where one is missing, the tests that need it fail if `CI`
-//! is set in the environment; otherwise they pass, and one line on standard error says that clients were skipped.
+//! Once per target directory, at the versions pinned in `tests/clients`, into `target/clients`.
+//! Needed are Python 3.10 or newer with pip or ensurepip, and Node 18 or newer with npm. Where one
+//! is missing, the tests that need it fail if `CI` is set in the environment; otherwise they pass,
+//! and one line on standard error says that clients were skipped.
 
 use std::{
     fs::{self, File},
@@ -40,8 +41,8 @@ impl Packages {
         }
     }
 
-    /// The files of `tests/clients` that say what is installed, and for Node those that must lie beside it: it looks
-    /// for packages beside the program that imports them, and nowhere else.
+    /// The files of `tests/clients` that say what is installed, and for Node those that must lie
+    /// beside it: it looks for packages beside the program that imports them, and nowhere else.
     fn files(self) -> &'static [&'static str] {
         match self {
             Self::Massive => &["requirements-massive.txt"],
@@ -87,7 +88,8 @@ impl Packages {
             .env_remove("MASSIVE_API_KEY")
             .env("NO_PROXY", "*")
             .env("no_proxy", "*")
-            // What the library behind the Python clients waits after a refused connection: up to 5 s by default.
+            // What the library behind the Python clients waits after a refused connection: up to 5
+            // s by default.
             .env("WEBSOCKETS_BACKOFF_INITIAL_DELAY", "0.2")
             .env("WEBSOCKETS_BACKOFF_MIN_DELAY", "0.2")
             .kill_on_drop(true);
@@ -101,8 +103,8 @@ impl Packages {
         }
     }
 
-    /// The version of the language, if all is there that an installation needs. If not, this fails where `CI` is set,
-    /// and says aloud that something is skipped elsewhere.
+    /// The version of the language, if all is there that an installation needs. If not, this fails
+    /// where `CI` is set, and says aloud that something is skipped elsewhere.
     async fn toolchain(self) -> Option<String> {
         static PYTHON: OnceCell<Option<String>> = OnceCell::const_new();
         static NODE: OnceCell<Option<String>> = OnceCell::const_new();
