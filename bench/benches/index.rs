@@ -1,4 +1,5 @@
-//! Who wants an event: from few subscriptions to many, and what a change of subscriptions costs.
+//! Looking up the sessions that want an event, from few subscriptions to many, and the cost of a
+//! subscription change.
 
 use std::hint::black_box;
 

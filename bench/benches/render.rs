@@ -1,5 +1,5 @@
-//! From frames to chunks: split, look up and render, for many sessions with few symbols, for `*`,
-//! and for nobody.
+//! From frames to chunks: split, look up and render, for many sessions with few symbols, for one
+//! session on `*`, and for events without a subscriber.
 
 use bench::{
     feed::{FRAME_EVENTS, Feed},
@@ -12,7 +12,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::batch::Batch;
 use proxy_common::protocol::market::Market;
 
-/// Frames of one batch, as a busy link has them.
+/// Frames in one batch, as many as a busy link reads at once.
 const FRAMES: usize = 64;
 
 fn render(criterion: &mut Criterion) {

@@ -1,5 +1,5 @@
-//! What every frame goes through: telling statuses from data, and finding its events, in the feed's
-//! shape and in any key order and white space.
+//! The steps that every frame goes through: finding its statuses and finding its events, in the
+//! feed's shape and with keys and white space in any order.
 
 use std::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! One client: its login, and the walk through the bytes that come for it.
+//! One client: its login, and the walk through the bytes that it receives.
 
 use std::{
     io::{Read, Write},
@@ -16,30 +16,30 @@ use crate::{
     wire::{self, KEY, client_frame, command_frame, find, header},
 };
 
-/// What a client is to ask for, and how it behaves.
+/// What a client asks for, and how it behaves.
 #[derive(Debug, Clone)]
 pub struct ClientPlan {
     /// Channels separated by commas.
     pub channels: String,
-    /// Which events it must get.
+    /// The events that it must get.
     pub verifier: Verifier,
     /// Stops reading once it is subscribed.
     pub stalled: bool,
 }
 
-/// How far a client is.
+/// How far the login of a client is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Waits for the answer to the upgrade.
     Upgrading,
-    /// Waits for greeting, verdict and this many acknowledgements.
+    /// Waits for the greeting, the verdict and this many acknowledgements.
     LoggingIn {
-        /// Acknowledgements still to come.
+        /// Acknowledgements that have not come yet.
         acks: usize,
     },
     /// Subscribed.
     Ready,
-    /// The server ended it.
+    /// The server ended the connection.
     Ended,
 }
 
@@ -49,11 +49,11 @@ pub struct Client {
     stream: Stream,
     plan: ClientPlan,
     phase: Phase,
-    /// The beginning of something whose rest has not come yet.
+    /// The beginning of a frame or answer whose rest has not come yet.
     tail: Vec<u8>,
-    /// Bytes of the frame of events at hand that have not come yet.
+    /// Bytes of the current frame of events that have not come yet.
     open: usize,
-    /// Statuses after login: what the proxy had to tell.
+    /// Statuses that the proxy sent after the login.
     pub notices: Vec<String>,
 }
 
@@ -71,23 +71,23 @@ impl Client {
         self.stream.socket()
     }
 
-    /// How far it is.
+    /// How far its login is.
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Whether it does not read.
+    /// Whether it has stopped reading.
     pub fn is_stalled(&self) -> bool {
         self.plan.stalled
     }
 
-    /// What came and what did not.
+    /// The record of the events that came and of those that did not.
     pub fn verifier(&self) -> &Verifier {
         &self.plan.verifier
     }
 
-    /// Reads once, up to the room in `buffer`, and walks through what came. Returns how many events
-    /// came.
+    /// Reads once, up to the room in `buffer`, and walks through the bytes. Returns the number of
+    /// events that came.
     pub fn read(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -117,7 +117,7 @@ impl Client {
         Ok(0)
     }
 
-    /// Walks through bytes from the stream; returns how many of them are done with.
+    /// Walks through bytes from the stream. Returns how many of them it has finished with.
     fn walk(
         &mut self,
         bytes: &[u8],
@@ -128,7 +128,7 @@ impl Client {
         let mut at = 0;
         if self.phase == Phase::Upgrading {
             let Some(end) = find(bytes, b"\r\n\r\n") else { return Ok(0) };
-            ensure!(bytes.starts_with(b"HTTP/1.1 101"), "refused: {}", show(&bytes[..end]));
+            ensure!(bytes.starts_with(b"HTTP/1.1 101"), "upgrade refused: {}", show(&bytes[..end]));
             let acks = self.plan.channels.split(',').filter(|item| !item.is_empty()).count();
             self.phase = Phase::LoggingIn { acks };
             at = end + 4;
@@ -182,13 +182,13 @@ impl Client {
         }
     }
 
-    /// A frame that holds no events of the load.
+    /// Handles a frame that holds no events of the load.
     fn on_other(&mut self, first: u8, payload: &[u8]) -> Result<()> {
         match first & 0x0f {
             9 => {
                 let pong = client_frame(0x8a, payload);
-                // A socket that cannot take a pong belongs to a session that is about to be cut
-                // off, which is noticed.
+                // A socket that cannot take a pong belongs to a session that the proxy is about to
+                // end, and the end is noticed.
                 let _ = self.stream.write(&pong);
             }
             8 => {

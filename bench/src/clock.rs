@@ -7,7 +7,7 @@ use rustix::{
     time::{ClockId, Timespec, clock_gettime},
 };
 
-/// The system's monotonic clock, less the moment at which the run began.
+/// The system's monotonic clock, counted from the moment at which the run began.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
     epoch_ns: u64,
@@ -19,12 +19,12 @@ impl Clock {
         Self { epoch_ns: monotonic_ns() }
     }
 
-    /// The clock of another process, from what its [`epoch_ns`](Self::epoch_ns) said.
+    /// The clock of another process, from the value of its [`epoch_ns`](Self::epoch_ns).
     pub fn since(epoch_ns: u64) -> Self {
         Self { epoch_ns }
     }
 
-    /// When the clock began, for another process.
+    /// The moment at which the clock began, to pass to another process.
     pub fn epoch_ns(&self) -> u64 {
         self.epoch_ns
     }
@@ -39,7 +39,7 @@ impl Clock {
     pub fn sleep_until(&self, ns: u64) {
         let at = Duration::from_nanos(self.epoch_ns + ns);
         let at = Timespec { tv_sec: at.as_secs() as i64, tv_nsec: at.subsec_nanos().into() };
-        // Woken early by a signal, the caller finds nothing due and comes again.
+        // If a signal wakes it early, the caller finds nothing due and sleeps again.
         let _ = clock_nanosleep_absolute(ClockId::Monotonic, &at);
     }
 }

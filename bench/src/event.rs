@@ -1,10 +1,10 @@
-//! One event of the load: its text, the stamp that is written into it when it is sent, and the mark
-//! that a client reads.
+//! One event of the load: its text, the stamp that the sender writes into it, and the mark that a
+//! client reads.
 
 /// Bytes of one event.
 pub const EVENT_BYTES: usize = 148;
 
-/// Where an event's patch begins: `t`, `pt` and the lap, written in one piece.
+/// Where the patch of an event begins: `t`, `pt` and the lap, written in one piece.
 pub(crate) const PATCH_AT: usize = EVENT_BYTES - 56;
 pub(crate) const PATCH_BYTES: usize = 43;
 pub(crate) const SLOT_AT: usize = EVENT_BYTES - 13;
@@ -12,16 +12,16 @@ const STAMP_DIGITS: usize = 13;
 const STAMP_BASE: u64 = 1_000_000_000_000;
 const LAP_BASE: u64 = 100_000;
 
-/// What an event is about: its symbol's rank by activity, and whether it is a trade.
+/// What an event is about: the rank of its symbol by activity, and whether it is a trade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Topic {
     /// 0 is the most active symbol, AAPL.
     pub rank: u16,
-    /// A trade, else a quote.
+    /// Whether it is a trade. If not, it is a quote.
     pub trade: bool,
 }
 
-/// What is written into every event of a frame when it is sent.
+/// The bytes that the sender writes into every event of a frame.
 pub(crate) fn patch(now_ns: u64, lap: u64) -> [u8; PATCH_BYTES] {
     let stamp = STAMP_BASE + now_ns;
     let text = format!("{stamp},\"pt\":{stamp},\"q\":{}", LAP_BASE + lap);
@@ -39,7 +39,7 @@ pub fn symbol(rank: usize) -> String {
     ['B', letter(n / 676), letter(n / 26), letter(n)].iter().collect()
 }
 
-/// Appends the event that stands at this slot of the ring, not stamped.
+/// Appends the event of this slot of the ring, without a stamp.
 pub(crate) fn append_event(
     out: &mut Vec<u8>,
     topic: Topic,
@@ -76,18 +76,18 @@ pub(crate) fn append_event(
     debug_assert_eq!(out.len() - start, EVENT_BYTES);
 }
 
-/// When and as which event of the load this one was sent.
+/// The time at which an event was sent, and its number in the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
     /// Time of sending.
     pub stamp_ns: u64,
-    /// Times around the ring before it.
+    /// Complete laps around the ring before it.
     pub lap: u64,
-    /// Place in the ring.
+    /// Its slot in the ring.
     pub slot: u32,
 }
 
-/// Reads an event's mark, or nothing where digits should stand.
+/// Reads the mark of an event. `None` if a digit is missing where one should stand.
 #[inline(always)]
 pub fn mark(event: &[u8; EVENT_BYTES]) -> Option<Mark> {
     let (stamp, ok1) = digits13(&event[PATCH_AT..PATCH_AT + STAMP_DIGITS]);
@@ -100,7 +100,7 @@ pub fn mark(event: &[u8; EVENT_BYTES]) -> Option<Mark> {
 #[inline(always)]
 fn digits13(text: &[u8]) -> (u64, bool) {
     let (high, a) = digits8(&text[..8]);
-    // The last eight, of which three were read already.
+    // The last eight digits, of which three are read already.
     let (low, b) = digits8(&text[5..13]);
     (high * 100_000 + low % 100_000, a & b)
 }
@@ -112,7 +112,7 @@ fn digits12(text: &[u8]) -> (u64, bool) {
     (high * 10_000 + low % 10_000, a & b)
 }
 
-/// Eight digits at once, by multiplying neighbours together.
+/// Reads eight digits at once by multiplying neighbours.
 #[inline(always)]
 fn digits8(text: &[u8]) -> (u64, bool) {
     let word = u64::from_le_bytes(text.try_into().expect("eight bytes"));

@@ -1,10 +1,11 @@
-//! The load: WebSocket frames made once, of events of one width, that are only stamped before they
-//! are sent.
+//! The load: WebSocket frames that are made once and only stamped before they are sent. All events
+//! have the same length.
 //!
 //! An event is 148 bytes with the feed's key order. Near its end, at fixed distances, stand the
-//! time of sending (`t`, `pt`) and a sequence number (`q`): which lap around the ring of frames,
-//! and which slot in the ring. The slot alone tells kind and symbol, so a client that knows its
-//! slots in the ring can tell what is missing, repeated, out of order or not its own.
+//! time of sending (`t`, `pt`) and a sequence number (`q`). The sequence number holds the lap
+//! around the ring of frames and the slot in the ring. The slot alone gives kind and symbol. A
+//! client that knows its slots therefore notices events that are missing, repeated, out of order or
+//! not its own.
 
 use std::collections::HashMap;
 
@@ -14,21 +15,21 @@ use crate::event::{
 
 /// Bytes from one event to the next in a frame.
 pub const STRIDE: usize = EVENT_BYTES + 1;
-/// Events of a frame, unless a scenario varies it.
+/// Events per frame, unless a scenario varies it.
 pub const FRAME_EVENTS: usize = 50;
 /// Symbols of the feed.
 pub const SYMBOLS: usize = 10_000;
-/// Events around the ring: enough for the rarer symbols to come up, few enough to stay in the
-/// processor's cache.
+/// Events in the ring: enough for rare symbols to appear, few enough to stay in the processor's
+/// cache.
 const RING_EVENTS: usize = 51_200;
-/// Trades of 100 events; the others are quotes.
+/// Trades per 100 events. The others are quotes.
 const TRADES_PERCENT: u32 = 30;
 const SEED: u64 = 20_261_001;
 
-/// The ring of frames and what is in it.
+/// The ring of frames, and what each slot holds.
 #[derive(Debug)]
 pub struct Feed {
-    /// All frames with their headers, one after another.
+    /// All frames with their headers, concatenated.
     ring: Vec<u8>,
     header_bytes: usize,
     frame_events: usize,
@@ -38,7 +39,7 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// The load with this many events a frame; the same at every call.
+    /// The load with this many events per frame. Every call gives the same.
     pub fn new(frame_events: usize) -> Self {
         let frames = (RING_EVENTS / frame_events).max(8);
         let mut random = fastrand::Rng::with_seed(SEED);
@@ -66,29 +67,28 @@ impl Feed {
         Self { ring, header_bytes, frame_events, frames, topics, ranks }
     }
 
-    /// Frames of the ring.
+    /// The number of frames in the ring.
     pub fn frames(&self) -> usize {
         self.frames
     }
 
-    /// Events of one frame.
+    /// The number of events per frame.
     pub fn frame_events(&self) -> usize {
         self.frame_events
     }
 
-    /// What stands at each slot of the ring.
+    /// The topic of each slot of the ring.
     pub fn topics(&self) -> &[Topic] {
         &self.topics
     }
 
-    /// The slots of events for which `wanted` says yes.
+    /// The slots of the events that `wanted` accepts.
     pub fn slots(&self, wanted: impl Fn(Topic) -> bool) -> Vec<u32> {
         let slots = self.topics.iter().enumerate().filter(|(_, topic)| wanted(**topic));
         slots.map(|(slot, _)| slot as u32).collect()
     }
 
-    /// The slots that each of these channels names: `T.AAPL`, `Q.*`, `*`. Channels of other kinds
-    /// name none.
+    /// The slots that these channels name: `T.AAPL`, `Q.*`, `*`. Channels of other kinds name none.
     pub fn slots_of<'a>(&self, channels: impl IntoIterator<Item = &'a str>) -> Vec<u32> {
         let mut wanted = vec![[false; 2]; SYMBOLS];
         for channel in channels {
@@ -115,12 +115,12 @@ impl Feed {
         &self.ring[frame * bytes + self.header_bytes..(frame + 1) * bytes]
     }
 
-    /// Bytes of one frame, header included.
+    /// Bytes per frame, header included.
     pub fn frame_bytes(&self) -> usize {
         self.header_bytes + self.frame_events * STRIDE + 1
     }
 
-    /// A copy of the ring to stamp and send from.
+    /// A copy of the ring that stamps and sends.
     pub fn sender(&self) -> Sender {
         Sender {
             ring: self.ring.clone(),
@@ -132,7 +132,7 @@ impl Feed {
         }
     }
 
-    /// The event at a slot of the ring, not stamped.
+    /// The event at this slot of the ring, without a stamp.
     pub fn event(&self, slot: usize) -> &[u8] {
         let frame = slot / self.frame_events;
         let within = self.header_bytes + (slot % self.frame_events) * STRIDE + 1;
@@ -140,14 +140,14 @@ impl Feed {
         &self.ring[at..at + EVENT_BYTES]
     }
 
-    /// Whether an event as it came has the bytes it was sent with, apart from its stamp.
+    /// Whether a received event has the bytes with which it was sent, apart from its stamp.
     pub fn is_intact(&self, event: &[u8], slot: usize) -> bool {
         let sent = self.event(slot);
         event[..PATCH_AT] == sent[..PATCH_AT] && event[SLOT_AT..] == sent[SLOT_AT..]
     }
 }
 
-/// The ring being sent: frames are stamped where they stand and handed out as they are.
+/// The ring while it is sent. It stamps frames in place and returns their bytes.
 #[derive(Debug)]
 pub struct Sender {
     ring: Vec<u8>,
@@ -160,12 +160,13 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Frames handed out so far.
+    /// The number of frames taken so far.
     pub fn sent(&self) -> u64 {
         self.next
     }
 
-    /// Stamps up to `most` frames with this time and gives their bytes; fewer where the ring ends.
+    /// Stamps up to `most` frames with this time and returns their bytes. Returns fewer frames
+    /// where the ring ends.
     pub fn take(&mut self, most: usize, now_ns: u64) -> &[u8] {
         let (lap, first) =
             (self.next / self.frames as u64, (self.next % self.frames as u64) as usize);
@@ -181,13 +182,13 @@ impl Sender {
         &self.ring[range]
     }
 
-    /// The slot of the next frame's first event.
+    /// The slot of the first event of the next frame.
     pub fn slot(&self) -> usize {
         (self.next % self.frames as u64) as usize * self.frame_events
     }
 
-    /// Like [`take`](Self::take), one event at a time, each with the separator or bracket before
-    /// it, which is a comma for all but the first of a frame.
+    /// As [`take`](Self::take), but one event at a time, each with the byte before it: a bracket
+    /// for the first of a frame, a comma for all others.
     pub fn events(&mut self, most: usize, now_ns: u64) -> impl Iterator<Item = &[u8]> {
         let (frame_bytes, head, events) = (self.frame_bytes, self.header_bytes, self.frame_events);
         self.take(most, now_ns)

@@ -24,11 +24,11 @@ use crate::{
     verify::Faults,
 };
 
-/// Bytes taken from a client's socket at once.
+/// Bytes read from a client's socket at once.
 const READ_BYTES: usize = 256 * 1024;
-/// Logins under way at once, so that the proxy's backlog never overflows.
+/// The most logins at a time, so that the proxy's backlog never overflows.
 const MAX_LOGINS: usize = 512;
-/// What a stalled client's socket holds.
+/// The receive buffer of a stalled client's socket.
 const STALLED_BUFFER: usize = 64 * 1024;
 /// How long all clients may take to log in.
 const LOGIN_LIMIT: Duration = Duration::from_secs(30);
@@ -41,7 +41,7 @@ pub struct Fleet {
     buffer: Vec<u8>,
     feed: Arc<Feed>,
     clock: Clock,
-    /// Times of the events received since it was cleared last.
+    /// Delays of the events received since it was last cleared.
     pub latency: Latency,
     received: u64,
     last_arrival_ns: u64,
@@ -56,7 +56,7 @@ impl std::fmt::Debug for Fleet {
 }
 
 impl Fleet {
-    /// Connects, with TLS if the port shows this, logs in and subscribes.
+    /// Connects, logs in and subscribes; with TLS if there is an identity.
     pub fn connect(
         address: SocketAddr,
         identity: Option<&Identity>,
@@ -96,20 +96,20 @@ impl Fleet {
                 fleet.poll(Duration::ZERO)?;
             }
             while fleet.waiting >= MAX_LOGINS {
-                ensure!(clock.now_ns() < deadline, "clients did not get in");
+                ensure!(clock.now_ns() < deadline, "the clients did not log in in time");
                 fleet.poll(Duration::from_millis(100))?;
             }
         }
         while fleet.waiting > 0 {
             let ready = fleet.clients.len() - fleet.waiting;
-            ensure!(clock.now_ns() < deadline, "only {ready} clients got in");
+            ensure!(clock.now_ns() < deadline, "only {ready} clients logged in in time");
             fleet.poll(Duration::from_millis(100))?;
         }
-        ensure!(fleet.ended == 0, "{} clients were sent away", fleet.ended);
+        ensure!(fleet.ended == 0, "the proxy ended {} clients at their login", fleet.ended);
         Ok(fleet)
     }
 
-    /// Waits this long at most and reads what has come.
+    /// Waits up to this long and reads whatever has come.
     pub fn poll(&mut self, timeout: Duration) -> Result<()> {
         let timeout =
             Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
@@ -147,29 +147,29 @@ impl Fleet {
         Ok(())
     }
 
-    /// Events that came so far.
+    /// The number of events received so far.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// When the last event came.
+    /// The time at which the last event came.
     pub fn last_arrival_ns(&self) -> u64 {
         self.last_arrival_ns
     }
 
-    /// Sessions that the proxy ended, as far as clients that read can tell.
+    /// Sessions that the proxy ended, as seen by the clients that read.
     pub fn ended(&self) -> usize {
         self.ended
     }
 
-    /// How many events the clients that read must have, given that the load went up to this
-    /// sequence number.
+    /// How many events the reading clients must have when the load has reached this sequence
+    /// number.
     pub fn expected(&self, events: u64) -> u64 {
         let ring = self.feed.topics().len() as u64;
         self.reading().map(|client| client.verifier().expected(events, ring)).sum()
     }
 
-    /// The faults of the clients that read, given that the load went up to this sequence number.
+    /// The faults of the reading clients when the load has reached this sequence number.
     pub fn faults(&self, events: u64) -> Faults {
         let ring = self.feed.topics().len() as u64;
         let mut sum = Faults::default();
@@ -179,7 +179,7 @@ impl Fleet {
         sum
     }
 
-    /// Some of what the proxy told clients.
+    /// Some of the statuses that the proxy sent to clients.
     pub fn notices(&self) -> Vec<String> {
         self.clients.iter().flat_map(|client| &client.notices).take(4).cloned().collect()
     }

@@ -1,5 +1,5 @@
-//! Floors: what the machine gives to programs that do nothing but the writes. They run as processes
-//! of their own, like the proxies, and are told what to do over their standard input.
+//! Floors: how fast the machine is for programs that only write. They run as processes of their
+//! own, like the proxies, and take orders on their standard input.
 
 use std::{
     io::{BufRead, Read, Write},
@@ -18,31 +18,31 @@ use crate::{
     wire::ServerSide,
 };
 
-/// Bytes that the relay moves at once.
+/// Bytes that the relay copies at once.
 const RELAY_BYTES: usize = 256 * 1024;
-/// A write that waits longer for room ends the floor instead of hanging it.
+/// A write that waits longer than this ends the floor. Without the limit it would hang.
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
 /// The longest header of a frame that a server sends.
 const MAX_HEADER: usize = 10;
-/// Most frames taken together when the group is "whatever is due".
+/// The most frames taken together when the group is "all that are due".
 const MAX_DUE: usize = 1_024;
 
-/// How a floor hands out the frames.
+/// How a floor sends the frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handing {
-    /// Every frame as it is to every client, this many frames a write.
+    /// Every frame unchanged to every client, this many frames per write.
     Whole(usize),
-    /// To each client its events of this many frames, in one write; 0 for as many frames as are
+    /// To each client its events of this many frames, in one write. 0 means all frames that are
     /// due.
     Split(usize),
 }
 
-/// What a floor is told to do, as one line.
+/// An order to a floor. It is passed as one line.
 #[derive(Debug, Clone, Copy)]
 pub struct FloorStep {
     /// How fast and how long.
     pub step: Step,
-    /// How it hands out the frames.
+    /// How the floor sends the frames.
     pub handing: Handing,
 }
 
@@ -62,12 +62,12 @@ impl FromStr for FloorStep {
 
     fn from_str(line: &str) -> Result<Self> {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let [word, group, rate, seconds] = words[..] else { bail!("four words expected: {line}") };
+        let [word, group, rate, seconds] = words[..] else { bail!("expected four words: {line}") };
         let group = group.parse()?;
         let handing = match word {
             "whole" => Handing::Whole(group),
             "split" => Handing::Split(group),
-            _ => bail!("unknown way to hand out: {word}"),
+            _ => bail!("unknown way to send: {word}"),
         };
         let rate: f64 = rate.parse()?;
         let duration = Duration::from_secs_f64(seconds.parse()?);
@@ -75,20 +75,25 @@ impl FromStr for FloorStep {
     }
 }
 
-/// What was sent, as one line.
+/// What a floor has sent, as one line.
 pub fn sent_line(sent: &Sent) -> String {
     format!("{} {} {} {}", sent.events, sent.through, sent.start_ns, sent.end_ns)
 }
 
-/// Reads what [`sent_line`] wrote.
+/// Reads a line of [`sent_line`].
 pub fn parse_sent(line: &str) -> Result<Sent> {
-    let numbers: Vec<u64> =
-        line.split_whitespace().map(str::parse).collect::<Result<_, _>>().context("a floor")?;
-    let [events, through, start_ns, end_ns] = numbers[..] else { bail!("a floor said: {line}") };
+    let numbers: Vec<u64> = line
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .context("the answer of a floor")?;
+    let [events, through, start_ns, end_ns] = numbers[..] else {
+        bail!("unexpected answer of a floor: {line}")
+    };
     Ok(Sent { events, through, start_ns, end_ns })
 }
 
-/// Moves bytes between one client and the upstream until either leaves.
+/// Copies bytes between one client and the upstream until one of them leaves.
 pub fn relay(upstream: SocketAddr) -> Result<()> {
     let listener = listen()?;
     let (client, _) = listener.accept()?;
@@ -109,12 +114,12 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream) {
             break;
         }
     }
-    // Either may be gone already.
+    // Each socket may be closed already.
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);
 }
 
-/// Takes this many clients, then hands out the load as the lines of standard input say.
+/// Accepts this many clients, then sends the load as the lines of standard input order.
 pub fn fanout(clients: usize, frame_events: usize, clock: Clock) -> Result<()> {
     let listener = listen()?;
     let feed = Feed::new(frame_events);
@@ -145,14 +150,14 @@ pub fn fanout(clients: usize, frame_events: usize, clock: Clock) -> Result<()> {
     Ok(())
 }
 
-/// Listens on a free loopback port and says which.
+/// Listens on a free loopback port and prints its address.
 fn listen() -> Result<TcpListener> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
     Ok(listener)
 }
 
-/// Lets a client log in; gives its socket and its slots in the ring.
+/// Lets a client log in. Returns its socket and its slots in the ring.
 fn log_in(socket: TcpStream, feed: &Feed) -> Result<(TcpStream, Vec<u32>)> {
     let mut side = ServerSide::accept(socket)?;
     loop {
@@ -169,14 +174,14 @@ fn log_in(socket: TcpStream, feed: &Feed) -> Result<(TcpStream, Vec<u32>)> {
 #[derive(Debug)]
 struct Outlet {
     socket: TcpStream,
-    /// Room for a header, then the events at hand.
+    /// Room for a header, then the current events.
     text: Vec<u8>,
 }
 
 #[derive(Debug)]
 struct Floor {
     outlets: Vec<Outlet>,
-    /// By slot in the ring: which outlets get that event.
+    /// For each slot of the ring, the outlets that get its event.
     takers: Vec<Vec<u32>>,
     dirty: Vec<u32>,
     sender: Sender,
@@ -213,7 +218,7 @@ impl Floor {
     }
 
     fn hand_out_split(&mut self, frames: usize) -> Result<()> {
-        // Several takes where the ring ends within the group.
+        // It takes several times when the ring ends within the group.
         let mut left = frames;
         while left > 0 {
             let before = self.sender.sent();
@@ -240,7 +245,7 @@ impl Floor {
 }
 
 impl Outlet {
-    /// Writes the events at hand, each with the separator before it, as one message.
+    /// Writes the current events as one message. Each event comes with the separator before it.
     fn write(&mut self) -> Result<()> {
         self.text[MAX_HEADER] = b'[';
         self.text.push(b']');
@@ -261,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn orders_are_read_as_written() {
+    fn orders_are_read_as_they_were_written() {
         for line in ["whole 1 0 2.5", "split 64 200000 0.5"] {
             let order: FloorStep = line.parse().unwrap();
             assert_eq!(order.to_string(), line);

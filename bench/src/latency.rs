@@ -1,15 +1,15 @@
-//! How long events were under way.
+//! The delays of events.
 
 use hdrhistogram::Histogram;
 
-/// The longest time told apart, in nanoseconds.
+/// The longest delay recorded exactly, in nanoseconds.
 const MAX_NS: u64 = 120_000_000_000;
 
-/// Times from the stamp to the arrival at the client's socket, of every event.
+/// The delay of every event, from its stamp to its arrival at the client's socket.
 #[derive(Debug)]
 pub struct Latency {
     histogram: Histogram<u64>,
-    /// Neighbours mostly share their stamp and arrival; these are counted together.
+    /// The last stamp and arrival. Neighbours mostly share them and are counted together.
     last: (u64, u64),
     count: u64,
 }
@@ -22,7 +22,7 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// Notes one event.
+    /// Records one event.
     #[inline(always)]
     pub fn note(&mut self, stamp_ns: u64, now_ns: u64) {
         if self.last != (stamp_ns, now_ns) {
@@ -38,13 +38,13 @@ impl Latency {
         self.count = 0;
     }
 
-    /// The time in milliseconds that this share of the events did not exceed.
+    /// The delay in milliseconds that this share of the events did not exceed.
     pub fn quantile_ms(&mut self, share: f64) -> f64 {
         self.store();
         self.histogram.value_at_quantile(share) as f64 / 1e6
     }
 
-    /// Forgets everything noted.
+    /// Forgets all delays.
     pub fn clear(&mut self) {
         self.count = 0;
         self.histogram.reset();

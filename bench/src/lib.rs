@@ -1,9 +1,10 @@
-//! The load program: it plays the upstream and the clients around the real binaries, verifies every
-//! event while it measures, and measures bare floors of the same work in the same run.
+//! The load program. It plays the upstream and the clients of the real binaries and verifies every
+//! event while it measures. In the same run it measures bare floors of the same work.
 //!
-//! [`feed`] is the load, [`load`] sends it, [`client`] and [`fleet`] receive it (through [`secure`]
-//! where the port speaks TLS) and [`verify`] it, [`rig`] puts them together with the programs of
-//! [`process`], and [`scenario`] says what is measured. `docs/BENCHMARKS.md` has the figures.
+//! [`feed`] is the load and [`load`] sends it. [`client`] and [`fleet`] receive it, through
+//! [`secure`] where the port speaks TLS, and [`verify`] checks it. [`rig`] connects them with the
+//! programs of [`process`], and [`scenario`] defines the measurements. `docs/BENCHMARKS.md` has the
+//! figures.
 
 pub mod client;
 pub mod clock;

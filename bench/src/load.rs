@@ -1,4 +1,4 @@
-//! Sending the load: how fast, for how long, and what came of it.
+//! Sends the load: how fast, for how long, and how much was sent.
 
 use std::{
     io::Write,
@@ -19,17 +19,17 @@ use crate::{
     wire::ServerSide,
 };
 
-/// Frames given to one write when sending as fast as it goes.
+/// Bytes given to one write when sending as fast as possible.
 const FLAT_OUT_FRAMES_BYTES: usize = 128 * 1024;
-/// A write that waits longer for room fails the run instead of hanging it.
+/// A write that waits longer than this fails the run. Without the limit it would hang.
 const WRITE_LIMIT: Duration = Duration::from_secs(20);
 
 /// One stretch of load.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
-    /// Events a second; `None` for as fast as the other side takes them.
+    /// Events per second. `None` sends as fast as the other side accepts them.
     pub rate: Option<f64>,
-    /// For how long.
+    /// How long the stretch lasts.
     pub duration: Duration,
 }
 
@@ -38,18 +38,18 @@ pub struct Step {
 pub struct Sent {
     /// Events in this stretch.
     pub events: u64,
-    /// The sequence number that follows the last one sent, over all stretches.
+    /// The sequence number after the last one sent, over all stretches.
     pub through: u64,
-    /// When the first was sent.
+    /// When the first event was sent.
     pub start_ns: u64,
-    /// When the last was written.
+    /// When the last event was written.
     pub end_ns: u64,
 }
 
-/// Calls `send` with how many frames are due, as the step wants it, until its time is over. `send`
-/// says how many it sent.
+/// Calls `send` with the number of frames that are due until the step is over. `send` returns how
+/// many it sent.
 ///
-/// A sender that is held up catches up afterwards: the schedule does not wait for it.
+/// If `send` is slow, the missing frames become due at once: the schedule does not wait.
 pub fn pace(
     step: Step,
     frame_events: usize,
@@ -62,8 +62,7 @@ pub fn pace(
     let mut frames = 0;
     loop {
         let elapsed = clock.now_ns() - start;
-        // Past its end, a step that is behind gets a tenth of its time to catch up: then the rate
-        // shows.
+        // A late step gets a tenth of its time to catch up. After that the lower rate shows.
         if elapsed >= duration + duration / 10 {
             break;
         }
@@ -88,8 +87,7 @@ pub fn pace(
     Ok((frames, start, clock.now_ns()))
 }
 
-/// The vendor's side, or a firehose's: takes one connection, answers commands, and sends the load
-/// over it.
+/// Plays the vendor or a firehose: accepts one connection, answers commands and sends the load.
 #[derive(Debug)]
 pub struct Upstream {
     address: SocketAddr,
@@ -101,10 +99,10 @@ pub struct Upstream {
 
 #[derive(Debug)]
 struct Shared {
-    /// The connection at hand. Whoever holds it writes whole frames.
+    /// The current connection. Whoever locks it writes whole frames.
     socket: Mutex<Option<TcpStream>>,
     sender: Mutex<Sender>,
-    /// Channels subscribed to.
+    /// Channels that the peer has subscribed to.
     channels: Mutex<Vec<String>>,
     stop: AtomicBool,
 }
@@ -125,12 +123,12 @@ impl Upstream {
         Ok(Self { address, shared, feed: Arc::clone(feed), clock, listening: Some(listening) })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Whether all of these channels are subscribed to.
+    /// Whether the peer has subscribed to all of these channels.
     pub fn has(&self, channels: &[&str]) -> bool {
         let held = lock(&self.shared.channels);
         channels.iter().all(|channel| held.iter().any(|other| other == channel))
@@ -142,7 +140,7 @@ impl Upstream {
         std::thread::spawn(move || {
             let mut socket = lock(&shared.socket)
                 .as_ref()
-                .context("nobody is connected upstream")?
+                .context("no program is connected upstream")?
                 .try_clone()?;
             let mut sender = lock(&shared.sender);
             let before = sender.sent();
@@ -151,8 +149,7 @@ impl Upstream {
                 pace(step, feed.frame_events(), most, clock, |frames| {
                     let sent = sender.sent();
                     let bytes = sender.take(frames, clock.now_ns());
-                    // Held for the length of one write, so that answers to pings stand between
-                    // frames.
+                    // Locked during one write, so that answers to pings stand between frames.
                     let _whole_frames = lock(&shared.socket);
                     socket.write_all(bytes).context("upstream connection lost")?;
                     Ok((sender.sent() - sent) as usize)
@@ -169,10 +166,10 @@ impl Drop for Upstream {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(socket) = lock(&self.shared.socket).take() {
-            // Wakes the reader; a socket that is closed already has none.
+            // This wakes the reader. A socket that is closed already has none.
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
-        // Wakes the listener.
+        // This wakes the listener.
         let _ = TcpStream::connect(self.address);
         if let Some(listening) = self.listening.take() {
             let _ = listening.join();
@@ -185,7 +182,7 @@ fn serve(listener: &TcpListener, shared: &Shared) {
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        // A connection that ends early shows in the stretch at hand: its writes fail, or its events
+        // If a connection ends early, the current stretch shows it: its writes fail, or its events
         // go missing.
         let _ = converse(socket, shared);
         *lock(&shared.socket) = None;

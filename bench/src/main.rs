@@ -1,5 +1,5 @@
-//! Starts the load program: options, scenarios in turn, results to the screen and to files. The
-//! work is in the library.
+//! Starts the load program: reads the options, runs the scenarios and writes the results to the
+//! screen and to files. The library does the work.
 
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
@@ -80,7 +80,7 @@ fn measure(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Lets this process, and those it starts, hold as many sockets as the system allows.
+/// Lets this process and its children open as many sockets as the system allows.
 fn raise_descriptors() -> Result<()> {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

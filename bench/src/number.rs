@@ -1,7 +1,7 @@
-//! A number as the sheet and the plots write it.
+//! A number as the sheet and the plots print it.
 
-/// A figure with three digits that count: `7.51 M`, `23 k`, `0.142`. One that is infinite stands
-/// for a rate not kept up with.
+/// A number with three significant digits: `7.51 M`, `23 k`, `0.142`. Infinity stands for a rate
+/// that was not kept up with.
 pub fn short(value: f64) -> String {
     match value.abs() {
         v if !v.is_finite() => "not kept up".to_owned(),

@@ -1,29 +1,28 @@
-//! What can be typed.
+//! The command line.
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-/// Measures the proxies around real sockets, beside floors of the same work, and verifies every
-/// event meanwhile.
+/// Measures the proxies over real sockets, beside floors of the same work, and verifies every event
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Options {
     /// Scenarios to run, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "split,s1,s2,s3,s4,s5,s6,growth")]
     pub scenario: Vec<Scenario>,
-    /// Only see that everything works: a fraction of a second for each figure, one run, no file
-    /// written unless --out is given
+    /// Only check that everything works: a fraction of a second per figure, one run, no files
+    /// unless --out is given
     #[arg(long)]
     pub quick: bool,
-    /// How often each figure is taken; the median counts
+    /// How often to take each figure; the median counts
     #[arg(long, default_value_t = 3)]
     pub runs: usize,
-    /// Seconds that the whole run may wait for the machine's other programs to rest before it
+    /// Seconds that the whole run may wait for other programs of the machine to rest before it
     /// repeats disturbed stretches
     #[arg(long, default_value_t = 60)]
     pub patience: u64,
-    /// Where the table, the JSON file and the plots go
+    /// Directory for the table, the JSON file and the plots
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// A part that the program plays for itself.
@@ -34,7 +33,7 @@ pub struct Options {
 /// A scenario, as docs/BENCHMARKS.md defines it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
-    /// Splitting and looking up, on one thread, without sockets
+    /// Splitting and looking up on one thread, without sockets
     Split,
     /// One client with two channels
     S1,
@@ -44,11 +43,11 @@ pub enum Scenario {
     S3,
     /// 10,000 idle clients
     S4,
-    /// 100 clients of which 5 do not read
+    /// 100 clients, 5 of which do not read
     S5,
     /// The same load with and without TLS on the port
     S6,
-    /// Cost from few to many clients, subscriptions and events a frame
+    /// Cost from few to many clients, subscriptions and events per frame
     Growth,
 }
 
@@ -58,17 +57,17 @@ pub enum Part {
     /// The floor of S1
     #[command(hide = true)]
     Relay {
-        /// Where the load comes from.
+        /// The address of the load.
         upstream: SocketAddr,
     },
     /// The floor of S2 and S3
     #[command(hide = true)]
     Fanout {
-        /// How many clients to wait for.
+        /// The number of clients to wait for.
         clients: usize,
-        /// Events of a frame.
+        /// Events per frame.
         frame_events: usize,
-        /// When the clock of the run began.
+        /// The moment at which the clock of the run began.
         epoch_ns: u64,
     },
 }

@@ -17,22 +17,22 @@ const COLOURS: [&str; 4] = ["#1b6ca8", "#c8553d", "#3c896d", "#7d5ba6"];
 /// A line of a plot.
 #[derive(Debug, Clone, Serialize)]
 pub struct Series {
-    /// What it shows.
+    /// The name in the legend.
     pub name: String,
     /// Its points.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A plot; the horizontal axis is logarithmic, the vertical one begins at zero.
+/// A plot. The horizontal axis is logarithmic, the vertical one starts at zero.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plot {
     /// The name of its file.
     pub file: &'static str,
-    /// What it shows.
+    /// Its title.
     pub title: &'static str,
-    /// What goes to the right.
+    /// The label of the horizontal axis.
     pub x: &'static str,
-    /// What goes up.
+    /// The label of the vertical axis.
     pub y: &'static str,
     /// Its lines.
     pub series: Vec<Series>,

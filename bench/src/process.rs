@@ -1,5 +1,4 @@
-//! The programs around which the load is played, as child processes: the real binaries, and the
-//! floors.
+//! The programs under load, as child processes: the real binaries, and the floors.
 
 use std::{
     fs,
@@ -26,21 +25,22 @@ use crate::{
 /// How long a program may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
-/// How long the counters of a program that is at work may take to agree at one moment.
+/// How long the counters of a busy program may take to agree at one moment.
 const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 
 /// A running program. Killed when dropped.
 #[derive(Debug)]
 pub struct Program {
-    /// What the report calls it.
+    /// Its name in the report.
     pub name: &'static str,
-    /// Where it listens.
+    /// The address that it listens on.
     pub address: SocketAddr,
-    /// Where it answers plain HTTP.
+    /// The address that answers plain HTTP.
     plain: SocketAddr,
     child: Child,
     output: Option<Arc<Mutex<BufReader<ChildStdout>>>>,
-    /// Its working directory, empty, so that no `.env` has a say. Its log is written there.
+    /// Its working directory, where its log is written. The directory is empty, so that no `.env`
+    /// interferes.
     dir: TempDir,
 }
 
@@ -52,15 +52,15 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// Builds the two proxies as this program was built, beside it.
+    /// Builds the two proxies with this program's profile, in the same target directory.
     ///
     /// # Errors
     ///
-    /// They do not build.
+    /// If they do not build.
     pub fn build() -> Result<Self> {
         let own = std::env::current_exe()?;
-        let dir = own.parent().context("this program stands in a directory")?.to_owned();
-        let target = dir.parent().context("it stands in a target directory")?;
+        let dir = own.parent().context("this program lies in a directory")?.to_owned();
+        let target = dir.parent().context("that directory lies in a target directory")?;
         let mut command = Command::new(env!("CARGO"));
         command
             .args(["build", "--quiet", "--bins", "-p", "firehose-proxy", "-p", "filtered-proxy"])
@@ -82,7 +82,7 @@ impl Binaries {
         self.tier("firehose-proxy", "firehose", host, port, settings, None)
     }
 
-    /// Starts a filtered proxy on this firehose, with TLS on its port if it is to show something.
+    /// Starts a filtered proxy on this firehose. Its port speaks TLS if there is an identity.
     pub fn filtered(&self, firehose: SocketAddr, tls: Option<&Identity>) -> Result<Program> {
         let settings = [("FIREHOSE_URL", format!("ws://{firehose}"))];
         let (host, port) = ("FILTERED_PROXY_HOST", "FILTERED_PROXY_PORT");
@@ -99,7 +99,7 @@ impl Binaries {
         tls: Option<&Identity>,
     ) -> Result<Program> {
         let dir = tempfile::tempdir()?;
-        // Free a moment ago; the log tells if somebody else was quicker.
+        // The port was free a moment ago. If another program has taken it, the log says so.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let log = fs::File::create(dir.path().join("log"))?;
         let mut command = Command::new(self.dir.join(binary));
@@ -135,7 +135,7 @@ impl Binaries {
         Ok(program)
     }
 
-    /// Starts this program again in the part of a floor.
+    /// Starts this program again as a floor.
     pub fn floor(&self, name: &'static str, args: &[String]) -> Result<Program> {
         let mut child = Command::new(&self.own)
             .args(args)
@@ -146,7 +146,7 @@ impl Binaries {
         let mut output = BufReader::new(child.stdout.take().context("its output is piped")?);
         let mut line = String::new();
         output.read_line(&mut line)?;
-        let address = line.trim().parse().context("a floor says where it listens")?;
+        let address = line.trim().parse().context("a floor prints its address")?;
         Ok(Program {
             name,
             address,
@@ -159,7 +159,7 @@ impl Binaries {
 }
 
 impl Program {
-    /// Gives a floor an order; the answer comes on a thread of its own.
+    /// Gives a floor an order. A thread of its own waits for the answer.
     pub fn order(&mut self, order: &FloorStep) -> Result<JoinHandle<Result<Sent>>> {
         let input = self.child.stdin.as_mut().context("a floor has an input")?;
         writeln!(input, "{order}")?;
@@ -176,21 +176,21 @@ impl Program {
         cpu_seconds(&self.child.id().to_string())
     }
 
-    /// The most memory resident at once so far, in bytes.
+    /// The peak of its resident memory, in bytes.
     pub fn peak_bytes(&self) -> Result<u64> {
         self.memory("VmHWM:")
     }
 
-    /// The memory resident now, in bytes.
+    /// Its resident memory now, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         self.memory("VmRSS:")
     }
 
-    /// Checks that the ledger of a proxy accounts for every event; floors keep none.
+    /// Checks that the ledger of a proxy accounts for every event. Floors keep no ledger.
     ///
     /// # Errors
     ///
-    /// It does not, before long.
+    /// If the ledger does not balance in time.
     pub fn check_ledger(&self) -> Result<()> {
         if self.output.is_some() {
             return Ok(());
@@ -208,7 +208,11 @@ impl Program {
             if ledger["balanced"] == true {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "the ledger of {}: {ledger}", self.name);
+            ensure!(
+                Instant::now() < deadline,
+                "the ledger of {} does not balance: {ledger}",
+                self.name
+            );
             pause();
         }
     }
@@ -228,21 +232,21 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Processor time that this program used so far, in seconds.
+/// Processor time that this program has used so far, in seconds.
 pub fn own_cpu_seconds() -> Result<f64> {
     cpu_seconds("self")
 }
 
-/// Time that the machine's cores spent idle so far, in seconds, all cores together.
+/// Idle time of all cores of the machine so far, in seconds.
 ///
-/// Told from idleness and not from what was used: with this accounting of the system, interrupts on
-/// behalf of a process are counted for it and beside it, so that the sums of the two do not match.
+/// Busy time is computed from idle time, not from the time used: the kernel here counts interrupts
+/// both for the process that they serve and separately, so the sums do not match.
 pub fn idle_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/stat")?;
     // cpu user nice system idle iowait
@@ -256,7 +260,7 @@ pub fn idle_seconds() -> Result<f64> {
     Ok(ticks.iter().sum::<u64>() as f64 / clock_ticks_per_second() as f64)
 }
 
-/// Cores that were busy since a moment at which [`idle_seconds`] said this.
+/// The number of cores that were busy since `since`, when [`idle_seconds`] returned `idle_before`.
 pub fn busy_cores(since: Instant, idle_before: f64) -> Result<f64> {
     let cores = std::thread::available_parallelism()?.get() as f64;
     Ok(cores - (idle_seconds()? - idle_before) / since.elapsed().as_secs_f64())
@@ -280,17 +284,17 @@ fn log_tail(dir: &Path) -> String {
     lines[lines.len().saturating_sub(8)..].join("\n")
 }
 
-/// A moment between two looks at a condition.
+/// The pause between two checks of a condition.
 #[expect(clippy::disallowed_methods, reason = "the pause of a loop that watches a deadline")]
 pub fn pause() {
     std::thread::sleep(Duration::from_millis(2));
 }
 
-/// What says where and when figures were taken.
+/// Where and when the figures were taken.
 ///
 /// # Errors
 ///
-/// The system does not tell.
+/// If the system does not provide it.
 pub fn about() -> Result<serde_json::Value> {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
     let model = cpuinfo

@@ -1,5 +1,5 @@
-//! A run's arrangement: who sends, which programs stand between, who receives; and one stretch of
-//! load through it.
+//! The setup of a run: the sender, the programs and the receivers; and one stretch of load through
+//! them.
 
 use std::{
     sync::Arc,
@@ -20,39 +20,38 @@ use crate::{
     verify::{Faults, Verifier},
 };
 
-/// How long the proxies may take to be subscribed upstream.
+/// How long the proxies may take to subscribe upstream.
 const SUBSCRIBE_LIMIT: Duration = Duration::from_secs(10);
-/// How long what is under way may take to arrive once everything is sent.
+/// How long the last events may take to arrive once everything is sent.
 const DRAIN_LIMIT: Duration = Duration::from_secs(6);
-/// A stretch that takes this much longer than planned for sending and arriving was not kept up
-/// with.
+/// A stretch was not kept up with if sending and arriving took this many times its planned length.
 const TOLERANCE: f64 = 1.05;
-/// The same for short stretches, where a moment counts for more.
+/// The same for short stretches, where one delay has more weight.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What stands between load and clients.
+/// The programs between load and clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// The filtered tier, straight on the generator, which plays a firehose.
+    /// The filtered tier alone. The load program plays its firehose.
     Alone,
     /// The same with TLS on the clients' port.
     Tls,
-    /// Both tiers; the generator plays the vendor.
+    /// Both tiers. The load program plays the vendor.
     Both,
-    /// Floor: bytes from one socket to another.
+    /// Floor: copies bytes from one socket to another.
     Relay,
-    /// Floor: precomputed bytes, handed out like this.
+    /// Floor: sends precomputed bytes in this way.
     Floor(Handing),
 }
 
-/// What all scenarios need.
+/// The parts that all scenarios share.
 #[derive(Debug, Clone)]
 pub struct Bench {
     /// The programs.
     pub binaries: Binaries,
     /// The clock of the run.
     pub clock: Clock,
-    /// What an encrypted port shows.
+    /// The certificate of an encrypted port.
     pub identity: Arc<Identity>,
 }
 
@@ -62,74 +61,74 @@ pub struct Rig {
     shape: Shape,
     feed: Arc<Feed>,
     clock: Clock,
-    /// In the order in which they are to be dropped: clients first.
+    /// Fields are dropped in this order: clients first.
     fleet: Fleet,
-    /// The programs, the one nearest to the clients first.
+    /// The programs, the nearest to the clients first.
     pub programs: Vec<Program>,
     upstream: Option<Upstream>,
     /// How long all clients took to connect and subscribe.
     pub login_seconds: f64,
-    /// What the programs held before the first client came.
+    /// The resident memory of the first program before the first client came.
     pub resident_before: u64,
 }
 
 /// What one program cost.
 #[derive(Debug, Clone)]
 pub struct Cost {
-    /// Its name.
+    /// Its name in the report.
     pub name: &'static str,
     /// Processor time in the stretch, in seconds.
     pub cpu_seconds: f64,
-    /// The most memory that it ever held, in bytes.
+    /// The peak of its resident memory, in bytes.
     pub peak_bytes: u64,
 }
 
-/// What came of one stretch of load.
+/// The result of one stretch of load.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// Events sent.
     pub events: u64,
     /// From the first event sent to the last one received.
     pub seconds: f64,
-    /// Deliveries that came.
+    /// Events received by all clients together.
     pub deliveries: u64,
-    /// Times from sending to arrival, in milliseconds.
+    /// The median delay from sending to arrival, in milliseconds.
     pub p50_ms: f64,
-    /// The same, for 99 of 100 events.
+    /// The delay that 99 of 100 events did not exceed.
     pub p99_ms: f64,
-    /// What the clients missed, got twice, or should not have got.
+    /// Events that clients missed, got twice, or should not have got.
     pub faults: Faults,
     /// Sessions that the proxy ended.
     pub ended: usize,
-    /// Whether load and deliveries kept to the rate asked for.
+    /// Whether load and deliveries kept the rate asked for.
     pub kept_up: bool,
-    /// What each program cost.
+    /// The cost of each program.
     pub costs: Vec<Cost>,
     /// Processor time of the load program itself, in seconds.
     pub own_cpu_seconds: f64,
-    /// How many cores programs that are no part of the run kept busy meanwhile.
+    /// The number of cores that other programs kept busy meanwhile.
     pub other_cores: f64,
-    /// Some of what the proxy told clients.
+    /// Some of the statuses that the proxy sent to clients.
     pub notices: Vec<String>,
 }
 
 impl Outcome {
-    /// Events sent a second.
+    /// Events sent per second.
     pub fn rate(&self) -> f64 {
         self.events as f64 / self.seconds
     }
 
-    /// Deliveries a second.
+    /// Deliveries per second.
     pub fn delivery_rate(&self) -> f64 {
         self.deliveries as f64 / self.seconds
     }
 
-    /// Nothing lost, repeated or foreign, and no session ended.
+    /// Whether nothing was lost, repeated or foreign, and no session ended.
     pub fn is_complete(&self) -> bool {
         self.faults.none() && self.ended == 0
     }
 
-    /// Complete, and at the rate asked for.
+    /// Whether it is complete, at the rate asked for.
     pub fn is_sustained(&self) -> bool {
         self.is_complete() && self.kept_up
     }
@@ -145,7 +144,7 @@ impl Outcome {
         self.costs.iter().map(|cost| cost.cpu_seconds).sum::<f64>() / self.events as f64 * 1e6
     }
 
-    /// One line for whoever watches.
+    /// One line for the screen.
     pub fn line(&self) -> String {
         let costs: Vec<String> = self
             .costs
@@ -176,7 +175,7 @@ impl Outcome {
     }
 }
 
-/// A client that gets what these channels name.
+/// A client of these channels.
 pub fn client(feed: &Feed, channels: String) -> ClientPlan {
     let slots = feed.slots_of(channels.split(','));
     ClientPlan { channels, verifier: Verifier::new(slots.into()), stalled: false }
@@ -293,12 +292,12 @@ impl Rig {
         })
     }
 
-    /// The load's feed.
+    /// The feed of the load.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }
 
-    /// Reads for a while without sending.
+    /// Reads for this long without sending.
     pub fn idle(&mut self, duration: Duration) -> Result<()> {
         let until = self.clock.now_ns() + duration.as_nanos() as u64;
         while self.clock.now_ns() < until {
@@ -308,8 +307,8 @@ impl Rig {
     }
 }
 
-/// Waits until the proxies hold their subscriptions upstream. The firehose asks only once the
-/// filtered proxy has asked it.
+/// Waits until the proxies are subscribed upstream. The firehose subscribes only after the filtered
+/// proxy has.
 fn wait_for_upstream(
     upstream: Option<&Upstream>,
     shape: Shape,

@@ -4,20 +4,20 @@ use anyhow::Result;
 
 use crate::rig::Outcome;
 
-/// The search ends when good and bad rates are this close.
+/// The search ends when the good and the bad rate are this close.
 const CLOSE_ENOUGH: f64 = 1.06;
-/// And after this many rates at the latest, each tried twice if need be.
+/// The search also ends after this many rates. A rate that fails is tried twice.
 const MAX_RATES: usize = 10;
-/// How much further a rate is taken that was good while none was too much.
+/// The factor to the next rate while no rate has failed yet.
 const RAISE: f64 = 1.4;
 
-/// Finds the highest rate, in events a second, at which `run` gives an outcome that is good. `None`
-/// if none of the tries was.
+/// Finds the highest rate, in events per second, at which the outcome of `run` is good. `None` if
+/// no outcome was.
 ///
-/// `guess` is tried first and raised until it is too much, so that it bounds nothing: a search that
-/// could end at a ceiling of its own making would report the ceiling.
+/// It tries `guess` first and raises it until a rate fails, so the guess is no upper bound: a
+/// search with a ceiling could report its own ceiling.
 ///
-/// `run` starts afresh at each call: what one rate broke must not weigh on the next.
+/// `run` must start afresh at each call, so that one rate does not damage the next.
 pub fn highest(
     guess: f64,
     good: impl Fn(&Outcome) -> bool,
@@ -36,7 +36,7 @@ pub fn highest(
         };
         let mut outcome = run(rate)?;
         if !good(&outcome) {
-            // A moment's disturbance must not decide the search.
+            // A short disturbance must not decide the search.
             outcome = run(rate)?;
         }
         if good(&outcome) {
@@ -49,7 +49,7 @@ pub fn highest(
     Ok(best)
 }
 
-/// The middle of several figures, the lower one of two.
+/// The middle of these figures, the lower one of two.
 pub fn median(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
     figures.get(figures.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)

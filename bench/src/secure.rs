@@ -13,10 +13,10 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, crypto::ring, pki_types::ServerName,
 };
 
-/// Room beyond which no record can hold more.
+/// No record is longer than this.
 const RECORD_ROOM: usize = 64 * 1024;
 
-/// A certificate for `localhost`, in files, and who trusts it.
+/// A certificate for `localhost` in files, and the client configuration that trusts it.
 #[derive(Debug)]
 pub struct Identity {
     dir: tempfile::TempDir,
@@ -24,7 +24,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// A fresh one, with a key of an elliptic curve.
+    /// A fresh certificate, with an elliptic-curve key.
     pub fn new() -> Result<Self> {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         let dir = tempfile::tempdir()?;
@@ -62,7 +62,7 @@ pub enum Stream {
 }
 
 impl Stream {
-    /// The socket below.
+    /// The underlying socket.
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
@@ -72,8 +72,8 @@ impl Stream {
 }
 
 impl Read for Stream {
-    /// Takes all that has come, as far as there is room: what stayed behind decrypted, no socket
-    /// would tell of.
+    /// Reads all that has come, as far as there is room. Bytes that stayed here decrypted would not
+    /// make the socket readable again.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let stream = match self {
             Self::Plain(socket) => return socket.read(buffer),
@@ -84,7 +84,7 @@ impl Read for Stream {
             match stream.read(&mut buffer[taken..]) {
                 Ok(0) => break,
                 Ok(more) => taken += more,
-                // What else is wrong the next read tells.
+                // The next read reports any other error.
                 Err(_) => break,
             }
         }

@@ -1,20 +1,20 @@
-//! Frames and an index for measuring the filtered proxy's own code without sockets.
+//! Frames and an index for measuring the code of the filtered proxy without sockets.
 
 use filtered_proxy::index::Index;
 use proxy_common::protocol::{channel::Channel, market::Market};
 
 use crate::{client::ClientPlan, feed::Feed};
 
-/// Texts of the feed's frames as they are.
+/// The texts of the feed's frames, unchanged.
 pub fn feed_shape(feed: &Feed) -> Vec<Vec<u8>> {
     (0..feed.frames()).map(|frame| feed.text(frame).to_vec()).collect()
 }
 
-/// The same events with their keys in any order and white space of any kind between all parts.
+/// The same events with their keys in any order and all kinds of white space between all parts.
 ///
 /// # Panics
 ///
-/// The feed's frames are no JSON.
+/// If a frame of the feed is not JSON.
 pub fn any_shape(feed: &Feed) -> Vec<Vec<u8>> {
     let mut random = fastrand::Rng::with_seed(5);
     (0..feed.frames())
@@ -42,7 +42,7 @@ pub fn any_shape(feed: &Feed) -> Vec<Vec<u8>> {
 ///
 /// # Panics
 ///
-/// A plan names a channel that the market does not have.
+/// If a plan names a channel that the market does not have.
 pub fn index_of(clients: &[ClientPlan]) -> Index<usize> {
     let mut index = Index::default();
     for (i, client) in clients.iter().enumerate() {

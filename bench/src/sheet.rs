@@ -6,41 +6,41 @@ use serde::Serialize;
 
 use crate::{number::short, plot::Plot, search::median};
 
-/// What a figure has to reach.
+/// The goal of a figure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
-    /// This much or more.
+    /// At least this value.
     AtLeast(f64),
-    /// This much or less.
+    /// At most this value.
     AtMost(f64),
-    /// This part of its floor or more.
+    /// At least this part of its floor.
     OfFloor(f64),
-    /// This much or less, or else this many times its floor or less: what the first was of the
-    /// floor of the machine on which the goal was set.
+    /// At most the first value, or else at most the second times its floor. The second is the ratio
+    /// of the first to the floor of the machine on which the goal was set.
     AtMostOr(f64, f64),
-    /// This much or more, or else this part of its floor or more, likewise.
+    /// At least the first value, or else at least the second times its floor, likewise.
     AtLeastOr(f64, f64),
-    /// A floor, or a figure that explains another.
+    /// No goal: a floor, or a figure that explains another.
     None,
 }
 
-/// A figure: what it is and what came out.
+/// A figure and its results.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
     /// The scenario: `S1`.
     pub scenario: &'static str,
     /// `alone`, `both` or `floor`.
     pub shape: &'static str,
-    /// What is measured.
+    /// What it measures.
     pub name: String,
-    /// In what.
+    /// Its unit.
     pub unit: &'static str,
-    /// One value a run; the median counts.
+    /// One value per run; the median counts.
     pub runs: Vec<f64>,
-    /// The name of the floor beside which it stands, in the same scenario.
+    /// The name of the floor to compare with, in the same scenario.
     pub floor: Option<&'static str>,
-    /// What it has to reach.
+    /// Its goal.
     pub goal: Goal,
 }
 
@@ -52,7 +52,7 @@ pub struct Sheet {
     pub plots: Vec<Plot>,
 }
 
-/// Where a figure belongs; made once for several notes.
+/// The scenario and the shape that a figure belongs to.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// The scenario.
@@ -76,7 +76,7 @@ struct Line<'a> {
 #[serde(rename_all = "snake_case")]
 enum Reached {
     Yes,
-    /// In proportion to the floor of this machine.
+    /// Reached in proportion to the floor of this machine.
     InProportion,
     No,
 }
@@ -140,7 +140,7 @@ impl Sheet {
         Line { figure, median: value, floor_median, of_floor, reached }
     }
 
-    /// The table, as Markdown. Verdicts of a run that other programs disturbed say so.
+    /// The table, as Markdown. If other programs disturbed the run, each result says so.
     pub fn table(&self, disturbed: bool) -> String {
         let but = if disturbed { " (disturbed)" } else { "" };
         let mut rows = vec![
@@ -163,7 +163,7 @@ impl Sheet {
                 Goal::None => String::new(),
             };
             let of_floor = line.of_floor.filter(|part| part.is_finite());
-            // A figure that beats its floor shows that another floor is wanted.
+            // A figure above its floor shows that it needs another floor.
             let is_of_floor = matches!(figure.goal, Goal::OfFloor(_));
             let reached = match line.reached {
                 Some(Reached::Yes) if of_floor.is_some_and(|part| part > 1.0) && is_of_floor => {
@@ -190,7 +190,7 @@ impl Sheet {
         markdown(&rows)
     }
 
-    /// The figures as JSON, with what says where and when they were taken.
+    /// The figures as JSON, with where and when they were taken.
     pub fn json(&self, about: &serde_json::Value) -> serde_json::Value {
         let plots: Vec<&Plot> = self.plots.iter().collect();
         serde_json::json!({ "about": about, "figures": self.lines(), "plots": plots })

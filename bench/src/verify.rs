@@ -1,29 +1,29 @@
-//! What a client must get, event by event, and what it got instead.
+//! The events that a client must get, compared one by one with those that it gets.
 
 use std::sync::Arc;
 
 use crate::event::Mark;
 
-/// What was wrong with the events of a client, or of several.
+/// The faults in the events of one client or of several.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Faults {
-    /// Events that never came: later ones came instead, or none.
+    /// Events that never came.
     pub missing: u64,
-    /// Events that came again, or behind later ones.
+    /// Events that came again, or after later ones.
     pub repeated: u64,
     /// Events of channels that the client did not subscribe to.
     pub foreign: u64,
-    /// Events whose bytes were not those sent.
+    /// Events that came with changed bytes.
     pub corrupt: u64,
 }
 
 impl Faults {
-    /// Whether there was none.
+    /// Whether there is no fault.
     pub fn none(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Adds those of another client.
+    /// Adds the faults of another client.
     pub fn add(&mut self, other: &Self) {
         self.missing += other.missing;
         self.repeated += other.repeated;
@@ -32,10 +32,10 @@ impl Faults {
     }
 }
 
-/// Follows one client through the ring: which of its slots comes next, on which lap.
+/// Follows one client through the ring: which of its slots comes next, in which lap.
 #[derive(Debug, Clone)]
 pub struct Verifier {
-    /// The client's slots in the ring, rising. Shared between clients that want the same.
+    /// The client's slots in the ring, ascending. Clients with the same slots share them.
     slots: Arc<[u32]>,
     at: usize,
     lap: u64,
@@ -44,7 +44,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A client that is to get the events at these slots, from the first lap on.
+    /// A client that must get the events at these slots, from the first lap on.
     pub fn new(slots: Arc<[u32]>) -> Self {
         Self { slots, at: 0, lap: 0, received: 0, faults: Faults::default() }
     }
@@ -81,35 +81,35 @@ impl Verifier {
         self.at = ((came + 1) % self.slots.len() as u64) as usize;
     }
 
-    /// Notes an event whose bytes are not those sent.
+    /// Counts an event whose bytes were changed.
     #[cold]
     pub fn take_corrupt(&mut self) {
         self.faults.corrupt += 1;
     }
 
-    /// Events that came, good or not.
+    /// The number of events that came, right or wrong.
     pub fn received(&self) -> u64 {
         self.received
     }
 
-    /// How many of the client's events are behind it: come or missing.
+    /// How many of the client's events it has passed: received or missing.
     fn position(&self) -> u64 {
         self.lap * self.slots.len() as u64 + self.at as u64
     }
 
-    /// How many of the client's events stand before this sequence number of the load.
+    /// How many of the client's events come before this sequence number of the load.
     pub fn expected(&self, events: u64, ring_events: u64) -> u64 {
         let (laps, rest) = (events / ring_events, events % ring_events);
         let within = self.slots.partition_point(|&slot| u64::from(slot) < rest);
         laps * self.slots.len() as u64 + within as u64
     }
 
-    /// Whether everything up to this sequence number came or was overtaken.
+    /// Whether the client has passed every event up to this sequence number.
     pub fn is_through(&self, events: u64, ring_events: u64) -> bool {
         self.position() >= self.expected(events, ring_events)
     }
 
-    /// The faults, given that the load went up to this sequence number.
+    /// The faults when the load has reached this sequence number.
     pub fn faults(&self, events: u64, ring_events: u64) -> Faults {
         let tail = self.expected(events, ring_events).saturating_sub(self.position());
         Faults { missing: self.faults.missing + tail, ..self.faults }
@@ -122,7 +122,7 @@ mod tests {
 
     const RING: u64 = 100;
 
-    /// A client with slots 3, 10, 40, and the marks that it is to get in three laps.
+    /// A client with slots 3, 10 and 40, and the marks that it must get in three laps.
     fn client() -> (Verifier, Vec<Mark>) {
         let slots: Arc<[u32]> = [3, 10, 40].into();
         let marks = (0..3)

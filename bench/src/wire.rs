@@ -1,4 +1,4 @@
-//! The little of WebSocket that the load needs on both sides, by hand.
+//! The few parts of WebSocket that the load needs on both sides, written by hand.
 
 use std::{
     io::{self, Read, Write},
@@ -11,12 +11,12 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::feed::append_header;
 
-/// The key that every process of a run knows.
+/// The key that all processes of a run share.
 pub const KEY: &str = "bench-key";
-/// The longest upgrade request or answer taken.
+/// The longest upgrade request or answer accepted.
 const MAX_HTTP_BYTES: usize = 8 * 1024;
 
-/// What a client of the vendor asks for.
+/// A command of a client.
 #[derive(Debug, Deserialize)]
 pub struct Command {
     /// `auth`, `subscribe` or `unsubscribe`.
@@ -26,7 +26,7 @@ pub struct Command {
 }
 
 /// The header of a frame: first byte, bytes of header (mask included), bytes of payload. `None` if
-/// more bytes are needed.
+/// it is not complete.
 #[inline]
 pub fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     let (&first, &second) = (bytes.first()?, bytes.get(1)?);
@@ -74,7 +74,7 @@ pub struct ServerSide {
 }
 
 impl ServerSide {
-    /// Answers the upgrade request that comes on this socket, and greets.
+    /// Answers the upgrade request on this socket, and greets.
     pub fn accept(mut socket: TcpStream) -> Result<Self> {
         socket.set_nodelay(true)?;
         let mut read = Vec::new();
@@ -83,7 +83,7 @@ impl ServerSide {
                 break end + 4;
             }
             if read.len() > MAX_HTTP_BYTES {
-                bail!("no end of the upgrade request");
+                bail!("the upgrade request is too long");
             }
             fill(&mut socket, &mut read)?;
         };
@@ -105,8 +105,7 @@ impl ServerSide {
         Ok(Self { socket, read })
     }
 
-    /// Waits for the next command. Pings and closes are given as their frame's first byte and
-    /// payload.
+    /// Waits for the next command or ping. Fails when the peer closes.
     pub fn receive(&mut self) -> Result<Incoming> {
         loop {
             if let Some((first, head, length)) = header(&self.read)
@@ -136,7 +135,7 @@ impl ServerSide {
     }
 }
 
-/// What comes from a client.
+/// A message of a client.
 #[derive(Debug)]
 pub enum Incoming {
     /// A command.
@@ -146,7 +145,7 @@ pub enum Incoming {
 }
 
 impl Incoming {
-    /// The frame that answers it as the vendor does, and the channels subscribed to.
+    /// The frame that answers it as the vendor does, and the channels that it subscribes to.
     pub fn answer(&self) -> (Vec<u8>, Vec<&str>) {
         match self {
             Self::Ping(payload) => {
@@ -198,7 +197,7 @@ fn fill(socket: &mut TcpStream, read: &mut Vec<u8>) -> io::Result<()> {
     }
 }
 
-/// Where a text begins in another.
+/// The position of one text in another.
 pub fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
     text.windows(wanted.len()).position(|window| window == wanted)
 }

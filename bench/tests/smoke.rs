@@ -1,5 +1,5 @@
-//! The whole program, for about a second: it builds and starts the real binaries and verifies what
-//! they deliver.
+//! A run of the whole program for about a second: it builds and starts the real binaries and
+//! verifies what they deliver.
 
 use std::process::Command;
 

@@ -1,8 +1,8 @@
 //! The demo: a simulated market, the firehose and the filtered proxy in one process, on the
 //! standard ports.
 //!
-//! Everything but the market is the real thing: the tiers are the libraries behind the two
-//! programs, and the delay shown is what a real client of the filtered proxy measures.
+//! Everything but the market is real. The tiers are the libraries of the two programs, and a real
+//! client of the filtered proxy measures the delay that is shown.
 
 mod probe;
 mod screen;
@@ -33,19 +33,19 @@ const KEY: &str = "demo-key";
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
-    /// Events a second of the simulated market
+    /// Events per second of the simulated market
     #[arg(long, default_value = "5000")]
     rate: f64,
     /// Symbols of the simulated market
     #[arg(long, default_value = "8000")]
     symbols: usize,
-    /// Course of the rate: steady, or a burst at the open
+    /// How the rate changes over time: steady, or a burst at the open
     #[arg(long, value_enum, default_value = "steady")]
     profile: Profile,
     /// Seed of the simulated market
     #[arg(long, default_value = "1")]
     seed: u64,
-    /// Ends by itself after this time (for example 10s)
+    /// End after this time, for example 10s
     #[arg(long, value_parser = duration)]
     exit_after: Option<Duration>,
     /// Port of the filtered proxy, where clients connect; 0 takes any free one
@@ -57,7 +57,7 @@ struct Args {
     /// Port of the simulated market; 0 takes any free one
     #[arg(long, default_value = "8766", value_parser = port)]
     market_port: u16,
-    /// What is logged, on standard error
+    /// Log filter; the log goes to standard error
     #[arg(long, default_value = "warn")]
     log_level: String,
 }
@@ -102,7 +102,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let (probe, delays) = probe::new(format!("ws://{filtered_addr}/stocks"), KEY);
     tasks.spawn(probe.run(stop.clone()));
     tasks.spawn(screen.run(figures, delays, stop.clone()));
-    // The end begins with the clients and goes upstream, so that nobody loses what still serves it.
+    // The stop begins at the clients and goes upstream, so that no tier loses what it still reads
+    // from.
     let (firehose_stop, market_stop) = (CancellationToken::new(), CancellationToken::new());
     let work = filtered.serve(stop.clone());
     tasks.spawn(then(work, firehose_stop.clone()));
@@ -128,7 +129,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does some work, then stops the next.
+/// Does the work, then stops the next tier.
 async fn then(work: impl Future<Output = ()>, next: CancellationToken) {
     work.await;
     next.cancel();
@@ -159,5 +160,5 @@ fn explain(unparsed: Unparsed) -> ConfigError {
 }
 
 fn first(addresses: Vec<std::net::SocketAddr>) -> anyhow::Result<std::net::SocketAddr> {
-    addresses.into_iter().next().context("no address is listened on")
+    addresses.into_iter().next().context("the tier listens on no address")
 }

@@ -1,5 +1,4 @@
-//! A client like any other that measures how long events take from the simulated market through
-//! both tiers.
+//! A client that measures how long events take from the simulated market through both tiers.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,15 +12,15 @@ use tokio::time::{sleep, timeout};
 use tokio_tungstenite::{connect_async, tungstenite::Message};
 use tokio_util::sync::CancellationToken;
 
-/// What a delay longer than this is recorded as.
+/// A longer delay is recorded as this one.
 const MAX_DELAY_NS: u64 = 60_000_000_000;
 
-/// Delays measured since they were last taken, in nanoseconds.
+/// Delays measured since the last [`take`](Self::take), in nanoseconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Delays(Arc<Mutex<Histogram<u64>>>);
 
 impl Delays {
-    /// Takes what was measured: median and 99th percentile, if anything was.
+    /// Takes the delays measured so far: median and 99th percentile. `None` if there are none.
     pub(crate) fn take(&self) -> Option<(Duration, Duration)> {
         let mut histogram = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if histogram.is_empty() {
@@ -46,7 +45,7 @@ pub(crate) struct Probe {
     delays: Delays,
 }
 
-/// A probe for the filtered proxy at this address, and what it will have measured.
+/// A probe for the filtered proxy at this address, and the delays that it measures.
 pub(crate) fn new(url: String, key: &'static str) -> (Probe, Delays) {
     let histogram =
         Histogram::new_with_bounds(1, MAX_DELAY_NS, 2).expect("the bounds are in order");
@@ -54,7 +53,7 @@ pub(crate) fn new(url: String, key: &'static str) -> (Probe, Delays) {
     (Probe { url, key, delays: delays.clone() }, delays)
 }
 
-/// The only kind that carries the time of its making to the nanosecond and comes often.
+/// FMV is the only frequent kind that carries the time of its creation in nanoseconds.
 #[derive(Deserialize)]
 struct FairMarketValue {
     #[serde(default)]
@@ -64,7 +63,7 @@ struct FairMarketValue {
 }
 
 impl Probe {
-    /// Measures until `stop`; connects again when the connection ends.
+    /// Measures until `stop`. Connects again when the connection ends.
     pub(crate) async fn run(self, stop: CancellationToken) {
         loop {
             tokio::select! {

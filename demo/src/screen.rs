@@ -1,4 +1,4 @@
-//! What the demo prints: how to connect, then once a second what flows.
+//! The output of the demo: first how to connect, then the figures once a second.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::probe::Delays;
 
-/// Where the figures come from.
+/// The metrics behind the figures.
 pub(crate) struct Figures {
     upstream: Arc<LinkMetrics>,
     clients: Arc<SessionMetrics>,
@@ -31,13 +31,13 @@ impl Figures {
     }
 }
 
-/// Prints the demo's text.
+/// Prints the output of the demo.
 pub(crate) struct Screen {
     key: &'static str,
     market: SocketAddr,
     firehose: SocketAddr,
     filtered: SocketAddr,
-    /// On a terminal the figures stay in one line; elsewhere each second is a line.
+    /// On a terminal the figures stay in one line. Elsewhere every second gets a line.
     terminal: bool,
 }
 
@@ -51,7 +51,7 @@ impl Screen {
         Self { key, market, firehose, filtered, terminal: io::stdout().is_terminal() }
     }
 
-    /// Prints until `stop`, or until nobody reads any more.
+    /// Prints until `stop`, or until the output is closed.
     pub(crate) async fn run(self, figures: Figures, delays: Delays, stop: CancellationToken) {
         if self.print(&self.introduction()).is_err() {
             return;
@@ -81,7 +81,7 @@ impl Screen {
                 return;
             }
         }
-        // Nobody is left to tell if this fails.
+        // If this fails, the output is closed.
         let _ = self.print("\nstopped\n");
     }
 
@@ -122,7 +122,8 @@ Connect a client of your own (key: {key}):
 
   script   POLYGON_API_KEY={key} python3 tests/test_client.py --url ws://{host}:{port} --symbols \"T.AAPL\"
 
-Ctrl-C ends everything. The delay is what a client in here measures from market to client (median / 99 %).
+Ctrl-C stops everything. A client inside the demo measures the delay from market to client
+(median / 99 %).
 
 "
         )

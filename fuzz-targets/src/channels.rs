@@ -1,16 +1,17 @@
-//! Lists of channels as clients write them, against the rules of the documentation.
+//! Lists of channels as clients write them, checked against the documented rules.
 
 use proxy_common::protocol::{
     channel::{Channel, MAX_SYMBOL_BYTES, items},
     market::Market,
 };
 
-/// A channel is taken if the rules say so, keeps its spelling where symbols have but one, and is
-/// read again as what it is shown as.
+/// Checks every item of a list in every market. The parser accepts it if the rules do. Where
+/// symbols have one spelling only, the channel keeps it. The displayed channel is read as the same
+/// channel.
 ///
 /// # Panics
 ///
-/// It is not.
+/// If one of these does not hold.
 pub fn of_every_market(list: &[u8]) {
     let Ok(list) = str::from_utf8(list) else { return };
     let found: Vec<&str> = items(list).collect();
@@ -44,9 +45,9 @@ fn read(item: &str, market: Market) {
     }
 }
 
-/// The rules: `*`, `KIND.*`, or `KIND.SYMBOL`, with a kind of the market and a symbol that is
-/// short, without blanks, control characters and stars, and more than the prefix of a pair. `None`
-/// for a pair that may be too long with its separator.
+/// The rules: `*`, `KIND.*` or `KIND.SYMBOL`, with a kind of the market. The symbol is short, has
+/// no blanks, control characters or stars, and is more than the prefix of a pair. `None` for a pair
+/// that may be too long with its separator.
 fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
     let Some((kind, symbol)) = item.split_once('.') else { return Some(item == "*") };
     let known = market.kinds().iter().any(|known| known.name() == kind);

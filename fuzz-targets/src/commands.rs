@@ -1,4 +1,4 @@
-//! Commands of clients, against a model on a JSON parser, and the answers to them.
+//! Commands of clients, compared with a model on a JSON parser, and the answers to them.
 
 use proxy_common::{
     protocol::{
@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use crate::members::Members;
 
-/// A command is what the model makes of it, written and read again the same, and answered in
+/// Compares a command with the model. What was read can be written and read again. The answers are
 /// bounded messages of statuses.
 ///
 /// # Panics
 ///
-/// It is not.
+/// If one of these does not hold.
 pub fn as_a_parser_would(text: &[u8]) {
     let Ok(text) = str::from_utf8(text) else { return };
     let command = read(text);
@@ -33,7 +33,7 @@ pub fn as_a_parser_would(text: &[u8]) {
     }
 }
 
-/// By the code that is tested.
+/// Reads the command with the code under test.
 fn read(text: &str) -> Result<(&'static str, String), String> {
     match Command::parse(text) {
         Ok(Command::Auth(key)) => Ok(("auth", key.expose_secret().to_owned())),
@@ -63,7 +63,7 @@ fn model(text: &str) -> Result<(&'static str, String), String> {
     }
 }
 
-/// Statuses go out whole, in order, and are seen as statuses at the other end.
+/// Statuses are sent whole and in order, and the other end reads them as statuses.
 fn check_answers(statuses: &[Status]) {
     let mut messages = statuses.iter().map(|status| status.message.as_str());
     for frame in status_frames(statuses) {

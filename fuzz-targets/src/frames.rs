@@ -1,4 +1,4 @@
-//! Frames of an upstream, taken apart and cut, against a model on a JSON parser.
+//! Frames of an upstream, separated and split, compared with a model on a JSON parser.
 
 use proxy_common::{
     protocol::messages::MAX_MESSAGE_BYTES,
@@ -8,28 +8,28 @@ use serde_json::{Value, value::RawValue};
 
 use crate::members::Members;
 
-/// A frame is separated into data and statuses as the model does it, byte for byte, and cut without
-/// loss.
+/// Checks that a frame is separated into data and statuses as in the model, byte for byte, and
+/// split without loss.
 ///
 /// # Panics
 ///
-/// It is not.
+/// If it is not.
 pub fn of_an_upstream(text: &[u8]) {
     check_demux(text);
-    // Moved against the strides in which it is looked through.
+    // Blanks move the frame against the strides of the scan.
     let blanks = 1 + text.iter().fold(0, |sum, &byte| (sum + usize::from(byte)) % 255);
     check_demux(&[&vec![b' '; blanks][..], text].concat());
     if let Ok(elements) = serde_json::from_slice::<Vec<&RawValue>>(text) {
         let elements: Vec<&str> = elements.iter().map(|element| element.get()).collect();
         split_without_loss(text, &elements);
-        // Long messages cost too much to make one of each input.
+        // Long messages are slow, so only some inputs make one.
         if !elements.is_empty() && text.len().is_multiple_of(512) {
             let times = 2 * MAX_MESSAGE_BYTES / text.len();
             let elements = elements.repeat(times);
             split_without_loss(format!("[{}]", elements.join(" ,\n")).as_bytes(), &elements);
         }
     } else {
-        assert!(cut(text).is_err(), "what is cut is an array");
+        assert!(cut(text).is_err(), "something other than an array was split");
     }
 }
 
@@ -38,7 +38,7 @@ fn check_demux(text: &[u8]) {
     let start = text.trim_ascii_start();
     let lone = start.starts_with(b"{");
     let Some(utf8) = str::from_utf8(text).ok().filter(|_| lone || start.starts_with(b"[")) else {
-        assert!(demuxed.is_err(), "no text, or neither array nor object");
+        assert!(demuxed.is_err(), "a frame was accepted that is neither array nor object");
         return;
     };
     let elements = if lone {
@@ -51,14 +51,14 @@ fn check_demux(text: &[u8]) {
         assert!(elements.is_err(), "JSON was refused");
         return;
     };
-    // What holds no status, plainly written, is an upstream's array as it is; nobody looks closer.
+    // A frame that contains no status in plain spelling is passed on unread.
     if !lone && !may_hold_status(utf8) {
         assert_eq!(data.map(|data| data.text().to_owned()).as_deref(), Some(text));
         let counted = text.windows(4).filter(|window| window == br#""ev""#).count();
         assert_eq!((events as usize, statuses.len()), (counted, 0));
         return;
     }
-    let elements = elements.expect("what was looked at closely is JSON");
+    let elements = elements.expect("an accepted frame is JSON");
     let (expected, rest): (Vec<_>, Vec<_>) =
         elements.into_iter().map(RawValue::get).partition(|element| is_status(element));
     let texts: Vec<&str> = statuses.iter().map(|status| status.text.as_str()).collect();
@@ -73,7 +73,8 @@ fn check_demux(text: &[u8]) {
     assert_eq!(data.map(|data| data.text().to_owned()), left.map(String::into_bytes));
 }
 
-/// Whether the key `ev` stands anywhere with the value `status`, blanks around the colon or not.
+/// Whether the key `ev` stands anywhere with the value `status`, with or without blanks around the
+/// colon.
 fn may_hold_status(text: &str) -> bool {
     let blank = |c: char| c.is_ascii_whitespace();
     text.split(r#""ev""#).skip(1).any(|rest| {
@@ -82,13 +83,13 @@ fn may_hold_status(text: &str) -> bool {
     })
 }
 
-/// Whether an element is an object whose only `ev` says so.
+/// Whether an element is an object whose only `ev` is `status`.
 fn is_status(element: &str) -> bool {
     let Some(members) = Members::read(element) else { return false };
     members.only("ev") == Some(Some(Value::from("status")))
 }
 
-/// Name and message; both empty where one of them makes no sense.
+/// The name and the message of a status. Both are empty if one of them is not valid.
 fn name_and_message(status: &str) -> (String, String) {
     let members = Members::read(status).expect("a status is an object");
     let field = |name| match members.only(name)? {
@@ -98,9 +99,9 @@ fn name_and_message(status: &str) -> (String, String) {
     field("status").zip(field("message")).unwrap_or_default()
 }
 
-/// The pieces hold the elements, all that fit a message, and no piece could have been longer.
+/// The pieces hold all elements that fit a message, and no piece could have been longer.
 fn split_without_loss(text: &[u8], elements: &[&str]) {
-    let Cut { arrays, oversize } = cut(text).expect("an array can be cut");
+    let Cut { arrays, oversize } = cut(text).expect("an array can be split");
     let mut expected = elements.iter().filter(|element| element.len() + 2 <= MAX_MESSAGE_BYTES);
     let mut fitting = 0;
     let mut last = None;

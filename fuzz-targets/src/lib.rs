@@ -1,8 +1,8 @@
-//! What is fuzzed: functions of any bytes that panic where something is wrong, each against a model
-//! written apart from the product.
+//! The fuzz targets: functions that take any bytes and panic if something is wrong. Each compares
+//! the product with a model that was written separately.
 //!
-//! cargo-fuzz runs them from `fuzz/fuzz_targets`; `tests/corpus.rs` here runs them over the saved
-//! corpus without it.
+//! cargo-fuzz runs them from `fuzz/fuzz_targets`. Without it, `tests/corpus.rs` runs them over the
+//! saved corpus.
 
 pub mod channels;
 pub mod commands;
@@ -12,10 +12,10 @@ mod members;
 pub mod split;
 pub mod websocket;
 
-/// A function of any bytes.
+/// A function that takes any bytes.
 pub type Target = fn(&[u8]);
 
-/// All of them by name; the corpus of each is the directory of that name.
+/// All targets by name. The directory of that name holds the corpus.
 pub const TARGETS: [(&str, Target); 6] = [
     ("split", split::as_a_parser_would),
     ("frames", frames::of_an_upstream),

@@ -1,4 +1,4 @@
-//! The members of a JSON object as they stand in it: in order, repeated ones and all.
+//! The members of a JSON object in their order, repeated ones included.
 
 use std::fmt;
 
@@ -9,20 +9,20 @@ use serde_json::{Value, value::RawValue};
 pub(crate) struct Members<'a>(Vec<(&'a RawValue, &'a RawValue)>);
 
 impl<'a> Members<'a> {
-    /// Those of an object; `None` for what is none.
+    /// Reads the members of an object. `None` for anything else.
     pub(crate) fn read(text: &'a str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 
-    /// The first value of a key that is written so, in whatever way, if it is a string.
+    /// The first value of this key, in any spelling of the key, if it is a string.
     pub(crate) fn first_string(&self, key: &str) -> Option<String> {
         let (_, value) = self.0.iter().find(|(name, _)| decoded(name).as_deref() == Some(key))?;
         decoded(value)
     }
 
-    /// The value of a key that stands at most once: `Some(None)` where it is missing. `None` where
-    /// it stands more than once, its value is beyond what a parser holds, or some key of the object
-    /// is no text.
+    /// The value of a key that stands at most once; `Some(None)` if it is missing. `None` if it
+    /// stands more than once, if its value is more than a parser accepts, or if some key of the
+    /// object is not valid text.
     pub(crate) fn only(&self, key: &str) -> Option<Option<Value>> {
         let mut found = None;
         for (name, value) in &self.0 {

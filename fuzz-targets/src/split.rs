@@ -1,5 +1,5 @@
-//! `split` against two readers that share no line with it: one that walks bytes, for anything, and
-//! a JSON parser, for JSON.
+//! `split`, compared with two readers that share no line with it: a walk over the bytes for any
+//! input, and a JSON parser for JSON.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -11,7 +11,7 @@ use crate::members::Members;
 /// An event of every kind as the vendor sends it, with the field that holds its symbol.
 const SAMPLES: &str = include_str!("../../tests/it/events.jsonl");
 
-/// The vendor's kinds and where each keeps its symbol.
+/// The vendor's kinds, and the symbol field of each.
 static KINDS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     let lines = SAMPLES.lines().map(|line| serde_json::from_str(line).expect("a line parses"));
     let field = |line: Value| {
@@ -21,8 +21,8 @@ static KINDS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     lines.filter_map(field).collect()
 });
 
-/// An event by whichever reader: where it begins and ends, its kind (empty: unknown; `None`: there
-/// is none), its symbol.
+/// An event as one of the readers found it: where it begins and ends, its kind (empty if unknown,
+/// `None` if there is none), its symbol.
 #[derive(Debug, PartialEq)]
 struct Found {
     start: usize,
@@ -31,12 +31,12 @@ struct Found {
     symbol: Option<Vec<u8>>,
 }
 
-/// `split` finds what both readers find, wherever the frame stands against the borders of its
-/// blocks.
+/// Checks that `split` finds what both readers find, wherever the frame lies relative to the
+/// borders of its blocks.
 ///
 /// # Panics
 ///
-/// It does not.
+/// If it does not.
 pub fn as_a_parser_would(frame: &[u8]) {
     let (events, end) = found(frame);
     let (borders, whole) = walk(frame);
@@ -44,14 +44,17 @@ pub fn as_a_parser_would(frame: &[u8]) {
     assert_eq!((places, end.is_ok()), (borders, whole), "events by a walk through the bytes");
     if let Err(Malformed { at }) = end {
         let last = events.last().map_or(0, |event| event.end);
-        assert!(last <= at && at <= frame.len(), "{at} is between what was good and the end");
+        assert!(
+            last <= at && at <= frame.len(),
+            "{at} is not between the last good event and the end"
+        );
     }
     let parsed = serde_json::from_slice::<Vec<&RawValue>>(frame).ok();
     if let Some(elements) = &parsed {
         let objects = elements.iter().all(|element| element.get().starts_with('{'));
         assert_eq!(whole, objects, "an array of objects or not");
     }
-    // A frame that is no JSON may hold events that are.
+    // A frame that is not JSON may hold events that are.
     for event in &events {
         let Ok(text) = str::from_utf8(&frame[event.start..event.end]) else { continue };
         if let Some(members) = Members::read(text) {
@@ -67,10 +70,10 @@ pub fn as_a_parser_would(frame: &[u8]) {
         event.start -= shift;
         event.end -= shift;
     }
-    assert_eq!((shifted, shifted_end.is_ok()), (events, whole), "behind {shift} blanks");
+    assert_eq!((shifted, shifted_end.is_ok()), (events, whole), "after {shift} blanks");
 }
 
-/// The events, by the code that is tested.
+/// The events that the code under test finds.
 fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
     let mut events = Vec::new();
     let end = split(frame, |event| {
@@ -85,10 +88,10 @@ fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
     (events, end)
 }
 
-/// Where the events begin and end, and whether the frame is an array of them and nothing else.
+/// Where the events begin and end, and whether the frame is an array of events and nothing else.
 ///
-/// What closes a bracket inside an event may be of either kind, as long as the event ends where it
-/// does.
+/// Inside an event, either kind of bracket may close the other, as long as the event ends at the
+/// same byte.
 fn walk(frame: &[u8]) -> (Vec<(usize, usize)>, bool) {
     /// What may stand next outside events.
     #[derive(PartialEq)]
@@ -103,7 +106,7 @@ fn walk(frame: &[u8]) -> (Vec<(usize, usize)>, bool) {
     let mut next = Next::Array;
     let (mut start, mut depth, mut string, mut escaped) = (0, 0, false, false);
     for (at, &byte) in frame.iter().enumerate() {
-        // Outside strings a backslash has no business, but takes a quote's meaning all the same.
+        // Outside strings a backslash is not valid, but it still takes away the meaning of a quote.
         let bare = !escaped;
         escaped = bare && byte == b'\\';
         if string {
@@ -136,7 +139,7 @@ fn walk(frame: &[u8]) -> (Vec<(usize, usize)>, bool) {
     (events, depth == 0 && next == Next::Nothing)
 }
 
-/// Kind and symbol, by the parser; of equal keys the first counts.
+/// Kind and symbol from the parser. Of equal keys the first counts.
 fn head(members: &Members<'_>) -> (Option<String>, Option<Vec<u8>>) {
     match members.first_string("ev") {
         None => (None, None),

@@ -1,5 +1,5 @@
-//! The WebSocket decoder, in whatever portions the bytes come, against a reading of RFC 6455 and
-//! the WebSocket library.
+//! The WebSocket decoder, with its input in portions of any size, compared with RFC 6455 and the
+//! WebSocket library.
 
 use std::io::{self, Read, Write};
 
@@ -11,16 +11,16 @@ use tungstenite::{
     protocol::{Role, WebSocketConfig},
 };
 
-/// Short, so that what passes it is short too.
+/// Short, so that inputs past the limit are short too.
 const MAX_BYTES: usize = 300;
 
-/// The first byte tells who speaks and in which portions it comes; the rest is what is said. Text,
-/// pings and closes are those that the library reads, and neither portions nor what comes later
-/// change what was said before.
+/// The first byte selects the sender and the portions; the rest is the input. The decoder must read
+/// the same texts, pings and closes as the library. Neither portions nor later bytes may change
+/// what it has read.
 ///
 /// # Panics
 ///
-/// They are not, or they do.
+/// If one of these does not hold.
 pub fn in_any_portions(input: &[u8]) {
     let Some((&how, said)) = input.split_first() else { return };
     let masked = how & 1 == 1;
@@ -33,7 +33,7 @@ pub fn in_any_portions(input: &[u8]) {
         match (message, library.read()) {
             (Ok(Heard::Text(text)), theirs) => match (str::from_utf8(text), theirs) {
                 (Ok(text), Ok(Message::Text(theirs))) => assert_eq!(text, theirs.as_str()),
-                // Whoever takes a message looks whether it is text.
+                // The caller of the decoder checks whether a message is text.
                 (Err(_), Err(Error::Utf8(_))) => return,
                 (text, theirs) => panic!("{n}: {text:?}, {theirs:?}"),
             },
@@ -42,18 +42,18 @@ pub fn in_any_portions(input: &[u8]) {
             }
             (Ok(Heard::Ping(payload)), Ok(Message::Ping(theirs))) => assert_eq!(payload, &theirs),
             (Ok(Heard::Pong), Ok(Message::Pong(_))) => {}
-            // Nothing counts after it.
+            // Nothing after a close counts.
             (Ok(Heard::Close(ours)), Ok(Message::Close(theirs))) => {
                 let theirs = theirs.map(|close| (close.code.into(), close.reason.to_string()));
                 assert_eq!(ours, &theirs);
                 return;
             }
-            // A text in pieces is looked at piece by piece there.
+            // The library checks a fragmented text piece by piece.
             (_, Err(Error::Utf8(_))) => return,
-            // It answers a close code that nobody may send with a code of its own.
+            // The library answers a close code that must not be sent with a code of its own.
             (Err(Violation::Protocol(_)), Ok(Message::Close(_))) => return,
-            // Where a frame breaks two rules, which of them is told differs. It wants the whole
-            // frame before it tells.
+            // If a frame breaks two rules, each side may report either. The library reports only
+            // after the whole frame.
             (Err(_), Err(Error::Protocol(_) | Error::Capacity(_))) => return,
             (ours, theirs) => panic!("{n}: {ours:?}, {theirs:?}"),
         }
@@ -69,7 +69,7 @@ pub fn in_any_portions(input: &[u8]) {
     }
 }
 
-/// What is heard, without what only the sender's framing tells.
+/// What was read, without the details of the sender's framing.
 #[derive(Debug, PartialEq)]
 enum Heard {
     Text(Vec<u8>),
@@ -79,7 +79,7 @@ enum Heard {
     Close(Option<(u16, String)>),
 }
 
-/// What is heard of bytes that come in portions around this size; the last may be how it ended.
+/// Decodes bytes in portions of about this size. The last item may be an error.
 fn decoded(masked: bool, said: &[u8], size: usize, how: u8) -> Vec<Result<Heard, Violation>> {
     let mut decoder =
         if masked { Decoder::of_client(MAX_BYTES) } else { Decoder::of_server(MAX_BYTES) };
@@ -119,7 +119,7 @@ fn decoded(masked: bool, said: &[u8], size: usize, how: u8) -> Vec<Result<Heard,
     heard
 }
 
-/// What the library hears, and where its answers go.
+/// The input of the library. Its answers are dropped.
 struct Peer<'a>(&'a [u8]);
 
 impl Read for Peer<'_> {

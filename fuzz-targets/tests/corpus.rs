@@ -1,5 +1,4 @@
-//! The saved corpus through the functions that are fuzzed, and each of its inputs changed at random
-//! places.
+//! Runs the targets over the saved corpus, and over each of its inputs changed at random places.
 
 use std::{
     collections::BTreeSet,
@@ -10,7 +9,8 @@ use std::{
 use fastrand::Rng;
 use fuzz_targets::TARGETS;
 
-/// Changed inputs of each target. The same ones each time: what is new is for cargo-fuzz to find.
+/// Changed inputs per target. They are the same in every run: finding new ones is the task of
+/// cargo-fuzz.
 const CHANGED: usize = 5_000;
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
@@ -21,7 +21,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).expect("read an input")).collect()
 }
 
-/// Takes out, puts in, doubles or exchanges a few bytes, or puts in a piece of another input.
+/// Removes, inserts, doubles or replaces a few bytes, or inserts a piece of another input.
 fn change(input: &[u8], others: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
     const TELLING: &[u8] = b"{}[]\",:\\ev*.T\x00\xff\n 0";
     let mut changed = input.to_vec();
@@ -93,7 +93,7 @@ fn channels() {
     check("channels");
 }
 
-/// None is forgotten: not here, not by cargo-fuzz.
+/// Every target must be run here and by cargo-fuzz.
 #[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");

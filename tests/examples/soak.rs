@@ -1,17 +1,17 @@
-//! Soaks the programs, reports, and fails if anything was wrong or has grown. `--minutes 120` for
-//! hours.
+//! Runs the soak, prints a report and fails if anything was wrong or has grown. `--minutes 120`
+//! runs it for two hours.
 
 use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 
-/// Soaks both programs in a market full of faults.
+/// Runs both programs in a market full of faults.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How long
+    /// How long to run
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
-    /// Seed of market and faults [default: one nobody has tried yet]
+    /// Seed of market and faults [default: a new one for each run]
     #[arg(long)]
     seed: Option<u64>,
 }

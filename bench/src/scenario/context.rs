@@ -1,4 +1,5 @@
-//! What every scenario gets: the rig's parts, the feed, the sheet, and the patience of the run.
+//! The context of every scenario: the programs, the feed, the sheet, and how long the run may wait
+//! for a quiet machine.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,34 +19,34 @@ use crate::{
     sheet::Sheet,
 };
 
-/// A rate that two runs of the search agree on needs at least this long a stretch.
+/// The shortest stretch for which two runs of the search agree on a rate.
 const FULL: Duration = Duration::from_secs(2);
-/// A stretch during which other programs kept more cores busy than this is repeated, as far as the
-/// patience goes.
+/// A stretch is repeated if other programs kept more cores busy than this, as long as patience is
+/// left.
 pub const QUIET_CORES: f64 = 0.25;
 const QUICK: Duration = Duration::from_millis(300);
 
-/// What every scenario gets.
+/// The context of every scenario.
 #[derive(Debug)]
 pub struct Context {
     /// Programs and clock.
     pub bench: Bench,
-    /// The feed with 50 events a frame.
+    /// The feed with 50 events per frame.
     pub feed: Arc<Feed>,
-    /// Whether this is only to see that everything works.
+    /// Whether the run only checks that everything works.
     pub quick: bool,
     /// How often each figure is taken.
     pub runs: usize,
-    /// What came out.
+    /// The results.
     pub sheet: Sheet,
-    /// How long the run may still wait for the machine's other programs to rest.
+    /// How long the run may still wait for other programs of the machine to rest.
     patience: Cell<Duration>,
-    /// Cores that other programs kept busy, by stretch.
+    /// For each stretch, the cores that other programs kept busy.
     others: RefCell<Vec<f64>>,
 }
 
 impl Context {
-    /// With an empty sheet.
+    /// A context with an empty sheet.
     pub fn new(bench: Bench, quick: bool, runs: usize, patience: Duration) -> Self {
         let feed = Arc::new(Feed::new(FRAME_EVENTS));
         Self {
@@ -59,25 +60,24 @@ impl Context {
         }
     }
 
-    /// How many cores the machine's other programs kept busy meanwhile: the median and the most of
-    /// all stretches.
+    /// How many cores other programs kept busy: the median and the maximum over all stretches.
     pub fn disturbance(&self) -> (f64, f64) {
         let others = self.others.borrow().clone();
         let most = others.iter().copied().fold(0.0, f64::max);
         (median(others), most)
     }
 
-    /// How long one stretch of load is.
+    /// The length of one stretch of load.
     pub fn duration(&self) -> Duration {
         if self.quick { QUICK } else { FULL }
     }
 
-    /// A stretch at this rate, or as fast as it goes.
+    /// A stretch at this rate, or as fast as possible.
     pub fn step(&self, rate: Option<f64>) -> Step {
         Step { rate, duration: self.duration() }
     }
 
-    /// One stretch through a fresh rig, reported on standard error.
+    /// Sends one stretch through a fresh rig and reports it on standard error.
     pub fn once(
         &self,
         title: &str,
@@ -109,8 +109,8 @@ impl Context {
         }
     }
 
-    /// Waits until the machine's other programs rest, as far as the run's patience goes. Whether it
-    /// is worth to try again.
+    /// Waits until other programs of the machine rest, as long as patience is left. Returns whether
+    /// to try again.
     fn wait_for_quiet(&self) -> Result<bool> {
         while !self.patience.get().is_zero() {
             let (began, idle) = (Instant::now(), idle_seconds()?);
@@ -125,7 +125,7 @@ impl Context {
         Ok(false)
     }
 
-    /// The highest rate at which the outcome is good; the search begins at `guess`.
+    /// The highest rate at which the outcome is good. The search begins at `guess`.
     pub fn search(
         &self,
         title: &str,

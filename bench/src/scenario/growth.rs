@@ -1,6 +1,6 @@
-//! Growth: what a delivery costs the filtered tier, in processor time, as one thing grows and the
-//! deliveries a second stay the same: clients, distinct subscriptions, events a frame. Alone, at
-//! rates far below saturation.
+//! Growth: the filtered tier's processor time per delivery while one thing grows and the deliveries
+//! per second stay the same. What grows is clients, distinct subscriptions or events per frame. The
+//! tier runs alone, at rates far below saturation.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     sheet::{Case, Goal},
 };
 
-/// How much dearer the last point of a line may be than the first and still count as flat.
+/// A line counts as flat if its last point costs at most this many times its first.
 const FLAT: f64 = 1.25;
 
 /// Runs it.
@@ -99,12 +99,12 @@ fn frames(context: &mut Context) -> Result<()> {
     Ok(())
 }
 
-/// In a quick run, the ends only.
+/// A quick run takes only the first and the last.
 fn sizes(context: &Context, all: &[usize]) -> Vec<usize> {
     if context.quick { vec![all[0], all[all.len() - 1]] } else { all.to_vec() }
 }
 
-/// The median cost of a delivery in microseconds, at this many deliveries a second.
+/// The median cost of a delivery in microseconds, at this many deliveries per second.
 fn point(
     context: &Context,
     title: &str,

@@ -1,10 +1,10 @@
-//! S1: one client with `T.AAPL` and `Q.AAPL` (about a tenth of all events). The highest rate in
-//! without loss.
+//! S1: one client with `T.AAPL` and `Q.AAPL`, about a tenth of all events. The highest incoming
+//! rate without loss.
 //!
-//! The rate is searched: the firehose takes everything at once, on purpose. Alone, the filtered
-//! tier slows the generator down by not reading, so the load is also sent as fast as it goes, and
-//! the better of the two counts: full buffers are slower than half empty ones. Floor: a relay of
-//! bytes, as fast as it goes.
+//! The rate is searched, because the firehose accepts everything at once by design. The filtered
+//! tier alone slows the load program down by not reading. The load is therefore also sent as fast
+//! as possible, and the better of the two results counts: full buffers are slower than half empty
+//! ones. The floor is a relay of bytes, as fast as possible.
 
 use anyhow::Result;
 

@@ -1,12 +1,16 @@
 //! S2: 100 clients on `*`, each of which gets every frame. The highest rate without loss, in
-//! deliveries a second.
+//! deliveries per second.
 //!
-//! Floors: frames as they are, one blocking write for each frame and client, at the highest rate
-//! that is kept up with, searched like the proxies' (flat out it would be slower, with every
-//! socket's buffer full and out of the cache); the same with one write for all frames that are due;
-//! and 16 frames a write as fast as it goes. The goal is told from the first. A proxy that gathers
-//! what has piled up can beat it, which the table then says; the second is the floor of such a
-//! proxy.
+//! There are three floors:
+//!
+//! - Unchanged frames, one blocking write per frame and client, at the highest rate that it keeps
+//!   up with. That rate is searched as for the proxies. Sent as fast as possible the floor would be
+//!   slower, because every socket's buffer would be full and out of the cache.
+//! - The same with one write for all frames that are due.
+//! - 16 frames per write, as fast as possible.
+//!
+//! The goal refers to the first. A proxy that gathers waiting frames can beat it, and the table
+//! then says so. The second is the floor of such a proxy.
 
 use anyhow::Result;
 
@@ -20,7 +24,7 @@ use crate::{
 const CLIENTS: usize = 100;
 const PACED: &str = "one write a frame, paced";
 const DUE: &str = "a write of what is due, paced";
-/// Most frames of one such write.
+/// The most frames in one such write.
 const MOST_DUE: usize = 256;
 const FLAT_OUT: &str = "16 frames a write, flat out";
 

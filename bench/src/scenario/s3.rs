@@ -1,10 +1,10 @@
-//! S3: 1,000 clients with 10 symbols each, trades and quotes; every symbol belongs to one client,
-//! so each event is delivered once. The highest rate without loss at a p99 under 50 ms, and times
-//! and cost at 200,000 and 500,000 events a second.
+//! S3: 1,000 clients with 10 symbols each, trades and quotes. Every symbol belongs to one client,
+//! so each event is delivered once. Measured are the highest rate without loss at a p99 under 50
+//! ms, and the delays and costs at 200,000 and 500,000 events per second.
 //!
-//! Floor: the same messages put together from precomputed events and written with one blocking
-//! write for each client that gets any, after every frame, after 64, 256 or 1,024 frames, and at
-//! the two rates after whatever was due.
+//! The floor composes the same messages from precomputed events and sends one blocking write to
+//! each client that gets any. It does so after every frame, after 64, 256 or 1,024 frames, and at
+//! the two rates after all frames that are due.
 
 use anyhow::Result;
 
@@ -19,10 +19,10 @@ use crate::{
 };
 
 const CLIENTS: usize = 1_000;
-/// What "without loss" also asks for: later than this is as good as lost.
+/// "Without loss" also requires this: an event that is later is as good as lost.
 const P99_LIMIT_MS: f64 = 50.0;
 
-/// Clients that share all symbols out among them.
+/// Clients that share all symbols among them.
 pub fn clients(feed: &Feed, count: usize) -> Vec<ClientPlan> {
     let mut ranks: Vec<usize> = (0..SYMBOLS).collect();
     fastrand::Rng::with_seed(3).shuffle(&mut ranks);
@@ -65,8 +65,8 @@ fn good(outcome: &Outcome) -> bool {
     outcome.is_sustained() && outcome.p99_ms <= P99_LIMIT_MS
 }
 
-/// As fast as it goes if that is good, which it can be where the proxy slows the generator down;
-/// searched otherwise.
+/// The rate as fast as possible, if that result is good: a proxy may slow the load program down.
+/// Otherwise the rate is searched.
 fn highest(
     context: &Context,
     clients: &[ClientPlan],
@@ -154,7 +154,7 @@ fn note_times(context: &mut Context, shape: &'static str, rate: f64, outcome: &O
         (false, "alone") => (at_most(1.0, floor50), at_most(8.0, floor99), Goal::None),
         (false, _) => (Goal::None, at_most(20.0, floor99), Goal::None),
     };
-    // Times of a stretch that lost events or fell behind say nothing.
+    // Delays of a stretch that lost events or fell behind mean nothing.
     let valid = |value: f64| if outcome.is_sustained() { value } else { f64::INFINITY };
     let sheet = &mut context.sheet;
     sheet.note(case, p50, "ms", valid(outcome.p50_ms), Some(p50), goal50);

@@ -1,6 +1,6 @@
-//! S5: 100 clients on `T.*`, of which 5 stop reading: times and completeness of the other 95 beside
-//! those of 95 clients without the stalled ones, and the memory that the stalled ones cost until
-//! they are cut off.
+//! S5: 100 clients on `T.*`, 5 of which stop reading. The delays and the completeness of the other
+//! 95 are compared with those of 95 clients alone. Also measured is the memory that the stalled
+//! ones cost until the proxy ends them.
 
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use crate::{
 const READING: usize = 95;
 const STALLED: usize = 5;
 const RATE: f64 = 40_000.0;
-/// Long enough for a stalled session's socket and queue to fill and its time to run out.
+/// Long enough to fill a stalled session's socket and queue and to exceed its time limit.
 const DURATION: Duration = Duration::from_secs(12);
-/// What the queues of the stalled ones may hold (`CLIENT_QUEUE_BYTES`, by default), and some slack.
+/// What the queues of the stalled clients may hold (the default of `CLIENT_QUEUE_BYTES`), and some
+/// slack.
 const MEMORY_MB: f64 = (STALLED * 16 + 16) as f64 * 1.048_576;
 
 /// Runs it.

@@ -1,6 +1,6 @@
-//! S6: the filtered tier alone, plain and with TLS on its port: processor time and times at the
-//! same load, for many clients with little each and for few with everything; memory of idle
-//! sessions, and how long many take to get in.
+//! S6: the filtered tier alone, plain and with TLS on its port. Measured are processor time and
+//! delays at the same load, for many clients with few events each and for few clients with all
+//! events. Also measured are the memory of idle sessions and the time that many logins take.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub fn run(context: &mut Context) -> Result<()> {
                 let title = format!("S6 {name}: {load}");
                 let step = context.step(Some(rate));
                 let outcome = context.once(&title, shape, clients, step)?;
-                ensure!(outcome.is_complete(), "not complete: {}", outcome.line());
+                ensure!(outcome.is_complete(), "events lost: {}", outcome.line());
                 let cpu = outcome.costs[0].cpu_seconds / outcome.deliveries as f64 * 1e6;
                 let sheet = &mut context.sheet;
                 let mut note = |figure: &str, unit, value| {

@@ -1,5 +1,5 @@
-//! Splitting frames and looking every event up in an index of S3's 1,000 sessions with 20,000
-//! subscriptions: one thread, no sockets, nothing rendered.
+//! Splitting frames and looking up every event in an index of S3's 1,000 sessions with 20,000
+//! subscriptions. It runs on one thread, without sockets and without rendering.
 
 use std::{hint::black_box, time::Instant};
 
