@@ -320,8 +320,8 @@ impl State {
 
     fn pack(&mut self, frame: &mut EventFrame, per_frame: usize) {
         let Some(tick) = frame.tick else { return };
-        let behind = usize::try_from(self.newest_tick.saturating_sub(tick)).unwrap_or(usize::MAX);
-        let most = per_frame.saturating_mul(behind.saturating_add(1));
+        let lag = usize::try_from(self.newest_tick.saturating_sub(tick)).unwrap_or(usize::MAX);
+        let most = per_frame.saturating_mul(lag.saturating_add(1));
         while let Some(Item::Events(next)) = self.items.front() {
             let fits = next.tick.is_some()
                 && frame.events + next.events <= most
@@ -385,7 +385,7 @@ mod tests {
         for tick in 2..=4 {
             connection.offer(&batch(25), &forms, 10, Some(tick));
         }
-        assert_eq!(sizes(&connection), [25, 20, 15, 10, 5], "two ticks behind, then less and less");
+        assert_eq!(sizes(&connection), [25, 20, 15, 10, 5], "two ticks of lag, then less and less");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Hostile and clumsy clients at both ports: limits by address, web pages, proxies in front,
+//! Hostile and careless clients at both ports: limits by address, web pages, proxies in front,
 //! commands without end.
 
 use std::{net::SocketAddr, time::Duration};
@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::tiers::programs;
 
-/// A session that came through a proxy for this client.
+/// A session of this client through a proxy.
 async fn through_proxy(addr: SocketAddr, client: &str) -> TestClient {
     let stream = TcpStream::connect(addr).await.expect("connect");
     TestClient::over(stream, &[("x-forwarded-for", client)]).await
@@ -37,7 +37,7 @@ fn assert_retry_later(response: &Response) {
     assert_eq!(response.body.trim_end().lines().count(), 1, "{response:?}");
 }
 
-/// How often a program turned a client away for this reason, as both its counters tell.
+/// How often a program refused a client for this reason. Both of its counters must agree.
 async fn refused_for(program: &Program, prefix: &str, reason: &str) -> Option<f64> {
     let label = format!("reason=\"{reason}\"");
     let refused = program.metric_with(&format!("{prefix}_connections_refused_total"), &label).await;
@@ -55,17 +55,18 @@ async fn an_address_may_hold_a_limited_number_of_sessions() {
         let _second = through_proxy(addr, "203.0.113.1").await;
         first.log_in(key).await;
         assert_retry_later(&upgrade(addr, "X-Forwarded-For: 203.0.113.1\r\n").await);
-        // What a client puts before its own address is no news.
+        // Addresses that a client puts before its own do not count.
         let forged = "X-Forwarded-For: 198.51.100.9, 203.0.113.1\r\n";
         assert_retry_later(&upgrade(addr, forged).await);
-        // Others do not notice, and a network of IPv6 is one client.
+        // Other clients are not affected, and a network of IPv6 counts as one client.
         through_proxy(addr, "203.0.113.2").await.log_in(key).await;
         let mut v6 = Vec::new();
         for client in ["2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"] {
             v6.push(through_proxy(addr, client).await);
         }
         assert_retry_later(&upgrade(addr, "X-Forwarded-For: 2001:db8::3\r\n").await);
-        // Programs of this machine are not counted, and who is not trusted speaks for nobody.
+        // Programs on this machine are not counted. A client that is not trusted cannot speak for
+        // others.
         for _ in 0..5 {
             v6.push(TestClient::login(addr, key).await);
             let stranger = connect_from("127.0.0.2", addr).await;
@@ -86,7 +87,7 @@ async fn an_address_that_connects_too_often_is_refused_with_a_retry_time() {
     for (program, _, prefix) in programs(&settings).await {
         let addr = program.addr();
         let from = "X-Forwarded-For: 203.0.113.1\r\n";
-        // Ten seconds' worth at once, whether they succeed or not.
+        // Ten seconds' worth at once, successful or not.
         for n in 0..10 {
             let headers = if n % 2 == 0 { from.to_owned() } else { format!("{from}Origin: x\r\n") };
             let status = upgrade(addr, &headers).await.status;
@@ -102,7 +103,7 @@ async fn an_address_that_connects_too_often_is_refused_with_a_retry_time() {
         }
         assert_retry_later(&refused.expect("one of twenty more is refused"));
         assert!(refused_for(&program, prefix, "handshake_rate").await >= Some(1.0));
-        // Neither others nor programs of this machine notice.
+        // Neither other clients nor programs on this machine are affected.
         assert_eq!(upgrade(addr, "X-Forwarded-For: 203.0.113.2\r\n").await.status, 101);
         for _ in 0..30 {
             assert_eq!(upgrade(addr, "").await.status, 101);
@@ -120,7 +121,7 @@ async fn commands_that_come_too_fast_are_answered_later() {
         let mut hasty = TestClient::login(program.addr(), key).await;
         let mut other = TestClient::login(program.addr(), key).await;
         let started = Instant::now();
-        // Ten at once, the login among them, and then one a second.
+        // Ten are answered at once, the login among them, and then one per second.
         for n in 0..15 {
             hasty.command("unsubscribe", &format!("T.S{n}")).await;
         }
@@ -132,7 +133,7 @@ async fn commands_that_come_too_fast_are_answered_later() {
         let took = started.elapsed();
         assert!(took > Duration::from_secs(2), "15 answers in {took:?}");
         assert!(other_took < took, "another waited for {other_took:?} of {took:?}");
-        // It lives on, and is answered as before.
+        // The session lives on and is answered as before.
         hasty.ping(b"still here").await;
         let name = format!("{prefix}_abuse_total");
         let slowed = program.metric_with(&name, "reason=\"command_rate\"").await;
@@ -163,8 +164,8 @@ async fn a_message_of_endless_parts_costs_the_others_nothing() {
         let mut stream = TcpStream::connect(addr).await.expect("connect");
         let head = upgrade_head(addr, "/stocks", "");
         stream.write_all(head.as_bytes()).await.expect("ask for a WebSocket");
-        // A text frame that is not the last part, then parts of no bytes that are not the last
-        // either; all masked by zeros.
+        // A first fragment of a text, then empty fragments, none of which is the last. All are
+        // masked with zeros.
         stream.write_all(&[0x01, 0x81, 0, 0, 0, 0, b'x']).await.expect("begin a message");
         let parts = [0x00, 0x80, 0, 0, 0, 0].repeat(10_000);
         let flood = tokio::spawn(async move { while stream.write_all(&parts).await.is_ok() {} });
@@ -190,12 +191,13 @@ async fn web_pages_from_elsewhere_are_refused() {
             assert_eq!(response.status, 403, "{origin}: {response:?}");
             assert!(response.body.contains("ALLOWED_ORIGINS"), "{response:?}");
         }
-        // A page at the same port of localhost is from elsewhere, too, if the client asked for
-        // 127.0.0.1.
+        // To a client that asked for 127.0.0.1, a page at the same port of localhost is foreign
+        // too.
         let local = format!("Origin: http://localhost:{}\r\n", addr.port());
         assert_eq!(upgrade(addr, &local).await.status, 403);
         assert_eq!(refused_for(&program, prefix, "origin").await, Some(6.0));
-        // Some libraries name the very host that they connect to; official clients name none.
+        // Some libraries send the host that they connect to as the origin. Official clients send
+        // none.
         assert_eq!(upgrade(addr, &format!("Origin: http://{addr}\r\n")).await.status, 101);
         TestClient::login(addr, key).await;
         let health = format!(
@@ -226,7 +228,7 @@ fn proxy_v2(n: u8) -> Vec<u8> {
     [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c"[..], &addresses].concat()
 }
 
-/// What comes back, until the end, for bytes sent from the proxy's address.
+/// Everything that comes back until the end, for bytes sent from the proxy's address.
 async fn from_proxy(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect_from("127.0.0.2", addr).await;
     stream.write_all(bytes).await.expect("send");
@@ -255,13 +257,13 @@ async fn the_proxy_protocol_names_the_client_of_a_connection() {
         stream.write_all(line).await.expect("send a header");
         let mut second = TestClient::over(stream, &[]).await;
         second.log_in(key).await;
-        // Who comes through is a client like any other: limited, and not trusted to speak for
-        // others.
+        // A client behind the proxy is a client like any other: limited, and not trusted to speak
+        // for others.
         let ask = upgrade_head(addr, "/", "X-Forwarded-For: 198.51.100.1\r\nConnection: close\r\n");
         let answer = from_proxy(addr, &[&proxy_v2(1), ask.as_bytes()].concat()).await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert_eq!(refused_for(&program, prefix, "address_full").await, Some(1.0));
-        // The proxy's own looks, and clients that come past it.
+        // Health checks of the proxy itself, and clients that bypass it.
         let health = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
         for own in [&b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"[..], b"PROXY UNKNOWN\r\n"] {
             let answer = from_proxy(addr, &[own, health].concat()).await;
@@ -269,7 +271,7 @@ async fn the_proxy_protocol_names_the_client_of_a_connection() {
         }
         assert_eq!(get(addr, "/livez").await.status, 200);
         TestClient::login(addr, key).await;
-        // No header, a broken one, one that never ends.
+        // No header, a broken one, and one that never ends.
         for bad in [&health[..], b"PROXY TCP4 x y z\r\n\r\n", &proxy_v2(1)[..13]] {
             assert_eq!(from_proxy(addr, bad).await, "");
         }

@@ -1,9 +1,9 @@
-//! The Autobahn cases: the suite's verdict on each, and the close code beside it, on the server
-//! that both tiers have and on the link.
+//! The Autobahn cases: the suite's verdict on each, and the close code, for the server that both
+//! tiers have and for the link.
 //!
-//! What is tested are echoes made of the very code of sessions and link
-//! (`proxy-common/examples/echo.rs`). Long messages (group 9) and compression (12 and 13) are left
-//! to `TEST_AUTOBAHN=all`, but for two cases at the limit on commands.
+//! The suite runs against echoes made of the same code as sessions and link
+//! (`proxy-common/examples/echo.rs`). `TEST_AUTOBAHN=all` adds long messages (group 9) and
+//! compression (12 and 13); without it only two cases at the limit on commands run.
 
 use tests::{
     autobahn::{Outcome, Target, tally, try_cases},
@@ -17,13 +17,13 @@ const COMPRESSION: [&str; 2] = ["12.*", "13.*"];
 const COMPRESSION_CASES: usize = 216;
 const LONG: [&str; 1] = ["9.*"];
 const LONG_CASES: usize = 54;
-/// How many short cases run at once: some wait for seconds.
+/// How many short cases run at once. Some wait for seconds.
 const AT_ONCE: usize = 8;
-/// How often a case is tried that comes out otherwise than it should, from the second time on
-/// alone: some give half a second for an answer, which a busy machine may take.
+/// How often a case with a wrong outcome is tried. After the first try it runs alone: some cases
+/// allow half a second for an answer, which a busy machine may need.
 const TRIES: usize = 3;
 
-/// What is tested.
+/// The system under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum On {
     /// A server with all settings of a tier.
@@ -33,30 +33,29 @@ enum On {
     Link,
 }
 
-/// Cases whose verdicts are not both OK, or that do not end with a close code which the suite
-/// takes.
+/// Cases with a verdict other than OK, or without a close code that the suite accepts.
 struct Exception {
     on: &'static [On],
-    /// Numbers of cases, or of groups of them.
+    /// Numbers of cases or of groups.
     cases: &'static [&'static str],
     behavior: &'static str,
     close: &'static str,
     code: Code,
-    /// Why it is right so.
+    /// Why this is right.
     because: &'static str,
 }
 
 #[derive(Clone, Copy)]
 enum Code {
-    /// One that the suite takes.
+    /// A code that the suite accepts.
     Right,
     Is(u16),
     None,
-    /// None, and the suite drops the connection after a while.
+    /// No code, and the suite drops the connection after a while.
     Dropped,
 }
 
-/// Of several that name a case the first one counts.
+/// If several name a case, the first one counts.
 static EXCEPTIONS: [Exception; 7] = [
     Exception {
         on: &[On::Server, On::Link],
@@ -126,7 +125,7 @@ async fn on_the_server() {
     if !all() {
         return check(On::Server, target, &SHORT, SHORT_CASES, AT_ONCE).await;
     }
-    // Every case but the two that are among the long ones.
+    // Every case except two of the long ones.
     let short = SHORT.into_iter().filter(|cases| !cases.starts_with("9."));
     let cases: Vec<_> = short.chain(COMPRESSION).collect();
     check(On::Server, target, &cases, SHORT_CASES - 2 + COMPRESSION_CASES, AT_ONCE).await;
@@ -146,7 +145,7 @@ async fn on_the_link() {
     check(On::Link, Target::Link, &LONG, LONG_CASES, 1).await;
 }
 
-/// Whether all cases are asked for.
+/// Whether all cases are requested.
 fn all() -> bool {
     #[expect(
         clippy::disallowed_methods,
@@ -160,7 +159,7 @@ fn all() -> bool {
     }
 }
 
-/// Runs cases, and checks that there are so many and that each comes out as it should.
+/// Runs the cases and checks their number and every outcome.
 async fn check(on: On, target: Target, cases: &[&str], count: usize, at_once: usize) {
     let Some(mut outcomes) = try_cases(target, cases, at_once).await else { return };
     assert_eq!(outcomes.len(), count, "cases of {cases:?}");
@@ -192,7 +191,7 @@ async fn check(on: On, target: Target, cases: &[&str], count: usize, at_once: us
     assert!(wrong.is_empty(), "{on:?}:\n{}", wrong.join("\n"));
 }
 
-/// What is said of a case, if it is an exception.
+/// The exception for a case, if there is one.
 fn exception(on: On, case: &str) -> Option<&'static Exception> {
     let of = |name: &&str| {
         case.strip_prefix(*name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
@@ -200,7 +199,7 @@ fn exception(on: On, case: &str) -> Option<&'static Exception> {
     EXCEPTIONS.iter().find(|exception| exception.on.contains(&on) && exception.cases.iter().any(of))
 }
 
-/// Whether a case came out as it should: with OK throughout, or exactly as an exception says.
+/// Whether the outcome of a case is right: OK throughout, or exactly as in an exception.
 fn is_right(on: On, outcome: &Outcome) -> bool {
     let (behavior, close, code) = match exception(on, &outcome.case) {
         Some(exception) => (exception.behavior, exception.close, exception.code),
@@ -236,7 +235,7 @@ fn a_deviating_outcome_is_noticed() {
         outcome("1.1.1", "NON-STRICT", Some(1000), &[1000], false),
         outcome("1.1.1", "OK", Some(1002), &[1000], false),
         outcome("1.1.1", "OK", None, &[1000], false),
-        // No exception is for what begins alike.
+        // An exception does not cover a case whose number only begins like it.
         outcome("6.40.1", "NON-STRICT", Some(1007), &[1007], false),
         outcome("6.4.1", "OK", Some(1007), &[1007], false),
     ] {

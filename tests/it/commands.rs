@@ -1,4 +1,4 @@
-//! Commands: what is acknowledged, what is refused, and in which words.
+//! Commands: which are acknowledged, which are refused, and with which text.
 
 use tests::{
     stack::{CLIENT_KEY, Stack, StackConfig},
@@ -17,7 +17,7 @@ use crate::{events::trade, tiers::ports};
 
 const NO_COMMAND: &str = r#"[{"ev":"status","status":"error","message":"invalid command: expected one JSON object such as {\"action\":\"subscribe\",\"params\":\"T.AAPL,Q.*\"}"}]"#;
 
-/// A frame of one `error` status, its message given as JSON text without the quotes.
+/// A frame of one `error` status. The message is JSON text without the quotes.
 fn error(message: &str) -> String {
     format!(r#"[{{"ev":"status","status":"error","message":"{message}"}}]"#)
 }
@@ -283,7 +283,7 @@ async fn subscriptions_past_the_limit_are_refused_one_by_one() {
     assert_eq!(format!("[{},{}]", frame[1], frame[2]), accepted);
     stack.publish(&[trade("D", 1), trade("C", 2)]);
     client.expect_objects(&[trade("C", 2)]).await;
-    // What is given up makes room.
+    // An unsubscribed channel makes room.
     client.unsubscribe("T.A").await;
     client.subscribe("T.D").await;
 }

@@ -1,5 +1,4 @@
-//! Settings: what is taken from where, what is refused in which words, and that no key is ever
-//! shown.
+//! Settings: their sources, the texts that refuse them, and that no key is ever shown.
 
 use std::{net::TcpListener, time::Duration};
 
@@ -23,7 +22,8 @@ fn filtered() -> Launch {
     stack::filtered(([127, 0, 0, 1], 9).into())
 }
 
-/// Runs a program that can not start and checks that it says why: one line, exit code 2, at once.
+/// Runs a program that cannot start and checks that it gives the reason: one line, exit code 2, at
+/// once.
 async fn refused(launch: Launch) -> String {
     let what = format!("{launch:?}");
     let Finished { code, stdout, stderr, took } = launch.run(SOON).await;
@@ -57,7 +57,7 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("ALLOWED_ORIGINS", "desk.example.com"),
         ("TRUSTED_PROXIES", "127.0.0.1,nginx"),
         ("PROXY_PROTOCOL", "maybe"),
-        // On, and nobody to expect a header of.
+        // It is on, but no client is trusted to send a header.
         ("PROXY_PROTOCOL", "on"),
         ("DRAIN_SPREAD", "2"),
         ("DRAIN_SPREAD", "6s"),
@@ -76,7 +76,7 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("UPSTREAM_LINGER", "a while"),
         ("RING_FRAMES", "x"),
         ("RING_BYTES", "0"),
-        // Less than what each of the frames is to have.
+        // Less than one frame of the ring needs.
         ("RING_BYTES", "1000000"),
         ("SILENCE_ALARM", "never"),
     ];
@@ -232,7 +232,7 @@ async fn a_port_open_to_other_machines_wants_keys_of_its_own() {
             if address == "::" && TcpListener::bind("[::1]:0").is_err() {
                 continue;
             }
-            // The account's key opens loopback alone.
+            // The account's key is accepted on loopback only.
             let line = refused(launch().without(keys).env(host, address)).await;
             let expected = format!(
                 "{keys}: not set: expected keys for the clients, as {host} opens {any} to other machines"
@@ -346,7 +346,7 @@ async fn no_key_is_in_any_log() {
     client.close().await;
     for (program, key) in [(&filtered, CLIENT_KEY), (&firehose, FIREHOSE_KEY)] {
         let mut client = TestClient::login(program.addr(), key).await;
-        // Keys where they do not belong, and keys that are wrong.
+        // Keys in wrong places, and wrong keys.
         client.send_raw(&format!(r#"{{"action":"{key}","params":"{key}"}}"#)).await;
         client.send_raw(&format!(r#"{{"action":"auth","params":"{key}""#)).await;
         client.send_raw(key).await;

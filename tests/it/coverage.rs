@@ -1,4 +1,5 @@
-//! What is not carried: clients are told instead of being left waiting, on both tiers.
+//! Channels that are not carried: both tiers answer clients at once, so that no client waits for
+//! nothing.
 
 use std::net::SocketAddr;
 
@@ -31,7 +32,7 @@ fn refused(item: &str, by: &str) -> String {
     error(&format!("{item:?} is not carried: upstream refused {by}: not authorized"))
 }
 
-/// Waits until new clients are told that this is not carried.
+/// Waits until new clients get the error that this channel is not carried.
 async fn is_known(addr: SocketAddr, key: &str, item: &str) {
     let what = format!("{item} is known not to be carried");
     eventually(SOON, &what, async || {
@@ -56,8 +57,8 @@ async fn both_tiers_answer_a_refused_kind_with_an_error_instead_of_an_acknowledg
         assert!(frame[2].contains("invalid channel"), "{frame:?}");
         assert_eq!(format!("[{}]", frame[3]), acks("subscribed", "T.AAPL"));
         assert_eq!(frame.len(), 4, "{frame:?}");
-        // What was refused is not held, and giving it up is acknowledged like anything else that is
-        // not held.
+        // A refused channel is not held. Unsubscribing it is acknowledged, as for any other channel
+        // that is not held.
         client.unsubscribe("FMV.AAPL").await;
         let events = [trade("AAPL", 1), trade("AAPL", 2)];
         stack.publish(&events);
@@ -84,7 +85,7 @@ async fn a_channel_that_the_firehose_does_not_take_gets_an_error() {
     ];
     assert_eq!(frame[..3], expected);
     assert_eq!(format!("[{}]", frame[3..].join(",")), acks("subscribed", "AM.SPY,AM.*,*"));
-    // The firehose itself asks for what its own clients want.
+    // The firehose itself requests the channels of its own clients.
     let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     direct.subscribe("Q.AAPL").await;
 }
@@ -93,7 +94,7 @@ async fn a_channel_that_the_firehose_does_not_take_gets_an_error() {
 async fn subscribers_of_a_channel_refused_later_get_one_error_and_another_plan_serves_them() {
     let port = ReservedPort::new();
     let filtered = stack::filtered(port.addr()).start().await;
-    // While nothing is known, everything is acknowledged.
+    // While the coverage is unknown, every channel is acknowledged.
     let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
     client.subscribe("T.AAPL,FMV.AAPL,FMV.*,LV.AAPL").await;
     let poor = Sim::with(poor()).await;
@@ -117,7 +118,7 @@ async fn subscribers_of_a_channel_refused_later_get_one_error_and_another_plan_s
     assert_eq!(errors, expected);
     is_known(filtered.addr(), CLIENT_KEY, "FMV.MSFT").await;
 
-    // Neither the vendor's nor the firehose's coming back is a reason to say it again.
+    // Neither tier repeats the errors when the vendor or the firehose comes back.
     let asked =
         |sim: &Sim| sim.handle.commands().iter().filter(|command| command.contains("T.*")).count();
     poor.handle.inject(Fault::Abort);
@@ -133,7 +134,7 @@ async fn subscribers_of_a_channel_refused_later_get_one_error_and_another_plan_s
     client.expect_event(&trade("AAPL", 1)).await;
     second.stop().await;
 
-    // What is known holds on while the firehose is away.
+    // The known coverage stays valid while the firehose is away.
     is_known(filtered.addr(), CLIENT_KEY, "FMV.AAPL").await;
     let rich = Sim::start().await;
     let _third = firehose(&rich).start().await;
@@ -147,7 +148,7 @@ async fn subscribers_of_a_channel_refused_later_get_one_error_and_another_plan_s
         rich.handle.subscriptions().contains("FMV.*")
     })
     .await;
-    // Whoever held it all the time gets it as well.
+    // A client that held the channel all the time gets the event as well.
     rich.handle.publish(&[FMV.to_owned()]);
     client.expect_event(FMV).await;
 }
@@ -166,14 +167,15 @@ async fn a_client_of_the_firehose_learns_a_refusal_as_soon_as_it_is_known() {
     let mut other = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
     other.command("subscribe", "FMV.AAPL").await;
     other.expect_objects(&[refused("FMV.AAPL", "FMV.AAPL")]).await;
-    // Another symbol was not asked for yet.
+    // Another symbol has not been requested yet.
     other.subscribe("FMV.MSFT").await;
     assert_eq!(other.next_notice().await, down);
     other.expect_objects(&[refused("FMV.MSFT", "FMV.MSFT")]).await;
     assert_eq!(other.next_notice().await, up);
     client.ping(b"then").await;
     assert!(client.take_objects().is_empty(), "the other's business");
-    // When nobody wants it any more it is forgotten, and asked again for the next who does.
+    // Once no client wants the channel, the refusal is forgotten and the next subscriber makes the
+    // firehose ask again.
     client.unsubscribe("FMV.AAPL").await;
     let asked = || sim.handle.commands().iter().filter(|c| c.contains("FMV.AAPL")).count();
     eventually(SOON, "the refused channel is given up", async || asked() == 2).await;
@@ -205,7 +207,7 @@ async fn subscribers_of_everything_at_the_firehose_learn_what_that_covers() {
             r#"[{"ev":"status","status":"carried","message":"* stands for T.*, Q.*, A.*, AM.*, LULD.*; upstream refused NOI.*, FMV.*","tier":"firehose","carried":["T.*","Q.*","A.*","AM.*","LULD.*"],"pending":[],"refused":[{"reason":"not authorized","channels":["NOI.*","FMV.*"]}]}]"#,
         )
         .await;
-    // It is between the tiers alone.
+    // The status goes only to clients of the firehose.
     let mut client = stack.subscriber("*").await;
     stack.publish(&[quote("AAPL", 1)]);
     client.expect_objects(&[quote("AAPL", 1)]).await;

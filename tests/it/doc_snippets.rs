@@ -1,5 +1,5 @@
-//! Texts and pieces of code out of the project's documents, and whether the machine has what they
-//! need.
+//! Texts and code blocks of the project's documents, and whether the machine has the programs that
+//! they need.
 
 use std::{
     io::Write,
@@ -13,12 +13,12 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// The text of a document, by its path from the project's directory.
+/// The text of a document. The path starts at the project's directory.
 pub(crate) fn document(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-/// The one block of code in this language that holds this text.
+/// The only code block in this language that contains this text.
 pub(crate) fn block<'a>(document: &'a str, language: &str, holds: &str) -> &'a str {
     let fence = format!("```{language}\n");
     let blocks = document.split(&fence).skip(1).filter_map(|rest| rest.split("```").next());
@@ -27,17 +27,17 @@ pub(crate) fn block<'a>(document: &'a str, language: &str, holds: &str) -> &'a s
     found[0]
 }
 
-/// A text with one part replaced, which stands there once.
+/// A text with one part replaced. The part must occur exactly once.
 pub(crate) fn replaced(text: &str, part: &str, by: &str) -> String {
     assert_eq!(text.matches(part).count(), 1, "{part:?} in {text}");
     text.replace(part, by)
 }
 
-/// Whether the machine has a program that its documents use; where it has none, that is said
-/// loudly.
+/// Whether the machine has a program that the documents use. If not, this prints that something is
+/// skipped.
 pub(crate) async fn has_program(name: &str, version_flag: &str) -> bool {
     let Ok(version) = Command::new(name).arg(version_flag).output().await else {
-        // Written past the test runner, which hides the output of tests that pass.
+        // Written directly, because the test runner hides the output of tests that pass.
         let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: there is no {name} ***");
         return false;
     };

@@ -1,4 +1,4 @@
-//! What the documents say is so: settings, endpoints, snippets, types, metrics, the demo.
+//! Whether the documents are right: settings, endpoints, snippets, types, metrics, the demo.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ use crate::{
     nginx,
 };
 
-/// The rows of the table with these first headings, each its cells.
+/// The cells of the rows of the table with these first headings.
 fn table(document: &str, headings: [&str; 2]) -> Vec<Vec<String>> {
     let start = format!("| {} | {} ", headings[0], headings[1]);
     let rows: Vec<_> = document
@@ -43,14 +43,14 @@ fn table(document: &str, headings: [&str; 2]) -> Vec<Vec<String>> {
     rows
 }
 
-/// What stands between backticks.
+/// The texts between backticks.
 fn quoted(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
 const TIERS: [(&str, &str); 2] = [("firehose", "firehose-proxy"), ("filtered", "filtered-proxy")];
 
-/// The variables that a program's `--help` lists, with their defaults.
+/// The variables in a program's `--help`, with their defaults.
 async fn settings(binary: &'static str) -> BTreeMap<String, Option<String>> {
     let Finished { stdout, .. } = Launch::new(binary).arg("--help").run(SOON).await;
     let in_brackets = |text: &str, name: &str| {
@@ -67,7 +67,7 @@ async fn settings(binary: &'static str) -> BTreeMap<String, Option<String>> {
     settings
 }
 
-/// How the README writes a default that `--help` writes so.
+/// The default as the README writes it, for a default of `--help`.
 fn default_cell(help: Option<&str>) -> String {
     match help {
         None | Some("none") => "none".to_owned(),
@@ -90,7 +90,7 @@ async fn the_readme_lists_every_setting_with_its_default() {
         files
             .extend(listed.keys().filter_map(|name| name.strip_suffix("_FILE")).map(str::to_owned));
         listed.retain(|name, _| !name.ends_with("_FILE"));
-        // An alias, told in the row of the setting itself.
+        // An alias, which the README documents in the row of the setting itself.
         assert_eq!(listed.remove("MASSIVE_API_KEY"), Some(None));
         let listed: BTreeMap<_, _> = listed
             .into_iter()
@@ -130,7 +130,7 @@ async fn the_example_of_a_dotenv_shows_settings_that_exist_and_their_defaults() 
         shown += 1;
     }
     assert!(shown > 3, "{example}");
-    // As it is, and with a key in it.
+    // First as it is, then with a key in it.
     let dotenv = replaced(&example, "\nPOLYGON_API_KEY=\n", "\nPOLYGON_API_KEY=some-key\n");
     for (_, binary) in TIERS {
         let launch = || Launch::new(binary).arg("--port").arg(0);
@@ -175,7 +175,7 @@ fn links_between_documents_lead_somewhere() {
     }
 }
 
-/// Runs until one ends: a program, and a market that sends the same events again and again.
+/// Publishes the same events again and again until the work completes.
 async fn while_publishing<T>(stack: &Stack, events: &[String], work: impl Future<Output = T>) -> T {
     let mut ticks = interval(Duration::from_millis(50));
     tokio::pin!(work);
@@ -213,7 +213,7 @@ async fn the_python_snippet_works_as_it_stands() {
 #[tokio::test]
 async fn the_javascript_snippet_works_as_it_stands() {
     let stack = Stack::start().await;
-    // Installs the packages.
+    // This installs the packages.
     let Some(client) = Client::JsMassive.start(stack.addr(), CLIENT_KEY, "").await else { return };
     client.finish().await;
     let test = std::env::current_exe().expect("the path of the running test");
@@ -285,7 +285,8 @@ async fn the_nginx_configuration_spreads_clients() {
         client.expect_objects(&[trade("AAPL", 2)]).await;
     }
     assert_eq!(get(front.addr(), "/health").await.status, 200);
-    // Libraries that name the host they connect to as their origin still do behind nginx.
+    // Some libraries send the host that they connect to as the origin. Behind nginx this must still
+    // match.
     let own = format!("Origin: http://{}\r\n", front.addr());
     assert_eq!(upgrade(front.addr(), &own).await.status, 101);
     assert_eq!(upgrade(front.addr(), "Origin: https://evil.example\r\n").await.status, 403);
@@ -341,7 +342,7 @@ async fn each_market_takes_the_types_of_the_table_and_no_other() {
     join_all(checks).await;
 }
 
-/// What `/metrics` shows: names and types, less the tier's prefix, and the reasons of each.
+/// The metrics of `/metrics`: names without the tier's prefix and types, and the reasons of each.
 async fn metrics(
     program: &Program,
     prefix: &str,
@@ -389,8 +390,8 @@ async fn the_document_of_metrics_is_complete_and_right() {
     for (launch, key, tier) in
         [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
     {
-        // Some show only once there is something to count: a failed try upstream and a client
-        // turned away.
+        // Some metrics appear only after something was counted: a failed try upstream and a refused
+        // client.
         let program = launch.env("MAX_CONNECTIONS", 1).start().await;
         let _client = TestClient::login(program.addr(), key).await;
         refused_upgrade(program.addr(), "/").await;
@@ -432,7 +433,7 @@ async fn demo() -> Launch {
             cargo.env_remove(&*name);
         }
     }
-    // With the same packages, so that none is built again with other features.
+    // The same packages as for the tests, so that none is built again with other features.
     cargo
         .args(["build", "--quiet", "--bins", "-p", "firehose-proxy", "-p", "filtered-proxy"])
         .args(["-p", "polygon-sim", "-p", "demo", "--profile", profile, "--target-dir"])
@@ -479,7 +480,7 @@ async fn the_demo_shows_what_flows_and_serves_clients() {
 async fn both_programs_serve_at_every_log_level() {
     for level in ["error", "warn", "info", "debug", "trace"] {
         let sim = Sim::start().await;
-        // Where nothing is logged, nobody learns a port that was taken freely.
+        // Without log lines a test cannot learn a port that the program chose.
         let (upper, lower) = (ReservedPort::new(), ReservedPort::new());
         let launch = stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", upper.addr().port());
         let firehose = launch.env("LOG_LEVEL", level).spawn();

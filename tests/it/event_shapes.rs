@@ -1,4 +1,4 @@
-//! The shapes of frames and events: every kind, and JSON that is unusual but right.
+//! The shapes of frames and events: every kind, and JSON that is unusual but valid.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::events::{end_of, quote, trade};
 
 /// One line for each kind of event of each market: `cluster`, `ev`, `symbol_field` and a `sample`.
 const SAMPLES: &str = include_str!("events.jsonl");
-/// Ends a published sequence: every client of a test is subscribed to it.
+/// Ends a published sequence. Every client of a test is subscribed to it.
 const END: &str = r#"{"ev":"AM","sym":"END"}"#;
 
 /// The samples of each of the vendor's markets as (kind, symbol, bytes).
@@ -25,7 +25,7 @@ fn samples() -> BTreeMap<String, Vec<(String, String, String)>> {
         let row: Value = serde_json::from_str(line).expect("a row of the samples");
         let cluster = row["cluster"].as_str().expect("a cluster");
         let Some(field) = row["symbol_field"].as_str() else { continue };
-        // What the Launchpad product serves comes on the path of the plain market.
+        // Launchpad events come on the path of the plain market.
         let market = cluster.strip_prefix("launchpad-").unwrap_or(cluster).to_owned();
         let kind = row["ev"].as_str().expect("a kind").to_owned();
         let symbol = row["sample"][field].as_str().expect("a symbol").to_owned();
@@ -41,7 +41,7 @@ async fn every_kind_of_every_market_reaches_the_subscribers_of_its_symbol() {
     for (market, events) in samples() {
         let (end_channel, end) = end_of(&market);
         let sim = Sim::with(SimConfig { market: market.clone(), ..SimConfig::default() }).await;
-        // Those of the Launchpad product are not asked for unless they are named.
+        // Kinds of the Launchpad product are not requested unless they are named.
         let mut kinds: Vec<_> = events.iter().map(|(kind, ..)| kind.as_str()).collect();
         kinds.push(&end_channel);
         let firehose = stack::firehose(&sim.url(&market)).env("MARKET", &market);
@@ -102,7 +102,7 @@ async fn spellings_of_a_pair_are_one_channel_each_acknowledged_as_written() {
     }
 }
 
-/// Publishes this frame as it is and expects exactly these objects for the channel.
+/// Publishes this frame unchanged and expects exactly these objects on the channel.
 fn frame_case<'a>(frame: &'a str, channel: &'a str, expected: &'a [&'a str]) -> Case<'a> {
     Case { frame, channel, expected }
 }
@@ -342,7 +342,7 @@ async fn what_is_no_json_is_dropped_and_counted_and_the_rest_goes_on() {
     ] {
         stack.sim.handle.publish_raw(garbage);
         stack.publish(&[&event]);
-        // A notice may tell that something was missed; what has no `ev` would kill official
+        // A notice may say that events were missed. An object without `ev` would crash official
         // clients.
         let received = client.next_but_notices().await;
         assert_eq!(received, event, "after {garbage:?}");
@@ -352,7 +352,7 @@ async fn what_is_no_json_is_dropped_and_counted_and_the_rest_goes_on() {
         stack.publish(&[&event]);
         client.expect_event(&event).await;
     }
-    // Both tiers are as they were, on the same connection.
+    // Both tiers work as before, on the same connection.
     client.command("subscribe", "T.AAPL").await;
     client.expect_status("success", "subscribed to: T.AAPL").await;
     assert_eq!(stack.sim.handle.stats().connections_accepted, 1);

@@ -1,4 +1,4 @@
-//! Events to publish, in the vendor's key order, each told from all others by its number.
+//! Events to publish, in the vendor's key order, each unique by its number.
 
 /// A trade.
 pub(crate) fn trade(symbol: &str, n: usize) -> String {
@@ -28,8 +28,8 @@ pub(crate) fn minute_bar(symbol: &str, n: usize) -> String {
     )
 }
 
-/// A channel of a market and an event of it, of a symbol that nothing else has: the end of what is
-/// published.
+/// The end of a published sequence: a channel of this market and an event of it, with a symbol that
+/// no other event has.
 pub(crate) fn end_of(market: &str) -> (String, String) {
     let (kind, field, symbol) = match market {
         "forex" => ("C", "p", "END/OFF"),

@@ -1,5 +1,5 @@
-//! The fault matrix: each fault at each link, and schedules drawn by chance. Whatever happens, each
-//! client gets what is right, in order, complete up to what it is told it missed; and every ledger
+//! The fault matrix: each fault at each hop, and random schedules. Whatever happens, each client
+//! gets the right events in order, complete except for the gaps reported to it, and every ledger
 //! balances.
 
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::seed;
 
 /// How long a lasting fault lasts.
 const LASTING: Duration = Duration::from_secs(1);
-/// Faults at each link in a schedule, unless `TEST_FAULTS` says otherwise.
+/// Faults at each hop in a schedule. `TEST_FAULTS` overrides it.
 const FAULTS: usize = 6;
-/// The longest pause between faults of a schedule, and the longest fault.
+/// The longest pause between the faults of a schedule, and the longest fault.
 const LONGEST: Duration = Duration::from_millis(1_500);
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn by_chance(chain: &Chain) {
     let faults = std::env::var("TEST_FAULTS").ok();
     let faults = faults.map_or(FAULTS, |n| n.parse().expect("TEST_FAULTS is a whole number"));
     let seed = seed::of_this_run();
-    // Shown when the test fails.
+    // Printed when the test fails.
     println!("TEST_SEED={seed} TEST_FAULTS={faults}");
     let mut rng = Rng::with_seed(seed);
     let plans = Hop::ALL.map(|_| schedule(&mut rng, faults, LONGEST));

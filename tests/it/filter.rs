@@ -1,4 +1,4 @@
-//! Filters: each client gets exactly what it holds, once, in order, byte for byte.
+//! Filters: each client gets exactly the events of its channels, once, in order, byte for byte.
 
 use tests::{
     stack::{FIREHOSE_KEY, Stack},
@@ -7,7 +7,7 @@ use tests::{
 
 use crate::events::{bar, minute_bar, quote, trade};
 
-/// Ends a published sequence: every client of a test is subscribed to it.
+/// Ends a published sequence. Every client of a test is subscribed to it.
 const END: &str = r#"{"ev":"AM","sym":"END","v":1}"#;
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn each_client_gets_what_it_asked_for_and_nothing_else() {
     for (params, expected) in cases {
         clients.push((stack.subscriber(&format!("{params},AM.END")).await, expected));
     }
-    // In frames of one, of some and of all: batching changes nothing.
+    // In frames of one event, of some and of all: batching must change nothing.
     for frame_events in [1, 3, events.len()] {
         for frame in events.chunks(frame_events) {
             stack.publish(frame);
@@ -74,7 +74,7 @@ async fn entries_are_independent_of_each_other() {
     check("unsubscribe", "*", &[0, 1]).await;
     check("unsubscribe", "T.*", &[0]).await;
     check("subscribe", "T.*", &[0, 1]).await;
-    // As the Python client does: the wildcard first, then the symbols go.
+    // As the Python client does: it subscribes to the wildcard, then unsubscribes the symbols.
     check("unsubscribe", "T.AAPL", &[0, 1]).await;
     check("subscribe", "T.AAPL", &[0, 1]).await;
     check("subscribe", "*", &[0, 1, 2]).await;
@@ -92,7 +92,7 @@ async fn nothing_comes_unasked() {
     let mut witness = stack.subscriber("*").await;
     stack.publish(&[trade("AAPL", 3)]);
     witness.expect_objects(&[trade("AAPL", 3)]).await;
-    // Both were there all the time; the next they hear is what they ask for now.
+    // Both clients were connected all the time. The next thing they get is what they ask for now.
     member.subscribe("T.AAPL").await;
     stranger.log_in(tests::stack::CLIENT_KEY).await;
     stranger.subscribe("T.MSFT").await;
@@ -148,7 +148,7 @@ async fn clients_with_the_same_interest_get_the_same() {
     for _ in 0..20 {
         clients.push(stack.subscriber("T.AAPL,T.MSFT").await);
     }
-    // One of them leaves and one changes its mind; the others do not notice.
+    // One of them leaves and one changes its channels. The others are not affected.
     clients.pop().expect("a client").close().await;
     let mut changed = clients.pop().expect("a client");
     changed.unsubscribe("T.AAPL").await;

@@ -1,6 +1,7 @@
-//! Upstreams that fall silent without a word: found by pings and deadlines, and survived.
+//! Upstreams that fall silent without closing: pings and deadlines find them, and the programs
+//! recover.
 //!
-//! The product's own times are waited out here, so all cases share one wait.
+//! The test waits for the product's own timeouts, so all cases run at once.
 
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use tests::{
 
 use crate::events::trade;
 
-/// Three pings of 15 s, and what a busy machine may need.
+/// Three pings of 15 s, and some time for a busy machine.
 const THREE_PINGS: Duration = Duration::from_secs(60);
-/// The 10 s that a step of the login may take, and what a busy machine may need.
+/// The 10 s of one login step, and some time for a busy machine.
 const LOGIN_STEP: Duration = Duration::from_secs(25);
 
 #[tokio::test]
@@ -24,7 +25,7 @@ async fn a_silent_upstream_is_given_up_and_tried_again() {
     tokio::join!(half_open_vendor(), frozen_firehose(), no_greeting(), no_verdict());
 }
 
-/// Waits until a program's link has failed for a reason with this text in it.
+/// Waits until a program's link has failed with this text in its reason.
 async fn failed(program: &Program, limit: Duration, reason: &str) {
     eventually(limit, reason, async || {
         program.health_text("/upstream/last_error").await.contains(reason)
@@ -33,7 +34,7 @@ async fn failed(program: &Program, limit: Duration, reason: &str) {
 }
 
 async fn patient_stack() -> Stack {
-    // The test's clients answer no pings while it waits.
+    // The clients of the test answer no pings while it waits.
     let ping = ("PING_INTERVAL", "10min".to_owned());
     Stack::with(StackConfig { filtered_env: vec![ping], ..StackConfig::default() }).await
 }
@@ -62,7 +63,7 @@ async fn frozen_firehose() {
     client.expect_event(&trade("AAPL", 1)).await;
 }
 
-/// A vendor that would wait longer for the key than the firehose waits for an answer.
+/// A vendor that waits longer for the key than the firehose waits for an answer.
 async fn patient_vendor() -> Sim {
     Sim::with(SimConfig { auth_timeout: Duration::from_secs(120), ..SimConfig::default() }).await
 }

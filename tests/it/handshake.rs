@@ -1,5 +1,5 @@
-//! The handshake under any bytes: inputs of `fuzz/corpus/handshake`, each also changed at random
-//! places, sent to both ports of running programs. `fuzz-targets` says what each answer has to be.
+//! The handshake with any bytes: inputs of `fuzz/corpus/handshake`, unchanged and changed at random
+//! places, sent to both ports of running programs. `fuzz-targets` defines the right answers.
 
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
@@ -14,13 +14,13 @@ use tokio::{
 
 use crate::{seed, tiers::ports};
 
-/// Inputs taken from the corpus by chance, beside the first, which is a sound handshake.
+/// Inputs chosen at random from the corpus, beside the first one, which is a valid handshake.
 const INPUTS: usize = 40;
-/// Changed inputs for each of them.
+/// Changed inputs per chosen input.
 const CHANGED: usize = 10;
 /// Connections at a time.
 const AT_ONCE: usize = 16;
-/// What is answered is answered within this time; a half request is not.
+/// An answer comes within this time. Half a request gets none.
 const ANSWER: Duration = Duration::from_millis(30);
 
 fn corpus() -> Vec<Vec<u8>> {
@@ -31,17 +31,17 @@ fn corpus() -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).expect("read an input")).collect()
 }
 
-/// Says this and takes what comes back for a moment.
+/// Sends this and returns the bytes that come back within a moment.
 async fn say(addr: SocketAddr, input: Vec<u8>) -> Vec<u8> {
     let mut stream = TcpStream::connect(addr).await.expect("connect");
     let mut answer = Vec::new();
     let exchange = async {
-        // The program may end the connection before it has heard everything.
+        // The program may end the connection before it has read everything.
         if stream.write_all(&input).await.is_ok() {
             while stream.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {}
         }
     };
-    // That nothing more comes is what is waited for.
+    // The timeout is expected: it shows that nothing more comes.
     let _ = timeout(ANSWER, exchange).await;
     answer
 }
@@ -49,7 +49,7 @@ async fn say(addr: SocketAddr, input: Vec<u8>) -> Vec<u8> {
 #[tokio::test]
 async fn whatever_is_said_is_answered_in_http_or_not_at_all() {
     let seed = seed::of_this_run();
-    // Shown when the test fails.
+    // Printed when the test fails.
     println!("TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let stack = Stack::start().await;

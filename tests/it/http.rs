@@ -1,4 +1,4 @@
-//! The HTTP face of both ports: health, metrics, and everything that is no WebSocket.
+//! The HTTP service of both ports: health, metrics, and every request that is not for a WebSocket.
 
 use polygon_sim::SimConfig;
 use serde_json::Value;
@@ -55,7 +55,7 @@ async fn health_shows_the_state_of_a_tier() {
         assert_eq!(health["channels"]["refused"], Value::Array(Vec::new()));
         assert_eq!(health["channels"]["pending"], Value::Array(Vec::new()));
         assert!(health["uptime_seconds"].as_u64().is_some_and(|seconds| seconds < 600));
-        // Beside the client, the firehose serves the filtered proxy and its wildcard.
+        // The firehose also serves the filtered proxy and its wildcard.
         let own = if key == FIREHOSE_KEY { 1 } else { 0 };
         assert_eq!(health["sessions"], 1 + own, "{health}");
         assert_eq!(health["subscriptions"], 2 + own, "{health}");
@@ -161,7 +161,7 @@ async fn metrics_follow_sessions_and_events() {
         })
         .await;
     }
-    // Six events came in and two were wanted.
+    // Six events came in, and clients wanted two.
     let filtered = &stack.filtered[0];
     eventually(SOON, "the ledger of the filtered tier", async || {
         filtered.metric("filtered_events_in_total").await == Some(6.0)
@@ -264,7 +264,7 @@ async fn a_full_program_refuses_before_the_upgrade() {
     let firehose = stack::firehose(&sim.url("stocks")).env("MAX_CONNECTIONS", 2).start().await;
     let filtered = stack::filtered(firehose.addr()).env("MAX_CONNECTIONS", 1).start().await;
     is_up(&filtered).await;
-    // One seat of the firehose is the filtered proxy's.
+    // The filtered proxy takes one connection of the firehose.
     for (program, key, prefix) in
         [(&filtered, CLIENT_KEY, "filtered"), (&firehose, FIREHOSE_KEY, "firehose")]
     {
@@ -273,7 +273,7 @@ async fn a_full_program_refuses_before_the_upgrade() {
         assert_eq!(response.status, 503, "{response:?}");
         let retry = response.header("retry-after");
         assert!(retry.parse::<u32>().is_ok_and(|seconds| seconds > 0), "Retry-After: {retry:?}");
-        // Operators still get in.
+        // Operators can still reach it.
         assert_eq!(get(program.addr(), "/health").await.status, 200);
         let refused = format!("{prefix}_connections_refused_total");
         assert_eq!(program.metric(&refused).await, Some(1.0));

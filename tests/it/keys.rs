@@ -1,4 +1,5 @@
-//! Keys of clients: several, with labels, in a file that is read again without disturbing anyone.
+//! Keys of clients: several of them, with labels, in a file that is read again without disturbing
+//! sessions.
 
 use std::fs;
 
@@ -12,11 +13,11 @@ use tests::{
 
 /// SHA-256 of `abc`, from the standard (FIPS 180-2).
 const ABC: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-/// Policy: keys, limits, slow readers.
+/// The close code for keys, limits and slow readers.
 const POLICY: Received = Received::Closed(Some(1008));
 
-/// Both programs about to be started without an upstream, with the name of the variable of their
-/// keys and the metrics' prefix.
+/// Both programs before their start, without an upstream. Each comes with the variable of its keys
+/// and the prefix of its metrics.
 fn launches() -> [(Launch, &'static str, &'static str); 2] {
     let nowhere = ReservedPort::new();
     [
@@ -25,7 +26,7 @@ fn launches() -> [(Launch, &'static str, &'static str); 2] {
     ]
 }
 
-/// The launch with this file of keys in place of its key.
+/// The launch with this file of keys instead of its key.
 fn with_file(launch: Launch, variable: &str, text: &str) -> Launch {
     launch.without(variable).file("keys", text).env(&format!("{variable}_FILE"), "keys")
 }
@@ -110,7 +111,7 @@ async fn a_file_of_keys_is_read_again_on_sighup() {
         // There is no upstream.
         assert_eq!(stays.next_notice().await[2], "starting");
 
-        // What cannot be read changes nothing.
+        // A file that cannot be read changes nothing.
         fs::write(&file, "desk-a sha256:12\n").expect("write the keys");
         program.signal(Signal::SIGHUP);
         let line = program.logged("failed to read the keys again: they stay as they were").await;
@@ -129,7 +130,7 @@ async fn a_file_of_keys_is_read_again_on_sighup() {
         assert_eq!((&fields["added"], &fields["removed"]), (&json!(1), &json!(1)), "{line}");
         is_refused(&program, "desk-b-key").await;
         TestClient::login(program.addr(), "desk-c-key").await;
-        // Who came with the key that is gone is told and has to go.
+        // A session with the removed key gets a status and is closed.
         goes.expect_status("auth_failed", "key revoked").await;
         assert_eq!(goes.end(SOON).await, POLICY);
         stays.ping(b"still here").await;

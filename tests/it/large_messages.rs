@@ -1,4 +1,4 @@
-//! Big messages and slow readers: official clients die of messages of 1,000,000 bytes.
+//! Large messages and slow readers: a message of 1,000,000 bytes crashes official clients.
 
 use polygon_sim::Fault;
 use tests::{
@@ -10,7 +10,7 @@ use tests::{
 
 use crate::events::{quote, trade};
 
-/// More than two messages hold.
+/// More events than two messages can hold.
 fn many() -> Vec<String> {
     let event = |n| if n % 2 == 0 { trade("AAPL", n) } else { quote("MSFT", n) };
     (0..20_000).map(event).collect()
@@ -26,7 +26,7 @@ async fn a_frame_past_the_limit_is_split_between_events() {
     let mut some = stack.subscriber("T.*").await;
     let mut one = stack.subscriber("T.AAPL,Q.GOOG").await;
     stack.publish(&events);
-    // Reading an object checks the size of its message.
+    // Reading an object also checks the size of its message.
     all.expect_objects(&events).await;
     some.expect_objects(&trades).await;
     one.expect_objects(&trades).await;
@@ -44,7 +44,7 @@ async fn the_firehose_splits_a_long_frame_as_well() {
     client.expect_objects(&events).await;
 }
 
-/// A link keeps five buffers of up to a megabyte each for the next frames, and gives them back when
+/// A link keeps five buffers of up to a megabyte each for the next frames, and releases them when
 /// it ends.
 #[tokio::test]
 async fn long_frames_leave_little_behind() {
@@ -54,7 +54,7 @@ async fn long_frames_leave_little_behind() {
         let memory = stack.firehose.metric("process_resident_memory_bytes").await;
         memory.expect("a gauge")
     };
-    // In order with the trades, which nobody wants.
+    // The quote comes after the trades, which no client wants.
     let mut publish = async |events: usize| {
         let events: Vec<_> = (0..events).map(|n| trade("AAPL", n)).collect();
         stack.publish(&events);
@@ -68,7 +68,7 @@ async fn long_frames_leave_little_behind() {
         publish(5_000 + round * 30).await;
     }
     let kept = memory().await - before;
-    // One of 15 MB, and enough behind it to fill any buffer once more.
+    // One frame of 15 MB, then enough to fill every buffer once more.
     publish(100_000).await;
     for _ in 0..100 {
         publish(1_500).await;
@@ -106,7 +106,7 @@ async fn a_slow_reader_gets_everything_in_fewer_messages() {
         stack.filtered[0].metric("filtered_queue_bytes").await > Some(0.0)
     })
     .await;
-    // A pong comes past what is queued: at most what is in the socket lies before it.
+    // A pong overtakes the queue. At most the socket's content comes before it.
     let frames_before = slow.ping(b"are you there").await;
     let mut messages = frames_before;
     let mut received = slow.take_objects();
@@ -143,7 +143,7 @@ async fn an_event_that_fits_no_message_is_dropped_and_counted() {
             }
             assert_eq!(&received, event);
         }
-        // Told once, on whichever side of the next event.
+        // The notice comes once, before or after the next event.
         if notices.is_empty() {
             notices.push(client.next_object().await);
         }
@@ -174,7 +174,7 @@ async fn a_client_that_does_not_read_gets_a_notice_and_is_closed_and_no_other_is
     for _ in 0..5 {
         others.push(stack.subscriber("T.*").await);
     }
-    // Wide, to fill the system's buffers with few.
+    // Wide events, so that a few fill the system's buffers.
     let wide = |n: usize| trade(&format!("AAPL\",\"x\":\"{}", "x".repeat(2_000)), n);
     let filtered = &stack.filtered[0];
     let closed = async || {
@@ -192,7 +192,8 @@ async fn a_client_that_does_not_read_gets_a_notice_and_is_closed_and_no_other_is
         closed().await == Some(1.0)
     })
     .await;
-    // It finds the events up to the limit, whole and in order, then the reason, then the close.
+    // The slow client gets the events up to the limit, whole and in order, then the reason, then
+    // the close.
     let mut next = 0;
     let last = loop {
         match stuck.next(SOON).await {
@@ -213,7 +214,7 @@ async fn a_client_that_does_not_read_gets_a_notice_and_is_closed_and_no_other_is
     let lost =
         filtered.metric_with("filtered_events_lost_total", r#"reason="slow_consumer""#).await;
     assert!(lost > Some(0.0), "{lost:?}");
-    // Who comes back is welcome.
+    // A client that comes back is accepted.
     let mut back = stack.subscriber("T.*").await;
     stack.publish(&[trade("AAPL", 0)]);
     back.expect_objects(&[trade("AAPL", 0)]).await;

@@ -1,8 +1,8 @@
-//! The ledger: every event that comes in is accounted for, in numbers that the market and the
-//! clients know as well.
+//! The ledger: it accounts for every event that comes in, with numbers that the market and the
+//! clients confirm.
 //!
-//! That each ledger balances is checked whenever a test drops a program; here the numbers
-//! themselves are.
+//! Every test that drops a program checks that its ledger balances. The tests here check the
+//! numbers themselves.
 
 use polygon_sim::Fault;
 use serde_json::Value;
@@ -81,8 +81,8 @@ async fn what_is_no_event_or_damaged_is_counted_as_that() {
     let stack = Stack::start().await;
     let mut client = stack.subscriber("T.AAPL").await;
     let event = trade("AAPL", 1);
-    // Two events and the begin of a third; an object without a type; a type that is told by an
-    // escaped key.
+    // Two events and the beginning of a third; an object without a type; a type with an escaped
+    // key.
     stack.sim.handle.publish_raw(&format!(r#"[{event},{event},{{"ev":"T","sym":"AA"#));
     stack.sim.handle.publish_raw(&format!(r#"[{event},{{"sym":"AAPL"}}]"#));
     stack.sim.handle.publish_raw(r#"[{"\u0065v":"T","sym":"AAPL"}]"#);
@@ -135,7 +135,7 @@ async fn what_the_ring_overwrites_is_counted_to_the_event() {
         let lost = stack.firehose.metric_with("firehose_events_lost_total", "ring_overrun").await;
         lost.unwrap_or_default()
     };
-    // Until the sockets are full and the ring has gone round before the client reads on.
+    // Until the sockets are full and the ring has overwritten frames that the client has not read.
     for round in 0..30 {
         let events: Vec<_> = (round * 200..round * 200 + 200).map(wide).collect();
         for frame in events.chunks(5) {
@@ -146,7 +146,7 @@ async fn what_the_ring_overwrites_is_counted_to_the_event() {
     let end = trade("END", 0);
     stack.publish(&[&end]);
     quick.expect_event(&end).await;
-    // What it gets and what it is told it missed are all that was sent.
+    // The events that it gets and the events reported as missed add up to all that was sent.
     let (mut received, mut reported_lost) = (0, 0);
     loop {
         let object = stuck.next_object().await;

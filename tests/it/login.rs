@@ -1,4 +1,4 @@
-//! From the connection to the verdict: greeting, keys, deadlines.
+//! From the connection to the answer to `auth`: greeting, keys, deadlines.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const AUTH_FAILED: &str =
 const AUTH_REQUIRED: &str = r#"[{"ev":"status","status":"auth_required","message":"authentication required: send auth before subscribing"}]"#;
 const AUTH_TIMEOUT: &str =
     r#"[{"ev":"status","status":"auth_timeout","message":"No authentication request received."}]"#;
-/// Policy: keys, limits, slow readers.
+/// The close code for keys, limits and slow readers.
 const POLICY: Received = Received::Closed(Some(1008));
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn a_wrong_key_gets_the_verdict_then_the_close() {
             let mut client = TestClient::connect(addr).await;
             client.expect(GREETING).await;
             client.command("auth", wrong).await;
-            // Never acknowledged: it came after the verdict.
+            // Never acknowledged, because it comes after the refusal.
             client.command("subscribe", "*").await;
             client.expect(AUTH_FAILED).await;
             clients.push((wrong, client));
@@ -111,7 +111,7 @@ async fn a_wrong_key_gets_the_verdict_then_the_close() {
             assert_eq!(client.next(SOON).await, POLICY, "with key {wrong:?}");
         }
     }
-    // What opens one door does not open the other.
+    // The key of one tier is not valid on the other.
     let [(filtered, client_key), (firehose, firehose_key)] = ports(&stack);
     for (addr, key) in [(filtered, firehose_key), (firehose, client_key)] {
         let mut client = TestClient::connect(addr).await;
@@ -149,7 +149,7 @@ async fn a_client_without_auth_in_time_gets_a_status_and_is_closed() {
         silent.expect(AUTH_TIMEOUT).await;
         assert_eq!(silent.next(SOON).await, POLICY);
 
-        // Talk is no authentication.
+        // Other commands do not count as authentication.
         let mut talker = TestClient::connect(program.addr()).await;
         talker.command("subscribe", "T.AAPL").await;
         talker.expect(GREETING).await;
@@ -157,7 +157,7 @@ async fn a_client_without_auth_in_time_gets_a_status_and_is_closed() {
         talker.expect(AUTH_TIMEOUT).await;
         assert_eq!(talker.next(SOON).await, POLICY);
 
-        // Who has authenticated may be silent for as long as they like.
+        // An authenticated client may be silent for any time.
         let mut member = TestClient::login(program.addr(), key).await;
         let mut silent = TestClient::connect(program.addr()).await;
         assert_eq!(silent.end(SOON).await, POLICY);
@@ -241,7 +241,7 @@ async fn pings_are_answered_and_sent() {
         client.expect(AUTHENTICATED).await;
         client.ping(b"").await;
         client.ping(&[7; 125]).await;
-        // Its pongs keep it alive for as long as it reads.
+        // Its pongs keep it alive while it reads.
         let reading = client.next(Duration::from_secs(2));
         let quiet = tokio::time::timeout(Duration::from_secs(1), reading).await;
         assert!(quiet.is_err(), "{quiet:?} on an idle session");
@@ -263,13 +263,13 @@ async fn a_client_that_answers_no_ping_is_closed() {
         (&stack.firehose, FIREHOSE_KEY, "firehose_sessions_closed_total"),
     ];
     for (program, key, closed) in tiers {
-        // A client that is not polled answers nothing.
+        // A client that is not polled answers no ping.
         let _frozen = TestClient::login(program.addr(), key).await;
         eventually(SOON, "the frozen client is closed", async || {
             program.metric_with(closed, r#"reason="silent""#).await == Some(1.0)
         })
         .await;
     }
-    // The filtered proxy's own link answers.
+    // The filtered proxy's own link answers pings.
     assert_eq!(stack.firehose.metric("firehose_sessions").await, Some(1.0));
 }

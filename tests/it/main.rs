@@ -1,7 +1,8 @@
-//! End-to-end tests: the real programs behind real sockets, a simulated market above them.
+//! End-to-end tests: the real programs with real sockets, and a simulated market as their upstream.
 //!
-//! Every rule of the protocol that clients rely on stands here with its texts written out. One
-//! binary, so that the programs under test are built once and tests share the machine well.
+//! Every rule of the protocol that clients rely on is tested here with its texts written out. There
+//! is one test binary, so that the programs under test are built once and the tests share the
+//! machine well.
 
 mod access;
 mod autobahn;

@@ -1,4 +1,4 @@
-//! nginx before the filtered proxies, configured as QUICKSTART.md shows.
+//! nginx in front of the filtered proxies, configured as in QUICKSTART.md.
 
 use tempfile::TempDir;
 use tests::{
@@ -16,12 +16,12 @@ pub(crate) struct Nginx {
     _dir: TempDir,
 }
 
-/// Whether the machine has nginx; where it has none, that is said loudly.
+/// Whether the machine has nginx. If not, this prints that something is skipped.
 pub(crate) async fn is_installed() -> bool {
     has_program("nginx", "-v").await
 }
 
-/// Starts it on this port with the document's configuration, cut to these proxies.
+/// Starts it on this port with the document's configuration, adapted to these proxies.
 pub(crate) async fn start(front: &ReservedPort, proxies: &[Program]) -> Nginx {
     let document = document("QUICKSTART.md");
     let mut servers = block(&document, "nginx", "upstream").to_owned();

@@ -1,4 +1,4 @@
-//! Notices: every official client lives through each of them, and they can be turned off.
+//! Notices: every official client survives each of them, and they can be turned off.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tests::{
 
 use crate::events::trade;
 
-/// Waits until the firehose has logged in this many times and asked for everything again.
+/// Waits until the firehose has logged in this many times and has requested everything again.
 async fn is_back(stack: &Stack, logins: u64) {
     eventually(SOON, "the firehose is back", async || {
         stack.sim.handle.stats().auths == logins && stack.sim.handle.subscriptions().contains("T.*")
@@ -71,7 +71,7 @@ async fn with_notices_off_a_firehose_still_informs_filtered_proxies() {
     let firehose = &mut stack.firehose;
     firehose.signal(Signal::SIGTERM);
     assert_eq!(direct.next(SOON).await, Received::Closed(Some(1012)), "without a closing status");
-    // The filtered proxy was told why.
+    // The filtered proxy learned the reason.
     eventually(SOON, "the reason of the loss", async || {
         stack.filtered[0].log_text().contains("draining")
     })
@@ -82,9 +82,9 @@ async fn with_notices_off_a_firehose_still_informs_filtered_proxies() {
 struct Witness {
     client: Client,
     running: Running,
-    /// It makes objects of events, and shows statuses in its log alone.
+    /// Whether it makes objects of events. Then it shows statuses only in its log.
     parsed: bool,
-    /// A symbol that it alone is subscribed to, beside AAPL.
+    /// A symbol that only this client is subscribed to, beside AAPL.
     own: String,
 }
 
@@ -110,7 +110,7 @@ impl Witness {
         }
     }
 
-    /// Waits for a status with this name and in its message these words.
+    /// Waits for a status with this name and these words in its message.
     async fn gets_notice(&mut self, status: &str, words: &str) {
         loop {
             match self.running.next().await {
@@ -134,7 +134,7 @@ impl Witness {
         }
     }
 
-    /// Waits for a trade with this number, passing over other events and statuses.
+    /// Waits for a trade with this number and skips other events and statuses.
     async fn gets_trade(&mut self, n: usize) {
         let event = trade("AAPL", n);
         let fields: Value = serde_json::from_str(&event).expect("an event");
@@ -154,7 +154,7 @@ impl Witness {
         matches!(self.client, Client::PythonMassive | Client::PythonPolygon)
     }
 
-    /// After a close: comes back by itself, or says how it was closed.
+    /// After a close it either reconnects by itself or prints how it was closed.
     async fn survives(&mut self, close: &str) {
         if !self.reconnects() {
             let ended = self.running.next().await;
@@ -165,7 +165,7 @@ impl Witness {
     }
 }
 
-/// The clients that show what they get, each in each of its ways.
+/// The official clients, in each of the ways in which they show events.
 async fn witnesses(stack: &Stack) -> Vec<Witness> {
     let mut found = Vec::new();
     for (client, parsed, own) in [
@@ -201,12 +201,12 @@ async fn official_clients_survive_every_kind_of_notice() {
         client.gets_notice("upstream_up", "upstream of the firehose tier is up after").await;
     }
 
-    // A gap at the filtered tier: an object that is no event.
+    // A gap at the filtered tier: an object that is not an event.
     stack.sim.handle.publish_raw(r#"[{"sym":"no type"}]"#);
     for client in &mut clients {
         client.gets_notice("gap", "damaged").await;
     }
-    // And one at the firehose: frames that come together are more than its small ring holds.
+    // A gap at the firehose: many frames at once are more than its small ring holds.
     let proxy = &stack.filtered[0];
     let many: Vec<_> = (0..100).map(|n| trade("MSFT", n)).collect();
     eventually(SOON, "the ring has gone round", async || {
@@ -225,11 +225,12 @@ async fn official_clients_survive_every_kind_of_notice() {
         client.gets_trade(1).await;
     }
 
-    // One that reads too slowly is told and closed.
+    // A client that reads too slowly gets a notice and is closed.
     for client in &mut clients {
         let before = proxy.metric_with("filtered_events_lost_total", "slow_consumer").await;
         client.running.signal(Signal::SIGSTOP);
-        // Long on the way, and read at once: it has to catch up with the close within its time.
+        // Long events fill the queue with few objects, so that the client can still read them and
+        // the close in time.
         let long = format!(r#"{{"ev":"T","sym":"{}",{}"q":0}}"#, client.own, " ".repeat(50_000));
         eventually(SOON, "a session is given up", async || {
             stack.publish(&[&long]);
@@ -240,7 +241,7 @@ async fn official_clients_survive_every_kind_of_notice() {
         client.gets_notice("slow_consumer", "reads more slowly").await;
         client.survives("1008").await;
     }
-    // Those that do not come back by themselves are started anew.
+    // Clients that do not reconnect by themselves are started again.
     for client in &mut clients {
         if !client.reconnects() {
             let again = Witness::start(client.client, client.parsed, &client.own, &stack).await;

@@ -1,5 +1,5 @@
-//! The vendor's official clients, unmodified but for the host, against both tiers; plain WebSocket
-//! libraries beside them, and our own two client programs.
+//! The vendor's official clients, unmodified except for the host, against both tiers. Beside them
+//! run plain WebSocket libraries and the project's own two client programs.
 
 mod scripts;
 
@@ -13,11 +13,11 @@ use tests::{
 
 use crate::events::{quote, trade};
 
-/// Ends a published sequence: every client of a test is subscribed to it.
+/// Ends a published sequence. Every client of a test is subscribed to it.
 const END: &str = r#"{"ev":"AM","sym":"END","v":1}"#;
 
-/// A client on the stack's filtered proxy, subscribed to these items and nothing else; none where
-/// it can not run.
+/// A client of the stack's filtered proxy, subscribed to these items alone. `None` where it cannot
+/// run.
 async fn subscriber(client: Client, stack: &Stack, params: &str) -> Option<Running> {
     let mut running = client.start(stack.addr(), CLIENT_KEY, params).await?;
     running.subscribed(params).await;
@@ -32,18 +32,18 @@ async fn official_clients_get_exactly_their_events_byte_for_byte() {
         quote("AAPL", 1),
         trade("BRK.B", 2),
         quote("BRK.B", 3),
-        // The symbol after an array, in `T`, and times beyond what a double holds.
+        // A symbol in `T` after an array, and times beyond the precision of a double.
         r#"{"ev":"LULD","h":14.28,"l":12.92,"i":[16],"z":3,"T":"BRK.B","t":1790604301733018455,"q":4}"#.to_owned(),
         r#"{"ev":"NOI","T":"GE","t":1790625000114203904,"at":1600,"a":"C","i":5,"x":10,"o":41200,"b":287.35}"#.to_owned(),
         r#"{"ev":"FMV","fmv":231.416,"sym":"AAPL","t":1790604301418204112}"#.to_owned(),
         r#"{"ev":"A","sym":"AAPL","v":7,"o":185.10,"c":1.8512e2,"dv":"7.0","s":1790604301000}"#.to_owned(),
-        // Nothing of this survives a parser and a writer.
+        // A parser and a writer together would change every part of this.
         r#"{ "ev" : "T", "sym" : "AAPL" , "p" : 231.40, "s" : 1E2, "u" : "\u00e9é\/[{,\"", "x":-0 }"#.to_owned(),
         r#"{"ev":"T","sym":"BRK.A","i":"\"sym\":\"AAPL\"","p":1}"#.to_owned(),
         trade("BRK", 10),
     ];
-    // More than a message may hold for any of the clients: Python takes 1 MiB, Go's limit is
-    // 1,000,000 bytes.
+    // More than one message may hold for any of the clients: Python accepts 1 MiB, Go 1,000,000
+    // bytes.
     let many: Vec<String> = (0..12_000).map(|n| trade("MANY", n)).collect();
     assert!(many.iter().map(String::len).sum::<usize>() > 1 << 20);
 
@@ -87,7 +87,7 @@ async fn official_clients_read_the_firehose_too() {
         Some(running)
     });
     let clients = join_all(clients).await;
-    // It does not filter: whatever anyone wants goes to everyone.
+    // The firehose does not filter: an event that one client wants goes to all.
     let events = [trade("AAPL", 1), quote("MSFT", 2)];
     stack.publish(&events);
     for mut client in clients.into_iter().flatten() {
@@ -124,8 +124,7 @@ async fn the_python_client_makes_objects_of_events() {
             continue;
         };
         for _ in params.split(',') {
-            // The client asks for them in an order of its own, and tells of the answers in its log
-            // alone.
+            // The client requests them in its own order, and shows the answers only in its log.
             running.logged("status: subscribed to: ").await;
         }
         stack.publish(&[
@@ -171,8 +170,8 @@ async fn the_python_client_changes_its_subscriptions_as_it_runs() {
             running.expect_objects(&expected.collect::<Vec<_>>()).await;
         };
         check(&mut running, &[0]).await;
-        // The client subscribes to the wildcard and then gives up what it covers: that must leave
-        // no hole.
+        // The client subscribes to the wildcard, then unsubscribes the symbols that it covers. The
+        // wildcard must still deliver them.
         running.tell("subscribe", "T.*").await;
         running.subscribed("T.*").await;
         running.unsubscribed("T.AAPL").await;
@@ -224,7 +223,7 @@ async fn the_python_client_survives_restarts_of_both_tiers() {
     }
     delivers(&stack, &mut clients, 1).await;
 
-    // The firehose goes and comes back: the clients' sessions stay, and nothing is asked for again.
+    // The firehose restarts. The clients' sessions stay, and they request nothing again.
     let opened = "filtered_sessions_opened_total";
     let sessions = stack.filtered[0].metric(opened).await.expect("a counter");
     stack.firehose.stop().await;
@@ -234,8 +233,8 @@ async fn the_python_client_survives_restarts_of_both_tiers() {
     delivers(&stack, &mut clients, 2).await;
     assert_eq!(stack.filtered[0].metric(opened).await, Some(sessions));
 
-    // The filtered proxy goes, once as an operator ends it and once as in a crash: the clients come
-    // back by themselves.
+    // The filtered proxy ends, once by an operator and once as in a crash. The clients reconnect by
+    // themselves.
     for (n, signal) in [(3, Signal::SIGTERM), (4, Signal::SIGKILL)] {
         let mut proxy = stack.filtered.remove(0);
         proxy.signal(signal);
@@ -253,8 +252,8 @@ async fn the_python_client_survives_restarts_of_both_tiers() {
     }
 }
 
-/// Publishes a trade with this number, and checks that it is what every client gets next, notices
-/// aside.
+/// Publishes a trade with this number and checks that every client gets it next, apart from
+/// notices.
 async fn delivers(stack: &Stack, clients: &mut [Running], n: usize) {
     let events = [trade("AAPL", n), END.to_owned()];
     stack.publish(&events);

@@ -1,5 +1,6 @@
-//! Dozens of clients that change their minds all the time, each checked against an independent
-//! model: what it received is exactly what it held, in order, byte for byte.
+//! Dozens of clients that change their subscriptions all the time, each checked against an
+//! independent model. Each must receive exactly the events of its channels, in order, byte for
+//! byte.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -53,7 +54,7 @@ async fn forex() {
 
 async fn run(churn: Churn) {
     let seed = seed::of_this_run();
-    // Shown when the test fails.
+    // Printed when the test fails.
     println!("TEST_SEED={seed}");
     let market = churn.market;
     let stack = Stack::with(StackConfig {
@@ -132,7 +133,7 @@ fn check_clients(market: &str, stack: &Stack, logs: &[(usize, Vec<Step>)], sent:
     assert!(sent > 1_000 && received > sent && changes > 10 * logs.len(), "too little happened");
 }
 
-/// What there is to subscribe to.
+/// The channels to choose from.
 struct Vocabulary {
     market: &'static str,
     kinds: Vec<&'static str>,
@@ -158,7 +159,7 @@ impl Vocabulary {
             2..12 => format!("{kind}.*"),
             12..17 => format!("{kind}.NOSUCH"),
             _ => {
-                // The most active symbols most of the time.
+                // Mostly the most active symbols.
                 let most = 1 + rng.usize(..self.symbols.len());
                 let symbol = &self.symbols[rng.usize(..most)];
                 let prefix = match (self.market, rng.u8(..4)) {
@@ -181,7 +182,7 @@ impl Vocabulary {
     }
 }
 
-/// Frames of generated events, none twice, some in shapes that the market does not use today.
+/// Frames of generated events, none repeated. Some have shapes that the market does not use today.
 struct Feed {
     generator: Generator,
     rng: Rng,
@@ -207,7 +208,7 @@ impl Feed {
         let mut event = String::new();
         self.generator.next(1_790_604_301_417_000_000 + self.seen.len() as u64, &mut event);
         match self.rng.u8(..20) {
-            // Keys in another order, `ev` among them.
+            // With the keys in another order, `ev` too.
             0 => {
                 let value: Value = serde_json::from_str(&event).expect("a generated event");
                 value.to_string()
@@ -222,21 +223,21 @@ impl Feed {
     }
 }
 
-/// One client: what it is told to do and what it needs for it.
+/// One client and what it needs.
 struct Client {
     addr: SocketAddr,
     rng: Rng,
     words: Arc<Vocabulary>,
-    /// How many events have been handed to the simulator.
+    /// How many events have been given to the simulator.
     sent: Arc<AtomicUsize>,
-    /// The channel and the bytes of the last event of all.
+    /// The channel and the bytes of the very last event.
     end: (String, String),
     finish: CancellationToken,
-    /// Told once the last subscription is acknowledged.
+    /// Sends once the last subscription is acknowledged.
     settled: mpsc::Sender<()>,
 }
 
-/// A command under way: its acknowledgement, and the change it makes.
+/// A command on its way: its acknowledgement, and the change that it makes.
 struct PendingCommand {
     ack: String,
     added: Vec<String>,
@@ -244,7 +245,7 @@ struct PendingCommand {
 }
 
 impl Client {
-    /// Lives until the last event and returns all it saw.
+    /// Runs until the last event and returns all that it saw.
     async fn live(mut self) -> Vec<Step> {
         let pause = Duration::from_millis(self.rng.u64(..500));
         tokio::time::sleep(pause).await;
@@ -335,7 +336,8 @@ impl Client {
     }
 }
 
-/// Comes, subscribes and leaves without a word, again and again: nobody else may notice.
+/// Connects, subscribes and drops the connection, again and again. Other clients must not be
+/// affected.
 async fn come_and_go(
     addr: SocketAddr,
     mut rng: Rng,

@@ -1,5 +1,4 @@
-//! Manners: answers come at once whatever else goes on, and what one client does costs the others
-//! nothing.
+//! Responsiveness: answers come at once under any load, and one client costs the others nothing.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use tokio_tungstenite::{connect_async, tungstenite::Message};
 
 use crate::{events::trade, tiers::ports};
 
-/// Far below the 20 s of our own pings, which would carry a forgotten answer along.
+/// Far below the 20 s between the proxy's own pings, with which a forgotten answer would leave.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[tokio::test]
@@ -86,7 +85,7 @@ async fn a_command_of_half_a_million_items_costs_little() {
 
 #[tokio::test]
 async fn many_symbols_at_the_firehose_do_not_hold_up_its_data() {
-    // Quotes are not asked for by wildcard, so each symbol is.
+    // Quotes are not requested by wildcard, so each symbol is requested on its own.
     let stack = Stack::with(StackConfig {
         firehose_env: vec![("UPSTREAM_CHANNELS", "T".to_owned())],
         ..StackConfig::default()
@@ -155,12 +154,12 @@ async fn stalled_clients_do_not_keep_a_stopping_program_busy() {
         false
     })
     .await;
-    // Ticks of 10 ms: a spinning thread would use some 400 of them.
+    // Ticks of 10 ms. A spinning thread would use about 400 of them.
     let used = last.zip(before).map(|(last, before)| last - before);
     assert!(used < Some(100), "{used:?} ticks while stopping");
 }
 
-/// Processor time of a process that has not ended, in ticks of 10 ms.
+/// The processor time of a process that has not ended, in ticks of 10 ms.
 fn cpu_ticks(pid: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();

@@ -1,4 +1,5 @@
-//! A rolling restart: filtered proxies behind nginx are replaced one after the other under load.
+//! A rolling restart: the filtered proxies behind nginx are replaced one after the other under
+//! load.
 
 use std::{net::SocketAddr, sync::Mutex, time::Duration};
 
@@ -15,27 +16,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{events::trade, nginx};
 
-/// How many clients there are.
+/// The number of clients.
 const CLIENTS: usize = 12;
-/// How long an event may be on its way, on a busy machine.
+/// How long an event may take on a busy machine.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
-/// One life of a client between two closes: what it got, and when it was served.
+/// One session of a client between two closes: its events, and its times.
 #[derive(Debug)]
 struct Life {
     acknowledged: Instant,
     got: Vec<usize>,
     closed: Instant,
-    /// What a closing status before the close.
+    /// The status that came before the close.
     closing_status: Option<String>,
 }
 
-/// Lives as the vendor's Python client does: after a close that is no end it connects again at
-/// once, and subscribes anew.
+/// Behaves as the vendor's Python client does: after a close in the middle it connects again at
+/// once and subscribes again.
 async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
     let mut lives = Vec::new();
     while !end.is_cancelled() {
-        // A handshake that is refused is tried again.
+        // A refused handshake is tried again.
         if get(addr, "/livez").await.status != 200 {
             continue;
         }
@@ -44,7 +45,7 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
         client.command("auth", CLIENT_KEY).await;
         client.expect(AUTHENTICATED).await;
         client.command("subscribe", "T.AAPL").await;
-        // One that came at the last moment is led on before it got anything.
+        // A client that connects at the last moment may be closed before it gets anything.
         match client.next(SOON).await {
             Received::Text(text) if text == acks("subscribed", "T.AAPL") => {}
             Received::Text(text) => {
@@ -114,7 +115,7 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
     })
     .await;
 
-    // When which event was published.
+    // The time at which each event was published.
     let published = Mutex::new(Vec::new());
     let count = || published.lock().expect("nobody panicked").len();
     let end = CancellationToken::new();

@@ -1,4 +1,4 @@
-//! Many items, many sessions, and nothing left behind.
+//! Many items, many sessions, and no resources left behind.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ async fn five_thousand_items_are_acknowledged_within_a_second() {
     let items: Vec<_> = (0..5_000).map(|n| format!("{}.S{n}", ["T", "Q"][n % 2])).collect();
     let params = items.join(",");
     for (addr, key) in ports(&stack) {
-        // The best of three: what else runs on the machine is not what is measured.
+        // The best of three, because other load on the machine must not count.
         let mut best = [Duration::MAX; 2];
         for _ in 0..3 {
             let mut client = TestClient::login(addr, key).await;
@@ -52,7 +52,7 @@ async fn acknowledgements_past_the_limit_of_a_message_come_in_several() {
         let mut frames = 0;
         let mut acknowledged = Vec::new();
         while acknowledged.len() < items.len() {
-            // Checks that the message is below 900,000 bytes.
+            // This checks that the message is below 900,000 bytes.
             acknowledged.extend(client.next_frame().await);
             frames += 1;
         }
@@ -62,7 +62,8 @@ async fn acknowledgements_past_the_limit_of_a_message_come_in_several() {
     }
 }
 
-/// Connects, logs in, subscribes to symbols nobody else holds, and leaves in one of several ways.
+/// Connects, logs in, subscribes to symbols that no other client holds, and leaves in one of
+/// several ways.
 async fn cycle(addr: std::net::SocketAddr, key: &str, n: usize) {
     let mut client = TestClient::login(addr, key).await;
     let items: Vec<_> = (0..20).map(|i| format!("T.C{n}X{i}")).collect();
@@ -92,7 +93,7 @@ async fn cycles(addr: std::net::SocketAddr, key: &'static str, range: std::ops::
     }
 }
 
-/// Open file descriptors of a program, where the system tells.
+/// Open file descriptors of a program, if the system provides the number.
 fn open_files(program: &Program) -> Option<usize> {
     Some(std::fs::read_dir(format!("/proc/{}/fd", program.id())).ok()?.count())
 }
@@ -121,7 +122,7 @@ async fn a_thousand_short_sessions_leave_nothing_behind() {
             })
             .await;
         };
-        // What is allocated once, and the most that is held at a time, is allocated now.
+        // One-time allocations, and the peak of resources held at a time, happen in these cycles.
         cycles(program.addr(), key, 0..500).await;
         all_gone(500.0).await;
         let memory = async || program.metric("process_resident_memory_bytes").await;

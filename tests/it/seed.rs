@@ -1,6 +1,6 @@
-//! What chance is drawn from.
+//! The seed of the tests' random numbers.
 
-/// The seed of this run: `TEST_SEED`, or one that no run has had yet.
+/// The seed of this run: `TEST_SEED`, or a new one.
 pub(crate) fn of_this_run() -> u64 {
     #[expect(
         clippy::disallowed_methods,

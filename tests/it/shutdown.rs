@@ -1,4 +1,4 @@
-//! Stopping: exit code 0 in time, clients told to come back.
+//! Shutdown: exit code 0 in time, and a close code with which clients reconnect.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::events::trade;
 
 /// The longest a program may take to stop.
 const IN_TIME: Duration = Duration::from_secs(10);
-/// The service restarts: every official client comes back.
+/// The close code for a restart, after which every official client reconnects.
 const RESTART: Received = Received::Closed(Some(1012));
 
 #[tokio::test]
@@ -144,7 +144,7 @@ async fn an_unfinished_request_can_not_hold_up_the_stop() {
             stream.write_all(head.as_bytes()).await.expect("send half a request");
             open.push(stream);
         }
-        // Both have arrived: the answer to a later request says so.
+        // Both have arrived, since a later request has been answered.
         assert_eq!(get(program.addr(), "/livez").await.status, 200);
         program.stop().await;
     }
@@ -194,14 +194,14 @@ async fn a_drain_closes_clients_one_by_one_and_serves_each_until_then() {
         times.push(at);
     }
     times.sort_unstable();
-    // Thirty turns spread over three seconds all fall into one of them once in 10^12 runs.
+    // That thirty closes within three seconds all fall into one second happens once in 10^12 runs.
     let (first, last) = (times[0], times[times.len() - 1]);
     assert!(last - first > Duration::from_secs(1), "from {first:?} to {last:?}");
     assert_eq!(proxy.wait_exit(IN_TIME).await.code(), Some(0));
     assert!(started.elapsed() < IN_TIME);
 }
 
-/// Does something again and again until the work is done.
+/// Calls `act` again and again until the work is done.
 async fn while_doing<T>(work: impl Future<Output = T>, mut act: impl AsyncFnMut()) -> T {
     let mut ticks = interval(Duration::from_millis(20));
     tokio::pin!(work);
@@ -234,7 +234,8 @@ async fn a_second_signal_ends_at_once() {
             let started = Instant::now();
             program.signal(second);
             program.wait_exit(IN_TIME).await;
-            // The last of thirty turns in five seconds comes before this once in 10^9 runs.
+            // That the last of thirty closes within five seconds comes this early happens once in
+            // 10^9 runs.
             assert!(started.elapsed() < Duration::from_millis(2_500), "{:?}", started.elapsed());
         }
     }

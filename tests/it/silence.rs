@@ -1,4 +1,4 @@
-//! A kind that falls silent while its market is open is reported, and nothing else happens.
+//! A kind that falls silent while its market is open is reported, with no other effect.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn crypto(alarm: &str) -> Stack {
     .await
 }
 
-/// The kinds in the sentences about silence, in the order of their names.
+/// The kinds named in the sentences about silence, sorted.
 async fn silent(firehose: &Program) -> Vec<String> {
     let health = firehose.health().await;
     let problems = health["problems"].as_array().expect("a list of problems").clone();
@@ -57,7 +57,7 @@ async fn a_kind_that_falls_silent_is_reported_until_it_comes_again() {
     })
     .await;
     assert_eq!(stack.firehose.metric(metric).await, Some(1.0));
-    // Degraded is no reason to send probes away, nor to reconnect.
+    // Degraded is a reason neither to fail health checks nor to reconnect.
     assert_eq!(get(stack.firehose.addr(), "/health").await.status, 200);
     assert_eq!(stack.sim.handle.stats().tcp_accepted, 1);
     stack.firehose.logged("nothing of this kind comes though its market is open").await;

@@ -1,4 +1,4 @@
-//! Slow consumers: each gets a notice and is closed, all together hold no more than they may, and
+//! Slow consumers: each gets a notice and is closed, all together stay within the total limit, and
 //! no other client is affected.
 
 use std::time::Duration;
@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::events::{quote, trade};
 
-/// An event of 2 KB, to fill the system's buffers with few.
+/// An event of 2 KB, so that a few fill the system's buffers.
 fn wide(n: usize) -> String {
     trade(&format!("AAPL\",\"x\":\"{}", "x".repeat(2_000)), n)
 }
@@ -30,7 +30,7 @@ async fn with(settings: &[(&'static str, &str)]) -> Stack {
     Stack::with(StackConfig { filtered_env, ..StackConfig::default() }).await
 }
 
-/// A client whose system takes little for it.
+/// A client with a small receive buffer.
 async fn narrow(stack: &Stack, channels: &str) -> TestClient {
     buffered(stack, 4_096, channels).await
 }
@@ -80,7 +80,7 @@ async fn every_kind_of_slow_reader_is_closed_and_the_others_get_everything() {
             other.expect_objects(&events).await;
         }
         if !std::mem::replace(&mut stopped, true) {
-            // In the middle of the first event.
+            // It stops in the middle of the first event.
             mid_frame.read_exact(&mut [0; 1_001]).await.expect("the begin of a frame");
         }
         closed_as_slow(&stack).await >= 3.0
@@ -96,8 +96,8 @@ async fn a_hundred_stalled_clients_get_a_notice_and_cost_the_others_nothing() {
     let mut others = [stack.subscriber("T.*").await, stack.subscriber("T.*").await];
     let mut stalled = Vec::new();
     for n in 0..100 {
-        // Each with a set of its own, so that no two share what is queued.
-        // Through a small buffer the rest would take longer than a session at its end has.
+        // Each has channels of its own, so that no two share queued chunks. With a small buffer the
+        // rest would take longer than a closing session may.
         stalled.push(buffered(&stack, 128 * 1024, &format!("T.*,Q.X{n}")).await);
     }
     let lost = async || {
@@ -118,8 +118,7 @@ async fn a_hundred_stalled_clients_get_a_notice_and_cost_the_others_nothing() {
             && stack.filtered[0].metric("filtered_queue_bytes").await < Some(100.0 * 300_000.0)
     })
     .await;
-    // They wake up and read what there is for them: a client that is in time reads why it is
-    // closed.
+    // The clients now read everything. A client that is in time gets the reason of its close.
     let mut readers = JoinSet::new();
     for mut client in stalled {
         readers.spawn(async move {
@@ -148,7 +147,7 @@ async fn a_hundred_stalled_clients_get_a_notice_and_cost_the_others_nothing() {
     println!(
         "{in_time} of 100 got the notice in time, {sent} events, memory grown by {grown} bytes"
     );
-    // The queues' limit, what is framed ahead, and what the allocator keeps.
+    // The limit of the queues, what is framed ahead, and what the allocator keeps.
     assert!(grown < 100.0 * 1.3e6 + 60e6, "grown by {grown} bytes");
     let events = [wide(sent)];
     stack.publish(&events);
@@ -184,7 +183,7 @@ async fn past_the_total_limit_the_sessions_that_hold_the_most_are_closed() {
         closed_as_slow(&stack).await == 2.0
     })
     .await;
-    // What is routed between two looks, and the rest of messages half written, comes on top.
+    // Events routed between two checks, and the rest of half written messages, come on top.
     println!("at most {most} bytes queued");
     assert!(most > TOTAL / 2.0 && most < TOTAL * 2.0, "{most} bytes queued");
     modest.expect_objects(&modest_events).await;
@@ -197,7 +196,7 @@ async fn a_slow_reader_with_a_backlog_gets_its_pongs() {
     let relay = Relay::start(stack.addr()).await;
     let mut slow = TestClient::login(relay.addr(), CLIENT_KEY).await;
     slow.subscribe("T.*").await;
-    // A fifth of what comes.
+    // A fifth of the market's rate.
     relay.inject(Fault::Throttle(200_000));
     let market = async {
         let mut frames = interval(Duration::from_millis(10));
@@ -225,12 +224,12 @@ async fn a_slow_reader_with_a_backlog_gets_its_pongs() {
         () = pings => {}
     }
     assert_eq!(closed_as_slow(&stack).await, 0.0);
-    // Behind all that it would have taken as long as the backlog is.
+    // After the whole backlog a pong would take as long as the backlog itself.
     let queued = stack.filtered[0].metric("filtered_queue_bytes").await.expect("a gauge");
     assert!(queued > 1e6, "{queued} bytes queued");
 }
 
-/// A stack whose firehose lets a session queue 2 MB, and a client of the firehose that does not
+/// A stack whose firehose lets a session queue 2 MB, and a client of that firehose that does not
 /// read yet.
 async fn stuck_at_firehose(ring: &[(&'static str, &str)]) -> (Stack, TestClient) {
     let settings = [("CLIENT_QUEUE_BYTES", "2000000"), ("CLIENT_MAX_LAG", "10min")];
@@ -243,7 +242,7 @@ async fn stuck_at_firehose(ring: &[(&'static str, &str)]) -> (Stack, TestClient)
     (stack, stuck)
 }
 
-/// Publishes long frames, which a quick client gets all of.
+/// Publishes long frames. A quick client gets all of them.
 async fn publish_long(stack: &Stack, frames: usize, bytes: usize) {
     let mut quick = stack.subscriber("T.*").await;
     for n in 0..frames {
@@ -256,7 +255,7 @@ async fn publish_long(stack: &Stack, frames: usize, bytes: usize) {
     quick.expect_event(&end).await;
 }
 
-/// Reads up to the end. Returns how many long events came and how many are reported as lost.
+/// Reads up to the end. Returns how many long events came and how many were reported as lost.
 async fn read_on(stuck: &mut TestClient) -> (usize, usize) {
     let (mut received, mut reported_lost) = (0, 0);
     loop {
@@ -282,8 +281,8 @@ async fn a_ring_of_long_frames_is_bounded_in_bytes_and_reports_what_is_lost() {
     publish_long(&stack, FRAMES, 100_000).await;
     let grown = memory(&stack.firehose).await - before;
     println!("memory grown by {grown} bytes");
-    // The ring, as much again for what else is in the buffers that its frames came in, and the
-    // session's own.
+    // The ring, the same amount again for the rest of the buffers that hold its frames, and the
+    // session's own queue.
     assert!(grown < 2.0 * 4.2e6 + 4e6, "grown by {grown} bytes for frames of 50 MB");
     let (received, reported_lost) = read_on(&mut stuck).await;
     assert!(reported_lost > 0, "nothing was lost");

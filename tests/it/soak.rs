@@ -1,4 +1,4 @@
-//! A short soak, to see that the long one works and finds nothing at once.
+//! A short soak, which shows that the long one works and finds nothing at once.
 
 use std::time::Duration;
 
@@ -7,11 +7,11 @@ use crate::seed;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_short_soak_leaves_nothing_behind() {
     let seed = seed::of_this_run();
-    // Shown when the test fails.
+    // Printed when the test fails.
     println!("TEST_SEED={seed}");
     let report = tests::soak::soak(Duration::from_secs(12), seed).await;
     println!("{report}");
-    // Faults take most of it away, by chance.
+    // Faults take away most events, at random.
     assert!(report.faults > 6 && report.received > report.events / 20, "too little happened");
     assert!(report.visits > 20, "too few came by");
     report.check().unwrap_or_else(|grown| panic!("{grown}"));

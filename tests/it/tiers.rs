@@ -1,4 +1,4 @@
-//! What tests do to both tiers alike.
+//! The parts that tests of both tiers share.
 
 use std::net::SocketAddr;
 
@@ -7,13 +7,13 @@ use tests::{
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack},
 };
 
-/// Both ports that speak the vendor's protocol, each with a key that it takes.
+/// Both ports that speak the vendor's protocol, each with a key that it accepts.
 pub(crate) fn ports(stack: &Stack) -> [(SocketAddr, &'static str); 2] {
     [(stack.addr(), CLIENT_KEY), (stack.firehose.addr(), FIREHOSE_KEY)]
 }
 
-/// Both programs without an upstream, with these settings: each with a key that it takes and the
-/// prefix of its metrics.
+/// Both programs without an upstream, with these settings. Each comes with a key that it accepts
+/// and the prefix of its metrics.
 pub(crate) async fn programs(
     settings: &[(&str, &str)],
 ) -> [(Program, &'static str, &'static str); 2] {

@@ -1,5 +1,4 @@
-//! Links over TLS: a whole chain behind certificates of our own, and upstreams that nobody vouches
-//! for.
+//! Links over TLS: a whole chain with self-signed certificates, and upstreams with untrusted ones.
 
 use tests::{
     stack::{CLIENT_KEY, Sim, filtered, firehose, is_complete},

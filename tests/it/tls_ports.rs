@@ -1,5 +1,5 @@
-//! TLS on the ports of both programs: what clients get through it, certificates read again, and who
-//! is turned away.
+//! TLS on the ports of both programs: clients that use it, certificates that are read again, and
+//! handshakes that are refused.
 
 use std::net::SocketAddr;
 
@@ -28,7 +28,7 @@ use crate::{
     tiers::programs,
 };
 
-/// A chain whose every port speaks TLS, the filtered proxy with these settings.
+/// A chain in which every port speaks TLS. The filtered proxy has these settings.
 async fn encrypted(settings: &[(&'static str, &str)]) -> (Stack, Certificate) {
     let sim = Sim::start().await;
     let (inner, outer) = (Certificate::new(), Certificate::new());
@@ -43,8 +43,8 @@ async fn encrypted(settings: &[(&'static str, &str)]) -> (Stack, Certificate) {
     (stack, outer)
 }
 
-/// Both programs without an upstream, with this certificate and these settings, a key and their
-/// metrics' prefix.
+/// Both programs without an upstream, with this certificate and these settings. Each comes with a
+/// key that it accepts and the prefix of its metrics.
 async fn encrypted_programs(
     certificate: &Certificate,
     settings: &[(&str, &str)],
@@ -63,7 +63,7 @@ async fn try_tls(addr: SocketAddr, trust: &Trust) -> bool {
 async fn a_chain_of_encrypted_ports_loses_and_changes_nothing() {
     let (stack, certificate) = encrypted(&[("CLIENT_MAX_LAG", "60s")]).await;
     let quick = Tunnel::start(stack.addr(), certificate.trust()).await;
-    // Behind a slow line records leave in pieces, and wait half written while more is queued and
+    // Over a slow line records leave in pieces. Half written ones wait while more is queued and
     // pings come.
     let line = Relay::start(stack.addr()).await;
     let slow = Tunnel::start(line.addr(), certificate.trust()).await;
@@ -100,8 +100,8 @@ async fn official_clients_connect_with_nothing_changed_but_the_host() {
     let (stack, certificate) = encrypted(&[]).await;
     let url = format!("wss://localhost:{}", stack.addr().port());
     let (url, authority) = (&url, &certificate.file());
-    // `polygon-api-client` trusts the public authorities of its package certifi and nobody else
-    // (read in its source).
+    // `polygon-api-client` trusts only the public authorities of its package certifi (read in its
+    // source).
     let trusting = Client::ALL.into_iter().filter(|client| *client != Client::PythonPolygon);
     let clients = trusting.map(async |client| {
         let params = "T.AAPL,AM.END";
@@ -131,13 +131,14 @@ async fn a_certificate_is_read_again_without_dropping_anyone() {
 
     certificate.renew();
     let after = certificate.trust();
-    // Nobody has said so yet.
+    // Without a signal the new certificate is not used yet.
     assert!(try_tls(addr, &before).await);
     stack.filtered[0].signal(Signal::SIGHUP);
     eventually(SOON, "the new certificate is shown", async || try_tls(addr, &after).await).await;
     assert!(!try_tls(addr, &before).await, "the old certificate is still shown");
 
-    // A key without its certificate, then none at all: what works goes on working.
+    // A key of another certificate, then a broken one: the program keeps the certificate that
+    // works.
     let key = std::fs::read(certificate.key_file()).expect("read the key");
     for (n, text) in [key, b"-----BEGIN PRIVATE KEY-----\nAAAA\n".to_vec()].iter().enumerate() {
         Certificate::new().copy_to(&certificate);
@@ -153,7 +154,7 @@ async fn a_certificate_is_read_again_without_dropping_anyone() {
     let error = line["fields"]["error"].as_str().unwrap_or_default();
     assert!(error.starts_with("TLS_KEY: "), "{error}");
 
-    // Who was here before all that has not noticed.
+    // A session from before all that was not affected.
     let tunnel = Tunnel::start(addr, after).await;
     let mut new = TestClient::login(tunnel.addr(), CLIENT_KEY).await;
     new.subscribe("T.AAPL").await;
@@ -207,7 +208,7 @@ async fn a_session_ends_with_a_tls_close_notify() {
         };
         within(SOON, "the close", closing).await;
         assert_eq!(code, Some(1012));
-        // Without the farewell this is an error.
+        // Without the close notify this would be an error.
         let mut rest = Vec::new();
         let read = within(SOON, "the end", socket.get_mut().read_to_end(&mut rest)).await;
         assert_eq!(read.expect("the end of a TLS stream"), 0);
@@ -224,11 +225,11 @@ async fn plain_http_is_answered_with_a_hint_at_tls_and_foreign_handshakes_are_co
             let expected = "This port speaks TLS: connect with wss:// or https://\n";
             assert_eq!(response.body, expected);
         }
-        // The line about one of a kind in a minute is used up: the other program of this test logs
-        // the other case.
+        // Only one line of a kind is logged per minute, and this uses it up. The other case is
+        // logged by the other program of this test.
         assert!(!try_tls(addr, &Certificate::new().trust()).await);
-        // The farewell of a client that does not trust us comes behind its last word of the
-        // handshake.
+        // The alert of a client that does not trust the certificate comes after its last handshake
+        // message.
         let label = r#"reason="tls""#;
         eventually(SOON, "all are counted", async || {
             let abuse = program.metric_with(&format!("{prefix}_abuse_total"), label).await;
@@ -237,7 +238,8 @@ async fn plain_http_is_answered_with_a_hint_at_tls_and_foreign_handshakes_are_co
         })
         .await;
         program.logged("turned away: no TLS, or none that both sides accept").await;
-        // Who only looks whether the port is open is no abuse, nor does it hold up anyone.
+        // A connection that only checks whether the port is open is not abuse, and it does not hold
+        // up other clients.
         let look = TcpStream::connect(addr).await.expect("connect");
         let tunnel = Tunnel::start(addr, certificate.trust()).await;
         TestClient::login(tunnel.addr(), key).await.close().await;
@@ -256,13 +258,13 @@ async fn a_failed_handshake_is_logged_with_its_reason() {
         assert!(!try_tls(program.addr(), &Certificate::new().trust()).await);
         let line = program.logged("turned away: no TLS, or none that both sides accept").await;
         let error = line["fields"]["error"].as_str().unwrap_or_default();
-        // What the client's library says of a certificate that it does not know.
+        // The alert of the client's library for an unknown certificate.
         assert!(error.starts_with("received fatal alert: "), "{line}");
     }
 }
 
-/// The first message of a client that knows no more than this version: made by hand, since no
-/// library here would send it.
+/// The first message of a client that supports only this old version. It is made by hand, because
+/// no library here would send it.
 fn client_hello(version: [u8; 2]) -> Vec<u8> {
     // Version, random, no session, one suite of that time (ECDHE_ECDSA_WITH_AES_128_CBC_SHA), no
     // compression.
@@ -283,8 +285,7 @@ async fn versions_of_the_past_are_refused() {
             let mut answer = Vec::new();
             let read = within(SOON, "an answer", stream.read_to_end(&mut answer)).await;
             read.expect("an answer and the end");
-            // A fatal alert (RFC 8446, section 6): of the version, as 70 or in the words of older
-            // versions as 40.
+            // A fatal alert (RFC 8446, section 6) about the version: 70, or 40 in older versions.
             assert_eq!(answer.first(), Some(&0x15), "{version:?}: {answer:?}");
             assert!(matches!(answer[5..], [2, 70 | 40]), "{version:?}: {answer:?}");
         }
@@ -311,7 +312,7 @@ async fn broken_records_end_their_own_connection_only() {
         let (mut raw, _) = socket.into_inner().into_inner();
         raw.write_all(junk).await.expect("write");
         let mut rest = Vec::new();
-        // However it ends.
+        // Any kind of end is right.
         let _ = within(SOON, "its end", raw.read_to_end(&mut rest)).await;
     }
     eventually(SOON, "only one session is left", async || {
@@ -322,7 +323,8 @@ async fn broken_records_end_their_own_connection_only() {
     neighbour.expect_objects(&[trade("AAPL", 1)]).await;
 }
 
-/// Records without data, and a byte: more would be refused by the library at the other end.
+/// Sends records without data, and one byte. The library at the other end would refuse more of
+/// them.
 async fn say_little(stream: &mut TlsStream<TcpStream>) -> std::io::Result<()> {
     for _ in 0..30 {
         stream.get_mut().1.refresh_traffic_keys().expect("a key that may change");
@@ -338,8 +340,8 @@ async fn records_that_hold_next_to_nothing_count_by_their_length() {
             let stream = TcpStream::connect(program.addr()).await.expect("connect");
             certificate.trust().connect(stream).await.expect("a TLS handshake")
         };
-        // In a message that never ends: a minute's worth of commands by their length, and none by
-        // what they say.
+        // In a message that never ends: by their length the records cost a minute's worth of
+        // commands, by their content nothing.
         let (socket, _) =
             client_async("ws://localhost/stocks", connect().await).await.expect("an upgrade");
         let mut stream = socket.into_inner();
@@ -352,7 +354,7 @@ async fn records_that_hold_next_to_nothing_count_by_their_length() {
             program.metric_with(&slowed, r#"reason="command_rate""#).await >= Some(1.0)
         })
         .await;
-        // Before there is a session, such a client is dropped.
+        // Before the session begins, such a client is dropped.
         let mut stream = connect().await;
         let flood = async {
             loop {
@@ -385,8 +387,7 @@ async fn handshakes_count_like_requests_and_no_more() {
             within(SOON, "an answer", stream.read_to_end(&mut answer)).await.ok()?;
             Some(String::from_utf8_lossy(&answer[9..12]).into_owned())
         };
-        // Ten at once, each a handshake with a request. Without an upstream the answer is that it
-        // is down.
+        // Ten at once, each a handshake with a request. Without an upstream the answer is 503.
         for port in 1..=10 {
             assert_eq!(connect(port).await.as_deref(), Some("503"), "{port}");
         }
@@ -430,7 +431,7 @@ async fn settings_that_do_not_fit_are_refused_by_name() {
                 vec![("TLS_CERT", &cert), ("TLS_KEY", &others_key)],
                 "expected the private key of the certificate in TLS_CERT",
             ),
-            // A key whose line breaks were lost on the way, in the file of both.
+            // A key whose line breaks were lost, in the file of both.
             (vec![("TLS_CERT", "one-line"), ("TLS_KEY", "one-line")], "it is damaged"),
             (
                 vec![("TLS_CERT", ""), ("TLS_KEY", &key)],
@@ -463,7 +464,7 @@ async fn an_idle_session_keeps_little() {
     };
     let mut before = 0.0;
     for n in 0..CLIENTS + 50 {
-        // What the first ones need is needed once.
+        // The first sessions need one-time allocations.
         if n == 50 {
             before = resident().await;
         }

@@ -1,4 +1,4 @@
-//! Both links: one connection for everyone, losses, refusals, any order of starting.
+//! Both links: one connection for all clients, losses, refusals, any order of starting.
 
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ async fn carries(program: &Program, expected: &[&str]) -> bool {
     carried == expected
 }
 
-/// Waits until a filtered proxy's firehose is linked to the simulator and everything is subscribed
-/// on the way.
+/// Waits until a filtered proxy's firehose is linked to the simulator and every channel is
+/// subscribed on the way.
 async fn is_linked(sim: &Sim, filtered: &Program) {
     eventually(SOON, "everything is subscribed", async || {
         let all = STOCKS.map(str::to_owned).into();
@@ -62,15 +62,15 @@ async fn any_number_of_proxies_and_clients_share_one_connection_and_one_login() 
     assert_eq!(stack.sim.handle.subscriptions(), STOCKS.map(str::to_owned).into());
 }
 
-/// Whether the vendor delivers twice what a connection holds twice is not known, so nothing is
-/// asked for twice.
+/// It is unknown whether the vendor delivers an event twice if two subscriptions of a connection
+/// match it, so nothing is requested twice.
 #[tokio::test]
 async fn a_channel_within_a_wildcard_is_not_asked_for_again() {
     let stack = Stack::start().await;
     let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     direct.subscribe("T.AAPL,Q.*").await;
     let mut other = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
-    // Asked in order, so the commands before this one have been heard once it is.
+    // Requests keep their order, so the earlier commands have been handled once this one has.
     other.subscribe("LV.AAPL").await;
     eventually(SOON, "a channel outside every wildcard is asked for", async || {
         stack.sim.handle.commands().iter().any(|command| command.contains("LV.AAPL"))
@@ -188,7 +188,7 @@ async fn a_refused_channel_without_subscribers_is_no_problem() {
 async fn clients_stay_through_every_way_of_losing_the_vendor() {
     let stack = Stack::start().await;
     let mut client = stack.subscriber("T.AAPL").await;
-    // Few, since retries come later after each.
+    // Only a few, because the delay grows with each retry.
     let losses = [Fault::Abort, Fault::CloseWith { code: 1000 }, Fault::CloseWith { code: 1012 }];
     for (n, loss) in losses.into_iter().enumerate() {
         let logins = stack.sim.handle.stats().auths;
@@ -289,13 +289,13 @@ async fn a_client_that_comes_before_the_first_link_is_complete_gets_the_notice()
     }
 }
 
-/// The firehose acknowledges `*` at once, and asks the vendor for one channel after the other.
+/// The firehose acknowledges `*` at once and requests the vendor's channels one after the other.
 #[tokio::test]
 async fn what_passes_before_each_channel_is_carried_lies_between_notices() {
     let sim = Sim::start().await;
     let firehose = stack::firehose(&sim.url("stocks")).start().await;
     is_up(&firehose).await;
-    // Some tenths of a second for each acknowledgement.
+    // Each acknowledgement takes some tenths of a second.
     sim.handle.inject(Fault::Slow { bytes_per_second: Some(200) });
     let filtered = stack::filtered(firehose.addr()).start().await;
     let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
@@ -345,7 +345,7 @@ async fn the_first_retry_comes_at_once() {
     let before = std::time::Instant::now();
     stack.sim.handle.inject(Fault::Abort);
     eventually(SOON, "the firehose is back", async || stack.sim.handle.stats().auths == 2).await;
-    // Under 250 ms by design; the rest is what a busy machine may need.
+    // Under 250 ms by design. The rest is for a busy machine.
     let took = before.elapsed();
     assert!(took < Duration::from_secs(2), "back after {took:?}");
 }
@@ -381,7 +381,7 @@ async fn a_refused_key_is_reported_and_not_tried_again_at_once() {
     assert_eq!(health["status"], "down");
     let reason = health["upstream"]["last_error"].as_str().unwrap_or_default();
     assert!(reason.contains("auth_failed") && reason.contains("authentication failed"), "{reason}");
-    // Clients are served all the same: they wait for data.
+    // Clients are served anyway, and wait for data.
     is_up(&filtered).await;
     let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
     client.subscribe("T.AAPL").await;
@@ -389,7 +389,7 @@ async fn a_refused_key_is_reported_and_not_tried_again_at_once() {
         sim.handle.stats().auth_failures == 1
     })
     .await;
-    // The operator may ask for another try, which tells the plan's reason here.
+    // The operator may request another try. Here it brings the reason about the plan.
     sim.handle.inject(Fault::RefuseAuth { on: false });
     sim.handle.inject(Fault::PlanLacksMarket { on: true });
     firehose.signal(Signal::SIGHUP);
@@ -443,7 +443,7 @@ async fn an_account_used_elsewhere_is_left_alone_for_a_while() {
         })
         .await;
         assert!(tries <= 2, "{tries} logins");
-        // Nobody downstream is thrown out for it.
+        // No client downstream is closed because of it.
         client.command("subscribe", "Q.AAPL").await;
         client.expect_status("success", "subscribed to: Q.AAPL").await;
     }
@@ -495,7 +495,7 @@ async fn clients_do_not_notice_a_restart_of_the_firehose() {
         .await;
         assert!(!proxy.health_text("/upstream/last_error").await.is_empty());
     }
-    // While there is no firehose, clients may come and change what they hold.
+    // While there is no firehose, clients may connect and change their subscriptions.
     for client in &mut clients {
         client.command("subscribe", "Q.AAPL").await;
         client.expect_status("success", "subscribed to: Q.AAPL").await;

@@ -1,4 +1,4 @@
-//! The Autobahn cases, run by PyPI's `kosoku` against the echoes of
+//! The Autobahn cases, which PyPI's `kosoku` runs against the echoes of
 //! `proxy-common/examples/echo.rs`.
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
@@ -10,11 +10,11 @@ use crate::{
     program::binaries,
 };
 
-/// How long a run may take. The longest cases take some seconds each, a few hundred others next to
-/// nothing.
+/// How long a run may take. The longest cases take some seconds each, a few hundred others almost
+/// none.
 const LIMIT: Duration = Duration::from_secs(540);
 
-/// What is put to the test.
+/// The end of the connection that is tested.
 #[derive(Debug, Clone, Copy)]
 pub enum Target {
     /// The server at this address.
@@ -23,20 +23,20 @@ pub enum Target {
     Link,
 }
 
-/// What became of one case.
+/// The result of one case.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Outcome {
     /// Its number, such as `1.1.1`.
     pub case: String,
-    /// The suite's verdict on what was answered.
+    /// The suite's verdict on the answers.
     pub behavior: String,
     /// The suite's verdict on how the connection ended.
     pub close: String,
     /// The close code that came, if any.
     pub code: Option<u16>,
-    /// The close codes that the suite takes.
+    /// The close codes that the suite accepts.
     pub right_codes: Vec<u16>,
-    /// Whether the suite ended the connection, for nothing else did.
+    /// Whether the suite had to end the connection because the other side did not.
     pub dropped: bool,
     /// The suite's reasons.
     pub why: String,
@@ -50,12 +50,12 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// Runs the cases of these numbers or patterns, such as `1.*`, so many at once; none where Python
-/// is missing.
+/// Runs the cases with these numbers or patterns, such as `1.*`, `at_once` at a time. `None` where
+/// Python is missing.
 ///
 /// # Panics
 ///
-/// The suite can not be installed or run.
+/// If the suite cannot be installed or run.
 pub async fn try_cases<C: AsRef<str>>(
     target: Target,
     cases: &[C],

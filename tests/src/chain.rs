@@ -1,5 +1,5 @@
-//! A whole chain with a relay at each link, a market of numbered events, and watchers whose whole
-//! life is judged.
+//! A whole chain with a relay at each hop, a market of numbered events, and watchers that are
+//! checked from their first event to their last.
 
 use std::{
     net::SocketAddr,
@@ -27,23 +27,24 @@ use crate::{
     watcher::{Watched, Watcher},
 };
 
-/// What events begin with that mark a place, then comes a number; every watcher holds their
-/// channel. The last has 0.
+/// The text with which a marker begins; its number follows. Every watcher is subscribed to the
+/// channel of markers. The last marker has number 0.
 const MARKER: &str = r#"{"ev":"AM","sym":"END","v":"#;
-/// How long everyone may take to hear the end before it is sent once more.
+/// How long the watchers may take to get the last marker before it is sent once more.
 const END_INTERVAL: Duration = Duration::from_secs(5);
-/// How often a new marker is sent while a watcher has yet to hear one.
+/// How often a new marker is sent while a watcher has not got one.
 const MARKER_INTERVAL: Duration = Duration::from_millis(200);
 /// Symbols of the market.
 const SYMBOLS: usize = 8;
 /// Time between frames.
 const FRAME_INTERVAL: Duration = Duration::from_millis(5);
-/// A watcher gives a connection up on which not even pings come; those come every other second.
+/// A watcher gives up a connection that is silent for this long. Pings come every 2 s.
 const SILENCE_LIMIT: Duration = Duration::from_secs(8);
-/// What links and watchers may need to come back after many faults: waits between tries grow.
+/// How long links and watchers may need to come back after many faults. Their delays grow with each
+/// try.
 const BACK: Duration = Duration::from_secs(60);
 
-/// Where a relay stands.
+/// The position of a relay in the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
     /// Between the vendor and the firehose.
@@ -55,16 +56,16 @@ pub enum Hop {
 }
 
 impl Hop {
-    /// All of them, from the market down.
+    /// All hops, from the market down.
     pub const ALL: [Self; 3] = [Self::Vendor, Self::Firehose, Self::Client];
 }
 
-/// Simulator, firehose and filtered proxy, with a relay at each link. Fields are dropped from the
+/// Simulator, firehose and filtered proxy, with a relay at each hop. Fields are dropped from the
 /// clients' end to the market's.
 #[derive(Debug)]
 pub struct Chain {
     relays: [Relay; 3],
-    /// What clients talk to, directly and through the relay, where the ports speak TLS.
+    /// The tunnels that clients use where the ports speak TLS: one direct, one through the relay.
     tunnels: Option<[Tunnel; 2]>,
     /// The filtered proxy.
     pub filtered: Program,
@@ -75,21 +76,21 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// A chain of the stock market, all linked up. These settings of the filtered proxy stand
-    /// beside the usual ones.
+    /// A chain of the stock market, all linked up. The filtered proxy has these settings beside the
+    /// usual ones.
     ///
     /// # Panics
     ///
-    /// Something does not start or link up before long.
+    /// If something does not start or link up in time.
     pub async fn start(settings: &[(&'static str, &str)]) -> Self {
         Self::with(settings, None).await
     }
 
-    /// A chain whose both ports speak TLS.
+    /// A chain in which both ports speak TLS.
     ///
     /// # Panics
     ///
-    /// Something does not start or link up before long.
+    /// If something does not start or link up in time.
     pub async fn encrypted() -> Self {
         Self::with(&[], Some(Certificate::new())).await
     }
@@ -123,7 +124,7 @@ impl Chain {
         chain
     }
 
-    /// Where clients connect: directly, or through the relay.
+    /// The address for clients: direct, or through the relay.
     fn entrance(&self, relayed: bool) -> SocketAddr {
         match &self.tunnels {
             Some([direct, through]) => if relayed { through } else { direct }.addr(),
@@ -132,17 +133,17 @@ impl Chain {
         }
     }
 
-    /// The relay at this place.
+    /// The relay at this hop.
     #[must_use]
     pub fn relay(&self, hop: Hop) -> &Relay {
         &self.relays[hop as usize]
     }
 
-    /// Whether both links are up and everything is carried.
+    /// Whether both links are up and every channel is carried.
     ///
     /// # Panics
     ///
-    /// A program does not answer.
+    /// If a program does not answer.
     pub async fn is_linked(&self) -> bool {
         let held = self.sim.handle.subscriptions();
         let carried = ["T.*", "Q.*", "AM.*"].iter().all(|channel| held.contains(*channel));
@@ -153,7 +154,7 @@ impl Chain {
     }
 }
 
-/// The market's events, each told from all others by its number.
+/// The market's events, each unique by its number.
 #[derive(Debug)]
 pub struct Day {
     events: Vec<String>,
@@ -161,14 +162,14 @@ pub struct Day {
     sent: Arc<AtomicUsize>,
     live: Arc<AtomicUsize>,
     watchers: JoinSet<Vec<Watched>>,
-    /// The last marker sent, and for each watcher the last one heard.
+    /// The last marker sent, and for each watcher the last one that it got.
     markers: usize,
     heard: Vec<Arc<AtomicUsize>>,
     padding: usize,
 }
 
 impl Day {
-    /// A day that has just begun, drawn by this seed.
+    /// A day that has just begun. The seed determines its events.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self {
@@ -183,18 +184,18 @@ impl Day {
         }
     }
 
-    /// With so many bytes more in each frame.
+    /// Adds this many bytes to each frame.
     #[must_use]
     pub fn padded(self, bytes: usize) -> Self {
         Self { padding: bytes, ..self }
     }
 
-    /// Lets a watcher of these channels connect, directly or through the clients' relay, and waits
+    /// Connects a watcher of these channels, directly or through the clients' relay, and waits
     /// until it is subscribed.
     ///
     /// # Panics
     ///
-    /// It is not before long.
+    /// If it is not subscribed in time.
     pub async fn watch(&mut self, chain: &Chain, relayed: bool, channels: &str) {
         self.heard.push(Arc::default());
         let watcher = Watcher {
@@ -213,7 +214,7 @@ impl Day {
         eventually(BACK, "a watcher is subscribed", async || live() == all).await;
     }
 
-    /// Publishes until something has happened.
+    /// Publishes events until the future completes.
     pub async fn publish_while<T>(
         &mut self,
         chain: &Chain,
@@ -248,12 +249,11 @@ impl Day {
         chain.sim.handle.publish(&self.events[first..]);
     }
 
-    /// Publishes until the chain is linked up and every watcher has heard something sent from now
-    /// on.
+    /// Publishes until the chain is linked up and every watcher has got a marker sent from now on.
     ///
     /// # Panics
     ///
-    /// That takes too long.
+    /// If that takes too long.
     pub async fn recover(&mut self, chain: &Chain) {
         let linked = eventually(BACK, "links are up", async || chain.is_linked().await);
         self.publish_while(chain, linked).await;
@@ -281,18 +281,18 @@ impl Day {
         chain.sim.handle.publish(&[marker]);
     }
 
-    /// Ends the day and judges what every watcher saw in all its life: right, in order, complete up
-    /// to declared gaps. Returns what they saw.
+    /// Ends the day and checks everything that each watcher saw: right, in order, and complete
+    /// except for declared gaps. Returns what they saw.
     ///
     /// # Panics
     ///
-    /// Something was not so, the last event did not come, or a ledger does not balance.
+    /// If something was wrong, if the last event did not come, or if a ledger does not balance.
     pub async fn end(mut self, chain: &Chain) -> Summary {
         let mut watchers = Vec::new();
         let deadline = Instant::now() + BACK;
         for n in 0.. {
             assert!(Instant::now() < deadline, "only {} watchers heard the end", watchers.len());
-            // Blanks tell one end from the other, for watchers that were just coming back.
+            // Blanks make each last marker unique, for watchers that were just coming back.
             self.send(chain, format!("{MARKER}0{}}}", " ".repeat(n)));
             while let Ok(Some(watched)) = timeout(END_INTERVAL, self.watchers.join_next()).await {
                 watchers.push(watched.unwrap_or_else(|error| panic!("a watcher failed: {error}")));
@@ -303,7 +303,7 @@ impl Day {
         }
         let oracle = Oracle::new("stocks", &self.events);
         for (n, one) in watchers.iter().flatten().enumerate() {
-            // The last connection of each ended with the end of the day, so it is complete.
+            // The last connection of each watcher ended with the end of the day, so it is complete.
             if let Err(wrong) = oracle.check_begun(&one.steps) {
                 panic!("connection {n}: {wrong}; notices {:?}, end {:?}", one.notices, one.end);
             }
@@ -315,12 +315,12 @@ impl Day {
     }
 }
 
-/// A day that was judged and found good.
+/// A day that passed every check.
 #[derive(Debug)]
 pub struct Summary {
     /// Events published.
     pub events: usize,
-    /// What each watcher saw, connection by connection, in no order.
+    /// What each watcher saw, by connection. The watchers stand in no order.
     pub watchers: Vec<Vec<Watched>>,
 }
 

@@ -1,4 +1,4 @@
-//! Plain HTTP/1.1 requests, small enough to be sure of what is on the wire.
+//! Plain HTTP/1.1 requests, small enough to control every byte that is sent.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -15,14 +15,14 @@ use crate::wait::{SOON, within};
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// The headers, names in lower case. Of a repeated header the last one.
+    /// The headers, with names in lower case. The last one counts if a header is repeated.
     pub headers: HashMap<String, String>,
     /// The body as text.
     pub body: String,
 }
 
 impl Response {
-    /// A header by its lower-case name; empty if absent.
+    /// A header by its lower-case name. Empty if absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
@@ -32,7 +32,7 @@ impl Response {
     ///
     /// # Panics
     ///
-    /// It is none.
+    /// If the body is not JSON.
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body)
@@ -40,7 +40,7 @@ impl Response {
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        // What follows a 101 is no text.
+        // After a 101 the bytes are not text.
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
@@ -60,7 +60,7 @@ impl Response {
 ///
 /// # Panics
 ///
-/// There is no answer in HTTP/1.1 before long.
+/// If there is no answer in HTTP/1.1 in time.
 pub async fn get(addr: SocketAddr, path: &str) -> Response {
     request(addr, &format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n"))
         .await
@@ -70,19 +70,19 @@ pub async fn get(addr: SocketAddr, path: &str) -> Response {
 ///
 /// # Panics
 ///
-/// The upgrade is not refused, or there is no answer before long.
+/// If the upgrade is not refused, or there is no answer in time.
 pub async fn refused_upgrade(addr: SocketAddr, path: &str) -> Response {
     let response = request(addr, &upgrade_head(addr, path, "")).await;
     assert_ne!(response.status, 101, "the upgrade of {path} was not refused");
     response
 }
 
-/// `GET /stocks` asking for a WebSocket, with these header lines beside the usual ones; a WebSocket
-/// is dropped again.
+/// `GET /stocks` asking for a WebSocket, with these header lines beside the usual ones. An upgraded
+/// connection is dropped.
 ///
 /// # Panics
 ///
-/// There is no answer before long.
+/// If there is no answer in time.
 pub async fn upgrade(addr: SocketAddr, headers: &str) -> Response {
     request(addr, &upgrade_head(addr, "/stocks", headers)).await
 }
@@ -96,12 +96,12 @@ pub fn upgrade_head(addr: SocketAddr, path: &str, headers: &str) -> String {
     )
 }
 
-/// Sends the bytes of one request and reads its answer: up to the length it declares, or the end of
-/// the connection.
+/// Sends the bytes of one request and reads its answer, up to the declared length or the end of the
+/// connection.
 ///
 /// # Panics
 ///
-/// There is no answer in HTTP/1.1 before long.
+/// If there is no answer in HTTP/1.1 in time.
 pub async fn request(addr: SocketAddr, head: &str) -> Response {
     let exchange = async {
         let mut stream = TcpStream::connect(addr).await.expect("connect for an HTTP request");
@@ -121,8 +121,8 @@ pub async fn request(addr: SocketAddr, head: &str) -> Response {
     })
 }
 
-/// Whether the head and as much of a body as it declares are there. A body without a declared
-/// length ends with the connection; 101 has none.
+/// Whether the head and the declared length of the body are there. A body without a declared length
+/// ends with the connection; a 101 has none.
 fn is_complete(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
@@ -134,11 +134,11 @@ fn is_complete(bytes: &[u8]) -> bool {
     }
 }
 
-/// Sends these bytes and returns what comes until the connection is ended.
+/// Sends these bytes and returns everything that comes until the connection ends.
 ///
 /// # Panics
 ///
-/// It is still open after a while.
+/// If the connection is still open after the time limit.
 pub async fn raw(addr: SocketAddr, bytes: &str) -> String {
     let exchange = async {
         let mut stream = TcpStream::connect(addr).await.expect("connect for an HTTP request");

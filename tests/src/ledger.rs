@@ -1,7 +1,7 @@
 //! Whether a program's counters account for every event that it received.
 //!
-//! The sums are made here, from the counts in `/health`; the program's own verdict on them is
-//! compared with that.
+//! The sums are computed here from the counts in `/health` and then compared with the program's own
+//! verdict.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -13,16 +13,16 @@ use serde_json::Value;
 
 use crate::http::Response;
 
-/// How long the counters of a program that is at work may take to agree at one moment.
+/// How long the counters of a busy program may take to agree at one moment.
 const LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Checks that the ledger of a running program balances. Blocks, so that a program that is dropped
-/// can be checked. One that listens no more, because it is stopping, is passed over with a word.
+/// Checks that the ledger of a running program balances. It blocks, so that it can run when a
+/// program is dropped. If the program has stopped listening, it prints a line and checks nothing.
 ///
 /// # Panics
 ///
-/// It does not balance before long, or the program does not answer.
+/// If the ledger does not balance in time, or if the program does not answer.
 pub fn check(name: &str, addr: SocketAddr) {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -43,7 +43,7 @@ pub fn check(name: &str, addr: SocketAddr) {
     }
 }
 
-/// The document; `None` if nobody listens.
+/// The document of `/health`. `None` if nothing listens there.
 fn health(addr: SocketAddr) -> Result<Option<Value>, String> {
     let mut stream = match TcpStream::connect_timeout(&addr, LIMIT) {
         Ok(stream) => stream,
@@ -64,7 +64,7 @@ fn health(addr: SocketAddr) -> Result<Option<Value>, String> {
     serde_json::from_str(&response.body).map_err(|error| format!("{error}: {:?}", text()))
 }
 
-/// What is wrong with a ledger as `/health` tells it; `None` if every event is accounted for.
+/// The faults of a ledger from `/health`. `None` if it accounts for every event.
 #[must_use]
 pub fn faults(ledger: &Value) -> Option<String> {
     let count = |pointer: &str| ledger.pointer(pointer).and_then(Value::as_i64);

@@ -1,7 +1,7 @@
-//! The vendor's official clients, run as they come from their registries.
+//! The vendor's official clients, unmodified from their registries.
 //!
-//! The programs in `tests/clients` drive them; `driver.py` there says what those print and what
-//! they can be told.
+//! The programs in `tests/clients` drive them. `driver.py` there describes their output and their
+//! commands.
 
 pub(crate) mod packages;
 
@@ -37,15 +37,15 @@ const REFUSED: i32 = 3;
 pub enum Client {
     /// The vendor's `massive` for Python.
     PythonMassive,
-    /// The same under its former name, `polygon-api-client`.
+    /// The same client under its former name, `polygon-api-client`.
     PythonPolygon,
-    /// Python's `websockets`, waiting for each answer.
+    /// Python's `websockets`, which waits for each answer.
     PythonPlain,
     /// The vendor's `@massive.com/client-js`.
     JsMassive,
-    /// The same under its former name, `@polygon.io/client-js`.
+    /// The same client under its former name, `@polygon.io/client-js`.
     JsPolygon,
-    /// JavaScript's `ws`, sending everything at once.
+    /// JavaScript's `ws`, which sends everything at once.
     JsPlain,
 }
 
@@ -60,22 +60,22 @@ impl Client {
         Self::JsPlain,
     ];
 
-    /// Starts it against this server with these subscriptions, such as `T.AAPL,Q.AAPL`; none where
-    /// its language is missing. It hands over frames as they come.
+    /// Starts it against this server with these subscriptions, such as `T.AAPL,Q.AAPL`. It prints
+    /// frames as they come. `None` where its language is missing.
     ///
     /// # Panics
     ///
-    /// It can not be installed or started.
+    /// If it cannot be installed or started.
     pub async fn start(self, addr: SocketAddr, key: &str, params: &str) -> Option<Running> {
         self.start_with(&format!("ws://{addr}"), key, params, &[], None).await
     }
 
-    /// Starts it as [`Client::start`] does, against a URL such as `wss://localhost:8765`, where it
-    /// trusts this authority.
+    /// Starts it as [`Client::start`] does, with a URL such as `wss://localhost:8765` and this
+    /// authority to trust.
     ///
     /// # Panics
     ///
-    /// It can not be installed or started.
+    /// If it cannot be installed or started.
     pub async fn start_secure(
         self,
         url: &str,
@@ -86,11 +86,11 @@ impl Client {
         self.start_with(url, key, params, &[], Some(authority)).await
     }
 
-    /// Starts the vendor's Python client so that it makes objects of events, which is its default.
+    /// Starts the vendor's Python client with its default, which makes objects of events.
     ///
     /// # Panics
     ///
-    /// It can not be installed or started, or is another client.
+    /// If it cannot be installed or started, or is another client.
     pub async fn start_parsed(self, addr: SocketAddr, key: &str, params: &str) -> Option<Running> {
         assert!(
             matches!(self, Self::PythonMassive | Self::PythonPolygon),
@@ -126,33 +126,32 @@ impl Client {
             .args(more)
             .env("POLYGON_API_KEY", key);
         if let Some(authority) = authority {
-            // What OpenSSL, and so Python, and what Node trust beside what they come with.
+            // OpenSSL (and so Python) and Node trust these beside their own authorities.
             command.env("SSL_CERT_FILE", authority).env("NODE_EXTRA_CA_CERTS", authority);
         }
         Some(Running::spawn(self, command))
     }
 }
 
-/// A running client. Dropping it kills it and, in a failing test, shows what it wrote to standard
-/// error.
+/// A running client. Dropping it kills it and, in a failing test, prints its standard error.
 #[derive(Debug)]
 pub struct Running {
     client: Client,
     child: Child,
-    /// Its standard input; taken to tell it to leave.
+    /// Its standard input. Taking it tells the client to leave.
     commands: Option<ChildStdin>,
     output: Lines<BufReader<ChildStdout>>,
     errors: File,
-    /// Objects of the last frame not yet given out.
+    /// Objects of the last frame that have not been returned yet.
     objects: VecDeque<String>,
 }
 
 /// One line of a driver's output.
 #[derive(Debug, PartialEq)]
 pub enum Output {
-    /// A frame, its text untouched.
+    /// A frame with its text unchanged.
     Frame(String),
-    /// An event that the client made an object of.
+    /// An object that the client made of an event.
     Event {
         /// The name of the object's class.
         class: String,
@@ -165,7 +164,7 @@ pub enum Output {
     Refused {
         /// The error's class, or the status.
         by: String,
-        /// In which words.
+        /// The message.
         message: String,
     },
     /// The client stopped by itself.
@@ -206,11 +205,11 @@ impl Running {
         Self { client, child, commands, output, errors, objects: VecDeque::new() }
     }
 
-    /// What it writes next.
+    /// The next line of its output.
     ///
     /// # Panics
     ///
-    /// Nothing comes before long, or it ends.
+    /// If nothing comes in time, or if it ends.
     pub async fn next(&mut self) -> Output {
         let what = format!("output of {:?}", self.client);
         let line = within(SOON, &what, self.output.next_line()).await.expect("read the output");
@@ -222,11 +221,11 @@ impl Running {
         })
     }
 
-    /// The bytes of the next object that it hands over, in whatever frame.
+    /// The bytes of the next object that it prints, in any frame.
     ///
     /// # Panics
     ///
-    /// Anything else comes first, or nothing before long.
+    /// If anything else comes first, or nothing in time.
     pub async fn next_object(&mut self) -> String {
         loop {
             if let Some(object) = self.objects.pop_front() {
@@ -239,13 +238,13 @@ impl Running {
         }
     }
 
-    /// Takes the next objects, which are these, byte for byte.
+    /// Takes the next objects and checks that they are these, byte for byte.
     ///
-    /// To see that nothing else comes, end with an event that the client is known to get.
+    /// To check that nothing else comes, end with an event that the client is known to get.
     ///
     /// # Panics
     ///
-    /// They are not.
+    /// If they differ.
     pub async fn expect_objects<T: AsRef<str>>(&mut self, expected: &[T]) {
         for (n, expected) in expected.iter().enumerate() {
             assert_eq!(
@@ -257,21 +256,21 @@ impl Running {
         }
     }
 
-    /// Waits until these items are acknowledged: the next objects are their acknowledgements, in
-    /// any order, greeting, verdict and notices aside.
+    /// Waits until these items are acknowledged. The next objects must be their acknowledgements,
+    /// in any order, apart from greeting, verdict and notices.
     ///
     /// # Panics
     ///
-    /// They are not.
+    /// If another object comes.
     pub async fn subscribed(&mut self, params: &str) {
         self.acknowledged("subscribed", params).await;
     }
 
-    /// Waits until these items are acknowledged as given up, likewise.
+    /// Waits until it is acknowledged that these items are unsubscribed, in the same way.
     ///
     /// # Panics
     ///
-    /// They are not.
+    /// If another object comes.
     pub async fn unsubscribed(&mut self, params: &str) {
         self.acknowledged("unsubscribed", params).await;
     }
@@ -294,12 +293,12 @@ impl Running {
         }
     }
 
-    /// The bytes of the next object that is no greeting, no verdict and no notice: an event, or an
+    /// The bytes of the next object that is not a greeting, a verdict or a notice: an event, or an
     /// answer to a request.
     ///
     /// # Panics
     ///
-    /// It hands over no objects, or none before long.
+    /// If it prints something else than objects, or nothing in time.
     pub async fn next_unless_notice(&mut self) -> String {
         loop {
             let text = self.next_object().await;
@@ -313,13 +312,13 @@ impl Running {
         }
     }
 
-    /// Waits until it is told that its key is refused, and it ends; returns who says so, and in
-    /// which words.
+    /// Waits until its key is refused and it ends. Returns the class or status of the refusal, and
+    /// the message.
     ///
     /// # Panics
     ///
-    /// Anything but greeting and verdict comes first, or it does not end as a client with a refused
-    /// key.
+    /// If anything but greeting and verdict comes first, or if it does not end as a client with a
+    /// refused key.
     pub async fn refused(&mut self) -> (String, String) {
         loop {
             match self.next().await {
@@ -333,12 +332,11 @@ impl Running {
         }
     }
 
-    /// The next event that it made an object of: the object's class and fields. Log lines are
-    /// skipped.
+    /// The next object that it made of an event: its class and its fields. Skips log lines.
     ///
     /// # Panics
     ///
-    /// Anything else comes first, or nothing before long.
+    /// If anything else comes first, or nothing in time.
     pub async fn next_event(&mut self) -> (String, Value) {
         loop {
             match self.next().await {
@@ -349,11 +347,11 @@ impl Running {
         }
     }
 
-    /// Waits for a line of the client's own log that begins like this, skipping others.
+    /// Waits for a line of the client's own log that begins like this, and skips others.
     ///
     /// # Panics
     ///
-    /// Anything but log lines comes first, or it does not come before long.
+    /// If anything but log lines comes first, or if the line does not come in time.
     pub async fn logged(&mut self, line: &str) {
         loop {
             match self.next().await {
@@ -364,11 +362,11 @@ impl Running {
         }
     }
 
-    /// Tells it to `subscribe` or `unsubscribe`, through the client's own interface.
+    /// Makes it `subscribe` or `unsubscribe`, through the client's own interface.
     ///
     /// # Panics
     ///
-    /// It has ended.
+    /// If it has ended.
     pub async fn tell(&mut self, action: &str, params: &str) {
         let line = format!("{action} {params}\n");
         let commands = self.commands.as_mut().expect("only finish takes it");
@@ -379,22 +377,22 @@ impl Running {
     ///
     /// # Panics
     ///
-    /// It has ended already.
+    /// If it has ended already.
     pub fn signal(&self, signal: Signal) {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
         kill(Pid::from_raw(id.expect("the client still runs")), signal).expect("signal a client");
     }
 
-    /// Tells it that it is done and waits until it has left.
+    /// Makes it leave and waits until it has ended.
     ///
     /// # Panics
     ///
-    /// It does not leave, or something went wrong with it before.
+    /// If it does not leave, or if something went wrong before.
     pub async fn finish(mut self) {
         self.commands.take();
         let what = format!("the end of {:?}", self.client);
         let end = async {
-            // A client that writes can not leave until it is read.
+            // A client that is writing cannot leave until its output is read.
             while self.output.next_line().await.expect("read the output").is_some() {}
             self.child.wait().await.expect("wait for a client")
         };
@@ -417,11 +415,11 @@ impl Drop for Running {
     }
 }
 
-/// Runs a program of `tests`, such as `test_client.py`, to its end; none where Python is missing.
+/// Runs a program of `tests`, such as `test_client.py`, to its end. `None` where Python is missing.
 ///
 /// # Panics
 ///
-/// It does not start or does not end within the limit.
+/// If it does not start, or does not end within the limit.
 pub async fn run_script(name: &str, args: &[&str], key: &str, limit: Duration) -> Option<Finished> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     let mut command = Packages::Massive.interpreter(&script).await?;

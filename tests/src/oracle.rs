@@ -1,15 +1,13 @@
-//! An independent model of subscriptions: which of the events that were sent a client must have
-//! received.
+//! An independent model of subscriptions: which of the events sent a client must have received.
 //!
-//! Written from the vendor's documents over a real JSON parser; it shares no line and no idea of
-//! speed with the product.
+//! It was written from the vendor's documents on a real JSON parser. It shares no line with the
+//! product and none of its optimizations.
 
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-/// The field that holds the symbol of this market's events of this kind; none for kinds the market
-/// does not have.
+/// The symbol field of this kind in this market. `None` for kinds that the market does not have.
 #[must_use]
 pub fn symbol_field(market: &str, kind: &str) -> Option<&'static str> {
     Some(match (market, kind) {
@@ -25,19 +23,19 @@ pub fn symbol_field(market: &str, kind: &str) -> Option<&'static str> {
     })
 }
 
-/// Whether someone who holds this channel alone gets this event.
+/// Whether a client with this channel alone gets this event.
 ///
 /// # Panics
 ///
-/// The event has no `ev`.
+/// If the event has no `ev`.
 #[must_use]
 pub fn matches(market: &str, channel: &str, event: &Value) -> bool {
     let held = HashSet::from([entry(market, channel)]);
     Sent::new(market, event).is_wanted(&held)
 }
 
-/// A channel in the form in which subscriptions and events meet: pairs are spelled in several ways,
-/// nothing else is.
+/// A channel in the form in which subscriptions and events are compared. Only pairs have several
+/// spellings.
 fn entry(market: &str, channel: &str) -> String {
     match channel.split_once('.') {
         Some((kind, symbol)) => format!("{kind}.{}", symbol_form(market, symbol)),
@@ -54,10 +52,10 @@ fn symbol_form(market: &str, symbol: &str) -> String {
     symbol.strip_prefix(prefix).unwrap_or(symbol).replace(['/', '-'], "")
 }
 
-/// The entries that match an event: all there is to know about it.
+/// The channels that match an event.
 #[derive(Debug)]
 struct Sent {
-    /// `T.*` and `T.AAPL`; none for a kind that the market does not have, which only `*` matches.
+    /// `T.*` and `T.AAPL`. `None` for a kind that the market does not have, which only `*` matches.
     entries: Option<(String, String)>,
 }
 
@@ -83,21 +81,21 @@ impl Sent {
 pub enum Step {
     /// The bytes of an event.
     Event(String),
-    /// A notice that something is missing here: an outage, or a gap.
+    /// A notice that events are missing here: an outage, or a gap.
     Gap,
-    /// The acknowledgement of a change.
+    /// The acknowledgement of a subscription change.
     Changed {
         /// Items acknowledged as subscribed.
         added: Vec<String>,
         /// Items acknowledged as unsubscribed.
         removed: Vec<String>,
-        /// How many events had been handed to the simulator when the acknowledgement was read. The
-        /// change took effect before any event after them.
+        /// How many events had been given to the simulator when the acknowledgement was read. The
+        /// change took effect before any later event.
         sent_before: usize,
     },
 }
 
-/// Knows all events sent, in order, and judges what clients received of them.
+/// Knows all events sent, in order, and checks what clients received of them.
 #[derive(Debug)]
 pub struct Oracle {
     market: String,
@@ -105,9 +103,8 @@ pub struct Oracle {
     positions: HashMap<String, usize>,
 }
 
-/// Where in the sequence of events a change of subscriptions may have taken effect: before the
-/// event at any of these positions. Always an interval, because what extends it does so one event
-/// at a time.
+/// The positions in the sequence of events before which a subscription change may have taken
+/// effect. They always form an interval, because they grow one event at a time.
 #[derive(Debug, Clone, Copy)]
 struct Window {
     earliest: usize,
@@ -115,11 +112,11 @@ struct Window {
 }
 
 impl Oracle {
-    /// An oracle over the bytes of all events sent, in order.
+    /// An oracle of all events sent, byte for byte and in order.
     ///
     /// # Panics
     ///
-    /// Two events have the same bytes: a received one could not be told apart.
+    /// If two events have the same bytes, because a received one would be ambiguous.
     #[must_use]
     pub fn new(market: &str, events: &[String]) -> Self {
         let sent = events.iter().map(|event| {
@@ -138,10 +135,9 @@ impl Oracle {
     /// Checks all that a client saw, from its login to the last event sent, which it must have
     /// received.
     ///
-    /// Between two changes the client must have received exactly the matching events, in order.
-    /// Where exactly among the events a change took effect is the product's choice, but one place
-    /// must explain both sides of it, and it must lie before all events sent after the
-    /// acknowledgement.
+    /// Between two changes the client must have received exactly the matching events, in order. The
+    /// product may choose the event at which a change takes effect. But one position must explain
+    /// both sides of the change, and it must lie before all events sent after the acknowledgement.
     ///
     /// # Errors
     ///
@@ -154,8 +150,9 @@ impl Oracle {
         Ok(())
     }
 
-    /// Checks all that a client saw whose connection ended early: as [`check`](Self::check), but
-    /// for the end. Returns the position of the last event since the last change.
+    /// Checks all that a client saw on a connection that ended early: as [`check`](Self::check),
+    /// but not up to the last event sent. Returns the position of the last event after the last
+    /// change.
     ///
     /// # Errors
     ///
@@ -204,7 +201,7 @@ impl Oracle {
         if !self.sent[position].is_wanted(held) {
             return Err(format!("event {position} matches nothing of {held:?}"));
         }
-        // Before the first event since a change, the change may yet have to take effect.
+        // Before the first event after a change, the change may not have taken effect yet.
         let expected_from = match last {
             Some(last) if position <= last => return Err(format!("event {position} after {last}")),
             Some(last) => last + 1,
@@ -224,8 +221,7 @@ impl Oracle {
         }
     }
 
-    /// Where the next change may take effect: after all that was received, before the first event
-    /// missed.
+    /// The window of the next change: after the last event received, before the first one missed.
     fn next_window(
         &self,
         last: Option<usize>,
@@ -243,7 +239,7 @@ impl Oracle {
         (earliest <= latest).then_some(Window { earliest, latest })
     }
 
-    /// The first event from here on that matches; the number of events if none does.
+    /// The first matching event from here on. The number of all events if there is none.
     fn first_wanted(&self, from: usize, held: &HashSet<String>) -> usize {
         let wanted = (from..self.sent.len()).find(|&position| self.sent[position].is_wanted(held));
         wanted.unwrap_or(self.sent.len())
@@ -258,7 +254,7 @@ mod tests {
         format!(r#"{{"ev":"T","sym":"{symbol}","q":{n}}}"#)
     }
 
-    /// Events 0 to 7 alternate between A and B; the last, event 8, is of C.
+    /// Events 0 to 7 alternate between A and B. The last one, event 8, is of C.
     fn events() -> Vec<String> {
         let alternate = (0..8).map(|n| trade(if n % 2 == 0 { "A" } else { "B" }, n));
         alternate.chain([trade("C", 8)]).collect()
@@ -304,7 +300,7 @@ mod tests {
         check(&start, &[0, 2, 4, 6, 8], Ok(()));
         check(&[add("*", 3)], &[3, 4, 5, 6, 7, 8], Ok(()));
         check(&[add("*", 3)], &[0, 1, 2, 3, 4, 5, 6, 7, 8], Ok(()));
-        // One place explains both sides: B gone before event 5, C come before event 8.
+        // One position explains both sides: B is gone before event 5, C is there before event 8.
         check(
             &[add("T.*", 0), then(5), remove("T.*", 9), add("T.A", 9), add("T.C", 9)],
             &[0, 1, 2, 3, 4, 6, 8],
@@ -318,7 +314,7 @@ mod tests {
         check(&[add("*", 3)], &[4, 5, 6, 7, 8], Err("event 3 is missing"));
         check(&[add("*", 0)], &[0, 1, 2, 3, 4, 5, 6, 7], Err("ends at"));
         check(&[add("*", 0), remove("*", 9)], &[], Err("ends at"));
-        // Held from before event 1 to after event 8 at the earliest: events of both were due.
+        // Held from before event 1 until after event 8 at the earliest, so events of both were due.
         let steps = [add("T.*", 1), then(2), remove("T.*", 9), add("T.C", 9)];
         check(&steps, &[1, 4, 8], Err("missing"));
         let steps = [add("T.*", 1), then(1), remove("T.A", 9), then(1)];

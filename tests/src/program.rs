@@ -1,4 +1,4 @@
-//! The product's binaries as processes, with an environment of their own.
+//! The product's binaries as processes, each with an environment of its own.
 
 use std::{
     net::SocketAddr,
@@ -24,19 +24,19 @@ use crate::{
     wait::{SOON, eventually, within},
 };
 
-/// How many of a program's last lines are shown when a test fails.
+/// How many of a program's last lines are printed when a test fails.
 const TAIL: usize = 60;
 
-/// A program about to be started: which, with which settings.
+/// A program about to be started, with its settings.
 ///
-/// It gets nothing of the tests' environment but `PATH` and runs in an empty directory of its own,
-/// so no `.env` and no exported key of the machine can have a say.
+/// It gets only `PATH` from the environment of the tests, and it runs in an empty directory of its
+/// own. So no `.env` and no exported key of the machine can interfere.
 #[derive(Debug)]
 pub struct Launch {
     binary: &'static str,
     settings: Vec<(String, String)>,
     args: Vec<String>,
-    /// What [`Launch::run`] gives it to read.
+    /// The standard input of [`Launch::run`].
     input: String,
     dir: TempDir,
 }
@@ -46,14 +46,14 @@ impl Launch {
     ///
     /// # Panics
     ///
-    /// No temporary directory can be made.
+    /// If no temporary directory can be made.
     #[must_use]
     pub fn new(binary: &'static str) -> Self {
         let dir = tempfile::tempdir().expect("make a temporary directory");
         Self { binary, settings: Vec::new(), args: Vec::new(), input: String::new(), dir }
     }
 
-    /// With this environment variable, in place of an earlier value.
+    /// Sets this environment variable and replaces an earlier value.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "texts and numbers read alike at the call")]
     pub fn env(mut self, name: &str, value: impl ToString) -> Self {
@@ -62,20 +62,20 @@ impl Launch {
         self
     }
 
-    /// With these environment variables, in place of earlier values.
+    /// Sets these environment variables and replaces earlier values.
     #[must_use]
     pub fn envs<'a>(self, settings: impl IntoIterator<Item = (&'a str, String)>) -> Self {
         settings.into_iter().fold(self, |launch, (name, value)| launch.env(name, value))
     }
 
-    /// Without this environment variable.
+    /// Removes this environment variable.
     #[must_use]
     pub fn without(mut self, name: &str) -> Self {
         self.settings.retain(|(set, _)| set != name);
         self
     }
 
-    /// With one more argument.
+    /// Adds an argument.
     #[must_use]
     #[expect(clippy::needless_pass_by_value, reason = "texts and numbers read alike at the call")]
     pub fn arg(mut self, arg: impl ToString) -> Self {
@@ -83,25 +83,25 @@ impl Launch {
         self
     }
 
-    /// With this text on its standard input, if it is run to its end.
+    /// Sets its standard input for [`Launch::run`].
     #[must_use]
     pub fn input(mut self, text: &str) -> Self {
         text.clone_into(&mut self.input);
         self
     }
 
-    /// With a file of this name in the directory it runs in.
+    /// Puts a file of this name into the directory that it runs in.
     ///
     /// # Panics
     ///
-    /// The file can not be written.
+    /// If the file cannot be written.
     #[must_use]
     pub fn file(self, name: &str, content: &str) -> Self {
         std::fs::write(self.dir.path().join(name), content).expect("write a file for a program");
         self
     }
 
-    /// The directory it will run in.
+    /// The directory that it will run in.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -122,17 +122,17 @@ impl Launch {
         command
     }
 
-    /// Starts it and waits until it says where it listens. With `TLS_CERT` it needs an
-    /// `ADMIN_PORT`, for questions about it.
+    /// Starts it and waits until it logs its address. With `TLS_CERT` it needs an `ADMIN_PORT`,
+    /// which answers plain HTTP.
     ///
     /// # Panics
     ///
-    /// It does not start, ends, or does not listen before long.
+    /// If it does not start, ends, or does not listen in time.
     pub async fn start(self) -> Program {
         let tls = self.settings.iter().any(|(name, _)| name == "TLS_CERT");
         let mut program = self.spawn();
         program.addr = Some(program.bound("listening").await);
-        // Where the port speaks TLS, its admin port answers.
+        // Where the port speaks TLS, the admin port answers plain HTTP.
         program.plain =
             if tls { Some(program.bound("admin listening").await) } else { program.addr };
         program
@@ -142,7 +142,7 @@ impl Launch {
     ///
     /// # Panics
     ///
-    /// It does not start.
+    /// If it does not start.
     #[must_use]
     pub fn spawn(self) -> Program {
         let mut child = self.command().spawn().expect("start a program");
@@ -167,13 +167,13 @@ impl Launch {
     ///
     /// # Panics
     ///
-    /// It does not start or does not end within the limit.
+    /// If it does not start or does not end within the limit.
     pub async fn run(self, limit: Duration) -> Finished {
         let mut command = self.command();
         let started = Instant::now();
         let mut child = command.stdin(Stdio::piped()).spawn().expect("start a program");
         let mut stdin = child.stdin.take().expect("stdin is piped");
-        // It may end without reading.
+        // The program may end without reading.
         let _ = stdin.write_all(self.input.as_bytes()).await;
         drop(stdin);
         let (mut stdout, mut stderr) = (String::new(), String::new());
@@ -195,57 +195,57 @@ impl Launch {
     }
 }
 
-/// What a program left behind.
+/// The result of a program that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its exit code; none if a signal ended it.
+    /// Its exit code. `None` if a signal ended it.
     pub code: Option<i32>,
-    /// What it wrote to its standard output.
+    /// Its standard output.
     pub stdout: String,
-    /// What it wrote to its standard error.
+    /// Its standard error.
     pub stderr: String,
     /// How long it ran.
     pub took: Duration,
 }
 
-/// A running program. Dropping it checks its ledger and kills it and, in a failing test, shows its
-/// last lines.
+/// A running program. Dropping it checks its ledger and kills it. In a failing test it also prints
+/// its last lines.
 #[derive(Debug)]
 pub struct Program {
     binary: &'static str,
     child: Child,
     log: Arc<Log>,
-    /// The tasks that read its output; they end with it.
+    /// The tasks that read its output. They end with it.
     readers: JoinSet<()>,
     addr: Option<SocketAddr>,
-    /// Where it answers plain HTTP.
+    /// The address that answers plain HTTP.
     plain: Option<SocketAddr>,
     /// The directory it runs in, removed with it.
     _dir: TempDir,
 }
 
 impl Program {
-    /// Where it listens.
+    /// The address that it listens on.
     ///
     /// # Panics
     ///
-    /// It was started by [`Launch::spawn`], which does not wait for that.
+    /// If it was started by [`Launch::spawn`], which does not wait for the address.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr.expect("the program was started with Launch::start")
     }
 
-    /// Where it answers plain HTTP: there, unless that port speaks TLS.
+    /// The address that answers plain HTTP: the same, unless that port speaks TLS.
     #[must_use]
     pub fn plain(&self) -> SocketAddr {
         self.plain.unwrap_or_else(|| self.addr())
     }
 
-    /// The address in its first log line with this message, once it is there.
+    /// Waits for its first log line with this message and returns the address in it.
     ///
     /// # Panics
     ///
-    /// There is none before long.
+    /// If there is none in time.
     pub async fn bound(&mut self, message: &str) -> SocketAddr {
         let line = self.logged(message).await;
         let addr = line.pointer("/fields/addr").and_then(Value::as_str);
@@ -253,11 +253,11 @@ impl Program {
             .unwrap_or_else(|| panic!("no address in the log line {line}"))
     }
 
-    /// Its first log line with this message, once it is there.
+    /// Waits for its first log line with this message.
     ///
     /// # Panics
     ///
-    /// There is none before long, or the program ended without it.
+    /// If there is none in time, or if the program ends without it.
     pub async fn logged(&mut self, message: &str) -> Value {
         let what = format!("{} logs {message:?}", self.binary);
         let mut found = None;
@@ -278,7 +278,7 @@ impl Program {
         self.log.lines().iter().filter(|line| has_message(line, message)).count()
     }
 
-    /// All it wrote until now.
+    /// All that it has written so far.
     #[must_use]
     pub fn log_text(&self) -> String {
         self.log.text()
@@ -288,7 +288,7 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// It has ended already.
+    /// If it has ended already.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id().expect("the program still runs")
@@ -298,17 +298,18 @@ impl Program {
     ///
     /// # Panics
     ///
-    /// It has ended already.
+    /// If it has ended already.
     pub fn signal(&self, signal: Signal) {
         let id = i32::try_from(self.id()).expect("process ids fit");
         kill(Pid::from_raw(id), signal).expect("signal a program");
     }
 
-    /// Its exit status, once it ended. All it wrote is in [`Program::log_text`] then.
+    /// Waits for its end and returns its exit status. After that, [`Program::log_text`] is
+    /// complete.
     ///
     /// # Panics
     ///
-    /// It does not end within the limit.
+    /// If it does not end within the limit.
     pub async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
         let what = format!("the end of {}", self.binary);
         let end = async {
@@ -319,51 +320,52 @@ impl Program {
         within(limit, &what, end).await
     }
 
-    /// Ends it as an operator does and waits for it.
+    /// Stops it as an operator does, and waits for its end.
     ///
     /// # Panics
     ///
-    /// It does not end within 10 s with exit code 0.
+    /// If it does not end within 10 s with exit code 0.
     pub async fn stop(mut self) {
         self.signal(Signal::SIGTERM);
         let status = self.wait_exit(Duration::from_secs(10)).await;
         assert_eq!(status.code(), Some(0), "exit code of {} after SIGTERM", self.binary);
     }
 
-    /// The JSON of its `/health`, whatever the HTTP status.
+    /// The JSON of its `/health`, with any HTTP status.
     ///
     /// # Panics
     ///
-    /// There is no answer, or it is no JSON.
+    /// If there is no answer, or if it is not JSON.
     pub async fn health(&self) -> Value {
         http::get(self.plain(), "/health").await.json()
     }
 
-    /// The string at a place of its `/health`, such as `/upstream/state`; empty if there is none.
+    /// The string at this pointer of its `/health`, such as `/upstream/state`. Empty if there is
+    /// none.
     ///
     /// # Panics
     ///
-    /// There is no answer, or it is no JSON.
+    /// If there is no answer, or if it is not JSON.
     pub async fn health_text(&self, pointer: &str) -> String {
         let health = self.health().await;
         health.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 
-    /// The sum of a metric's samples over all its labels; none if it has no sample.
+    /// The sum of a metric's samples over all its labels. `None` if it has no sample.
     ///
     /// # Panics
     ///
-    /// There is no answer, or a sample is no number.
+    /// If there is no answer, or if a sample is not a number.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         self.metric_with(name, "").await
     }
 
-    /// The sum of a metric's samples whose labels contain this text, such as `reason="drain"`; none
-    /// if it has no such sample.
+    /// The sum of a metric's samples whose labels contain this text, such as `reason="drain"`.
+    /// `None` if it has no such sample.
     ///
     /// # Panics
     ///
-    /// There is no answer, or a sample is no number.
+    /// If there is no answer, or if a sample is not a number.
     pub async fn metric_with(&self, name: &str, label: &str) -> Option<f64> {
         let response = http::get(self.plain(), "/metrics").await;
         assert_eq!(response.status, 200, "/metrics of {}", self.binary);
@@ -382,8 +384,7 @@ impl Drop for Program {
             let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
             eprintln!("--- last lines of {} ---\n{tail}\n---", self.binary);
         }
-        // `kill_on_drop` kills it; without a wait it could outlive the test for a moment, which
-        // hurts nobody.
+        // `kill_on_drop` kills it. It may outlive the test for a moment, which does no harm.
     }
 }
 
@@ -398,7 +399,7 @@ fn sum_of_samples(text: &str, name: &str, label: &str) -> Option<f64> {
     samples.fold(None, |sum, value| Some(sum.unwrap_or(0.0) + value))
 }
 
-/// What a program wrote, line by line. Not bounded: a test's program is short-lived.
+/// The lines that a program wrote. Not bounded, because a test's program is short-lived.
 #[derive(Debug, Default)]
 struct Log(Mutex<Vec<String>>);
 
@@ -424,7 +425,7 @@ impl Log {
 
 /// Whether a log line is an event with this message.
 fn has_message(line: &str, message: &str) -> bool {
-    // Most lines are none: parse only what can be.
+    // Parsing is slow, and most lines do not hold the message.
     line.contains(message)
         && serde_json::from_str::<Value>(line).is_ok_and(|event| {
             event.pointer("/fields/message").and_then(Value::as_str) == Some(message)
@@ -438,17 +439,17 @@ async fn collect(output: impl AsyncRead + Unpin, log: Arc<Log>) {
     }
 }
 
-/// The directory that holds the product's binaries, built as the running test was: same profile,
-/// same target directory.
+/// The directory of the product's binaries, built with the profile and the target directory of the
+/// running test.
 ///
-/// Built once per run. `cargo test` builds the binaries of a package for that package's own tests
-/// only, hence the call.
+/// They are built once per run. `cargo test` builds the binaries of a package only for that
+/// package's own tests, so this calls cargo.
 ///
 /// # Panics
 ///
-/// Cargo fails; its output is in the message.
+/// If cargo fails. The message holds its output.
 pub fn binaries() -> &'static Path {
-    // What does not build is tried once, not by every test.
+    // A build that fails is tried once, not by every test.
     static DIR: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     match DIR.get_or_init(build) {
         Ok(dir) => dir,
@@ -468,8 +469,8 @@ fn build() -> Result<PathBuf, String> {
         None => panic!("no profile in {}", test.display()),
     };
     let mut cargo = std::process::Command::new(env!("CARGO"));
-    // What cargo tells a test about its package would make build scripts run again, and all that
-    // depends on them.
+    // With these variables, which cargo sets for tests, build scripts and their dependents would
+    // run again.
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
@@ -477,8 +478,8 @@ fn build() -> Result<PathBuf, String> {
         }
     }
     let output = cargo
-        // The whole workspace, as the tests were: a part of it would be built with other features,
-        // from the ground up.
+        // The whole workspace, like the tests: a part of it would be built again with other
+        // features.
         .args(["build", "--quiet", "--workspace", "--bins", "--example", "echo"])
         .args(["--profile", profile, "--target-dir"])
         .arg(target_dir)

@@ -1,5 +1,4 @@
-//! A TCP relay that makes trouble on request: between the tiers, and between a proxy and its
-//! clients.
+//! A TCP relay that injects faults: between the tiers, and between a proxy and its clients.
 
 use std::{
     fmt,
@@ -20,33 +19,33 @@ use tokio::{
     time::sleep,
 };
 
-/// Bytes taken from one side at a time.
+/// Bytes read from one side at a time.
 const READ_BYTES: usize = 16 * 1024;
-/// What a throttled direction passes on, it passes on this often.
+/// How often a throttled direction passes bytes on.
 const THROTTLE_TICK: Duration = Duration::from_millis(50);
 const THROTTLE_TICKS: usize = 20;
-/// A small receive buffer, so that throttling is felt by the sender. Below a few segments of
-/// loopback it would throttle by itself.
+/// A small receive buffer, so that the sender feels the throttle. A buffer of only a few loopback
+/// segments would throttle by itself.
 const NARROW_BUFFER: usize = 192 * 1024;
 
-/// What happens to the bytes.
+/// A fault of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Each portion is passed on this much later.
     Delay(Duration),
-    /// So many bytes a second are passed on in each direction.
+    /// This many bytes per second are passed on in each direction.
     Throttle(usize),
-    /// Both connections end in the middle of what comes next from the target.
+    /// Both connections end in the middle of the next bytes from the target.
     Cut,
-    /// Both connections are reset, and what was under way is gone.
+    /// Both connections are reset. Bytes on their way are lost.
     Reset,
-    /// Connections are accepted, what they say is swallowed, nothing is answered. Those that lost
-    /// anything end afterwards.
+    /// Connections are accepted, but their bytes are dropped and nothing is answered. A connection
+    /// that has lost bytes ends afterwards.
     BlackHole,
 }
 
 impl Fault {
-    /// One of each.
+    /// One of each kind.
     pub const ALL: [Self; 5] = [
         Self::Delay(Duration::from_millis(150)),
         Self::Throttle(40_000),
@@ -65,15 +64,15 @@ impl fmt::Display for Fault {
 /// A fault of a schedule.
 #[derive(Debug, Clone, Copy)]
 pub struct Planned {
-    /// How long nothing happens before it.
+    /// The pause before it.
     pub after: Duration,
-    /// What happens.
+    /// The fault.
     pub fault: Fault,
-    /// For how long; what ends connections at once takes no time.
+    /// How long it lasts. A fault that ends connections takes no time.
     pub lasting: Duration,
 }
 
-/// A schedule drawn by chance: the same for the same seed.
+/// A random schedule, the same for the same seed.
 #[must_use]
 pub fn schedule(rng: &mut Rng, faults: usize, longest: Duration) -> Vec<Planned> {
     let longest = u64::try_from(longest.as_millis()).expect("not so long").max(2);
@@ -91,11 +90,12 @@ pub fn schedule(rng: &mut Rng, faults: usize, longest: Duration) -> Vec<Planned>
     (0..faults).map(draw).collect()
 }
 
-/// What is asked of all connections of a relay.
+/// The orders to all connections of a relay.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Orders {
     lasting: Option<Fault>,
-    /// How often connections were to be cut or reset. A connection obeys what came after it.
+    /// How often connections were ordered to be cut or reset. A connection obeys only orders that
+    /// are newer than itself.
     cuts: u64,
     resets: u64,
 }
@@ -113,7 +113,7 @@ impl Relay {
     ///
     /// # Panics
     ///
-    /// There is no free port.
+    /// If there is no free port.
     pub async fn start(target: SocketAddr) -> Self {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let listener = TcpListener::bind(any).await.expect("bind a relay");
@@ -124,14 +124,14 @@ impl Relay {
         Self { addr, orders, _tasks: tasks }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Makes trouble: a cut or a reset for the connections open now, everything else until it is
-    /// healed.
+    /// Injects a fault. A cut or a reset hits the connections that are open now. Any other fault
+    /// lasts until [`heal`](Self::heal).
     pub fn inject(&self, fault: Fault) {
         self.orders.send_modify(|orders| match fault {
             Fault::Cut => orders.cuts += 1,
@@ -142,12 +142,12 @@ impl Relay {
         });
     }
 
-    /// Passes everything on again, as it comes.
+    /// Passes everything on again without a fault.
     pub fn heal(&self) {
         self.orders.send_modify(|orders| orders.lasting = None);
     }
 
-    /// Lets a schedule happen, then heals.
+    /// Plays a schedule, then heals.
     pub async fn play(&self, schedule: &[Planned]) {
         for planned in schedule {
             sleep(planned.after).await;
@@ -174,7 +174,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, orders: watch::Receiv
 /// How a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// One side closed, or was cut.
+    /// One side closed, or a fault cut it.
     Closed,
     Reset,
 }
@@ -196,11 +196,11 @@ async fn relay(near: TcpStream, target: SocketAddr, orders: watch::Receiver<Orde
         end = back.run() => end,
     };
     if end == End::Reset {
-        // Put together again: a half that is dropped says goodbye.
+        // The halves are joined, because a half that is dropped alone closes in order.
         let near = onwards.from.reunite(back.to).expect("both halves of a stream");
         let far = back.from.reunite(onwards.to).expect("both halves of a stream");
         for stream in [near, far] {
-            // A socket that is gone already needs no reset.
+            // A socket that is closed already needs no reset.
             let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
         }
     }
@@ -210,9 +210,9 @@ struct Direction {
     from: OwnedReadHalf,
     to: OwnedWriteHalf,
     orders: watch::Receiver<Orders>,
-    /// What had been ordered when the connection began.
+    /// The orders given before the connection began.
     first: Orders,
-    /// Whether the target's words pass here; they are what is cut.
+    /// Whether bytes from the target pass here. Only these are cut.
     is_back: bool,
 }
 
@@ -265,7 +265,7 @@ mod tests {
     use super::*;
     use crate::wait::{SOON, within};
 
-    /// A relay in front of a peer that answers what it hears, one connection at a time.
+    /// A relay to a peer that echoes what it reads, one connection at a time.
     async fn to_an_echo() -> (Relay, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let relay = Relay::start(listener.local_addr().unwrap()).await;
@@ -273,14 +273,14 @@ mod tests {
         peer.spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (mut from, mut to) = stream.into_split();
-                // Its end is the connection's end, however that comes.
+                // An error ends the connection like its end.
                 let _ = tokio::io::copy(&mut from, &mut to).await;
             }
         });
         (relay, peer)
     }
 
-    /// What comes back of this word before the connection ends or falls silent.
+    /// The bytes that come back before the connection ends or falls silent.
     async fn answer(stream: &mut TcpStream, word: &[u8]) -> std::io::Result<Vec<u8>> {
         stream.write_all(word).await?;
         let mut heard = vec![0; word.len()];

@@ -1,6 +1,5 @@
-//! The soak: a market, faults at every link, clients that come and go, and clients that do not
-//! read, for as long as asked; and whether the programs hold at the end what they held at the
-//! beginning.
+//! The soak: a market, faults at every hop, clients that come and go, and clients that do not read,
+//! for any length of time. At its end the programs must hold no more than at its beginning.
 
 use std::{
     fmt,
@@ -20,30 +19,30 @@ use crate::{
     ws_client::TestClient,
 };
 
-/// What happens between two looks at the programs.
+/// The length of a round. After each round the programs are measured.
 const ROUND: Duration = Duration::from_secs(20);
-/// The longest fault, and the longest pause between two.
+/// The longest fault, and the longest pause between two faults.
 const LONGEST: Duration = Duration::from_millis(1_500);
-/// Between two looks at what a program has yet to give up.
+/// The pause between two measurements while a program still has something to release.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Clients that come and go, and clients that do not read.
 const VISITORS: usize = 4;
 const STALLED: usize = 4;
-/// Bytes that each frame is filled up with, so that those who do not read are noticed.
+/// Bytes added to each frame, so that clients that do not read are noticed.
 const PADDING: usize = 4_000;
 
-/// By how much the memory of a program may differ from one look to the next: a link keeps five read
-/// buffers, of a megabyte after long frames, and an allocator something of every burst. Most times
-/// it is less than half a megabyte.
+/// How much the memory of a program may differ between two measurements. A link keeps five read
+/// buffers of a megabyte after long frames, and the allocator keeps a part of every burst. Mostly
+/// the difference is less than half a megabyte.
 const MEMORY_SLACK: u64 = 6_000_000;
-/// How many files, threads or tasks may be on their way out when one looks: those that answered the
-/// last question.
+/// How many files, threads or tasks may still be ending during a measurement: those that answered
+/// the last request.
 const SLACK: u64 = 2;
 
-/// What a program holds while nothing happens.
+/// The resources that a program holds at rest.
 #[derive(Debug, Clone, Copy)]
 pub struct Held {
-    /// Resident memory in bytes, without what is mapped from files.
+    /// Resident memory in bytes, without mapped files.
     pub memory: u64,
     /// Open file descriptors.
     pub files: u64,
@@ -75,7 +74,7 @@ impl Held {
         }
     }
 
-    /// Whether this is no more than was held before, but for what comes and goes.
+    /// Whether this is no more than before, apart from small variations.
     fn is_back_at(&self, before: &Self) -> bool {
         self.memory <= before.memory + MEMORY_SLACK
             && self.files <= before.files + SLACK
@@ -85,16 +84,16 @@ impl Held {
     }
 }
 
-/// What came of a soak.
+/// The result of a soak.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Rounds, each judged by the oracle.
+    /// Rounds, each checked by the oracle.
     pub rounds: usize,
     /// Faults injected.
     pub faults: usize,
     /// Events published.
     pub events: usize,
-    /// Events that watchers received, each one checked.
+    /// Events that watchers received. Each one was checked.
     pub received: usize,
     /// Connections of watchers.
     pub connections: usize,
@@ -107,8 +106,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether the programs hold after the last round what they held after the first. The first is
-    /// left out: what is allocated once is allocated in it.
+    /// Checks that the programs hold no more after the last round than after the first. The state
+    /// before the first does not count, because one-time allocations happen in it.
     ///
     /// # Errors
     ///
@@ -159,11 +158,11 @@ impl fmt::Display for Report {
     }
 }
 
-/// Soaks for at least this long, two rounds at the least.
+/// Soaks for at least this long, and for at least two rounds.
 ///
 /// # Panics
 ///
-/// A client did not get what it was to get, a ledger does not balance, or something does not come
+/// If a client did not get its events, if a ledger does not balance, or if something does not come
 /// back.
 pub async fn soak(time: Duration, seed: u64) -> Report {
     let chain = Chain::start(&[("CLIENT_QUEUE_BYTES", "300000"), ("CLIENT_MAX_LAG", "4s")]).await;
@@ -220,7 +219,7 @@ async fn play(chain: &Chain, rng: &mut Rng, time: Duration, report: &mut Report)
     report.connections += summary.connections();
 }
 
-/// One fault after the other at one link. Returns how many.
+/// Injects one fault after the other at one hop. Returns how many.
 async fn make_trouble(chain: &Chain, (hop, rng): &mut (Hop, Rng), end: Instant) -> usize {
     let mut faults = 0;
     while Instant::now() < end {
@@ -231,7 +230,7 @@ async fn make_trouble(chain: &Chain, (hop, rng): &mut (Hop, Rng), end: Instant) 
     faults
 }
 
-/// Subscribes to everything and reads nothing of it.
+/// Subscribes to everything and reads none of it.
 async fn stall(addr: SocketAddr) {
     let mut client = TestClient::connect_narrow(addr, 4_096).await;
     client.log_in(CLIENT_KEY).await;
@@ -239,7 +238,7 @@ async fn stall(addr: SocketAddr) {
     std::future::pending::<()>().await;
 }
 
-/// Comes, subscribes and leaves without a word, again and again. Returns how often.
+/// Connects, subscribes and drops the connection, again and again. Returns how often.
 async fn come_and_go(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
     let mut visits = 0;
     while Instant::now() < end {
@@ -253,8 +252,8 @@ async fn come_and_go(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
     visits
 }
 
-/// What the programs hold once everybody has left. What is more than they held `before` is given
-/// some time to go.
+/// What the programs hold once all clients have left. If it is more than `before`, the programs get
+/// some time to release it.
 async fn at_rest(chain: &Chain, before: Option<&[Held; 2]>) -> [Held; 2] {
     eventually(SOON, "everybody has left", async || {
         chain.filtered.metric("filtered_sessions").await == Some(0.0)

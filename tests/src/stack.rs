@@ -1,4 +1,4 @@
-//! Simulator, firehose and filtered proxies, wired up in one call.
+//! Simulator, firehose and filtered proxies, connected in one call.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -14,11 +14,11 @@ use crate::{
     ws_client::TestClient,
 };
 
-/// The key that the simulator takes.
+/// The key that the simulator accepts.
 pub const VENDOR_KEY: &str = "vendor-key-2f71c0";
-/// The key that the firehose takes.
+/// The key that the firehose accepts.
 pub const FIREHOSE_KEY: &str = "firehose-key-9d04e5";
-/// The key that the filtered proxy takes.
+/// The key that the filtered proxy accepts.
 pub const CLIENT_KEY: &str = "client-key-6b38aa";
 
 /// A simulator in this process. Dropping it ends it.
@@ -32,20 +32,20 @@ pub struct Sim {
 }
 
 impl Sim {
-    /// A simulator of the stock market that sends nothing unasked.
+    /// A simulator of the stock market that generates no events by itself.
     ///
     /// # Panics
     ///
-    /// It does not start.
+    /// If it does not start.
     pub async fn start() -> Self {
         Self::with(SimConfig::default()).await
     }
 
-    /// A simulator with these settings; its key is [`VENDOR_KEY`].
+    /// A simulator with these settings. Its key is [`VENDOR_KEY`].
     ///
     /// # Panics
     ///
-    /// It does not start.
+    /// If it does not start.
     pub async fn with(config: SimConfig) -> Self {
         let config = SimConfig { keys: vec![VENDOR_KEY.to_owned()], ..config };
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -58,13 +58,13 @@ impl Sim {
         Self { handle, addr, stop, _tasks: tasks }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The URL of a market on it.
+    /// The URL of this market on it.
     #[must_use]
     pub fn url(&self, market: &str) -> String {
         format!("ws://{}/{market}", self.addr)
@@ -77,11 +77,11 @@ impl Drop for Sim {
     }
 }
 
-/// A port that nobody else gets and where nobody listens, until a program of ours does.
+/// A port that no other program gets. Nothing listens there until a program under test does.
 ///
-/// It is bound but not listening: connections are refused, and the kernel gives it to nobody who
-/// asks for a free port. A program that names it may bind it all the same, as often as needed,
-/// since both sides set `SO_REUSEADDR`.
+/// The port is bound but not listening. The kernel refuses connections and does not give the port
+/// to a program that asks for any free one. A program that names the port may bind it, as often as
+/// needed, because both sides set `SO_REUSEADDR`.
 #[derive(Debug)]
 pub struct ReservedPort {
     addr: SocketAddr,
@@ -93,7 +93,7 @@ impl ReservedPort {
     ///
     /// # Panics
     ///
-    /// There is none.
+    /// If there is none.
     #[must_use]
     pub fn new() -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("make a socket");
@@ -124,7 +124,7 @@ pub fn firehose(upstream_url: &str) -> Launch {
         .env("POLYGON_WS_URL", upstream_url)
         .env("POLYGON_API_KEY", VENDOR_KEY)
         .env("FIREHOSE_API_KEYS", FIREHOSE_KEY)
-        // A test's market is silent as it likes, whatever the hour in New York.
+        // The market of a test may be silent at any hour.
         .env("SILENCE_ALARM", "off")
         .env("FIREHOSE_HOST", "127.0.0.1")
         .env("FIREHOSE_PORT", 0)
@@ -141,12 +141,12 @@ pub fn filtered(firehose: SocketAddr) -> Launch {
         .env("FILTERED_PROXY_PORT", 0)
 }
 
-/// What a [`Stack`] is made of.
+/// The parts of a [`Stack`].
 #[derive(Debug, Clone)]
 pub struct StackConfig {
-    /// The simulator's settings; its market is everyone's.
+    /// The simulator's settings. All programs have its market.
     pub sim: SimConfig,
-    /// How many filtered proxies. Default 1.
+    /// The number of filtered proxies. Default 1.
     pub filtered: usize,
     /// Settings of the firehose beside those of [`firehose`].
     pub firehose_env: Vec<(&'static str, String)>,
@@ -178,20 +178,20 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// The stock market, sending nothing unasked, and one filtered proxy, all linked up.
+    /// The stock market without generated events, and one filtered proxy, all linked up.
     ///
     /// # Panics
     ///
-    /// Something does not start or link up before long.
+    /// If something does not start or link up in time.
     pub async fn start() -> Self {
         Self::with(StackConfig::default()).await
     }
 
-    /// A stack as described, all linked up and every channel of the market carried.
+    /// A stack with these parts, all linked up. Every channel of the market is carried.
     ///
     /// # Panics
     ///
-    /// Something does not start or link up before long.
+    /// If something does not start or link up in time.
     pub async fn with(config: StackConfig) -> Self {
         let market = config.sim.market.clone();
         let sim = Sim::with(config.sim).await;
@@ -207,12 +207,12 @@ impl Stack {
         stack
     }
 
-    /// Waits until both tiers' links are up, every channel of the market has been asked for, and
-    /// the filtered proxies know.
+    /// Waits until both tiers' links are up, every channel of the market has been requested, and
+    /// the filtered proxies know the answers.
     ///
     /// # Panics
     ///
-    /// They are not before long.
+    /// If that is not so in time.
     pub async fn linked(&self) {
         for proxy in &self.filtered {
             is_up(proxy).await;
@@ -232,17 +232,17 @@ impl Stack {
         }
     }
 
-    /// Where the first filtered proxy listens.
+    /// The address of the first filtered proxy.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.filtered[0].addr()
     }
 
-    /// A client, logged in, of the first filtered proxy.
+    /// A client of the first filtered proxy, logged in.
     ///
     /// # Panics
     ///
-    /// The login goes wrong.
+    /// If the login fails.
     pub async fn client(&self) -> TestClient {
         self.client_at("/").await
     }
@@ -257,23 +257,23 @@ impl Stack {
     ///
     /// # Panics
     ///
-    /// The login or the subscription goes wrong.
+    /// If the login or the subscription fails.
     pub async fn subscriber(&self, params: &str) -> TestClient {
         self.subscriber_at("/", params).await
     }
 
-    /// A client of the first filtered proxy, come by this path, logged in and subscribed.
+    /// A client that connected to the first filtered proxy by this path, logged in and subscribed.
     ///
     /// # Panics
     ///
-    /// The login or the subscription goes wrong.
+    /// If the login or the subscription fails.
     pub async fn subscriber_at(&self, path: &str, params: &str) -> TestClient {
         let mut client = self.client_at(path).await;
         client.subscribe(params).await;
         client
     }
 
-    /// Lets the market send one frame of these events.
+    /// Makes the market send one frame of these events.
     pub fn publish<T: AsRef<str>>(&self, events: &[T]) {
         let events: Vec<String> = events.iter().map(|event| event.as_ref().to_owned()).collect();
         self.sim.handle.publish(&events);
@@ -284,16 +284,16 @@ impl Stack {
 ///
 /// # Panics
 ///
-/// It is not before long.
+/// If it is not up in time.
 pub async fn is_up(program: &Program) {
     in_state(program, "up").await;
 }
 
-/// Waits until a filtered proxy is told everything, and the firehose tells it of no outage.
+/// Waits until a filtered proxy gets every channel and the firehose reports no outage to it.
 ///
 /// # Panics
 ///
-/// That is not so before long.
+/// If that is not so in time.
 pub async fn is_complete(filtered: &Program) {
     let list = |health: &Value, pointer: &str| health.pointer(pointer)?.as_array().cloned();
     eventually(SOON, "everything comes from the firehose", async || {
@@ -304,11 +304,11 @@ pub async fn is_complete(filtered: &Program) {
     .await;
 }
 
-/// Waits until a program's link is in this state, as `/health` tells it.
+/// Waits until a program's link is in this state, as shown in `/health`.
 ///
 /// # Panics
 ///
-/// It is not before long.
+/// If it is not in that state in time.
 pub async fn in_state(program: &Program, state: &str) {
     let what = format!("a link in state {state:?}");
     eventually(SOON, &what, async || program.health_text("/upstream/state").await == state).await;

@@ -1,5 +1,5 @@
-//! TLS on either side of a port: certificates of one's own, a front that speaks TLS for a server, a
-//! tunnel that speaks it for clients.
+//! TLS on either side of a port: self-signed certificates, a front that speaks TLS for a server,
+//! and a tunnel that speaks it for clients.
 
 use std::{
     io,
@@ -26,18 +26,18 @@ use tokio_rustls::{
     },
 };
 
-/// A certificate for `localhost` that vouches for itself, and its key, in files.
+/// A self-signed certificate for `localhost` and its key, in files.
 #[derive(Debug)]
 pub struct Certificate {
     dir: tempfile::TempDir,
 }
 
 impl Certificate {
-    /// A fresh one.
+    /// A fresh certificate.
     ///
     /// # Panics
     ///
-    /// It cannot be made or written.
+    /// If it cannot be made or written.
     #[must_use]
     pub fn new() -> Self {
         let certificate = Self { dir: tempfile::tempdir().expect("make a directory") };
@@ -45,11 +45,11 @@ impl Certificate {
         certificate
     }
 
-    /// Puts another in its place, in the same files.
+    /// Replaces it by a new one in the same files.
     ///
     /// # Panics
     ///
-    /// It cannot be made or written.
+    /// If it cannot be made or written.
     pub fn renew(&self) {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let CertifiedKey { cert, signing_key } =
@@ -58,11 +58,11 @@ impl Certificate {
         std::fs::write(self.key_file(), signing_key.serialize_pem()).expect("write the key");
     }
 
-    /// Puts this one in the place of another, in the files of that.
+    /// Overwrites the files of another certificate with this one.
     ///
     /// # Panics
     ///
-    /// A file cannot be copied.
+    /// If a file cannot be copied.
     pub fn copy_to(&self, other: &Self) {
         std::fs::copy(self.file(), other.file()).expect("copy the certificate");
         std::fs::copy(self.key_file(), other.key_file()).expect("copy the key");
@@ -74,7 +74,7 @@ impl Certificate {
         self.dir.path()
     }
 
-    /// The file of the certificate, which is an authority's as well.
+    /// The file of the certificate. It is also the file of its authority.
     #[must_use]
     pub fn file(&self) -> PathBuf {
         self.dir.path().join("cert.pem")
@@ -86,7 +86,7 @@ impl Certificate {
         self.dir.path().join("key.pem")
     }
 
-    /// What lets a program's port show it, with plain probes at a port beside.
+    /// The settings that make a program's port use it, with an admin port for plain HTTP.
     #[must_use]
     pub fn settings(&self) -> [(&'static str, String); 3] {
         [
@@ -96,11 +96,11 @@ impl Certificate {
         ]
     }
 
-    /// Trusts it as it is now, and nothing else.
+    /// Trusts the current certificate and no other.
     ///
     /// # Panics
     ///
-    /// The files do not hold it.
+    /// If the files do not hold it.
     #[must_use]
     pub fn trust(&self) -> Trust {
         let mut roots = RootCertStore::empty();
@@ -146,18 +146,18 @@ impl std::fmt::Debug for Trust {
 }
 
 impl Trust {
-    /// Speaks TLS to whoever is at the other end of a connection.
+    /// Does a TLS handshake with the peer of a connection.
     ///
     /// # Errors
     ///
-    /// They do not agree, or the other end shows another certificate.
+    /// If the handshake fails or the peer shows another certificate.
     pub async fn connect(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from("localhost").expect("a name");
         self.0.connect(name, stream).await
     }
 }
 
-/// Takes TLS connections for `localhost` and passes what is in them on. Dropping it ends it.
+/// Accepts TLS connections for `localhost` and passes their content on. Dropping it ends it.
 #[derive(Debug)]
 pub struct TlsFront {
     addr: SocketAddr,
@@ -170,14 +170,14 @@ impl TlsFront {
     ///
     /// # Panics
     ///
-    /// It does not start.
+    /// If it does not start.
     pub async fn start(target: SocketAddr) -> Self {
         let certificate = Certificate::new();
         let acceptor = certificate.acceptor();
         let (addr, tasks) = pass_on(move |socket| {
             let accepting = acceptor.accept(socket);
             async move {
-                // Peers that do not trust us leave here.
+                // The handshake fails for a peer that does not trust the certificate.
                 let mut inner = accepting.await?;
                 let mut outer = TcpStream::connect(target).await?;
                 copy_bidirectional(&mut inner, &mut outer).await
@@ -200,8 +200,8 @@ impl TlsFront {
     }
 }
 
-/// Takes plain connections and speaks TLS for them, so that every plain client can talk to a port
-/// that wants it. Dropping it ends it.
+/// Accepts plain connections and speaks TLS for them, so that every plain client can talk to a port
+/// that requires TLS. Dropping it ends it.
 #[derive(Debug)]
 pub struct Tunnel {
     addr: SocketAddr,
@@ -213,7 +213,7 @@ impl Tunnel {
     ///
     /// # Panics
     ///
-    /// It does not start.
+    /// If it does not start.
     pub async fn start(target: SocketAddr, trust: Trust) -> Self {
         let (addr, tasks) = pass_on(move |mut inner| {
             let trust = trust.clone();
@@ -226,14 +226,14 @@ impl Tunnel {
         Self { addr, _tasks: tasks }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 }
 
-/// Does something with every connection to a port.
+/// Listens on a free port and runs `connection` for each connection.
 async fn pass_on<F>(
     connection: impl Fn(TcpStream) -> F + Send + 'static,
 ) -> (SocketAddr, JoinSet<()>)

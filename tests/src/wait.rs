@@ -1,23 +1,22 @@
-//! Waiting with a deadline. A test that hangs is a test that fails with the name of what it waited
-//! for.
+//! Waiting with a deadline. A test that hangs fails with the name of what it waited for.
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-/// The deadline for anything that takes milliseconds on an idle machine. Long, because a busy
-/// machine is no bug.
+/// The deadline for anything that takes milliseconds on an idle machine. It is long, because a busy
+/// machine is not a fault.
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// How often a condition is looked at.
+/// How often a condition is checked.
 const POLL: Duration = Duration::from_millis(10);
 
 /// The result of the future.
 ///
 /// # Panics
 ///
-/// It is not there within the limit; the message names what was waited for.
+/// If the future does not complete within the limit. The message names `what`.
 pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
     match timeout(limit, future).await {
         Ok(value) => value,
@@ -29,7 +28,7 @@ pub async fn within<T>(limit: Duration, what: &str, future: impl Future<Output =
 ///
 /// # Panics
 ///
-/// It does not hold within the limit; the message names what was waited for.
+/// If it does not hold within the limit. The message names `what`.
 pub async fn eventually(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let holds = async {
         while !condition().await {
@@ -39,22 +38,22 @@ pub async fn eventually(limit: Duration, what: &str, mut condition: impl AsyncFn
     within(limit, what, holds).await;
 }
 
-/// Returns once something listens there.
+/// Returns once a program listens at this address.
 ///
 /// # Panics
 ///
-/// Nothing does before long.
+/// If none does in time.
 pub async fn listens(addr: SocketAddr) {
     let what = format!("a listener at {addr}");
     eventually(SOON, &what, async || TcpStream::connect(addr).await.is_ok()).await;
 }
 
-/// Returns when the condition has held all the time, looked at every few milliseconds: for what
-/// must *not* happen.
+/// Checks every few milliseconds that the condition holds all the time. Use it for things that must
+/// *not* happen.
 ///
 /// # Panics
 ///
-/// The condition fails once; the message names it.
+/// If the condition fails once. The message names `what`.
 pub async fn holds_for(time: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + time;
     while Instant::now() < end {

@@ -1,4 +1,4 @@
-//! A client that comes back after every loss and keeps what it saw, connection by connection.
+//! A client that reconnects after every loss and keeps what it saw, connection by connection.
 
 use std::{
     collections::BTreeSet,
@@ -23,30 +23,29 @@ use crate::{
     ws_client::{AUTHENTICATED, GREETING, acks, objects},
 };
 
-/// A step of the login takes no longer on a connection that works.
+/// How long a step of the login may take on a working connection.
 const STEP: Duration = Duration::from_secs(5);
-/// Pause before the next try.
+/// The pause before the next try.
 const PAUSE: Duration = Duration::from_millis(50);
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-/// What to watch, and until when.
+/// What a watcher subscribes to, and until when.
 #[derive(Debug, Clone)]
 pub struct Watcher {
-    /// Where to connect.
+    /// The address to connect to.
     pub addr: SocketAddr,
     /// The key to present.
     pub key: &'static str,
     /// The channels to subscribe to.
     pub channels: String,
-    /// How many events have been handed to the simulator.
+    /// How many events have been given to the simulator.
     pub sent: Arc<AtomicUsize>,
-    /// What an event that marks a place begins with; then comes its number, which is 0 where the
-    /// watch ends.
+    /// The text with which a marker begins. Its number follows and is 0 where the watch ends.
     pub marker: &'static str,
     /// The number of the last marker that came.
     pub heard: Arc<AtomicUsize>,
-    /// A connection on which nothing comes for so long, not even a ping, is given up.
+    /// The watcher gives up a connection that is silent for this long, even without pings.
     pub silence_limit: Duration,
     /// Counts the connections of all watchers that are subscribed now.
     pub live: Arc<AtomicUsize>,
@@ -59,9 +58,9 @@ pub struct Watched {
     pub steps: Vec<Step>,
     /// Statuses of notices, in order.
     pub notices: Vec<String>,
-    /// The code with which the proxy closed, if it did.
+    /// The code with which the proxy closed, if any.
     pub closed: Option<u16>,
-    /// How it ended, for people.
+    /// How it ended, as text for people.
     pub end: String,
 }
 
@@ -80,7 +79,8 @@ impl Watched {
             "upstream_down" => {
                 down.insert(text("tier"));
             }
-            // What lasts at the firehose is told again behind that of the filtered proxy.
+            // After the filtered proxy's notice, an outage of the firehose that still lasts is
+            // reported again.
             "upstream_up" if text("tier") == "filtered" => down.clear(),
             "upstream_up" => {
                 down.remove(&text("tier"));
@@ -101,7 +101,7 @@ impl Watched {
 }
 
 impl Watcher {
-    /// Watches until the last event comes. The last connection is the one on which it did.
+    /// Watches until the last event comes. It came on the last connection of the result.
     pub async fn watch(self) -> Vec<Watched> {
         let mut all = Vec::new();
         loop {
@@ -120,7 +120,7 @@ impl Watcher {
         }
     }
 
-    /// Connects, logs in and asks for the channels; `None` if that goes wrong.
+    /// Connects, logs in and requests the channels. `None` if a step fails.
     async fn log_in(&self) -> Option<Socket> {
         let request = format!("ws://{}/", self.addr);
         let (mut socket, _) = timeout(STEP, connect_async(request)).await.ok()?.ok()?;
@@ -133,10 +133,11 @@ impl Watcher {
         Some(socket)
     }
 
-    /// Takes what comes until the connection ends, or the last event has come, which it tells.
+    /// Reads until the connection ends or the last event comes. Returns whether the last event
+    /// came.
     async fn follow(&self, mut socket: Socket, watched: &mut Watched) -> bool {
         let ack = acks("subscribed", &self.channels);
-        // Tiers whose upstream is down: until it is up again, anything may be missing.
+        // Tiers whose upstream is down. Events may be missing until it is up again.
         let mut down = BTreeSet::new();
         loop {
             let message = match timeout(self.silence_limit, socket.next()).await {
@@ -175,8 +176,7 @@ impl Watcher {
                 }
                 Message::Close(frame) => watched.closed = frame.map(|frame| frame.code.into()),
                 Message::Ping(_) => {
-                    // The library has the pong ready; a connection that takes none will end by
-                    // itself.
+                    // The library has the pong ready. A connection that does not take it will end.
                     let _ = timeout(STEP, socket.flush()).await;
                 }
                 Message::Binary(bytes) => panic!("a binary message: {bytes:?}"),
@@ -186,7 +186,7 @@ impl Watcher {
     }
 }
 
-/// Takes the next message, which is this; `None` if nothing comes.
+/// Takes the next message and checks that it is this one. `None` if none comes.
 async fn expect(socket: &mut Socket, text: &str) -> Option<()> {
     loop {
         match timeout(STEP, socket.next()).await.ok()??.ok()? {

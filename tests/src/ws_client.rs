@@ -18,58 +18,58 @@ use crate::wait::{SOON, within};
 /// The greeting, alone in its frame.
 pub const GREETING: &str =
     r#"[{"ev":"status","status":"connected","message":"Connected Successfully"}]"#;
-/// The verdict on a right key, alone in its frame.
+/// The answer to an accepted key, alone in its frame.
 pub const AUTHENTICATED: &str =
     r#"[{"ev":"status","status":"auth_success","message":"authenticated"}]"#;
 
-/// One connection. What arrives is never re-serialised: objects are given out as the bytes that
+/// One connection. It never re-serialises what arrives: objects are returned as the bytes that
 /// came.
 #[derive(Debug)]
 pub struct TestClient {
     ws: WebSocketStream<TcpStream>,
-    /// Objects of the last frame not yet given out.
+    /// Objects of the last frame that have not been returned yet.
     objects: VecDeque<String>,
     /// Pings received.
     pings: usize,
 }
 
-/// What comes in.
+/// A received message, or the end of the connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     /// A text message.
     Text(String),
-    /// The peer closed, with this code; none if its close frame had none.
+    /// The peer closed with this code. `None` if its close frame had no code.
     Closed(Option<u16>),
     /// The connection ended without a close frame.
     Dropped,
 }
 
 impl TestClient {
-    /// Connects to `/stocks`; nothing is read yet.
+    /// Connects to `/stocks` and reads nothing yet.
     ///
     /// # Panics
     ///
-    /// The connection or the upgrade fails.
+    /// If the connection or the upgrade fails.
     pub async fn connect(addr: SocketAddr) -> Self {
         Self::connect_to(addr, "/stocks").await
     }
 
-    /// Connects to this path; nothing is read yet.
+    /// Connects to this path and reads nothing yet.
     ///
     /// # Panics
     ///
-    /// The connection or the upgrade fails.
+    /// If the connection or the upgrade fails.
     pub async fn connect_to(addr: SocketAddr, path: &str) -> Self {
         let stream = within(SOON, "connecting", TcpStream::connect(addr)).await;
         Self::upgrade(stream.expect("connect"), addr, path).await
     }
 
-    /// Connects to `/stocks` with a receive buffer of about this many bytes: what is not read soon
-    /// holds up the sender.
+    /// Connects to `/stocks` with a receive buffer of about this many bytes. If the client does not
+    /// read, the sender soon has to wait.
     ///
     /// # Panics
     ///
-    /// The connection or the upgrade fails.
+    /// If the connection or the upgrade fails.
     pub async fn connect_narrow(addr: SocketAddr, buffer_bytes: u32) -> Self {
         let socket = TcpSocket::new_v4().expect("make a socket");
         socket.set_recv_buffer_size(buffer_bytes).expect("set the receive buffer");
@@ -77,12 +77,12 @@ impl TestClient {
         Self::upgrade(stream.expect("connect"), addr, "/stocks").await
     }
 
-    /// Upgrades at `/stocks` over this connection, with these headers beside the usual ones;
-    /// nothing is read yet.
+    /// Upgrades this connection at `/stocks`, with these headers beside the usual ones. Reads
+    /// nothing yet.
     ///
     /// # Panics
     ///
-    /// The upgrade fails.
+    /// If the upgrade fails.
     pub async fn over(stream: TcpStream, headers: &[(&'static str, &str)]) -> Self {
         let addr = stream.peer_addr().expect("a connection has a peer");
         Self::upgrade_with(stream, addr, "/stocks", headers).await
@@ -116,7 +116,7 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// Anything goes otherwise than it should.
+    /// If a step fails.
     pub async fn login(addr: SocketAddr, key: &str) -> Self {
         let mut client = Self::connect(addr).await;
         client.log_in(key).await;
@@ -127,7 +127,7 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// Anything goes otherwise than it should.
+    /// If a step fails.
     pub async fn log_in(&mut self, key: &str) {
         self.expect(GREETING).await;
         self.command("auth", key).await;
@@ -138,7 +138,7 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// The connection does not take it.
+    /// If the connection does not accept it.
     pub async fn send_raw(&mut self, text: &str) {
         self.send(Message::text(text)).await;
     }
@@ -147,58 +147,58 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// The connection does not take it.
+    /// If the connection does not accept it.
     pub async fn send(&mut self, message: Message) {
         within(SOON, "sending", self.ws.send(message)).await.expect("send a message");
     }
 
-    /// Sends a command as the official clients write it, compact.
+    /// Sends a command in the compact form of the official clients.
     ///
     /// # Panics
     ///
-    /// The connection does not take it.
+    /// If the connection does not accept it.
     pub async fn command(&mut self, action: &str, params: &str) {
         let params = Value::from(params);
         self.send_raw(&format!(r#"{{"action":"{action}","params":{params}}}"#)).await;
     }
 
-    /// Subscribes on a silent connection: the next frame is the acknowledgement of these items and
-    /// of nothing else.
+    /// Subscribes on a silent connection. The next frame must acknowledge these items and hold
+    /// nothing else.
     ///
     /// # Panics
     ///
-    /// It is not.
+    /// If the next frame differs.
     pub async fn subscribe(&mut self, params: &str) {
         self.command("subscribe", params).await;
         self.expect(&acks("subscribed", params)).await;
     }
 
-    /// Takes the next frame, in which the firehose tells those who hold `*` what it carries.
+    /// Takes the next frame, in which the firehose lists the channels of `*` for its subscribers.
     ///
     /// # Panics
     ///
-    /// It is another.
+    /// If the next frame is another.
     pub async fn expect_coverage(&mut self) {
         let text = self.next_text().await;
         assert!(text.starts_with(r#"[{"ev":"status","status":"carried","#), "{text}");
     }
 
-    /// Unsubscribes on a silent connection: the next frame is the acknowledgement of these items
-    /// and of nothing else.
+    /// Unsubscribes on a silent connection. The next frame must acknowledge these items and hold
+    /// nothing else.
     ///
     /// # Panics
     ///
-    /// It is not.
+    /// If the next frame differs.
     pub async fn unsubscribe(&mut self, params: &str) {
         self.command("unsubscribe", params).await;
         self.expect(&acks("unsubscribed", params)).await;
     }
 
-    /// What comes next, control frames aside.
+    /// The next message or the end, without control frames.
     ///
     /// # Panics
     ///
-    /// Nothing comes within the limit, or a binary message does.
+    /// If nothing comes within the limit, or if a binary message comes.
     pub async fn next(&mut self, limit: Duration) -> Received {
         within(limit, "receiving", self.receive()).await
     }
@@ -211,8 +211,7 @@ impl TestClient {
                 Some(Ok(Message::Ping(_))) => self.pings += 1,
                 Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
-                    // The answer stands in the library's buffer; a peer that has left does not need
-                    // it.
+                    // The answer is in the library's buffer. A peer that has left does not need it.
                     let _answered = self.ws.flush().await;
                     return Received::Closed(frame.map(|frame| u16::from(frame.code)));
                 }
@@ -228,7 +227,7 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// None comes before long.
+    /// If none comes in time.
     pub async fn next_text(&mut self) -> String {
         match self.next(SOON).await {
             Received::Text(text) => text,
@@ -236,11 +235,11 @@ impl TestClient {
         }
     }
 
-    /// Takes the next message, which is this, byte for byte.
+    /// Takes the next message and checks that it is this one, byte for byte.
     ///
     /// # Panics
     ///
-    /// It is not.
+    /// If it differs.
     pub async fn expect(&mut self, text: &str) {
         assert!(self.objects.is_empty(), "objects not taken: {:?}", self.objects);
         assert_eq!(self.next_text().await, text);
@@ -250,16 +249,16 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// None comes before long, or it is no array of objects that official clients can read.
+    /// If none comes in time, or if it is not an array of objects that official clients can read.
     pub async fn next_frame(&mut self) -> Vec<String> {
         objects(&self.next_text().await)
     }
 
-    /// The bytes of the next object, in whatever frame.
+    /// The bytes of the next object, in any frame.
     ///
     /// # Panics
     ///
-    /// None comes before long.
+    /// If none comes in time.
     pub async fn next_object(&mut self) -> String {
         while self.objects.is_empty() {
             self.objects = self.next_frame().await.into();
@@ -267,24 +266,24 @@ impl TestClient {
         self.objects.pop_front().expect("there is an object")
     }
 
-    /// Takes the next objects, which are these, byte for byte, in whatever frames.
+    /// Takes the next objects, in any frames, and checks that they are these, byte for byte.
     ///
-    /// To see that nothing else comes, end with an event that the client is known to get.
+    /// To check that nothing else comes, end with an event that the client is known to get.
     ///
     /// # Panics
     ///
-    /// They are not.
+    /// If they differ.
     pub async fn expect_objects<T: AsRef<str>>(&mut self, expected: &[T]) {
         for (n, expected) in expected.iter().enumerate() {
             assert_eq!(self.next_object().await, expected.as_ref(), "object {n}");
         }
     }
 
-    /// The bytes of the next object that is no notice of the proxy about its upstream.
+    /// The bytes of the next object that is not a notice about an upstream.
     ///
     /// # Panics
     ///
-    /// None comes before long.
+    /// If none comes in time.
     pub async fn next_but_notices(&mut self) -> String {
         loop {
             let object = self.next_object().await;
@@ -294,11 +293,11 @@ impl TestClient {
         }
     }
 
-    /// The next frame, which holds a notice about an upstream alone: its status, tier and reason.
+    /// The next frame, which must hold one notice about an upstream: its status, tier and reason.
     ///
     /// # Panics
     ///
-    /// It is another, or does not come before long.
+    /// If the next frame is another, or if none comes in time.
     pub async fn next_notice(&mut self) -> [String; 3] {
         assert!(self.objects.is_empty(), "objects not taken: {:?}", self.objects);
         let frame: Value = serde_json::from_str(&self.next_text().await).expect("a frame is JSON");
@@ -312,33 +311,33 @@ impl TestClient {
         ["status", "tier", "reason"].map(|name| frame[0][name].as_str().unwrap_or_default().into())
     }
 
-    /// Takes the next object, which is this event; notices of the proxy about its upstream may come
+    /// Takes the next object and checks that it is this event. Notices about an upstream may come
     /// before it.
     ///
     /// # Panics
     ///
-    /// It is not.
+    /// If another object comes.
     pub async fn expect_event(&mut self, event: &str) {
         assert_eq!(self.next_but_notices().await, event);
     }
 
-    /// Takes the next object, which is this status; notices of the proxy about its upstream may
-    /// come before it.
+    /// Takes the next object and checks that it is this status. Notices about an upstream may come
+    /// before it.
     ///
     /// # Panics
     ///
-    /// It is not.
+    /// If another object comes.
     pub async fn expect_status(&mut self, status: &str, message: &str) {
         let message = Value::from(message);
         let expected = format!(r#"{{"ev":"status","status":"{status}","message":{message}}}"#);
         assert_eq!(self.next_but_notices().await, expected);
     }
 
-    /// Reads until the connection ends and says how, skipping messages.
+    /// Reads until the connection ends and returns how. Skips messages.
     ///
     /// # Panics
     ///
-    /// It does not end within the limit.
+    /// If it does not end within the limit.
     pub async fn end(&mut self, limit: Duration) -> Received {
         let end = async {
             loop {
@@ -351,23 +350,23 @@ impl TestClient {
         within(limit, "the end of a connection", end).await
     }
 
-    /// The objects received but not yet taken.
+    /// The objects received but not returned yet.
     pub fn take_objects(&mut self) -> Vec<String> {
         self.objects.drain(..).collect()
     }
 
-    /// Pings received until now.
+    /// Pings received so far.
     #[must_use]
     pub fn pings(&self) -> usize {
         self.pings
     }
 
-    /// Sends a ping and waits for its pong; the frames that overtook it are counted and kept as
-    /// objects.
+    /// Sends a ping and waits for its pong. Returns the number of frames that came before the pong,
+    /// and keeps their objects.
     ///
     /// # Panics
     ///
-    /// No pong with the same payload comes before long.
+    /// If no pong with the same payload comes in time.
     pub async fn ping(&mut self, payload: &'static [u8]) -> usize {
         self.send(Message::Ping(payload.into())).await;
         let pong = async {
@@ -390,7 +389,7 @@ impl TestClient {
         within(SOON, "a pong", pong).await
     }
 
-    /// The connection itself, for reading otherwise than clients do.
+    /// The underlying connection.
     #[must_use]
     pub fn into_stream(self) -> TcpStream {
         self.ws.into_inner()
@@ -400,21 +399,21 @@ impl TestClient {
     ///
     /// # Panics
     ///
-    /// The close is not answered before long.
+    /// If the close is not answered in time.
     pub async fn close(mut self) {
         within(SOON, "closing", self.ws.close(None)).await.expect("close");
         self.end(SOON).await;
     }
 }
 
-/// Whether an object is a notice of the proxy about what happened upstream.
+/// Whether an object is a notice about an upstream.
 fn is_notice(object: &str) -> bool {
     let value: Value = serde_json::from_str(object).expect("an object parses");
     let notices = ["gap", "upstream_down", "upstream_up"];
     value["ev"] == "status" && notices.iter().any(|notice| value["status"] == *notice)
 }
 
-/// The frame that acknowledges these items: one object each, in their order, compact.
+/// The frame that acknowledges these items: one compact object per item, in their order.
 #[must_use]
 pub fn acks(verb: &str, params: &str) -> String {
     let items = params.split(',').map(|item| {
@@ -428,8 +427,8 @@ pub fn acks(verb: &str, params: &str) -> String {
 ///
 /// # Panics
 ///
-/// It is no array of objects, an object lacks `ev`, or a status lacks `status` or `message`: each
-/// kills an official client.
+/// If it is not an array of objects, if an object lacks `ev`, or if a status lacks `status` or
+/// `message`: each of these crashes an official client.
 #[must_use]
 pub fn objects(frame: &str) -> Vec<String> {
     let raw: Vec<&RawValue> = serde_json::from_str(frame)
@@ -438,7 +437,7 @@ pub fn objects(frame: &str) -> Vec<String> {
     raw.into_iter().map(|raw| checked(raw.get()).to_owned()).collect()
 }
 
-/// What official clients read of every object.
+/// The members that official clients read of every object.
 #[derive(Deserialize)]
 struct Head<'a> {
     #[serde(borrow)]

@@ -1,5 +1,5 @@
-//! Our own client programs, `test_client.py` and `test_polygon_proxy.py`: they work, and they
-//! notice what is wrong.
+//! The project's own client programs, `test_client.py` and `test_polygon_proxy.py`: they work, and
+//! they notice faults.
 
 use std::{
     collections::HashSet,
@@ -28,19 +28,19 @@ use tokio_tungstenite::{accept_async, tungstenite::Message};
 
 use crate::events::{quote, trade};
 
-/// Runs `test_client.py` on a server; none where Python is missing.
+/// Runs `test_client.py` against a server. `None` where Python is missing.
 async fn test_client(addr: SocketAddr, key: &str, args: &[&str]) -> Option<Finished> {
     let url = format!("ws://{addr}");
     run_script("test_client.py", &[&["--url", &url], args].concat(), key, SOON).await
 }
 
-/// Runs `test_polygon_proxy.py` on a server; none where Python is missing.
+/// Runs `test_polygon_proxy.py` against a server. `None` where Python is missing.
 async fn test_polygon_proxy(addr: SocketAddr, key: &str) -> Option<Finished> {
     let url = format!("ws://{addr}");
     run_script("test_polygon_proxy.py", &["--url", &url, "--seconds", "2"], key, 2 * SOON).await
 }
 
-/// A stack whose market is in full swing.
+/// A stack with a busy market.
 async fn busy_stack() -> Stack {
     let sim = SimConfig { rate: 2_000.0, symbols: 5, record: true, ..SimConfig::default() };
     Stack::with(StackConfig { sim, ..StackConfig::default() }).await
@@ -62,7 +62,7 @@ async fn the_client_shows_a_feed() {
         assert!(shown.stdout.contains(text), "no {text:?} in {}", shown.stdout);
     }
 
-    // As JSON: the events alone, as the market sent them.
+    // As JSON it prints only events, as the market sent them.
     let args = ["--symbols", "T.AAPL", "--seconds", "1", "--json"];
     let Some(json) = test_client(stack.addr(), CLIENT_KEY, &args).await else { return };
     assert_eq!(json.code, Some(0), "{json:?}");
@@ -103,7 +103,7 @@ async fn the_check_passes_on_the_proxy() {
     let Some(found) = test_polygon_proxy(stack.addr(), CLIENT_KEY).await else { return };
     assert_eq!(found.code, Some(0), "{found:?}");
     assert!(found.stdout.ends_with("PASS\n"), "{}", found.stdout);
-    // Nobody got nothing.
+    // Every client got events.
     let exact = found.stdout.matches("exactly its events").count();
     assert_eq!(exact, 4, "{}", found.stdout);
 }
@@ -137,20 +137,20 @@ async fn the_check_fails_on_a_server_that_is_wrong() {
     join_all(checks).await;
 }
 
-/// What a server does wrong to every client but the one on `*`.
+/// A fault of the server towards every client except the one on `*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
-    /// Nothing: the same server, to show that what fails is the fault.
+    /// No fault. It shows that a failing check is due to the fault.
     Nothing,
-    /// Now and then it sends an event that nobody asked for.
+    /// Sometimes it sends an event of a channel that is not subscribed.
     Foreign,
-    /// Now and then it leaves an event out.
+    /// Sometimes it leaves out an event.
     Hole,
-    /// Now and then it writes a number in another way.
+    /// Sometimes it writes a number in another way.
     Changed,
-    /// Now and then it sends an event twice.
+    /// Sometimes it sends an event twice.
     Twice,
-    /// Now and then it sends two events in the wrong order.
+    /// Sometimes it sends two events in the wrong order.
     Swapped,
     /// It sends nothing at all.
     Mute,
@@ -158,7 +158,7 @@ enum Wrong {
     Unacknowledged,
 }
 
-/// A server that speaks enough of the protocol for the check, and goes wrong in one way.
+/// A server that speaks enough of the protocol for the check, with one fault.
 struct WrongServer {
     addr: SocketAddr,
     _tasks: JoinSet<()>,
@@ -171,8 +171,7 @@ impl WrongServer {
         let addr = listener.local_addr().expect("the address of a bound socket");
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            // A session that falls behind this far panics, and its client finds the connection
-            // lost.
+            // A session that lags further than this panics, and its client loses the connection.
             let (market, _) = broadcast::channel(4_096);
             let mut sessions = JoinSet::new();
             let mut ticks = interval(Duration::from_millis(2));
@@ -184,7 +183,7 @@ impl WrongServer {
                         sessions.spawn(serve(tcp, market.subscribe(), wrong));
                     }
                     _ = ticks.tick() => {
-                        // Nobody there is no error.
+                        // No subscribers is not an error.
                         let _ = market.send(Arc::new(Event::numbered(n)));
                         n += 1;
                     }
@@ -195,7 +194,7 @@ impl WrongServer {
     }
 }
 
-/// An event and the channels that it is on.
+/// An event and the channels that match it.
 struct Event {
     n: usize,
     channels: [String; 3],
@@ -238,7 +237,7 @@ async fn serve(tcp: TcpStream, mut market: broadcast::Receiver<Arc<Event>>, wron
     }
 }
 
-/// Carries a command out; the frame that answers it.
+/// Carries out a command. Returns the frame that answers it.
 fn answer(command: &str, held: &mut HashSet<String>, wrong: Wrong) -> Option<String> {
     let command: Value = serde_json::from_str(command).expect("a command is JSON");
     let params = command["params"].as_str().expect("params are a string");
@@ -255,7 +254,7 @@ fn answer(command: &str, held: &mut HashSet<String>, wrong: Wrong) -> Option<Str
     (wrong != Wrong::Unacknowledged || params == "*").then(|| acks(&verb, params))
 }
 
-/// What a session gets of an event, right or wrong.
+/// The events that a session gets for this one, right or wrong.
 fn deliver(
     event: &Event,
     held: &HashSet<String>,

@@ -1,9 +1,9 @@
-//! Installing what the drivers need.
+//! Installs the packages that the drivers need.
 //!
-//! Once per target directory, at the versions pinned in `tests/clients`, into `target/clients`.
-//! Needed are Python 3.10 or newer with pip or ensurepip, and Node 18 or newer with npm. Where one
-//! is missing, the tests that need it fail if `CI` is set in the environment; otherwise they pass,
-//! and one line on standard error says that clients were skipped.
+//! They are installed once per target directory, at the versions pinned in `tests/clients`, into
+//! `target/clients`. This needs Python 3.10 or newer with pip or ensurepip, and Node 18 or newer
+//! with npm. If one is missing and `CI` is set in the environment, the tests that need it fail.
+//! Otherwise they pass, and one line on standard error says that clients were skipped.
 
 use std::{
     fs::{self, File},
@@ -22,7 +22,7 @@ const INSTALLATION: Duration = Duration::from_secs(300);
 /// How many of an installer's last lines are shown when it fails.
 const TAIL: usize = 40;
 
-/// What is installed together.
+/// A set of packages that are installed together.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Packages {
     Massive,
@@ -41,8 +41,8 @@ impl Packages {
         }
     }
 
-    /// The files of `tests/clients` that say what is installed, and for Node those that must lie
-    /// beside it: it looks for packages beside the program that imports them, and nowhere else.
+    /// The files of `tests/clients` that list the packages. For Node also the programs: Node looks
+    /// for packages only beside the program that imports them.
     fn files(self) -> &'static [&'static str] {
         match self {
             Self::Massive => &["requirements-massive.txt"],
@@ -62,7 +62,7 @@ impl Packages {
         target.join("clients").join(self.name())
     }
 
-    /// Where the programs are that use it.
+    /// The directory of the programs that use it.
     pub(crate) fn drivers(self) -> PathBuf {
         match self {
             Self::Massive | Self::Polygon | Self::Autobahn => sources(),
@@ -70,7 +70,7 @@ impl Packages {
         }
     }
 
-    /// A command that runs a program with what is installed; none where the language is missing.
+    /// A command that runs a program with these packages. `None` where the language is missing.
     pub(crate) async fn interpreter(self, program: &Path) -> Option<Command> {
         self.install(&self.toolchain().await?).await;
         let mut command = Command::new(self.language());
@@ -78,18 +78,18 @@ impl Packages {
             command
                 .env("PYTHONPATH", self.dir())
                 .env("PYTHONNOUSERSITE", "1")
-                // Unbuffered, Python loses what is left of a write that a signal cut short.
+                // If a signal interrupts a write, unbuffered Python loses the rest of it.
                 .env_remove("PYTHONUNBUFFERED")
                 .env("PYTHONDONTWRITEBYTECODE", "1");
         }
         command
             .arg(program)
-            // The machine's own keys and proxies have no say.
+            // The machine's own keys and proxies must not interfere.
             .env_remove("MASSIVE_API_KEY")
             .env("NO_PROXY", "*")
             .env("no_proxy", "*")
-            // What the library behind the Python clients waits after a refused connection: up to 5
-            // s by default.
+            // The delay of the Python clients' library after a refused connection. Its default is
+            // up to 5 s.
             .env("WEBSOCKETS_BACKOFF_INITIAL_DELAY", "0.2")
             .env("WEBSOCKETS_BACKOFF_MIN_DELAY", "0.2")
             .kill_on_drop(true);
@@ -103,8 +103,8 @@ impl Packages {
         }
     }
 
-    /// The version of the language, if all is there that an installation needs. If not, this fails
-    /// where `CI` is set, and says aloud that something is skipped elsewhere.
+    /// The version of the language, if everything is there that an installation needs. If not, this
+    /// panics where `CI` is set. Elsewhere it prints that something is skipped.
     async fn toolchain(self) -> Option<String> {
         static PYTHON: OnceCell<Option<String>> = OnceCell::const_new();
         static NODE: OnceCell<Option<String>> = OnceCell::const_new();
@@ -117,7 +117,7 @@ impl Packages {
             Err(problem) => {
                 let text = format!("the clients that run on {}: {problem}", self.language());
                 assert!(std::env::var_os("CI").is_none(), "can not run {text}");
-                // Written past the test runner, which hides the output of tests that pass.
+                // Written directly, because the test runner hides the output of tests that pass.
                 let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {text} ***");
                 None
             }
@@ -154,7 +154,7 @@ impl Packages {
         }
     }
 
-    /// Installs it, unless this very set is there.
+    /// Installs the packages unless exactly these are installed.
     async fn install(self, version: &str) {
         let dir = self.dir();
         let beside = |ending: &str| dir.with_extension(ending);
@@ -171,7 +171,7 @@ impl Packages {
         if fs::read_to_string(beside("stamp")).is_ok_and(|installed| installed == stamp) {
             return;
         }
-        // From here on nothing usable is there until all is.
+        // Without the stamp, an interrupted installation is not used.
         fs::remove_file(beside("stamp")).or_else(absent_is_fine).expect("remove an old stamp");
         fs::remove_dir_all(&dir).or_else(absent_is_fine).expect("remove an old installation");
         fs::create_dir(&dir).expect("make a directory");
@@ -206,7 +206,8 @@ impl Packages {
     }
 }
 
-/// Installs Python packages into a directory with the pip that is there, or with one of our own.
+/// Installs Python packages into a directory, with the system's pip or with one in a virtual
+/// environment.
 async fn pip(dir: &Path, requirements: &Path, log: &Path) -> Result<(), String> {
     let mut python = PathBuf::from("python3");
     if !has_pip().await {
@@ -231,11 +232,11 @@ async fn has_pip() -> bool {
 }
 
 async fn has_ensurepip() -> bool {
-    // Imported, not run: some systems refuse to run it outside of a virtual environment.
+    // Imported, not run: some systems refuse to run it outside a virtual environment.
     probe("python3", &["-c", "import ensurepip"]).await.is_some()
 }
 
-/// Runs one step of an installation, its output at the end of the log.
+/// Runs one step of an installation and appends its output to the log.
 async fn step(command: &mut Command, log: &Path) -> Result<(), String> {
     let log = File::options().append(true).open(log).expect("open a log file");
     let copy = log.try_clone().expect("clone a file");
@@ -248,14 +249,14 @@ async fn step(command: &mut Command, log: &Path) -> Result<(), String> {
     }
 }
 
-/// The numbers at the begin of a version such as `Python 3.11.7` or `v20.20.2`.
+/// The numbers at the beginning of a version such as `Python 3.11.7` or `v20.20.2`.
 fn number(version: &str) -> Option<(u32, u32)> {
     let start = version.find(|c: char| c.is_ascii_digit())?;
     let mut parts = version[start..].split(|c: char| !c.is_ascii_digit());
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// What a command prints, if it is there and succeeds.
+/// The output of a command, if it exists and succeeds.
 async fn probe(program: &str, args: &[&str]) -> Option<String> {
     let command = Command::new(program).args(args).stdin(Stdio::null()).kill_on_drop(true).output();
     let output = within(SOON, program, command).await.ok()?;
