@@ -8,7 +8,7 @@ It knows nothing of the proxy: with --url wss://socket.polygon.io/stocks it look
 own feed. Without --seconds it runs until Ctrl-C.
 
 Exit code: 0 events arrived, 1 none did, 2 wrong usage, 3 the key was refused, 4 there was no
-connection, or it was lost.
+connection or it was lost.
 """
 
 import argparse
@@ -43,7 +43,7 @@ SYMBOL_FIELDS = {
 
 
 class Refused(Exception):
-    """The server refused the key, or ended the session in words."""
+    """The server refused the key, or ended the session with a status."""
 
 
 def main():
@@ -94,7 +94,7 @@ class Feed:
             sys.stdout.flush()
 
     def say(self, text):
-        """A line that is no event; apart from the events where a program may read them."""
+        """Prints a line that is not an event. With --json it goes to standard error."""
         print(f"-- {text}", file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def sum_up(self):
@@ -112,7 +112,7 @@ class Feed:
 
 
 def line(event):
-    """One event for the eye: the fields that matter for the kinds known best, else all of them."""
+    """One event for people: the main fields of the best known kinds, all fields of others."""
     kind = event["ev"]
     try:
         if kind == "T":
@@ -135,7 +135,7 @@ def symbol(event):
 
 
 def split(frame):
-    """Yields `(text, object)` for each object of a frame, the text as it came."""
+    """Yields `(text, object)` for each object of a frame, with its text unchanged."""
     decoder = json.JSONDecoder()
     at = frame.index("[") + 1
     while True:
@@ -152,7 +152,7 @@ def split(frame):
 
 
 def arguments(doc, symbols):
-    """The command line of both programs; `symbols` for the one that subscribes to a list."""
+    """The command line of both programs. With `symbols` it takes a list to subscribe to."""
     summary, _, text = doc.partition("\n")
     parser = argparse.ArgumentParser(
         description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -176,11 +176,11 @@ def arguments(doc, symbols):
 
 
 def run(program):
-    """Runs a program to its exit code; says in one line what kept it from its end."""
+    """Runs a program and returns its exit code. Prints an error in one line."""
     try:
         return asyncio.run(program)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not try to flush it once more.
+        # The reader has closed our output, so Python must not flush it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Refused as refused:
@@ -225,7 +225,7 @@ async def send(socket, action, params):
 
 
 async def answer(socket, expected):
-    """Waits for a status; any other of those that end a log-in raises Refused."""
+    """Waits for a status. A status that ends the login raises Refused."""
     statuses = []
     while expected not in statuses:
         frame = await asyncio.wait_for(socket.recv(), ANSWER_SECONDS)

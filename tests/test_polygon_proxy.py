@@ -5,9 +5,8 @@
     POLYGON_API_KEY=... python3 tests/test_polygon_proxy.py --seconds 10
 
 Five clients subscribe to *, T.AAPL, Q.AAPL, T.AAPL,Q.AAPL and T.*. The one on * comes first and
-leaves last, so what another one gets must stand in what * gets: byte for byte, in the same order,
-without a hole. Any feed will do, simulated or live, as long as it sends trades and quotes of the
-symbol.
+leaves last, so it must get everything that another client gets: byte for byte, in the same order,
+without a gap. Any feed will do, simulated or live, if it sends trades and quotes of the symbol.
 
 Exit code: 0 PASS, 1 FAIL, 2 wrong usage, 3 the key was refused, 4 there was no connection, it was
 lost, or nothing came to compare.
@@ -22,8 +21,9 @@ from test_client import ANSWER_SECONDS, arguments, run, send, session, split, sy
 
 FAILED, UNDECIDED = 1, 4
 
-# How far apart two clients may get the same event; behind a load balancer they may be on different
-# proxies. What only `*` got this close to the other's begin or end says nothing.
+# Two clients may get the same event this far apart, for example from different proxies behind a
+# load balancer. So an event that only `*` got this close to another client's begin or end does not
+# count as missed.
 APART_SECONDS = 0.5
 
 
@@ -85,7 +85,7 @@ def verdict(reference, others):
 
 
 class Wrong(Exception):
-    """The server did what it must not, and there is nothing left to compare."""
+    """The server broke the protocol, so nothing can be compared."""
 
 
 class Client:
@@ -134,7 +134,7 @@ class Client:
             raise Wrong(f"no status {' and no '.join(sorted(self.unanswered))!r}")
 
     async def read(self):
-        """Keeps every frame for later: a reader that stops to think is a slow consumer."""
+        """Keeps every frame for later, because a reader that does more is a slow consumer."""
         while True:
             frame = await self.socket.recv()
             self.frames.append((time.monotonic(), frame))
@@ -145,7 +145,7 @@ class Client:
                     self.answered.set_result(None)
 
     def digest(self):
-        """Takes the frames apart: what was asked for, what was not, what the server had to say."""
+        """Sorts the content of the frames: events asked for, other events, and notices."""
         subscribed = set()
         foreign = []
         for arrival, frame in self.frames:
@@ -166,7 +166,7 @@ class Client:
             self.problems.append(f"{len(foreign)} events not asked for, the first: {foreign[0]}")
 
     def compare(self, reference):
-        """Holds what this client got against what the reference got of it."""
+        """Compares what this client got with what the reference got."""
         expected = [
             (arrival, text)
             for arrival, text, event in reference.events
@@ -181,7 +181,7 @@ class Client:
                 problem += f" instead of {texts[start + length]}"
             self.problems.append(problem)
             return
-        # What `*` alone got is missed, unless it came before or after this client's time.
+        # An event that only `*` got is missed, unless it came before or after this client's time.
         since, until = self.begun + APART_SECONDS, self.ending - APART_SECONDS
         outside = expected if start is None else expected[:start] + expected[start + length :]
         missed = [text for arrival, text in outside if since < arrival < until]
@@ -191,7 +191,7 @@ class Client:
 
 
 def longest_run(part, whole):
-    """Where `part` stands in `whole`, and how many of its items do: all of them, if it is right."""
+    """Where the longest beginning of `part` stands in `whole`, and how long it is."""
     best = (None, 0)
     for start, item in enumerate(whole):
         if not part or item != part[0]:
@@ -213,7 +213,7 @@ def matches(event, channels):
 
 
 def objects(frame):
-    """The objects of a frame, which must be an array of objects that say what they are."""
+    """The objects of a frame, which must be an array of objects with `ev`."""
     try:
         found = list(split(frame))
         if all("ev" in event for _, event in found):

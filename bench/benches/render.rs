@@ -28,7 +28,7 @@ fn render(criterion: &mut Criterion) {
         ("1,000 sessions, feed's shape", &plain, &many),
         ("1,000 sessions, any shape", &any, &many),
         ("one session on *, feed's shape", &plain, &star),
-        ("nobody wants it, feed's shape", &plain, &unwanted),
+        ("no subscriber, feed's shape", &plain, &unwanted),
     ] {
         let index = index_of(clients);
         let mut batch = Batch::default();

@@ -99,7 +99,7 @@ pub struct Upstream {
 
 #[derive(Debug)]
 struct Shared {
-    /// The current connection. Whoever locks it writes whole frames.
+    /// The current connection. A writer locks it and writes whole frames.
     socket: Mutex<Option<TcpStream>>,
     sender: Mutex<Sender>,
     /// Channels that the peer has subscribed to.

@@ -160,10 +160,10 @@ impl Incoming {
             }
             Self::Command(command) => {
                 let subscribe = command.action == "subscribe";
-                let word = if subscribe { "subscribed" } else { "unsubscribed" };
+                let verb = if subscribe { "subscribed" } else { "unsubscribed" };
                 let items: Vec<&str> = command.params.split(',').map(str::trim).collect();
                 let messages: Vec<String> =
-                    items.iter().map(|item| format!("{word} to: {item}")).collect();
+                    items.iter().map(|item| format!("{verb} to: {item}")).collect();
                 let framed = statuses(messages.iter().map(|text| ("success", text.as_str())));
                 (framed, if subscribe { items } else { Vec::new() })
             }

@@ -1,5 +1,5 @@
-// What both JavaScript drivers share: arguments, what they print and what they are told. The lines
-// of output, the commands and the exit codes are those that driver.py describes.
+// The parts that both JavaScript drivers share: arguments, output and commands. driver.py describes
+// the lines of output, the commands and the exit codes.
 
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
@@ -7,7 +7,7 @@ import { parseArgs } from "node:util";
 const REFUSED = 3;
 const ENDED = 4;
 
-/** The arguments all drivers know and `more` of one's own, and the key. */
+/** The arguments of all drivers, `more` arguments of this one, and the key. */
 export function settings(more = {}) {
   const { values } = parseArgs({
     options: {
@@ -48,8 +48,8 @@ export function ended(why) {
   say({ ended: why }, () => process.exit(ENDED));
 }
 
-/** Sends what the commands say; ends the driver when there are no more. */
-export async function obey(send) {
+/** Sends the commands, and ends the driver when the input ends. */
+export async function execute(send) {
   for await (const line of createInterface({ input: process.stdin })) {
     const [action, params] = line.trim().split(" ");
     if (action !== "subscribe" && action !== "unsubscribe") {

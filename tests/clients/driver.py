@@ -1,13 +1,13 @@
-"""What every Python driver here shares: its arguments, what it prints, and what it is told.
+"""The parts that all Python drivers share: arguments, output and commands.
 
 A driver connects one client, subscribes, and writes one JSON object per line on standard output:
 
-    {"frame": "[...]"}          a frame as the client hands it over, its text untouched
+    {"frame": "[...]"}          a frame as the client hands it over, its text unchanged
     {"event": {"class": C, "fields": {...}}}
-                                an event that the client made an object of (--parsed)
+                                an object that the client made of an event (--parsed)
     {"log": "..."}              a line of the client's own log (--parsed, where it hides frames)
     {"refused": {"by": "AuthError", "message": "..."}}
-                                the key was refused, in the words of the client; exit code 3
+                                the key was refused, with the message of the client; exit code 3
     {"ended": "..."}            the client stopped by itself; exit code 4
 
 It reads one command per line on standard input: `subscribe T.A,T.B` and `unsubscribe T.A,T.B`. At
@@ -25,7 +25,7 @@ ENDED = 4
 
 
 def arguments(what):
-    """The arguments all drivers know, for a parser that may get more."""
+    """A parser for the arguments of all drivers. A driver may add its own."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--url", required=True, help="ws://HOST:PORT, without a path")
     parser.add_argument("--subscribe", default="", help="T.AAPL,Q.AAPL; nothing by default")
@@ -49,7 +49,7 @@ def say(**line):
 
 
 class Refused(Exception):
-    """The key was refused: how the client says so, and in which words."""
+    """The key was refused: the error or status that says so, and its message."""
 
     def __init__(self, by, message):
         super().__init__(message)
@@ -69,7 +69,7 @@ async def commands():
 
 
 async def first(*coroutines):
-    """Waits for the first to end, stops the others, and returns or raises what it did."""
+    """Waits for the first to end, stops the others, and returns or raises its result."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

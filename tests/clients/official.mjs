@@ -1,10 +1,11 @@
 // Drives the vendor's JavaScript client, under either of its names, as its published examples do:
-// subscribes when the first element of a frame is the verdict. See driver.py for what it prints.
+// it subscribes when the first element of a frame is the answer to auth. driver.py describes its
+// output.
 //
 //     POLYGON_API_KEY=... node official.mjs --package @massive.com/client-js \
 //         --url ws://127.0.0.1:8765 --subscribe T.AAPL
 
-import { command, ended, frame, obey, settings } from "./driver.mjs";
+import { command, ended, execute, frame, settings } from "./driver.mjs";
 
 const { key, url, subscribe, package: name } = settings({ package: { type: "string" } });
 const { websocketClient } = await import(name);
@@ -18,4 +19,4 @@ socket.onmessage = ({ data }) => {
 };
 socket.onclose = ({ code, reason }) => ended(`${code} ${reason}`);
 socket.onerror = (error) => console.error("error:", error.message ?? error);
-await obey((text) => socket.send(text));
+await execute((text) => socket.send(text));

@@ -1,4 +1,4 @@
-"""Drives the vendor's Python client, under either of its names; see driver.py for what it prints.
+"""Drives the vendor's Python client, under either of its names. driver.py describes its output.
 
     POLYGON_API_KEY=... python3 official.py --package massive --url ws://127.0.0.1:8765 \\
         --subscribe T.AAPL
@@ -18,11 +18,11 @@ def main():
 
     package = importlib.import_module(options.package)
     errors = importlib.import_module(f"{options.package}.exceptions")
-    # The client's own handler writes to standard output. Its log is all that `--parsed` leaves of
-    # statuses.
+    # The client's own handler writes to standard output. With `--parsed` statuses appear only in
+    # its log.
     logging.getLogger("WebSocketClient").handlers = [Log()]
     scheme, _, feed = options.url.partition("://")
-    # The client's own way to another host: everything else is as for the vendor's.
+    # The client's own setting for another host. All else is as with the vendor.
     client = package.WebSocketClient(
         api_key=driver.key(),
         feed=feed,
@@ -38,13 +38,13 @@ def main():
 async def drive(client, auth_error):
     """Runs the client until the input ends or it stops by itself."""
     try:
-        return await driver.first(receive(client), obey(client))
+        return await driver.first(receive(client), execute(client))
     except auth_error as error:
         raise driver.Refused(type(error).__name__, str(error)) from None
 
 
 async def receive(client):
-    """Everything the client receives, until it stops by itself."""
+    """Prints everything that the client receives, until it stops by itself."""
 
     async def processor(received):
         if client.raw:
@@ -58,8 +58,8 @@ async def receive(client):
     return driver.ENDED
 
 
-async def obey(client):
-    """Tells the client what the commands say, until there are no more."""
+async def execute(client):
+    """Passes the commands on to the client until the input ends."""
     async for action, channels in driver.commands():
         getattr(client, action)(*channels)
     return 0

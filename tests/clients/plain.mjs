@@ -1,11 +1,11 @@
 // Drives plain `ws` as many programs use it: authenticates and subscribes at once, without waiting
-// for any answer. See driver.py for what it prints.
+// for any answer. driver.py describes its output.
 //
 //     POLYGON_API_KEY=... node plain.mjs --url ws://127.0.0.1:8765 --subscribe T.AAPL
 
 import WebSocket from "ws";
 
-import { command, ended, frame, obey, settings } from "./driver.mjs";
+import { command, ended, execute, frame, settings } from "./driver.mjs";
 
 const { key, url, subscribe } = settings();
 
@@ -19,4 +19,4 @@ socket.on("open", () => {
 socket.on("message", (data) => frame(data.toString()));
 socket.on("close", (code, reason) => ended(`${code} ${reason}`));
 socket.on("error", (error) => console.error("error:", error.message));
-await obey((text) => socket.send(text));
+await execute((text) => socket.send(text));

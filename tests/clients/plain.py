@@ -22,7 +22,7 @@ async def drive(url, subscribe):
         await authenticate(socket)
         if subscribe:
             await send(socket, "subscribe", subscribe)
-        return await driver.first(receive(socket), obey(socket))
+        return await driver.first(receive(socket), execute(socket))
 
 
 async def authenticate(socket):
@@ -38,7 +38,7 @@ async def authenticate(socket):
 
 
 async def receive(socket):
-    """Every frame, until the server closes the connection."""
+    """Prints every frame until the server closes the connection."""
     try:
         while True:
             driver.say(frame=await socket.recv())
@@ -47,8 +47,8 @@ async def receive(socket):
         return driver.ENDED
 
 
-async def obey(socket):
-    """Sends what the commands say, until there are no more."""
+async def execute(socket):
+    """Sends the commands until the input ends."""
     async for action, channels in driver.commands():
         await send(socket, action, ",".join(channels))
     return 0

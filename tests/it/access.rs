@@ -74,7 +74,7 @@ async fn an_address_may_hold_a_limited_number_of_sessions() {
         }
         assert_eq!(refused_for(&program, prefix, "address_full").await, Some(3.0));
         first.close().await;
-        eventually(SOON, "a place is free again", async || {
+        eventually(SOON, "the address may open a session again", async || {
             upgrade(addr, "X-Forwarded-For: 203.0.113.1\r\n").await.status == 101
         })
         .await;
@@ -101,14 +101,14 @@ async fn an_address_that_connects_too_often_is_refused_with_a_retry_time() {
                 break;
             }
         }
-        assert_retry_later(&refused.expect("one of twenty more is refused"));
+        assert_retry_later(&refused.expect("one of the twenty is refused"));
         assert!(refused_for(&program, prefix, "handshake_rate").await >= Some(1.0));
         // Neither other clients nor programs on this machine are affected.
         assert_eq!(upgrade(addr, "X-Forwarded-For: 203.0.113.2\r\n").await.status, 101);
         for _ in 0..30 {
             assert_eq!(upgrade(addr, "").await.status, 101);
         }
-        eventually(SOON, "the address may come again", async || {
+        eventually(SOON, "the address may connect again", async || {
             upgrade(addr, from).await.status == 101
         })
         .await;
@@ -132,7 +132,7 @@ async fn commands_that_come_too_fast_are_answered_later() {
         }
         let took = started.elapsed();
         assert!(took > Duration::from_secs(2), "15 answers in {took:?}");
-        assert!(other_took < took, "another waited for {other_took:?} of {took:?}");
+        assert!(other_took < took, "another client waited for {other_took:?} of {took:?}");
         // The session lives on and is answered as before.
         hasty.ping(b"still here").await;
         let name = format!("{prefix}_abuse_total");

@@ -87,7 +87,7 @@ static EXCEPTIONS: [Exception; 7] = [
         behavior: "NON-STRICT",
         close: "OK",
         code: Code::Right,
-        because: "a command is judged once it is whole, and it is 1 MiB at most",
+        because: "a command is checked once it is complete, and it is 1 MiB at most",
     },
     Exception {
         on: &[On::Server],
@@ -103,7 +103,7 @@ static EXCEPTIONS: [Exception; 7] = [
         behavior: "NON-STRICT",
         close: "OK",
         code: Code::Dropped,
-        because: "passed over as the next, once it is whole",
+        because: "skipped as in the next exception, once it is complete",
     },
     Exception {
         on: &[On::Link],
@@ -114,7 +114,8 @@ static EXCEPTIONS: [Exception; 7] = [
         behavior: "OK",
         close: "OK",
         code: Code::Dropped,
-        because: "the link passes over a text that is no UTF-8 and counts it: to close the one connection would lose everybody's data",
+        because: "the link skips and counts a text that is not UTF-8: closing the only connection \
+                  would lose the data of all clients",
     },
 ];
 
@@ -173,7 +174,7 @@ async fn check(on: On, target: Target, cases: &[&str], count: usize, at_once: us
             println!("{on:?}, to be tried again: {outcome}");
             names.push(outcome.case);
         }
-        outcomes.extend(try_cases(target, &names, 1).await.expect("Python was there before"));
+        outcomes.extend(try_cases(target, &names, 1).await.expect("Python ran before"));
     }
     println!("{on:?}, {count} cases of {cases:?}: {:?}", tally(&outcomes));
     for exception in &EXCEPTIONS {
@@ -226,9 +227,9 @@ fn a_deviating_outcome_is_noticed() {
         why: String::new(),
     };
     let not_text = outcome("6.3.1", "OK", Some(1007), &[1007], false);
-    let passed_over = outcome("6.3.1", "OK", None, &[1007], true);
+    let skipped = outcome("6.3.1", "OK", None, &[1007], true);
     assert!(is_right(On::Server, &not_text) && !is_right(On::Link, &not_text));
-    assert!(is_right(On::Link, &passed_over) && !is_right(On::Server, &passed_over));
+    assert!(is_right(On::Link, &skipped) && !is_right(On::Server, &skipped));
     assert!(is_right(On::Server, &outcome("6.4.1", "NON-STRICT", Some(1007), &[1007], false)));
     for wrong in [
         outcome("1.1.1", "FAILED", Some(1000), &[1000], false),

@@ -122,11 +122,11 @@ async fn subscribers_of_a_channel_refused_later_get_one_error_and_another_plan_s
     let asked =
         |sim: &Sim| sim.handle.commands().iter().filter(|command| command.contains("T.*")).count();
     poor.handle.inject(Fault::Abort);
-    eventually(SOON, "everything is asked again", async || asked(&poor) == 2).await;
+    eventually(SOON, "everything is requested again", async || asked(&poor) == 2).await;
     first.stop().await;
     let second = firehose(&poor).start().await;
     is_up(&filtered).await;
-    eventually(SOON, "everything is asked again", async || {
+    eventually(SOON, "everything is requested again", async || {
         poor.handle.subscriptions().contains("T.*") && asked(&poor) == 3
     })
     .await;
@@ -173,13 +173,13 @@ async fn a_client_of_the_firehose_learns_a_refusal_as_soon_as_it_is_known() {
     other.expect_objects(&[refused("FMV.MSFT", "FMV.MSFT")]).await;
     assert_eq!(other.next_notice().await, up);
     client.ping(b"then").await;
-    assert!(client.take_objects().is_empty(), "the other's business");
+    assert!(client.take_objects().is_empty(), "the status is for the other client only");
     // Once no client wants the channel, the refusal is forgotten and the next subscriber makes the
     // firehose ask again.
     client.unsubscribe("FMV.AAPL").await;
     let asked = || sim.handle.commands().iter().filter(|c| c.contains("FMV.AAPL")).count();
     eventually(SOON, "the refused channel is given up", async || asked() == 2).await;
-    eventually(SOON, "it is acknowledged and asked again", async || {
+    eventually(SOON, "it is acknowledged and requested again", async || {
         let mut late = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
         late.command("subscribe", "FMV.AAPL").await;
         if late.next_object().await.contains("is not carried") {

@@ -472,7 +472,7 @@ async fn the_demo_shows_what_flows_and_serves_clients() {
     })
     .await;
     program.signal(Signal::SIGTERM);
-    assert_ne!(client.end(SOON).await, Received::Dropped, "the demo says goodbye");
+    assert_ne!(client.end(SOON).await, Received::Dropped, "the demo closes in order");
     assert_eq!(program.wait_exit(SOON).await.code(), Some(0), "{}", program.log_text());
 }
 

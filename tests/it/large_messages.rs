@@ -115,7 +115,7 @@ async fn a_slow_reader_gets_everything_in_fewer_messages() {
         received.extend(slow.next_frame().await);
         messages += 1;
     }
-    assert!(received == events, "what was received is not what was sent");
+    assert!(received == events, "the events received differ from those sent");
     assert!(messages < 800, "{messages} messages for 800 frames");
     eventually(SOON, "nothing is queued", async || {
         stack.filtered[0].metric("filtered_queue_bytes").await == Some(0.0)

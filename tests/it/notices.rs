@@ -209,7 +209,7 @@ async fn official_clients_survive_every_kind_of_notice() {
     // A gap at the firehose: many frames at once are more than its small ring holds.
     let proxy = &stack.filtered[0];
     let many: Vec<_> = (0..100).map(|n| trade("MSFT", n)).collect();
-    eventually(SOON, "the ring has gone round", async || {
+    eventually(SOON, "the ring has overwritten frames", async || {
         for _ in 0..50 {
             stack.publish(&many);
         }
@@ -232,7 +232,7 @@ async fn official_clients_survive_every_kind_of_notice() {
         // Long events fill the queue with few objects, so that the client can still read them and
         // the close in time.
         let long = format!(r#"{{"ev":"T","sym":"{}",{}"q":0}}"#, client.own, " ".repeat(50_000));
-        eventually(SOON, "a session is given up", async || {
+        eventually(SOON, "a session is closed as slow", async || {
             stack.publish(&[&long]);
             proxy.metric_with("filtered_events_lost_total", "slow_consumer").await > before
         })

@@ -172,14 +172,14 @@ async fn the_python_client_changes_its_subscriptions_as_it_runs() {
         check(&mut running, &[0]).await;
         // The client subscribes to the wildcard, then unsubscribes the symbols that it covers. The
         // wildcard must still deliver them.
-        running.tell("subscribe", "T.*").await;
+        running.command("subscribe", "T.*").await;
         running.subscribed("T.*").await;
         running.unsubscribed("T.AAPL").await;
         check(&mut running, &[0, 1]).await;
-        running.tell("subscribe", "Q.AAPL").await;
+        running.command("subscribe", "Q.AAPL").await;
         running.subscribed("Q.AAPL").await;
         check(&mut running, &[0, 1, 2]).await;
-        running.tell("unsubscribe", "T.*").await;
+        running.command("unsubscribe", "T.*").await;
         running.unsubscribed("T.*").await;
         check(&mut running, &[2]).await;
         running.finish().await;
@@ -196,7 +196,7 @@ async fn the_python_client_comes_again_until_there_is_room() {
     let other = stack.client().await;
     let started = Client::PythonMassive.start(stack.addr(), CLIENT_KEY, "T.AAPL").await;
     let Some(mut client) = started else { return };
-    eventually(SOON, "it was turned away more than once", async || {
+    eventually(SOON, "it was refused more than once", async || {
         let name = "filtered_connections_refused_total";
         stack.filtered[0].metric_with(name, "reason=\"full\"").await > Some(1.0)
     })

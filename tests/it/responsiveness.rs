@@ -98,7 +98,7 @@ async fn many_symbols_at_the_firehose_do_not_hold_up_its_data() {
     greedy.command("subscribe", &many.join(",")).await;
     let asked = async || stack.sim.handle.subscriptions().len() > 20_000;
     let mut n = 0;
-    eventually(SOON, "all are asked for", async || {
+    eventually(SOON, "all are requested", async || {
         n += 1;
         stack.publish(&[trade("AAPL", n)]);
         within(AT_ONCE, "an event", watcher.expect_event(&trade("AAPL", n))).await;

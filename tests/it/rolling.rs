@@ -76,7 +76,7 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
                     assert_eq!(code, Some(1012));
                     break;
                 }
-                Received::Dropped => panic!("dropped without a word"),
+                Received::Dropped => panic!("dropped without a close frame"),
             }
         }
         life.closed = Instant::now();
@@ -117,14 +117,14 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
 
     // The time at which each event was published.
     let published = Mutex::new(Vec::new());
-    let count = || published.lock().expect("nobody panicked").len();
+    let count = || published.lock().expect("no holder panicked").len();
     let end = CancellationToken::new();
     let load = async {
         let mut ticks = interval(Duration::from_millis(5));
         while !end.is_cancelled() {
             ticks.tick().await;
             let n = count();
-            published.lock().expect("nobody panicked").push(Instant::now());
+            published.lock().expect("no holder panicked").push(Instant::now());
             stack.sim.handle.publish(&[trade("AAPL", n)]);
         }
     };
@@ -147,12 +147,12 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
     nginx.stop().await;
     stack.filtered = proxies;
 
-    let published = published.into_inner().expect("nobody panicked");
+    let published = published.into_inner().expect("no holder panicked");
     for lives in &clients {
         for life in lives {
             let first = life.got[0];
             let all: Vec<_> = (first..first + life.got.len()).collect();
-            assert_eq!(life.got, all, "nothing is missing within a life");
+            assert_eq!(life.got, all, "nothing is missing within a session");
         }
         for pair in lives.windows(2) {
             let (last, first) = (pair[0].got[pair[0].got.len() - 1], pair[1].got[0]);
@@ -165,8 +165,8 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
                 assert!(*at < pair[1].acknowledged, "published after the acknowledgement");
             }
         }
-        assert!(lives.len() <= 3, "{} lives", lives.len());
+        assert!(lives.len() <= 3, "{} sessions", lives.len());
     }
     let lives: usize = clients.iter().map(Vec::len).sum();
-    assert!(lives >= 2 * CLIENTS, "each proxy was left by its clients: {lives} lives");
+    assert!(lives >= 2 * CLIENTS, "the clients left each proxy: {lives} sessions");
 }

@@ -117,7 +117,7 @@ async fn a_thousand_short_sessions_leave_nothing_behind() {
                     && metric("sessions_closed_total").await == Some(opened)
             })
             .await;
-            eventually(SOON, "nothing of theirs is held upstream", async || {
+            eventually(SOON, "none of their channels is held upstream", async || {
                 stack.sim.handle.subscriptions().iter().all(|channel| channel.ends_with(".*"))
             })
             .await;

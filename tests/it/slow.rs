@@ -106,7 +106,7 @@ async fn a_hundred_stalled_clients_get_a_notice_and_cost_the_others_nothing() {
     };
     let before = memory(&stack.filtered[0]).await;
     let (mut sent, mut most) = (0, before);
-    eventually(Duration::from_secs(60), "they are given up", async || {
+    eventually(Duration::from_secs(60), "all stalled clients are closing", async || {
         let events: Vec<_> = (sent..sent + 100).map(wide).collect();
         sent += events.len();
         stack.publish(&events);

@@ -13,6 +13,6 @@ async fn a_short_soak_leaves_nothing_behind() {
     println!("{report}");
     // Faults take away most events, at random.
     assert!(report.faults > 6 && report.received > report.events / 20, "too little happened");
-    assert!(report.visits > 20, "too few came by");
+    assert!(report.visits > 20, "too few visits");
     report.check().unwrap_or_else(|grown| panic!("{grown}"));
 }

@@ -134,8 +134,8 @@ async fn a_certificate_is_read_again_without_dropping_anyone() {
     // Without a signal the new certificate is not used yet.
     assert!(try_tls(addr, &before).await);
     stack.filtered[0].signal(Signal::SIGHUP);
-    eventually(SOON, "the new certificate is shown", async || try_tls(addr, &after).await).await;
-    assert!(!try_tls(addr, &before).await, "the old certificate is still shown");
+    eventually(SOON, "the new certificate is in use", async || try_tls(addr, &after).await).await;
+    assert!(!try_tls(addr, &before).await, "the old certificate is still in use");
 
     // A key of another certificate, then a broken one: the program keeps the certificate that
     // works.
@@ -145,8 +145,10 @@ async fn a_certificate_is_read_again_without_dropping_anyone() {
         std::fs::write(certificate.key_file(), text).expect("write a key");
         stack.filtered[0].signal(Signal::SIGHUP);
         let message = "failed to read the certificate again: it stays as it was";
-        eventually(SOON, "that is logged", async || stack.filtered[0].log_count(message) == n + 1)
-            .await;
+        eventually(SOON, "the failure is logged", async || {
+            stack.filtered[0].log_count(message) == n + 1
+        })
+        .await;
         assert!(try_tls(addr, &after).await);
     }
     let line =

@@ -72,7 +72,7 @@ async fn a_channel_within_a_wildcard_is_not_asked_for_again() {
     let mut other = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     // Requests keep their order, so the earlier commands have been handled once this one has.
     other.subscribe("LV.AAPL").await;
-    eventually(SOON, "a channel outside every wildcard is asked for", async || {
+    eventually(SOON, "a channel outside every wildcard is requested", async || {
         stack.sim.handle.commands().iter().any(|command| command.contains("LV.AAPL"))
     })
     .await;
@@ -110,7 +110,7 @@ async fn upstream_channels_can_be_chosen() {
     assert_eq!(
         stack.sim.handle.subscriptions(),
         ["Q.AAPL", "T.*"].map(str::to_owned).into(),
-        "nothing else is asked for"
+        "nothing else is requested"
     );
     let mut client = stack.subscriber("*").await;
     let events = [trade("MSFT", 1), quote("MSFT", 2), quote("AAPL", 3)];
@@ -152,7 +152,7 @@ async fn a_refused_channel_is_reported_and_the_rest_goes_on() {
     let sim =
         SimConfig { refuse: vec!["FMV".to_owned(), "NOI".to_owned()], ..SimConfig::default() };
     let stack = Stack::with(StackConfig { sim, ..StackConfig::default() }).await;
-    eventually(SOON, "what can be carried is", async || {
+    eventually(SOON, "every channel that the plan allows is carried", async || {
         carries(&stack.firehose, &["A.*", "AM.*", "LULD.*", "Q.*", "T.*"]).await
     })
     .await;
@@ -181,7 +181,7 @@ async fn a_refused_channel_without_subscribers_is_no_problem() {
     let status = async |wanted: &str| firehose.health_text("/status").await == wanted;
     eventually(SOON, "the refusal is a problem", async || status("degraded").await).await;
     other.close().await;
-    eventually(SOON, "nobody minds any more", async || status("ok").await).await;
+    eventually(SOON, "the refusal is no longer a problem", async || status("ok").await).await;
 }
 
 #[tokio::test]
@@ -487,7 +487,8 @@ async fn clients_do_not_notice_a_restart_of_the_firehose() {
         client.expect_event(&trade("AAPL", 1)).await;
     }
     firehose.stop().await;
-    eventually(SOON, "the vendor sees it go", async || sim.handle.subscriptions().is_empty()).await;
+    eventually(SOON, "the vendor sees it leave", async || sim.handle.subscriptions().is_empty())
+        .await;
     for proxy in &filtered {
         eventually(SOON, "the loss is seen", async || {
             proxy.health_text("/upstream/state").await != "up"

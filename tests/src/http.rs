@@ -36,7 +36,7 @@ impl Response {
     #[must_use]
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body)
-            .unwrap_or_else(|error| panic!("body is no JSON ({error}): {:?}", self.body))
+            .unwrap_or_else(|error| panic!("the body is not JSON ({error}): {:?}", self.body))
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {

@@ -367,10 +367,10 @@ impl Running {
     /// # Panics
     ///
     /// If it has ended.
-    pub async fn tell(&mut self, action: &str, params: &str) {
+    pub async fn command(&mut self, action: &str, params: &str) {
         let line = format!("{action} {params}\n");
-        let commands = self.commands.as_mut().expect("only finish takes it");
-        commands.write_all(line.as_bytes()).await.expect("tell a client something");
+        let commands = self.commands.as_mut().expect("only finish takes its input");
+        commands.write_all(line.as_bytes()).await.expect("send a command to a client");
     }
 
     /// Sends it a signal.

@@ -281,20 +281,20 @@ mod tests {
     }
 
     /// The bytes that come back before the connection ends or falls silent.
-    async fn answer(stream: &mut TcpStream, word: &[u8]) -> std::io::Result<Vec<u8>> {
-        stream.write_all(word).await?;
-        let mut heard = vec![0; word.len()];
+    async fn answer(stream: &mut TcpStream, sent: &[u8]) -> std::io::Result<Vec<u8>> {
+        stream.write_all(sent).await?;
+        let mut answer = vec![0; sent.len()];
         let mut length = 0;
-        while length < word.len() {
-            let read = stream.read(&mut heard[length..]);
+        while length < sent.len() {
+            let read = stream.read(&mut answer[length..]);
             match tokio::time::timeout(Duration::from_millis(500), read).await {
                 Ok(Ok(read @ 1..)) => length += read,
                 Ok(Ok(_)) | Err(_) => break,
                 Ok(Err(error)) => return Err(error),
             }
         }
-        heard.truncate(length);
-        Ok(heard)
+        answer.truncate(length);
+        Ok(answer)
     }
 
     #[tokio::test]
@@ -321,7 +321,7 @@ mod tests {
         assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         relay.inject(Fault::BlackHole);
         let mut stream = connect().await;
-        assert_eq!(answer(&mut stream, b"anybody there?").await.unwrap(), b"");
+        assert_eq!(answer(&mut stream, b"is it there?").await.unwrap(), b"");
         relay.heal();
         assert_eq!(within(SOON, "the end", stream.read(&mut [0; 8])).await.unwrap(), 0);
     }

@@ -255,7 +255,7 @@ async fn come_and_go(addr: SocketAddr, mut rng: Rng, end: Instant) -> usize {
 /// What the programs hold once all clients have left. If it is more than `before`, the programs get
 /// some time to release it.
 async fn at_rest(chain: &Chain, before: Option<&[Held; 2]>) -> [Held; 2] {
-    eventually(SOON, "everybody has left", async || {
+    eventually(SOON, "all clients have left", async || {
         chain.filtered.metric("filtered_sessions").await == Some(0.0)
             && chain.filtered.metric("filtered_queue_bytes").await == Some(0.0)
             && chain.firehose.metric("firehose_sessions").await == Some(1.0)

@@ -57,7 +57,7 @@ pub async fn listens(addr: SocketAddr) {
 pub async fn holds_for(time: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + time;
     while Instant::now() < end {
-        assert!(condition().await, "{what}: no longer so");
+        assert!(condition().await, "{what}: no longer true");
         sleep(POLL).await;
     }
 }

@@ -108,7 +108,7 @@ impl TestClient {
         let upgrade = within(SOON, "upgrading", client_async(request, stream)).await;
         let (ws, response) = upgrade.unwrap_or_else(|error| panic!("upgrade of {path}: {error}"));
         let extensions = response.headers().get("sec-websocket-extensions");
-        assert_eq!(extensions, None, "extensions nobody offered");
+        assert_eq!(extensions, None, "extensions that the client did not offer");
         Self { ws, objects: VecDeque::new(), pings: 0 }
     }
 
@@ -241,7 +241,7 @@ impl TestClient {
     ///
     /// If it differs.
     pub async fn expect(&mut self, text: &str) {
-        assert!(self.objects.is_empty(), "objects not taken: {:?}", self.objects);
+        assert!(self.objects.is_empty(), "objects that the test has not taken: {:?}", self.objects);
         assert_eq!(self.next_text().await, text);
     }
 
@@ -299,14 +299,14 @@ impl TestClient {
     ///
     /// If the next frame is another, or if none comes in time.
     pub async fn next_notice(&mut self) -> [String; 3] {
-        assert!(self.objects.is_empty(), "objects not taken: {:?}", self.objects);
+        assert!(self.objects.is_empty(), "objects that the test has not taken: {:?}", self.objects);
         let frame: Value = serde_json::from_str(&self.next_text().await).expect("a frame is JSON");
         assert_eq!(frame.as_array().map(Vec::len), Some(1), "{frame}");
         let (from, to) = (frame[0]["from"].as_u64(), frame[0]["to"].as_u64());
         match frame[0]["status"].as_str() {
             Some("upstream_down") => assert!(from.is_some() && to.is_none(), "{frame}"),
             Some("upstream_up") => assert!(from.is_some() && from <= to, "{frame}"),
-            _ => panic!("no notice about an upstream: {frame}"),
+            _ => panic!("not a notice about an upstream: {frame}"),
         }
         ["status", "tier", "reason"].map(|name| frame[0][name].as_str().unwrap_or_default().into())
     }
@@ -432,7 +432,7 @@ pub fn acks(verb: &str, params: &str) -> String {
 #[must_use]
 pub fn objects(frame: &str) -> Vec<String> {
     let raw: Vec<&RawValue> = serde_json::from_str(frame)
-        .unwrap_or_else(|error| panic!("a frame that is no JSON array ({error}): {frame}"));
+        .unwrap_or_else(|error| panic!("a frame that is not a JSON array ({error}): {frame}"));
     assert!(frame.len() < 900_000, "a message of {} bytes", frame.len());
     raw.into_iter().map(|raw| checked(raw.get()).to_owned()).collect()
 }
@@ -448,12 +448,12 @@ struct Head<'a> {
 
 fn checked(object: &str) -> &str {
     let head: Head<'_> = serde_json::from_str(object).unwrap_or_else(|error| {
-        panic!("an object that official clients can not read ({error}): {object}")
+        panic!("an object that official clients cannot read ({error}): {object}")
     });
     if head.ev == "status" {
         let texts = [&head.status, &head.message];
         let complete = texts.iter().all(|text| text.as_ref().is_some_and(Value::is_string));
-        assert!(complete, "a status that official clients can not read: {object}");
+        assert!(complete, "a status that official clients cannot read: {object}");
     }
     object
 }

@@ -80,13 +80,13 @@ async fn the_client_shows_a_feed() {
 #[tokio::test]
 async fn the_client_ends_with_a_code_that_says_why() {
     let stack = Stack::start().await;
-    let nobody = ReservedPort::new();
+    let unused = ReservedPort::new();
     let brief = ["--symbols", "T.AAPL", "--seconds", "0.3"];
     let cases = [
         (stack.addr(), CLIENT_KEY, 1, "0 events"),
         (stack.addr(), "", 2, "POLYGON_API_KEY is not set"),
         (stack.addr(), "wrong-key", 3, "refused: auth_failed: authentication failed"),
-        (nobody.addr(), CLIENT_KEY, 4, "no connection"),
+        (unused.addr(), CLIENT_KEY, 4, "no connection"),
     ];
     for (addr, key, code, text) in cases {
         let Some(ended) = test_client(addr, key, &brief).await else { return };
