@@ -9,7 +9,7 @@ use bench::{
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::split::split;
-use proxy_common::websocket::frame::{Frame, separate};
+use proxy_common::{protocol::demux::demux, websocket::frame::Frame};
 
 fn frames(criterion: &mut Criterion) {
     let feed = Feed::new(FRAME_EVENTS);
@@ -36,7 +36,7 @@ fn statuses(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(FRAME_EVENTS as u64));
     let mut frames = frames.iter().cycle();
     group.bench_function("no status in it", |bencher| {
-        bencher.iter(|| separate(black_box(frames.next().expect("an endless cycle").clone())));
+        bencher.iter(|| demux(black_box(frames.next().expect("an endless cycle").clone())));
     });
     group.finish();
 }

@@ -59,7 +59,7 @@ pub fn index_of(clients: &[ClientPlan]) -> Index<usize> {
 mod tests {
     use super::*;
     use crate::{feed::FRAME_EVENTS, scenario::s3};
-    use filtered_proxy::split::{EventKind, split};
+    use filtered_proxy::split::{event::EventKind, split};
 
     #[test]
     fn both_shapes_hold_the_same_events_for_the_same_sessions() {

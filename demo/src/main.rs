@@ -11,14 +11,19 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
-use filtered_proxy::FilteredProxy;
-use firehose_proxy::Firehose;
+use filtered_proxy::FilteredTier;
+use firehose_proxy::FirehoseTier;
 use polygon_sim::{Profile, SimConfig, Simulator};
 use proxy_common::{
-    config::{ConfigError, Unparsed, duration, parse_flags, port},
+    config::{
+        error::ConfigError,
+        values::{duration, port},
+    },
     program::{
+        command_line::{StartupExit, parse_flags},
         logging::{self, LogFormat},
         runtime::{self, Threads},
+        wiring::BoundTier,
     },
 };
 use tokio::task::JoinSet;
@@ -65,15 +70,15 @@ struct Args {
 fn main() -> ExitCode {
     let args = match parse_flags_of_process() {
         Ok(args) => args,
-        Err(unparsed) => return runtime::refuse(unparsed),
+        Err(reason) => return runtime::exit(reason),
     };
     logging::init(logging::filter(&args.log_level), Some(LogFormat::Text));
     runtime::block_on(Threads::PerCore, async {
-        run(args).await.map_err(|e| Unparsed::system(format!("{e:#}")))
+        run(args).await.map_err(|e| StartupExit::system(format!("{e:#}")))
     })
 }
 
-fn parse_flags_of_process() -> Result<Args, Unparsed> {
+fn parse_flags_of_process() -> Result<Args, StartupExit> {
     let flags: Vec<String> = std::env::args().skip(1).collect();
     parse_flags(&flags.iter().map(String::as_str).collect::<Vec<_>>())
 }
@@ -135,27 +140,27 @@ async fn then(work: impl Future<Output = ()>, next: CancellationToken) {
     next.cancel();
 }
 
-async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<Firehose> {
+async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<BoundTier<FirehoseTier>> {
     let port = args.firehose_port.to_string();
     let flags = ["--polygon-api-key", KEY, "--polygon-ws-url", market, "--port", &port];
     let args = parse_flags::<firehose_proxy::Args>(&flags).map_err(explain)?;
-    Ok(Firehose::bind((&args).try_into()?).await?)
+    Ok(firehose_proxy::bind((&args).try_into()?).await?)
 }
 
 async fn bind_filtered(
     args: &Args,
     firehose: std::net::SocketAddr,
-) -> anyhow::Result<FilteredProxy> {
+) -> anyhow::Result<BoundTier<FilteredTier>> {
     let (port, url) = (args.filtered_port.to_string(), format!("ws://{firehose}"));
     let flags = ["--polygon-api-key", KEY, "--firehose-url", &url, "--port", &port];
     let args = parse_flags::<filtered_proxy::Args>(&flags).map_err(explain)?;
-    Ok(FilteredProxy::bind((&args).try_into()?).await?)
+    Ok(filtered_proxy::bind((&args).try_into()?).await?)
 }
 
-fn explain(unparsed: Unparsed) -> ConfigError {
+fn explain(unparsed: StartupExit) -> ConfigError {
     match unparsed {
-        Unparsed::Error(error) => error,
-        Unparsed::Display(text) => ConfigError::invalid("flags", text, "expected settings"),
+        StartupExit::Error(error) => error,
+        StartupExit::Output(text) => ConfigError::invalid("flags", text, "expected settings"),
     }
 }
 

@@ -7,9 +7,11 @@ use std::{
     time::Duration,
 };
 
-use filtered_proxy::FilteredProxy;
-use firehose_proxy::Firehose;
-use proxy_common::metrics::{LinkMetrics, SessionMetrics};
+use filtered_proxy::FilteredTier;
+use firehose_proxy::FirehoseTier;
+use proxy_common::{
+    link::metrics::LinkMetrics, program::wiring::BoundTier, session::metrics::SessionMetrics,
+};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +24,10 @@ pub(crate) struct Figures {
 }
 
 impl Figures {
-    pub(crate) fn new(firehose: &Firehose, filtered: &FilteredProxy) -> Self {
+    pub(crate) fn new(
+        firehose: &BoundTier<FirehoseTier>,
+        filtered: &BoundTier<FilteredTier>,
+    ) -> Self {
         Self { upstream: firehose.metrics().0, clients: filtered.metrics().1 }
     }
 

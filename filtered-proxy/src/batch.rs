@@ -5,12 +5,15 @@
 use bytes::Bytes;
 use proxy_common::{
     protocol::{market::Market, messages::MAX_MESSAGE_BYTES},
-    session::outbound::{Chunk, ChunkBuffer},
+    session::outbound::chunk::{Chunk, ChunkBuffer},
 };
 
 use crate::{
-    index::{CohortId, Index},
-    split::{Event, EventKind, Malformed, split},
+    index::{Index, table::CohortId},
+    split::{
+        event::{Event, EventKind, Malformed},
+        split,
+    },
 };
 
 /// Most bytes of one chunk: a message less its brackets.
@@ -46,10 +49,21 @@ pub struct Tally {
     /// Events longer than a message may be, delivered to nobody.
     pub oversize: u64,
     /// Objects without an `ev`, delivered to nobody.
-    pub nameless: u64,
+    pub missing_ev: u64,
 }
 
-/// The frames at hand and who gets what of them.
+/// What one frame held.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Events.
+    pub events: u64,
+    /// Objects without an `ev`.
+    pub missing_ev: u64,
+    /// Where the frame stops being an array of objects, if it does.
+    pub damage: Option<Malformed>,
+}
+
+/// The frames at hand, and which cohort gets which of their events.
 #[derive(Debug, Default)]
 pub struct Batch {
     frames: Vec<Bytes>,
@@ -68,13 +82,18 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds a frame: finds its events and notes who wants them. Returns where the frame stops being one, if it does.
-    pub fn add<M>(&mut self, frame: Bytes, market: Market, index: &Index<M>) -> Option<Malformed> {
+    /// Adds a frame: finds its events and notes which cohorts want them. Returns what it found.
+    pub fn add<M>(&mut self, frame: Bytes, market: Market, index: &Index<M>) -> Found {
         let number = self.frames.len() as u32;
+        let (events, missing_ev) = (self.tally.events, self.tally.missing_ev);
         self.bytes += frame.len();
         let end = split(&frame, |event| self.sort(number, &event, market, index));
         self.frames.push(frame);
-        end.err()
+        Found {
+            events: self.tally.events - events,
+            missing_ev: self.tally.missing_ev - missing_ev,
+            damage: end.err(),
+        }
     }
 
     /// Bytes of the frames at hand.
@@ -85,7 +104,7 @@ impl Batch {
     #[inline(always)]
     fn sort<M>(&mut self, frame: u32, event: &Event<'_>, market: Market, index: &Index<M>) {
         if event.kind == EventKind::Missing {
-            self.tally.nameless += 1;
+            self.tally.missing_ev += 1;
             self.skipped = true;
             return;
         }
@@ -299,7 +318,7 @@ mod tests {
         let (got, tally) = delivered(Market::Stocks, &["T.*", "*"], &[frame]);
         assert_eq!(got[0], [r#"{"ev":"T","sym":"A"},{"ev":"T","sym":"B"}"#]);
         assert_eq!(got[1], [r#"{"ev":"T","sym":"A"}"#, r#"{"ev":"T","sym":"B"},{"ev":"ZZ"}"#]);
-        assert_eq!(tally, Tally { events: 3, nameless: 2, ..Tally::default() });
+        assert_eq!(tally, Tally { events: 3, missing_ev: 2, ..Tally::default() });
     }
 
     #[test]

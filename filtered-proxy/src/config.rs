@@ -1,19 +1,26 @@
 //! The filtered proxy's settings: what can be typed, and what it means.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
     access::keys::Keys,
     config::{
-        AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, authorities, check_market, path, port,
-        secret, secret_text, websocket_url,
+        error::ConfigError,
+        pem::authorities,
+        secrets::{secret, secret_text},
+        values::{check_market, path, port, websocket_url},
     },
-    program::runtime::ProgramArgs,
-    protocol::notice::Notices,
-    transport::certificate::Certificate,
+    link::config::LinkConfig,
+    program::{
+        args::{AccountArgs, HostAndPort, ServerArgs},
+        hash_key::Subcommand,
+        logging::LogArgs,
+        runtime::ProgramArgs,
+        wiring::ServerConfig,
+    },
+    protocol::notice::NoticePolicy,
 };
-use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
@@ -50,11 +57,11 @@ pub struct Args {
     #[arg(long, env = "FILTERED_PROXY_PORT", default_value = "8765", value_parser = port)]
     port: u16,
     #[command(flatten)]
-    listen: ListenArgs,
+    server: ServerArgs,
     #[command(flatten)]
     log: LogArgs,
     #[command(subcommand)]
-    tool: Option<Tool>,
+    subcommand: Option<Subcommand>,
 }
 
 impl ProgramArgs for Args {
@@ -62,39 +69,28 @@ impl ProgramArgs for Args {
         &self.log
     }
 
-    fn tool(&self) -> Option<&Tool> {
-        self.tool.as_ref()
+    fn subcommand(&self) -> Option<&Subcommand> {
+        self.subcommand.as_ref()
     }
 }
+
+/// Time between attempts after the firehose refused the key. It is our own, so asking often does no
+/// harm, and it may have been given the right keys meanwhile.
+const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// Where the firehose is.
-    pub firehose: Url,
-    /// The key presented there.
-    pub key: SecretString,
-    /// Certificate authorities trusted there, beside the public ones.
-    pub extra_roots: Vec<CertificateDer<'static>>,
-    /// Keys that clients may present.
-    pub keys: Keys,
-    /// Host name to listen on.
-    pub host: String,
-    /// Port to listen on.
-    pub port: u16,
-    /// Which sessions get notices.
-    pub notices: Notices,
-    /// What the port shows, if it speaks TLS.
-    pub certificate: Option<Certificate>,
-    /// Settings of the port that both tiers share.
-    pub listen: ListenArgs,
+    /// The link to the firehose.
+    pub link: LinkConfig,
+    /// What both tiers have.
+    pub server: ServerConfig,
 }
 
 impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
-        args.listen.check()?;
         let account = args.account.key()?;
         let expected = "the key of your Polygon.io (Massive) account";
         let own = secret(
@@ -124,27 +120,29 @@ impl TryFrom<&Args> for Config {
                 return Err(ConfigError::missing("POLYGON_API_KEY", expected));
             }
         };
-        args.listen.admission.check()?;
-        let market = args.listen.market;
+        let notices = match args.server.client_notices() {
+            true => NoticePolicy::Everyone,
+            false => NoticePolicy::Off,
+        };
+        let at = HostAndPort {
+            host_variable: "FILTERED_PROXY_HOST",
+            host: &args.host,
+            port_variable: "FILTERED_PROXY_PORT",
+            port: args.port,
+        };
+        let server = args.server.check(&at, keys, notices)?;
+        let market = args.server.market();
         let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
         if firehose.path() == "/" {
             // A firehose of another market then refuses the connection.
             firehose.set_path(market.name());
         }
-        Ok(Self {
-            firehose,
-            key,
-            extra_roots: authorities("FIREHOSE_CA", args.firehose_ca.as_deref())?,
-            keys,
-            host: args.host.clone(),
-            port: args.port,
-            notices: if args.listen.client_notices { Notices::ToAll } else { Notices::Off },
-            certificate: args.listen.certificate()?,
-            listen: args.listen.clone(),
-        })
+        let mut link = LinkConfig::new("firehose", firehose, key);
+        link.extra_roots = authorities("FIREHOSE_CA", args.firehose_ca.as_deref())?;
+        link.refused_interval = REFUSED_INTERVAL;
+        Ok(Self { link, server })
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,65 +1,84 @@
-//! What the firehose carries, as it told, and what a subscription lacks because of it. Pure.
+//! What the firehose carries, as far as it is known, and what a subscription misses because of it.
+//! Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::protocol::{
     channel::Channel,
-    coverage::{Carried, Shortfall, some},
+    coverage::{Coverage, Unavailable, summarize},
 };
 
-/// What the firehose carries.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Carriage {
-    /// What comes, or is being asked for.
-    offer: BTreeSet<Channel>,
+/// What the firehose carries, as far as it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KnownCoverage {
+    /// Changes whenever the rest may.
+    version: u64,
+    /// `None` until the firehose has said so.
+    carried: Option<Carried>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Carried {
+    /// Carried, or asked for and not yet answered.
+    offered: BTreeSet<Channel>,
     refused: BTreeMap<Channel, String>,
 }
 
-impl Carriage {
-    /// What is known after a firehose told this. Of what it awaits an answer for, the earlier refusal holds on: it may have
-    /// started again, and the plan is most likely the same.
-    pub fn after(before: Option<&Self>, told: Carried) -> Self {
-        let Carried { carried: mut offer, pending, mut refused } = told;
-        for channel in pending {
-            match before.and_then(|before| before.refused.get(&channel)) {
-                Some(why) => {
-                    refused.insert(channel, why.clone());
-                }
-                None => {
-                    offer.insert(channel);
+impl KnownCoverage {
+    /// What is known after a firehose has said this; `None` if it did not say what it carries.
+    ///
+    /// A refusal outlasts a later state in which the answer is awaited again: the firehose may have
+    /// restarted, and the plan is most likely the same.
+    pub fn after(&self, said: Option<Coverage>) -> Self {
+        let carried = said.map(|Coverage { carried: mut offered, pending, mut refused }| {
+            for channel in pending {
+                match self.carried.as_ref().and_then(|before| before.refused.get(&channel)) {
+                    Some(why) => _ = refused.insert(channel, why.clone()),
+                    None => _ = offered.insert(channel),
                 }
             }
-        }
-        Self { offer, refused }
+            Carried { offered, refused }
+        });
+        Self { version: self.version + 1, carried }
     }
 
-    /// What a subscription of this channel lacks. `*` lacks nothing: it stands for what is carried.
-    pub fn shortfall(&self, channel: &Channel) -> Option<Shortfall> {
+    /// The version, which changes whenever the coverage may.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Why a subscription of this channel delivers nothing, or only a part. `*` misses nothing: it
+    /// stands for what is carried.
+    pub fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
+        let Carried { offered, refused } = self.carried.as_ref()?;
         let kind = match channel {
             Channel::All => return None,
             Channel::Kind(kind) | Channel::Symbol(kind, _) => *kind,
         };
         let whole = Channel::Kind(kind);
-        if self.offer.contains(&whole) || self.offer.contains(channel) {
+        if offered.contains(&whole) || offered.contains(channel) {
             return None;
         }
         let first = Channel::Symbol(kind, "".into());
-        let mut symbols = self
-            .offer
+        let mut symbols = offered
             .range(first..)
             .take_while(|channel| matches!(channel, Channel::Symbol(k, _) if *k == kind))
             .peekable();
-        let refused = [channel, &whole]
+        let refusal = [channel, &whole]
             .into_iter()
-            .find_map(|by| self.refused.get(by).map(|why| Shortfall::refused(by, why)));
-        Some(match (refused, symbols.peek()) {
-            (_, Some(_)) if *channel == whole => Shortfall::Part(some(symbols)),
-            (Some(refused), _) => refused,
+            .find_map(|by| refused.get(by).map(|why| Unavailable::refused(by, why)));
+        Some(match (refusal, symbols.peek()) {
+            (_, Some(_)) if *channel == whole => Unavailable::Part(summarize(symbols)),
+            (Some(refusal), _) => refusal,
             (None, Some(_)) => {
-                let some = some(symbols);
-                Shortfall::Whole(format!("of {kind} the firehose takes from upstream only {some}"))
+                let only = summarize(symbols);
+                Unavailable::Whole(format!(
+                    "of {kind} the firehose takes from upstream only {only}"
+                ))
             }
-            (None, None) => Shortfall::Whole(format!("the firehose takes no {kind} from upstream")),
+            (None, None) => {
+                Unavailable::Whole(format!("the firehose takes no {kind} from upstream"))
+            }
         })
     }
 }
@@ -73,50 +92,54 @@ mod tests {
         items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
     }
 
-    fn told(carried: &str, pending: &str, refused: &str) -> Carried {
+    fn said(carried: &str, pending: &str, refused: &str) -> Coverage {
         let why = "not authorized".to_owned();
         let refused = channels(refused).into_iter().map(|channel| (channel, why.clone())).collect();
-        Carried { carried: channels(carried), pending: channels(pending), refused }
+        Coverage { carried: channels(carried), pending: channels(pending), refused }
     }
 
     #[track_caller]
-    fn check(carriage: &Carriage, item: &str, expected: &str) {
+    fn check(coverage: &KnownCoverage, item: &str, expected: &str) {
         let channel = channels(item).pop_first().unwrap();
-        let said = carriage.shortfall(&channel).map(|shortfall| shortfall.status(item).message);
+        let said =
+            coverage.unavailable(&channel).map(|unavailable| unavailable.status(item).message);
         assert_eq!(said.unwrap_or_default(), expected);
     }
 
     #[test]
     fn what_a_subscription_lacks_is_said_with_the_reason() {
-        let carriage =
-            Carriage::after(None, told("T.*,AM.SPY,AM.QQQ", "Q.*", "FMV.*,A.SPY,AM.IWM"));
+        let coverage = KnownCoverage::default().after(Some(said(
+            "T.*,AM.SPY,AM.QQQ",
+            "Q.*",
+            "FMV.*,A.SPY,AM.IWM",
+        )));
         for whole in ["*", "T.*", "T.AAPL", "Q.*", "Q.AAPL", "AM.SPY"] {
-            check(&carriage, whole, "");
+            check(&coverage, whole, "");
         }
         let refused = r#""FMV.AAPL" is not carried: upstream refused FMV.*: not authorized"#;
-        check(&carriage, "FMV.AAPL", refused);
+        check(&coverage, "FMV.AAPL", refused);
         let refused = r#""A.SPY" is not carried: upstream refused A.SPY: not authorized"#;
-        check(&carriage, "A.SPY", refused);
+        check(&coverage, "A.SPY", refused);
         let refused = r#""AM.IWM" is not carried: upstream refused AM.IWM: not authorized"#;
-        check(&carriage, "AM.IWM", refused);
-        check(&carriage, "AM.*", r#""AM.*" is carried in part: AM.QQQ, AM.SPY"#);
+        check(&coverage, "AM.IWM", refused);
+        check(&coverage, "AM.*", r#""AM.*" is carried in part: AM.QQQ, AM.SPY"#);
         let only = "of AM the firehose takes from upstream only AM.QQQ, AM.SPY";
-        check(&carriage, "AM.AAPL", &format!(r#""AM.AAPL" is not carried: {only}"#));
+        check(&coverage, "AM.AAPL", &format!(r#""AM.AAPL" is not carried: {only}"#));
         let none = r#""LV.*" is not carried: the firehose takes no LV from upstream"#;
-        check(&carriage, "LV.*", none);
+        check(&coverage, "LV.*", none);
     }
 
     #[test]
     fn a_refusal_holds_on_until_it_is_answered_anew() {
-        let before = Carriage::after(None, told("T.*", "", "FMV.*,NOI.*"));
-        let restarted = Carriage::after(Some(&before), told("", "T.*,FMV.*,LULD.*", ""));
+        let before = KnownCoverage::default().after(Some(said("T.*", "", "FMV.*,NOI.*")));
+        let restarted = before.after(Some(said("", "T.*,FMV.*,LULD.*", "")));
         let refused = r#""FMV.*" is not carried: upstream refused FMV.*: not authorized"#;
         check(&restarted, "FMV.*", refused);
         check(&restarted, "T.*", "");
         check(&restarted, "LULD.*", "");
         let none = r#""NOI.*" is not carried: the firehose takes no NOI from upstream"#;
         check(&restarted, "NOI.*", none);
-        let answered = Carriage::after(Some(&restarted), told("T.*,FMV.*", "LULD.*", ""));
+        let answered = restarted.after(Some(said("T.*,FMV.*", "LULD.*", "")));
         check(&answered, "FMV.*", "");
     }
 }

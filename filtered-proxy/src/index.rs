@@ -3,6 +3,8 @@
 //! Sessions that hold the same channels form a cohort, which costs as much as one session. An event is looked up once,
 //! however many sessions there are; the cost follows the cohorts that want it.
 
+pub mod table;
+
 use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
@@ -10,14 +12,10 @@ use hashbrown::{HashMap, HashTable};
 use proxy_common::protocol::{channel::Channel, channel_set::ChannelSet, market::Kind};
 use slab::Slab;
 
-use self::table::{HolderLists, Holders, ShortSymbol};
-
-mod table;
+use self::table::{CohortId, HolderLists, Holders, ShortSymbol};
 
 /// Names a session.
 pub type SessionId = u64;
-/// Names a cohort, densely from 0; names of cohorts that ended are used again.
-pub type CohortId = usize;
 
 type Table<K> = HashMap<K, Holders, RandomState>;
 
@@ -180,23 +178,23 @@ impl<M> Index<M> {
         self.forget_channels(id);
         let had_all = self.cohorts[id].channels.contains(&Channel::All);
         if delta.contains(&Channel::All) || had_all {
-            // With `*` the other lists are left, without it they are entered.
-            self.unlist(id);
+            // A cohort that holds `*` stands in no other table.
+            self.remove_from_tables(id);
             apply(&mut self.cohorts[id].channels, delta, subscribe);
-            self.list(id);
+            self.add_to_tables(id);
         } else {
             for channel in &delta {
                 if subscribe {
-                    self.enter(id, channel);
+                    self.insert_channel(id, channel);
                 } else {
-                    self.cross_out(id, channel);
+                    self.remove_channel(id, channel);
                 }
             }
             apply(&mut self.cohorts[id].channels, delta, subscribe);
         }
         if let Some(other) = self.find(&self.cohorts[id].channels) {
             let (session, member) = self.cohorts[id].members.pop().expect("a cohort of one");
-            self.unlist(id);
+            self.remove_from_tables(id);
             self.cohorts.remove(id);
             self.cohorts[other].members.push((session, member));
             self.sessions.insert(session, other);
@@ -214,7 +212,7 @@ impl<M> Index<M> {
             }
             None => {
                 let id = self.cohorts.insert(Cohort { channels, members: vec![(session, member)] });
-                self.list(id);
+                self.add_to_tables(id);
                 self.remember_channels(id);
                 id
             }
@@ -230,7 +228,7 @@ impl<M> Index<M> {
 
     fn dissolve(&mut self, id: CohortId) {
         self.forget_channels(id);
-        self.unlist(id);
+        self.remove_from_tables(id);
         self.cohorts.remove(id);
     }
 
@@ -259,29 +257,29 @@ impl<M> Index<M> {
         }
     }
 
-    fn list(&mut self, id: CohortId) {
+    fn add_to_tables(&mut self, id: CohortId) {
         if self.cohorts[id].channels.contains(&Channel::All) {
-            return self.enter(id, &Channel::All);
+            return self.insert_channel(id, &Channel::All);
         }
         let channels = std::mem::take(&mut self.cohorts[id].channels);
         for channel in channels.iter() {
-            self.enter(id, channel);
+            self.insert_channel(id, channel);
         }
         self.cohorts[id].channels = channels;
     }
 
-    fn unlist(&mut self, id: CohortId) {
+    fn remove_from_tables(&mut self, id: CohortId) {
         if self.cohorts[id].channels.contains(&Channel::All) {
-            return self.cross_out(id, &Channel::All);
+            return self.remove_channel(id, &Channel::All);
         }
         let channels = std::mem::take(&mut self.cohorts[id].channels);
         for channel in channels.iter() {
-            self.cross_out(id, channel);
+            self.remove_channel(id, channel);
         }
         self.cohorts[id].channels = channels;
     }
 
-    fn enter(&mut self, id: CohortId, channel: &Channel) {
+    fn insert_channel(&mut self, id: CohortId, channel: &Channel) {
         match channel {
             Channel::All => self.all.push(id),
             Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
@@ -289,18 +287,18 @@ impl<M> Index<M> {
                 let symbol = symbol.as_bytes();
                 match ShortSymbol::of(symbol) {
                     Some(short) => {
-                        self.lists.enter(self.by_symbol[*kind as usize].entry(short), id);
+                        self.lists.insert(self.by_symbol[*kind as usize].entry(short), id);
                     }
                     None => {
                         let long = &mut self.by_long_symbol[*kind as usize];
-                        self.lists.enter(long.entry(symbol.into()), id);
+                        self.lists.insert(long.entry(symbol.into()), id);
                     }
                 }
             }
         }
     }
 
-    fn cross_out(&mut self, id: CohortId, channel: &Channel) {
+    fn remove_channel(&mut self, id: CohortId, channel: &Channel) {
         match channel {
             Channel::All => remove(&mut self.all, id),
             Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
@@ -308,11 +306,11 @@ impl<M> Index<M> {
                 let symbol = symbol.as_bytes();
                 match ShortSymbol::of(symbol) {
                     Some(short) => {
-                        self.lists.cross_out(self.by_symbol[*kind as usize].entry(short), id);
+                        self.lists.remove(self.by_symbol[*kind as usize].entry(short), id);
                     }
                     None => {
                         let long = &mut self.by_long_symbol[*kind as usize];
-                        self.lists.cross_out(long.entry(symbol.into()), id);
+                        self.lists.remove(long.entry(symbol.into()), id);
                     }
                 }
             }

@@ -1,27 +1,24 @@
-//! What is counted about routing.
+//! Counters of routing.
 
 use prometheus_client::registry::Registry;
-use proxy_common::metrics::{Count, IntakeMetrics};
+use proxy_common::{
+    health::ledger::IntakeMetrics,
+    metrics::{Count, register},
+};
 
-/// What is counted about routing.
+/// Counters of routing.
 #[derive(Debug, Default, Clone)]
 pub struct RouterMetrics {
-    /// What became of the events of frames.
+    /// The counts of events in frames.
     pub intake: IntakeMetrics,
-    /// Frames that stopped being an array of objects, and objects without a type.
+    /// Damaged frames, and objects without a type.
     pub malformed: Count,
 }
 
 impl RouterMetrics {
-    /// Registers everything under the registry's prefix.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics =
-            Self { intake: IntakeMetrics::register(registry), malformed: Count::default() };
-        registry.register(
-            "malformed",
-            "Frames that stopped being an array of events, and objects that were none",
-            metrics.malformed.clone(),
-        );
-        metrics
+    /// Registers what `intake` does not hold, under the registry's prefix.
+    pub fn register(intake: IntakeMetrics, registry: &mut Registry) -> Self {
+        let help = "Frames that stopped being an array of events, and objects that were none";
+        Self { intake, malformed: register(registry, "malformed", help) }
     }
 }

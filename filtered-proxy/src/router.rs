@@ -1,12 +1,13 @@
-//! The router: one task that owns the index, takes frames off the link and writes each session's events.
+//! The router: one task that owns the index, takes frames off the link and writes each session's
+//! events.
 //!
-//! Changes of subscriptions come to it one at a time and are answered by it, between batches. So a session's events and
-//! acknowledgements stand in one order: nothing before the acknowledgement of a subscription was enabled by it, and nothing
-//! after the acknowledgement of an unsubscription still matches it.
+//! Changes of subscriptions come to it one at a time, and it answers them between batches. So a
+//! session's events and acknowledgements stand in one order: a subscription enables nothing before
+//! its acknowledgement, and nothing matches an unsubscribed channel after its acknowledgement.
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::SystemTime,
@@ -14,16 +15,21 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
-    link::{Link, LinkEvent},
-    metrics::{LossReason, SessionMetrics},
+    link::{Link, event::LinkEvent},
     protocol::{
         channel::Channel,
         channel_set::ChannelSet,
-        coverage::{Carried, Shortfall, news},
+        coverage::{Coverage, Unavailable, newly_unavailable},
         market::Market,
-        notice::{self, Notice, Notices, OutageNotice},
+        notice::{self, Notice, NoticePolicy, OutageNotice, TierName},
     },
-    session::{Change, Seat, close::CloseReason, outbound::Outbound},
+    session::{
+        close::CloseReason,
+        config::SessionConfig,
+        metrics::{LossReason, SessionMetrics},
+        outbound::Outbound,
+        tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
+    },
     websocket::frame::Frame,
 };
 use tokio::{
@@ -33,41 +39,51 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    TIER,
-    batch::Batch,
-    coverage::Carriage,
+    batch::{Batch, Found},
+    coverage::KnownCoverage,
     index::{Index, SessionId},
     metrics::RouterMetrics,
 };
 
-/// Inputs waiting for the router. A session whose change finds no room waits, and so reads no further commands.
+/// Inputs waiting for the router. A session whose change finds no room waits, and so reads no
+/// further commands.
 const INPUTS: usize = 1_024;
-/// Most bytes of frames taken before what they hold is written; what the link has ready beyond waits in the socket. A router
-/// that is behind takes this much at once, and so writes fewer and longer messages.
+/// Most bytes of frames taken before their events are written. The rest waits in the link's socket.
+/// A router that is behind takes this much at once, and so writes fewer and longer messages.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// What sessions ask of the router.
 #[derive(Debug)]
 enum Input {
     Join(SessionId, Arc<Outbound>),
-    /// Answered once it holds.
-    Change(SessionId, Change, oneshot::Sender<()>),
+    /// Answered once it holds, or once it is clear that it does not.
+    Change(SessionId, SubscriptionChange, oneshot::Sender<ChangeOutcome>),
 }
 
 /// What sessions and router share.
 #[derive(Debug)]
 struct Shared {
     next_session: AtomicU64,
-    /// Sessions that ended, to be removed by the router. Held for a push or a swap only; bounded by the number of sessions.
-    gone: Mutex<Vec<SessionId>>,
-    someone_left: Notify,
-    /// What the firehose carries; `None` as long as it has not told. Written by the router.
-    carriage: watch::Sender<Option<Carriage>>,
-    /// The notices of outages that last: of our link, and of the firehose's as it told us. Written by the router.
-    down: watch::Sender<[Option<Frame>; 2]>,
+    /// Sessions that ended, for the router to remove. Held for a push or a swap only; bounded by the
+    /// number of sessions.
+    closed: Mutex<Vec<SessionId>>,
+    some_closed: Notify,
+    /// What the firehose carries. Only the router writes it.
+    coverage: watch::Sender<KnownCoverage>,
+    /// The notices of outages that last. Only the router writes them.
+    outages: watch::Sender<Outages>,
 }
 
-/// The way to the router.
+/// The notices of outages that last.
+#[derive(Debug, Default)]
+struct Outages {
+    /// Of our link.
+    ours: Option<Frame>,
+    /// Of the firehose's link, as the firehose said.
+    firehoses: Option<Frame>,
+}
+
+/// A session's way to the router.
 #[derive(Debug, Clone)]
 pub struct RouterHandle {
     inputs: mpsc::Sender<Input>,
@@ -78,7 +94,7 @@ pub struct RouterHandle {
 #[derive(Debug)]
 pub struct Router {
     market: Market,
-    notices: Notices,
+    notices: NoticePolicy,
     index: Index<Arc<Outbound>>,
     batch: Batch,
     batch_bytes: usize,
@@ -86,133 +102,142 @@ pub struct Router {
     shared: Arc<Shared>,
     metrics: RouterMetrics,
     sessions: Arc<SessionMetrics>,
-    /// Events that the link told to be in the frames at hand.
-    told: u64,
-    /// Whether one of these frames could not be read to its end.
-    damaged: bool,
 }
 
 impl Router {
-    /// A router without sessions, and the way to it. `queue_bytes` is the most that may be queued for a session.
+    /// A router without sessions, and the way to it.
     pub fn new(
-        market: Market,
-        queue_bytes: usize,
-        notices: Notices,
+        config: &SessionConfig,
         metrics: RouterMetrics,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS);
         let shared = Arc::new(Shared {
             next_session: AtomicU64::new(0),
-            gone: Mutex::default(),
-            someone_left: Notify::new(),
-            carriage: watch::Sender::new(None),
-            down: watch::Sender::new([None, None]),
+            closed: Mutex::default(),
+            some_closed: Notify::new(),
+            coverage: watch::Sender::default(),
+            outages: watch::Sender::default(),
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let router = Self {
-            market,
-            notices,
+            market: config.market,
+            notices: config.notices,
             index: Index::default(),
             batch: Batch::default(),
-            // One batch must not be what makes a session slow that was not behind.
-            batch_bytes: MAX_BATCH_BYTES.min(queue_bytes / 2),
+            // One batch must not make a session slow that was not behind.
+            batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
             inputs,
             shared,
             metrics,
             sessions,
-            told: 0,
-            damaged: false,
         };
         (router, handle)
     }
 
-    /// Routes until dropped, or until nobody is left who could bring a session.
+    /// Routes until dropped, or until no handle is left.
     pub async fn run(mut self, mut link: Link) {
         let mut events = Vec::new();
-        self.is_down(0, link.outage().map(|outage| Notice::upstream_down(TIER, outage).frame()));
+        let starting =
+            link.outage().map(|outage| Notice::upstream_down(TierName::Filtered, outage));
+        self.shared.outages.send_modify(|o| o.ours = starting.map(|notice| notice.frame()));
         loop {
-            // In no order of preference: neither changes nor data may keep the other waiting.
+            // Unbiased: neither changes nor data may keep the other waiting.
             tokio::select! {
-                () = self.shared.someone_left.notified() => self.sweep(),
+                () = self.shared.some_closed.notified() => self.remove_closed(),
                 input = self.inputs.recv() => match input {
                     Some(input) => self.apply(input),
                     None => return,
                 },
-                () = link.next_batch(&mut events, self.batch_bytes) => self.route(&mut events),
-            }
-        }
-    }
-
-    fn route(&mut self, events: &mut Vec<LinkEvent>) {
-        for event in events.drain(..) {
-            match event {
-                LinkEvent::Frame { frame, events } => {
-                    self.route_frame(frame.shared_text(), events);
-                }
-                LinkEvent::Malformed => self.notify(&Notice::malformed(TIER).frame()),
-                LinkEvent::Notice(frame) => {
-                    self.notify(&frame);
-                    match notice::outage(frame.text()) {
-                        Some(OutageNotice::Down) => self.is_down(1, Some(frame)),
-                        Some(OutageNotice::Up) => self.is_down(1, None),
-                        None => {}
+                () = link.next_batch(&mut events, self.batch_bytes) => {
+                    for event in events.drain(..) {
+                        self.route(event);
                     }
+                    self.deliver();
                 }
-                LinkEvent::Down(outage) => {
-                    let frame = Notice::upstream_down(TIER, &outage).frame();
-                    self.notify(&frame);
-                    self.is_down(0, Some(frame));
-                    // The firehose says again what lasts, once we are back.
-                    self.is_down(1, None);
-                }
-                LinkEvent::Up(outage) => {
-                    self.notify(&Notice::upstream_up(TIER, &outage, SystemTime::now()).frame());
-                    self.is_down(0, None);
-                }
-                LinkEvent::Carried(object) => self.learn(&object),
-                LinkEvent::Settled | LinkEvent::Channels(_) => {}
             }
         }
-        self.deliver();
     }
 
-    /// Keeps the notice of an outage for who comes while it lasts: of our link (0), or of the firehose's (1).
-    fn is_down(&self, which: usize, notice: Option<Frame>) {
-        self.shared.down.send_modify(|down| down[which] = notice);
-    }
-
-    fn route_frame(&mut self, text: Bytes, events: u64) {
-        let length = text.len();
-        self.told += events;
-        if let Some(malformed) = self.batch.add(text, self.market, &self.index) {
-            debug!(at = malformed.at, length, "malformed frame");
-            self.damaged = true;
-            self.complain("a frame that is no array of events", 1);
+    fn route(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Frame { frame, events } => self.route_frame(frame.shared_text(), events),
+            LinkEvent::Malformed => self.notify(&Notice::malformed(TierName::Filtered).frame()),
+            LinkEvent::Notice(frame) => {
+                self.notify(&frame);
+                match notice::outage(frame.text()) {
+                    Some(OutageNotice::Down) => {
+                        self.shared.outages.send_modify(|o| o.firehoses = Some(frame));
+                    }
+                    Some(OutageNotice::Up) => {
+                        self.shared.outages.send_modify(|o| o.firehoses = None);
+                    }
+                    None => {}
+                }
+            }
+            LinkEvent::Down(outage) => {
+                let frame = Notice::upstream_down(TierName::Filtered, &outage).frame();
+                self.notify(&frame);
+                // The firehose repeats its outage once we are back.
+                let outages = Outages { ours: Some(frame), firehoses: None };
+                self.shared.outages.send_replace(outages);
+            }
+            LinkEvent::Up(outage) => {
+                let now = SystemTime::now();
+                self.notify(&Notice::upstream_up(TierName::Filtered, &outage, now).frame());
+                self.shared.outages.send_modify(|o| o.ours = None);
+            }
+            LinkEvent::Coverage(object) => self.on_coverage(&object),
+            LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) => {}
         }
     }
 
-    /// Something was dropped because it is no event.
-    fn complain(&mut self, what: &str, count: u64) {
+    fn route_frame(&mut self, text: Bytes, received: u64) {
+        let length = text.len();
+        let found = self.batch.add(text, self.market, &self.index);
+        self.account(received, found);
+        if let Some(damage) = found.damage {
+            debug!(at = damage.at, length, "malformed frame");
+            self.report_malformed("a frame that is no array of events", 1);
+        }
+    }
+
+    /// Books what was found in a frame in which the link had counted `received` objects.
+    ///
+    /// Only a damaged frame, or an object without a type, explains a difference. An event that a
+    /// sound frame lost in here stays missing in the ledger.
+    fn account(&self, received: u64, found: Found) {
+        self.metrics.intake.routed.inc_by(found.events);
+        let lost = match found.damage {
+            Some(_) => received.saturating_sub(found.events),
+            None => found.missing_ev,
+        };
+        self.sessions.lost(LossReason::Malformed, lost);
+    }
+
+    /// Counts data that was dropped because it is no event, and notifies the clients.
+    fn report_malformed(&mut self, what: &str, count: u64) {
         // The metric counts them all; one line in a thousand is enough for the log.
         if self.metrics.malformed.inc_by(count).is_multiple_of(1_000) {
             warn!(what, "malformed data from upstream dropped");
         }
-        self.notify(&Notice::malformed(TIER).frame());
+        self.notify(&Notice::malformed(TierName::Filtered).frame());
     }
 
-    /// Takes in what the firehose carries, and tells the sessions that hold what it does not, unless they knew.
-    fn learn(&mut self, object: &str) {
+    /// Takes over what the firehose carries, and tells sessions which of their channels it does not,
+    /// unless they know.
+    fn on_coverage(&mut self, object: &str) {
         self.deliver();
-        let told = Carried::read(object, self.market);
-        let before = self.shared.carriage.borrow().clone();
-        let carriage = told.map(|told| Carriage::after(before.as_ref(), told));
-        self.shared.carriage.send_replace(carriage.clone());
-        let Some(carriage) = carriage else { return };
+        let before = self.shared.coverage.borrow().clone();
+        let coverage = before.after(Coverage::read(object, self.market));
+        self.shared.coverage.send_replace(coverage.clone());
         let now = Instant::now();
         for (channels, members) in self.index.cohorts() {
-            let known = |channel: &Channel| before.as_ref()?.shortfall(channel);
-            let frames = news(channels.iter(), |channel| carriage.shortfall(channel), known);
+            let frames = newly_unavailable(
+                channels.iter(),
+                |channel| coverage.unavailable(channel),
+                |channel| before.unavailable(channel),
+            );
             if frames.is_empty() {
                 continue;
             }
@@ -222,10 +247,11 @@ impl Router {
         }
     }
 
-    /// Tells every session that gets notices and holds anything, in order with the events around it.
+    /// Sends a notice to every session that gets notices and holds a channel, in order with the
+    /// events around it.
     fn notify(&mut self, frame: &Frame) {
         self.deliver();
-        if self.notices == Notices::Off {
+        if self.notices == NoticePolicy::Off {
             return;
         }
         let now = Instant::now();
@@ -248,18 +274,14 @@ impl Router {
             }
         });
         self.sessions.events_owed.inc_by(owed);
-        let intake = &self.metrics.intake;
-        intake.unwanted.inc_by(tally.unwanted);
-        let damaged = std::mem::take(&mut self.damaged) || tally.nameless > 0;
-        let lost = intake.found(tally.events, std::mem::take(&mut self.told), damaged);
-        self.sessions.lost(LossReason::Malformed, lost);
-        if tally.nameless > 0 {
-            self.complain("objects without a type", tally.nameless);
+        self.metrics.intake.unwanted.inc_by(tally.unwanted);
+        if tally.missing_ev > 0 {
+            self.report_malformed("objects without a type", tally.missing_ev);
         }
         if tally.oversize > 0 {
             warn!(events = tally.oversize, "events longer than a message may be dropped");
             self.sessions.lost(LossReason::Oversize, tally.oversize);
-            self.notify(&Notice::oversize(TIER, tally.oversize).frame());
+            self.notify(&Notice::oversize(TierName::Filtered, tally.oversize).frame());
         }
     }
 
@@ -267,44 +289,40 @@ impl Router {
         match input {
             Input::Join(session, outbound) => self.index.join(session, outbound),
             Input::Change(session, change, done) => {
-                // What the firehose told since the session was asked about it.
-                let late = match &*self.shared.carriage.borrow() {
-                    Some(carriage) if change.subscribe => {
-                        let whole = |channel: &Channel| {
-                            let shortfall = carriage.shortfall(channel);
-                            shortfall.filter(|shortfall| matches!(shortfall, Shortfall::Whole(_)))
-                        };
-                        news(&change.channels, whole, |_| None)
-                    }
-                    Some(_) | None => Vec::new(),
-                };
-                self.index.change(session, change.channels, change.subscribe);
-                self.count_subscriptions();
-                if let Some(outbound) = self.index.member(session) {
-                    let now = Instant::now();
-                    // Who subscribes while something is missing is told, as those were who were there when it began.
-                    let tells = change.subscribe && self.notices != Notices::Off;
-                    let down = self.shared.down.borrow();
-                    let down = down.iter().flatten().filter(|_| tells);
-                    let frames = change.reply.iter().chain(&late).chain(down);
-                    outbound.send_frames(frames.map(|frame| (frame, 0)), now);
-                }
+                let outcome = self.change(session, change);
                 // The session may have ended while it waited.
-                let _ = done.send(());
+                let _ = done.send(outcome);
             }
         }
     }
 
-    /// Removes sessions that ended. Their joining stands in the inputs before, so these come first.
-    fn sweep(&mut self) {
-        let mut gone = Vec::new();
-        std::mem::swap(&mut gone, &mut *self.shared.gone());
+    fn change(&mut self, session: SessionId, change: SubscriptionChange) -> ChangeOutcome {
+        let SubscriptionChange { subscribe, channels, reply, coverage_version } = change;
+        if subscribe && coverage_version != self.shared.coverage.borrow().version() {
+            return ChangeOutcome::CoverageChanged;
+        }
+        self.index.change(session, channels, subscribe);
+        self.count_subscriptions();
+        if let Some(outbound) = self.index.member(session) {
+            // A session that subscribes while events may be missing gets the notice of that, too.
+            let notified = subscribe && self.notices != NoticePolicy::Off;
+            let outages = self.shared.outages.borrow();
+            let notices = [&outages.ours, &outages.firehoses].into_iter().flatten();
+            let frames = reply.iter().chain(notices.filter(|_| notified));
+            outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
+        }
+        ChangeOutcome::Applied
+    }
+
+    /// Removes sessions that ended. Each has joined before, so the inputs up to now come first.
+    fn remove_closed(&mut self) {
+        let closed = std::mem::take(&mut *self.shared.closed());
         for _ in 0..self.inputs.len() {
             if let Ok(input) = self.inputs.try_recv() {
                 self.apply(input);
             }
         }
-        for session in gone {
+        for session in closed {
             self.index.leave(session);
         }
         self.count_subscriptions();
@@ -316,53 +334,65 @@ impl Router {
 }
 
 impl Shared {
-    fn gone(&self) -> std::sync::MutexGuard<'_, Vec<SessionId>> {
-        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    fn closed(&self) -> MutexGuard<'_, Vec<SessionId>> {
+        self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl RouterHandle {
-    /// What the firehose tells to be wrong upstream of it.
+    /// The problems that the firehose reports of its own upstream.
     pub fn problems(&self) -> Vec<String> {
-        let [_, of_firehose] = &*self.shared.down.borrow();
-        of_firehose.iter().filter_map(|notice| notice::message(notice.text())).collect()
-    }
-
-    /// Gives a session its place. The router that is gone is noticed at the first change.
-    pub async fn join(&self, outbound: Arc<Outbound>) -> RouterSeat {
-        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
-        let _ = self.inputs.send(Input::Join(session, outbound)).await;
-        RouterSeat { session, router: self.clone(), held: ChannelSet::default() }
+        let outages = self.shared.outages.borrow();
+        outages.firehoses.iter().filter_map(|notice| notice::message(notice.text())).collect()
     }
 }
 
-/// A session's place with the router.
+impl Tier for RouterHandle {
+    type Subscriber = RouterSubscriber;
+
+    async fn admit(&self, outbound: &Arc<Outbound>) -> RouterSubscriber {
+        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+        // If the router is gone, the first change says so.
+        let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound))).await;
+        RouterSubscriber { session, router: self.clone(), held: ChannelSet::default() }
+    }
+}
+
+/// A session's side of the router.
 #[derive(Debug)]
-pub struct RouterSeat {
+pub struct RouterSubscriber {
     session: SessionId,
     router: RouterHandle,
     held: ChannelSet,
 }
 
-impl Seat for RouterSeat {
-    async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
-        if change.subscribe {
-            self.held.add(change.channels.iter().cloned());
-        } else {
-            self.held.remove(&change.channels);
-        }
-        let (done, answer) = oneshot::channel();
-        let input = Input::Change(self.session, change, done);
-        self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
-        answer.await.map_err(|_| CloseReason::Internal)
-    }
-
+impl Subscriber for RouterSubscriber {
     fn held(&self) -> &ChannelSet {
         &self.held
     }
 
-    fn shortfall(&self, channel: &Channel) -> Option<Shortfall> {
-        self.router.shared.carriage.borrow().as_ref()?.shortfall(channel)
+    fn coverage_version(&self) -> u64 {
+        self.router.shared.coverage.borrow().version()
+    }
+
+    fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
+        self.router.shared.coverage.borrow().unavailable(channel)
+    }
+
+    async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
+        let (subscribe, channels) = (change.subscribe, change.channels.clone());
+        let (done, answer) = oneshot::channel();
+        let input = Input::Change(self.session, change, done);
+        self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
+        let outcome = answer.await.map_err(|_| CloseReason::Internal)?;
+        if outcome == ChangeOutcome::Applied {
+            if subscribe {
+                self.held.add(channels);
+            } else {
+                self.held.remove(&channels);
+            }
+        }
+        Ok(outcome)
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
@@ -370,9 +400,116 @@ impl Seat for RouterSeat {
     }
 }
 
-impl Drop for RouterSeat {
+impl Drop for RouterSubscriber {
     fn drop(&mut self) {
-        self.router.shared.gone().push(self.session);
-        self.router.shared.someone_left.notify_one();
+        self.router.shared.closed().push(self.session);
+        self.router.shared.some_closed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, time::Duration};
+
+    use prometheus_client::registry::Registry;
+    use proxy_common::{
+        access::{command_rate::CommandRate, keys::Keys},
+        health::ledger::{IntakeMetrics, Ledger},
+        link::metrics::LinkMetrics,
+        protocol::{demux::demux, market::Kind},
+        session::slow_consumer::SlowLimits,
+        transport::socket::Socket,
+    };
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::split::{event::EventKind, split};
+
+    fn config() -> SessionConfig {
+        let second = Duration::from_secs(1);
+        SessionConfig {
+            market: Market::Stocks,
+            keys: Arc::new(Keys::account("KEYS", &"key".into())),
+            command_rate: CommandRate::per_second(1),
+            auth_timeout: second,
+            ping_interval: second,
+            max_subscriptions: 10,
+            slow: SlowLimits { queue_bytes: 1_000_000, max_lag: second },
+            drain_spread: second,
+            drain_timeout: second,
+            notices: NoticePolicy::Everyone,
+        }
+    }
+
+    fn router() -> (Router, RouterHandle) {
+        let mut registry = Registry::default();
+        let intake = IntakeMetrics::register(&mut registry);
+        let metrics = RouterMetrics::register(intake, &mut registry);
+        Router::new(&config(), metrics, SessionMetrics::register(&mut registry))
+    }
+
+    /// The ledger after a frame in which `split` is made to lose the events at these places.
+    fn ledger_after_losing(frame: &str, lost: &[usize]) -> Ledger {
+        let (router, _) = router();
+        let link = LinkMetrics::default();
+        let received = demux(Frame::new(frame.as_bytes())).unwrap().events;
+        link.events.inc_by(received);
+        let (mut found, mut place) = (Found::default(), 0);
+        let end = split(frame.as_bytes(), |event| {
+            if !lost.contains(&place) {
+                match event.kind {
+                    EventKind::Missing => found.missing_ev += 1,
+                    EventKind::Known(_) | EventKind::Unknown => found.events += 1,
+                }
+            }
+            place += 1;
+        });
+        found.damage = end.err();
+        router.account(received, found);
+        Ledger::read(&link, &router.metrics.intake, &router.sessions, None)
+    }
+
+    #[test]
+    fn a_sound_frame_that_loses_an_event_unbalances_the_ledger() {
+        let frame = r#"[{"ev":"T","sym":"A"},{"ev":"T","in":{"ev":"Q"}},{"sym":"A"},{"ev":"Q"}]"#;
+        let sound = ledger_after_losing(frame, &[]);
+        assert!(sound.balanced, "{sound:?}");
+        assert_eq!((sound.intake.received, sound.intake.routed, sound.intake.malformed), (4, 3, 1));
+        for lost in 0..4 {
+            let ledger = ledger_after_losing(frame, &[lost]);
+            assert_eq!((ledger.balanced, ledger.intake.unaccounted), (false, 1), "{ledger:?}");
+        }
+        let damaged = ledger_after_losing(&frame[..frame.len() - 10], &[]);
+        assert!(damaged.balanced, "{damaged:?}");
+        assert_eq!((damaged.intake.routed, damaged.intake.malformed), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn a_subscription_decided_by_an_older_coverage_changes_and_answers_nothing() {
+        let (mut router, _handle) = router();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let limits = config().slow;
+        let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&router.sessions));
+        router.apply(Input::Join(1, Arc::new(outbound)));
+        let change = |version, subscribe| SubscriptionChange {
+            subscribe,
+            channels: BTreeSet::from([Channel::Kind(Kind::T)]),
+            reply: vec![Frame::new(b"[]")],
+            coverage_version: version,
+        };
+        let decided_by = router.shared.coverage.borrow().version();
+        router.on_coverage(r#"{"ev":"status","status":"gap"}"#);
+        let outcome = router.change(1, change(decided_by, true));
+        assert_eq!(outcome, ChangeOutcome::CoverageChanged);
+        assert_eq!(router.index.subscriptions(), 0);
+        assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
+        assert_eq!(router.change(1, change(decided_by + 1, true)), ChangeOutcome::Applied);
+        assert_eq!(router.index.subscriptions(), 1);
+        client.readable().await.unwrap();
+        // An unsubscription depends on no coverage.
+        assert_eq!(router.change(1, change(decided_by, false)), ChangeOutcome::Applied);
+        assert_eq!(router.index.subscriptions(), 0);
     }
 }

@@ -4,46 +4,15 @@
 //! at a glance where an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), and by walking its keys otherwise.
 //! Nothing is decoded, copied or allocated, but for strings with escapes. Values are not checked: an event goes out as it came.
 
-use proxy_common::protocol::market::Kind;
+mod brackets;
+pub mod event;
+mod head;
 
 use self::{
     brackets::{BLOCK, Brackets, GROUP, QuotePlaces},
+    event::{Event, Malformed},
     head::{any_head, feed_head, flat_head, trim_start},
 };
-
-mod brackets;
-mod head;
-
-/// One event of a frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event<'a> {
-    /// Where its object begins in the frame.
-    pub start: usize,
-    /// Where its object ends.
-    pub end: usize,
-    /// Its kind.
-    pub kind: EventKind,
-    /// Its symbol, from the field that its kind keeps it in; `None` where that field is missing or no string.
-    pub symbol: Option<&'a [u8]>,
-}
-
-/// What the `ev` of an event says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventKind {
-    /// A kind of the vendor's.
-    Known(Kind),
-    /// A kind that this program does not know; only `*` brings it.
-    Unknown,
-    /// There is no `ev`, or it is no string: no event at all. Official clients die of such objects.
-    Missing,
-}
-
-/// The frame stops being an array of objects here. Events before it are good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed {
-    /// The byte at which it was noticed.
-    pub at: usize,
-}
 
 /// Calls `visit` with each event of a frame, in order.
 ///
@@ -211,7 +180,11 @@ fn trim(text: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use super::{EventKind::*, *};
+    use super::{
+        event::EventKind::{self, *},
+        *,
+    };
+    use proxy_common::protocol::market::Kind;
 
     /// What `split` finds, one line an event: text, kind, symbol.
     fn found(frame: &str) -> (Vec<String>, Result<(), Malformed>) {

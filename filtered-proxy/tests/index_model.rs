@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use filtered_proxy::{
-    batch::{Batch, Tally},
+    batch::{Batch, Found, Tally},
     index::{Index, SessionId},
 };
 use proptest::{
@@ -242,11 +242,13 @@ fn deliver(
     for (events, blanks) in frames {
         let text = frame_text(events, *blanks);
         bytes += text.len();
-        prop_assert_eq!(batch.add(Bytes::from(text), market, &pair.index), None);
+        let typed = events.iter().filter(|event| event.kind.is_some()).count() as u64;
+        let found = Found { events: typed, missing_ev: events.len() as u64 - typed, damage: None };
+        prop_assert_eq!(batch.add(Bytes::from(text), market, &pair.index), found);
         prop_assert_eq!(batch.bytes(), bytes);
         for event in events {
             let Some(kind) = &event.kind else {
-                tally.nameless += 1;
+                tally.missing_ev += 1;
                 continue;
             };
             tally.events += 1;
@@ -377,7 +379,7 @@ proptest! {
             })
             .collect();
         let cut = Bytes::from(text[..at].to_owned());
-        prop_assert!(batch.add(cut, Market::Stocks, &pair.index).is_some());
+        prop_assert!(batch.add(cut, Market::Stocks, &pair.index).damage.is_some());
         let texts = |batch: &mut Batch| {
             let mut texts = Vec::new();
             let tally = batch.deliver(&pair.index, |cohort, chunks| {
@@ -473,7 +475,7 @@ fn a_message_is_filled_to_the_last_byte() {
         let events = [event(500_000), event(MAX_MESSAGE_BYTES - 500_000 - 3 + more)];
         let mut batch = Batch::default();
         let frame = Bytes::from(frame_text(&events, false));
-        assert_eq!(batch.add(frame, Market::Stocks, &pair.index), None);
+        assert_eq!(batch.add(frame, Market::Stocks, &pair.index).damage, None);
         let mut counts = Vec::new();
         batch.deliver(&pair.index, |cohort, chunks| {
             counts.extend(vec![cohort; chunks.len()]);

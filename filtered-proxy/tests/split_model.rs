@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
-use filtered_proxy::split::{EventKind, Malformed, split};
+use filtered_proxy::split::{
+    event::{EventKind, Malformed},
+    split,
+};
 use proptest::{
     collection::vec,
     prelude::*,

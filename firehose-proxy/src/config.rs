@@ -6,18 +6,25 @@ use clap::Parser;
 use proxy_common::{
     access::keys::Keys,
     config::{
-        self, AccountArgs, ConfigError, ListenArgs, LogArgs, Tool, count, duration, path, port,
-        secret_text, websocket_url,
+        error::ConfigError,
+        pem::authorities,
+        secrets::secret_text,
+        values::{check_market, count, duration, path, port, websocket_url},
     },
-    program::runtime::ProgramArgs,
+    link::config::LinkConfig,
+    program::{
+        args::{AccountArgs, HostAndPort, ServerArgs},
+        hash_key::Subcommand,
+        logging::LogArgs,
+        runtime::ProgramArgs,
+        wiring::ServerConfig,
+    },
     protocol::{
         channel::{Channel, items},
         market::{Kind, Market},
-        notice::Notices,
+        notice::NoticePolicy,
     },
-    transport::certificate::Certificate,
 };
-use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
@@ -63,11 +70,11 @@ pub struct Args {
     #[arg(long, env = "RING_BYTES", default_value = "268435456", value_parser = count)]
     ring_bytes: usize,
     #[command(flatten)]
-    listen: ListenArgs,
+    server: ServerArgs,
     #[command(flatten)]
     log: LogArgs,
     #[command(subcommand)]
-    tool: Option<Tool>,
+    subcommand: Option<Subcommand>,
 }
 
 impl ProgramArgs for Args {
@@ -75,49 +82,34 @@ impl ProgramArgs for Args {
         &self.log
     }
 
-    fn tool(&self) -> Option<&Tool> {
-        self.tool.as_ref()
+    fn subcommand(&self) -> Option<&Subcommand> {
+        self.subcommand.as_ref()
     }
 }
 
 /// A checked configuration.
 #[derive(Debug)]
 pub struct Config {
-    /// Where the market data comes from.
-    pub upstream: Url,
-    /// The key presented there.
-    pub key: SecretString,
-    /// Certificate authorities trusted there, beside the public ones.
-    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// The link to the vendor.
+    pub link: LinkConfig,
     /// What `*` stands for there.
     pub upstream_channels: BTreeSet<Channel>,
-    /// How long unwanted channels stay subscribed there.
+    /// How long channels stay subscribed there that are not wanted any more.
     pub upstream_linger: Duration,
-    /// After which time without events a busy kind counts as silent, if ever.
+    /// After which time without events a busy type counts as silent, if ever.
     pub silence_alarm: Option<Duration>,
-    /// Host name to listen on.
-    pub host: String,
-    /// Port to listen on.
-    pub port: u16,
-    /// Keys that downstreams may present.
-    pub keys: Keys,
-    /// Frames a downstream may lag behind.
+    /// Messages a downstream may lag behind.
     pub ring_frames: usize,
     /// Bytes that these may hold together.
     pub ring_bytes: usize,
-    /// Which sessions get notices.
-    pub notices: Notices,
-    /// What the port shows, if it speaks TLS.
-    pub certificate: Option<Certificate>,
-    /// Settings of the port that both tiers share.
-    pub listen: ListenArgs,
+    /// What both tiers have.
+    pub server: ServerConfig,
 }
 
 impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
-        args.listen.check()?;
         let key = args.account.key()?.ok_or_else(|| {
             ConfigError::missing("POLYGON_API_KEY", "the key of your Polygon.io (Massive) account")
         })?;
@@ -127,55 +119,56 @@ impl TryFrom<&Args> for Config {
             args.firehose_api_keys_file.as_deref(),
         )?;
         let keys = keys.unwrap_or_else(|| Keys::account("FIREHOSE_API_KEYS", &key));
-        args.listen.admission.check()?;
-        let market = args.listen.market;
+        // Filtered proxies pass notices on, so they get them in any case.
+        let notices = match args.server.client_notices() {
+            true => NoticePolicy::Everyone,
+            false => NoticePolicy::HoldersOfAll,
+        };
+        let at = HostAndPort {
+            host_variable: "FIREHOSE_HOST",
+            host: &args.host,
+            port_variable: "FIREHOSE_PORT",
+            port: args.port,
+        };
+        let server = args.server.check(&at, keys, notices)?;
+        let market = args.server.market();
         let upstream = match &args.polygon_ws_url {
-            Some(url) => config::check_market("POLYGON_WS_URL", url, market)?,
+            Some(url) => check_market("POLYGON_WS_URL", url, market)?,
             None => websocket_url(&format!("wss://socket.polygon.io/{market}"))
                 .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
         };
+        let mut link = LinkConfig::new("Polygon", upstream, key);
+        link.extra_roots = authorities("POLYGON_CA", args.polygon_ca.as_deref())?;
         let upstream_channels = match &args.upstream_channels {
             Some(list) => parse_channels(list, market)?,
             None => market.default_kinds().iter().copied().map(Channel::Kind).collect(),
         };
-        if args.ring_frames > MAX_RING_FRAMES {
-            return Err(ConfigError::invalid(
-                "RING_FRAMES",
-                args.ring_frames,
-                format!("expected at most {MAX_RING_FRAMES}"),
-            ));
-        }
-        let least = args.ring_frames.next_power_of_two() * MIN_BYTES_PER_FRAME;
-        if args.ring_bytes < least {
-            return Err(ConfigError::invalid(
-                "RING_BYTES",
-                args.ring_bytes,
-                format!(
-                    "expected at least {least}, which is {MIN_BYTES_PER_FRAME} for each of RING_FRAMES"
-                ),
-            ));
-        }
+        check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
-            upstream,
-            key,
-            extra_roots: config::authorities("POLYGON_CA", args.polygon_ca.as_deref())?,
+            link,
             upstream_channels,
             upstream_linger: args.upstream_linger,
             silence_alarm: args.silence_alarm.0,
-            host: args.host.clone(),
-            port: args.port,
-            keys,
             ring_frames: args.ring_frames,
             ring_bytes: args.ring_bytes,
-            // Filtered proxies pass on what they are told, so they are told in any case.
-            notices: match args.listen.client_notices {
-                true => Notices::ToAll,
-                false => Notices::ToHoldersOfAll,
-            },
-            certificate: args.listen.certificate()?,
-            listen: args.listen.clone(),
+            server,
         })
     }
+}
+
+fn check_ring(frames: usize, bytes: usize) -> Result<(), ConfigError> {
+    if frames > MAX_RING_FRAMES {
+        let expected = format!("expected at most {MAX_RING_FRAMES}");
+        return Err(ConfigError::invalid("RING_FRAMES", frames, expected));
+    }
+    let least = frames.next_power_of_two() * MIN_BYTES_PER_FRAME;
+    if bytes < least {
+        let expected = format!(
+            "expected at least {least}, which is {MIN_BYTES_PER_FRAME} for each of RING_FRAMES"
+        );
+        return Err(ConfigError::invalid("RING_BYTES", bytes, expected));
+    }
+    Ok(())
 }
 
 /// A time, or never.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use proxy_common::{
-    link::Wanted,
+    link::subscriptions::Wanted,
     protocol::{
         channel::Channel,
         market::{Kind, Market},
@@ -20,13 +20,13 @@ use tokio::{sync::watch, time::Instant};
 
 /// The reference-counted union of the sessions' channels.
 #[derive(Debug)]
-pub struct Aggregate {
+pub struct UpstreamDemand {
     market: Market,
     /// Held only for the length of one change: sessions change rarely and none waits for another here.
     channels: Mutex<BTreeMap<Channel, Count>>,
     wanted: watch::Sender<Wanted>,
     /// Whether the vendor has answered all of that.
-    settled: AtomicBool,
+    all_answered: AtomicBool,
     all: BTreeSet<Channel>,
     linger: Duration,
 }
@@ -38,7 +38,7 @@ enum Count {
     Lingering(Instant),
 }
 
-impl Aggregate {
+impl UpstreamDemand {
     /// An empty union. `all` is what `*` stands for upstream, where `*` itself means nothing.
     pub fn new(
         market: Market,
@@ -46,8 +46,8 @@ impl Aggregate {
         linger: Duration,
     ) -> (Self, watch::Receiver<Wanted>) {
         let (wanted, receiver) = watch::channel(Wanted::new());
-        let (channels, settled) = (Mutex::default(), AtomicBool::new(false));
-        (Self { market, channels, wanted, settled, all, linger }, receiver)
+        let (channels, all_answered) = (Mutex::default(), AtomicBool::new(false));
+        (Self { market, channels, wanted, all_answered, all, linger }, receiver)
     }
 
     /// Counts one more holder of each channel.
@@ -90,13 +90,13 @@ impl Aggregate {
     }
 
     /// Notes that the vendor has answered all that is wanted.
-    pub fn settle(&self) {
-        self.settled.store(true, Ordering::Release);
+    pub fn set_all_answered(&self) {
+        self.all_answered.store(true, Ordering::Release);
     }
 
     /// Whether it has, since what is wanted changed last.
-    pub fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Acquire)
+    pub fn all_answered(&self) -> bool {
+        self.all_answered.load(Ordering::Acquire)
     }
 
     /// What is wanted now.
@@ -122,7 +122,7 @@ impl Aggregate {
             let modified = *before != wanted;
             if modified {
                 *before = wanted;
-                self.settled.store(false, Ordering::Release);
+                self.all_answered.store(false, Ordering::Release);
             }
             modified
         });
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn the_union_is_counted_and_lingers() {
         let linger = Duration::from_secs(30);
-        let (union, receiver) = Aggregate::new(Market::Stocks, channels("T.*,Q.*"), linger);
+        let (union, receiver) = UpstreamDemand::new(Market::Stocks, channels("T.*,Q.*"), linger);
         let now = Instant::now();
         let (a, b) = (channels("T.AAPL,T.MSFT"), channels("T.AAPL"));
         union.add(&a);
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn star_is_spelt_out_and_never_passed_on() {
         let (union, receiver) =
-            Aggregate::new(Market::Stocks, channels("T.*,Q.*"), Duration::from_secs(1));
+            UpstreamDemand::new(Market::Stocks, channels("T.*,Q.*"), Duration::from_secs(1));
         let star = channels("*,Q.*");
         union.add(&star);
         assert_eq!(wanted(&receiver), "T.*,Q.*");
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_wildcard_stands_for_its_symbols_while_it_is_wanted() {
         let (union, receiver) =
-            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+            UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A,Q.A"));
         union.add(&channels("*"));
         assert_eq!(wanted(&receiver), "T.*,Q.A");
@@ -197,20 +197,20 @@ mod tests {
     #[test]
     fn who_wants_something_new_waits_for_the_vendor() {
         let (union, _receiver) =
-            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
-        assert!(!union.is_settled());
+            UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+        assert!(!union.all_answered());
         union.add(&channels("*"));
-        union.settle();
+        union.set_all_answered();
         union.add(&channels("T.A,T.*,*"));
-        assert!(union.is_settled(), "nothing new is asked for");
+        assert!(union.all_answered(), "nothing new is asked for");
         union.add(&channels("Q.A"));
-        assert!(!union.is_settled());
+        assert!(!union.all_answered());
     }
 
     #[test]
     fn an_unchanged_union_wakes_nobody() {
         let (union, mut receiver) =
-            Aggregate::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+            UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A"));
         receiver.mark_unchanged();
         union.add(&channels("T.A"));

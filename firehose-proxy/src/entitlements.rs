@@ -1,33 +1,38 @@
-//! What can be had of the vendor: which of the channels asked for it refuses, and which of those that `*` stands for it has
-//! answered.
+//! What the vendor grants: which of the channels asked for it refuses, and for which of those that `*`
+//! stands for it has answered.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use proxy_common::{
-    link::{Wanted, subscriptions::Change},
+    link::subscriptions::{SubscriptionOutcome, Wanted},
     protocol::{
         channel::Channel,
-        coverage::{Carried, Shortfall, cut},
+        coverage::{Coverage, Unavailable, truncate},
         market::{Kind, Market},
+        notice::TierName,
     },
     websocket::frame::Frame,
 };
 
-use crate::TIER;
+/// The channels that the vendor refuses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Refusals {
+    /// Changes whenever the refusals do.
+    pub version: u64,
+    /// The vendor's reason for each channel.
+    pub reasons: BTreeMap<Channel, String>,
+}
 
-/// Refusals by channel, in the vendor's words.
-pub type Refusals = BTreeMap<Channel, String>;
-
-/// What is known of the vendor's offer. It outlives the connection: a plan does not change with it.
+/// What is known of the vendor's grants. It outlives the connection, because the plan does.
 #[derive(Debug)]
-pub struct Offer {
+pub struct Entitlements {
     market: Market,
     /// What `*` stands for.
     all: BTreeSet<Channel>,
-    /// Held for the length of one look or change.
+    /// Held for one look or change.
     known: Mutex<Known>,
 }
 
@@ -35,50 +40,61 @@ pub struct Offer {
 struct Known {
     /// Of what `*` stands for, what was answered at least once.
     answered: BTreeSet<Channel>,
-    /// Of what is wanted now, what was refused. Shared with sessions, which tell by it what is new.
+    /// Of what is wanted now, what was refused. Shared with sessions, which compare it with what
+    /// they know.
     refused: Arc<Refusals>,
 }
 
-impl Offer {
+impl Known {
+    fn set_refused(&mut self, reasons: BTreeMap<Channel, String>) {
+        self.refused = Arc::new(Refusals { version: self.refused.version + 1, reasons });
+    }
+}
+
+impl Entitlements {
     /// Nothing is known yet. `all` is what `*` stands for.
     pub fn new(market: Market, all: BTreeSet<Channel>) -> Self {
         Self { market, all, known: Mutex::default() }
     }
 
-    /// Takes in what the vendor answered. Returns whether that is news for sessions: something is refused now or is no more,
-    /// or all that `*` stands for is answered now.
-    pub fn learn(&self, changes: &[Change]) -> bool {
+    /// Applies the vendor's answers. Returns whether sessions have to know: the refusals changed, or
+    /// the last channel that `*` stands for is answered.
+    pub fn update(&self, outcomes: &[SubscriptionOutcome]) -> bool {
         let known = &mut *self.known();
-        let mut refused = Refusals::clone(&known.refused);
+        let mut reasons = known.refused.reasons.clone();
         let complete = known.answered.len() == self.all.len();
-        for change in changes {
-            let channel = match change {
-                Change::Refused(channel, why) => {
-                    refused.insert(channel.clone(), cut(why));
+        for outcome in outcomes {
+            let channel = match outcome {
+                SubscriptionOutcome::Refused(channel, why) => {
+                    reasons.insert(channel.clone(), truncate(why));
                     channel
                 }
-                Change::Carried(channel) => {
-                    refused.remove(channel);
+                SubscriptionOutcome::Carried(channel) => {
+                    reasons.remove(channel);
                     channel
                 }
-                // The vendor may be slow, or may keep silent on what it does not know: no refusal.
-                Change::Unanswered(channel) => channel,
+                // The vendor may be slow, or not answer for a type that it does not know.
+                SubscriptionOutcome::Unanswered(channel) => channel,
             };
             if self.all.contains(channel) {
                 known.answered.insert(channel.clone());
             }
         }
-        let news =
-            refused != *known.refused || (!complete && known.answered.len() == self.all.len());
-        known.refused = Arc::new(refused);
-        news
+        let changed = reasons != known.refused.reasons;
+        if changed {
+            known.set_refused(reasons);
+        }
+        changed || (!complete && known.answered.len() == self.all.len())
     }
 
-    /// Forgets refusals of what nobody wants any more: it is asked again when somebody does.
+    /// Forgets refusals of channels that are not wanted any more; the vendor is asked again when
+    /// they are.
     pub fn retain(&self, wanted: &Wanted) {
         let known = &mut *self.known();
-        if known.refused.keys().any(|channel| !wanted.contains(channel)) {
-            Arc::make_mut(&mut known.refused).retain(|channel, _| wanted.contains(channel));
+        if known.refused.reasons.keys().any(|channel| !wanted.contains(channel)) {
+            let mut reasons = known.refused.reasons.clone();
+            reasons.retain(|channel, _| wanted.contains(channel));
+            known.set_refused(reasons);
         }
     }
 
@@ -87,10 +103,11 @@ impl Offer {
         Arc::clone(&self.known().refused)
     }
 
-    /// What a subscription of this channel would lack under these refusals.
-    pub fn shortfall(&self, channel: &Channel, refused: &Refusals) -> Option<Shortfall> {
-        let by =
-            |channel: &Channel| refused.get(channel).map(|why| Shortfall::refused(channel, why));
+    /// Why a subscription of this channel delivers nothing under these refusals, if so.
+    pub fn unavailable(&self, channel: &Channel, refused: &Refusals) -> Option<Unavailable> {
+        let by = |channel: &Channel| {
+            refused.reasons.get(channel).map(|why| Unavailable::refused(channel, why))
+        };
         match channel {
             Channel::All => None,
             Channel::Kind(_) => by(channel),
@@ -100,28 +117,29 @@ impl Offer {
         }
     }
 
-    /// Whether symbols of this kind are not asked for while the kind itself is.
+    /// Whether the vendor serves this kind by wildcard, so that its symbols are not asked for
+    /// beside it.
     fn is_whole(&self, kind: Kind) -> bool {
         self.market.default_kinds().contains(&kind)
     }
 
-    /// The message for those who hold `*`: what it stands for.
-    pub fn frame(&self) -> Frame {
+    /// The status for sessions that hold `*`: what it stands for.
+    pub fn coverage_frame(&self) -> Frame {
         let known = &*self.known();
-        let mut told = Carried::default();
+        let mut coverage = Coverage::default();
         for channel in &self.all {
-            if let Some(why) = known.refused.get(channel) {
-                told.refused.insert(channel.clone(), why.clone());
+            if let Some(why) = known.refused.reasons.get(channel) {
+                coverage.refused.insert(channel.clone(), why.clone());
             } else if known.answered.contains(channel) {
-                told.carried.insert(channel.clone());
+                coverage.carried.insert(channel.clone());
             } else {
-                told.pending.insert(channel.clone());
+                coverage.pending.insert(channel.clone());
             }
         }
-        told.frame(TIER)
+        coverage.frame(TierName::Firehose)
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -134,61 +152,70 @@ mod tests {
         Channel::parse(item, market).unwrap()
     }
 
-    fn offer(market: Market, all: &[&str]) -> Offer {
-        Offer::new(market, all.iter().map(|item| channel(item, market)).collect())
+    fn entitlements_of(market: Market, all: &[&str]) -> Entitlements {
+        Entitlements::new(market, all.iter().map(|item| channel(item, market)).collect())
     }
 
-    fn carried(item: &str) -> Change {
-        Change::Carried(channel(item, Market::Stocks))
+    fn carried(item: &str) -> SubscriptionOutcome {
+        SubscriptionOutcome::Carried(channel(item, Market::Stocks))
     }
 
-    fn refused(item: &str) -> Change {
-        Change::Refused(channel(item, Market::Stocks), "not authorized".to_owned())
+    fn refused(item: &str) -> SubscriptionOutcome {
+        SubscriptionOutcome::Refused(channel(item, Market::Stocks), "not authorized".to_owned())
     }
 
-    fn lacks(offer: &Offer, item: &str) -> bool {
-        offer.shortfall(&channel(item, offer.market), &offer.refused()).is_some()
+    fn lacks(entitlements: &Entitlements, item: &str) -> bool {
+        entitlements
+            .unavailable(&channel(item, entitlements.market), &entitlements.refused())
+            .is_some()
     }
 
     #[test]
     fn refusals_and_the_last_answer_are_news() {
-        let offer = offer(Market::Stocks, &["T.*", "FMV.*"]);
-        assert!(!offer.learn(&[carried("T.*")]), "FMV.* is awaited");
-        assert!(offer.learn(&[refused("FMV.*")]));
-        assert!(!offer.learn(&[carried("T.*"), refused("FMV.*")]), "the same after a reconnect");
-        assert!(lacks(&offer, "FMV.*") && lacks(&offer, "FMV.AAPL"));
-        assert!(!lacks(&offer, "T.AAPL") && !lacks(&offer, "*") && !lacks(&offer, "NOI.AAPL"));
-        assert!(offer.learn(&[carried("FMV.*")]), "another plan");
-        assert!(!lacks(&offer, "FMV.*"));
+        let entitlements = entitlements_of(Market::Stocks, &["T.*", "FMV.*"]);
+        assert!(!entitlements.update(&[carried("T.*")]), "FMV.* is awaited");
+        assert!(entitlements.update(&[refused("FMV.*")]));
+        assert!(
+            !entitlements.update(&[carried("T.*"), refused("FMV.*")]),
+            "the same after a reconnect"
+        );
+        assert!(lacks(&entitlements, "FMV.*") && lacks(&entitlements, "FMV.AAPL"));
+        assert!(
+            !lacks(&entitlements, "T.AAPL")
+                && !lacks(&entitlements, "*")
+                && !lacks(&entitlements, "NOI.AAPL")
+        );
+        assert!(entitlements.update(&[carried("FMV.*")]), "another plan");
+        assert!(!lacks(&entitlements, "FMV.*"));
         let silent = channel("NOI.*", Market::Stocks);
-        assert!(!offer.learn(&[Change::Unanswered(silent)]));
+        assert!(!entitlements.update(&[SubscriptionOutcome::Unanswered(silent)]));
     }
 
     #[test]
     fn what_nobody_wants_any_more_is_asked_again() {
-        let offer = offer(Market::Stocks, &["T.*"]);
-        offer.learn(&[refused("LV.AAPL"), refused("T.*")]);
-        offer.retain(&Wanted::from([channel("T.*", Market::Stocks)]));
-        assert!(!lacks(&offer, "LV.AAPL"));
-        assert!(lacks(&offer, "T.AAPL"));
-        assert!(offer.learn(&[refused("LV.AAPL")]), "refused anew");
+        let entitlements = entitlements_of(Market::Stocks, &["T.*"]);
+        entitlements.update(&[refused("LV.AAPL"), refused("T.*")]);
+        entitlements.retain(&Wanted::from([channel("T.*", Market::Stocks)]));
+        assert!(!lacks(&entitlements, "LV.AAPL"));
+        assert!(lacks(&entitlements, "T.AAPL"));
+        assert!(entitlements.update(&[refused("LV.AAPL")]), "refused anew");
     }
 
     #[test]
     fn a_kind_served_by_symbol_only_says_nothing_about_its_symbols() {
-        let offer = offer(Market::Options, &["T.*"]);
+        let entitlements = entitlements_of(Market::Options, &["T.*"]);
         let quotes = channel("Q.*", Market::Options);
-        offer.learn(&[Change::Refused(quotes, "not authorized".to_owned())]);
-        assert!(lacks(&offer, "Q.*"));
-        assert!(!lacks(&offer, "Q.O:SPY251219C00650000"));
+        entitlements.update(&[SubscriptionOutcome::Refused(quotes, "not authorized".to_owned())]);
+        assert!(lacks(&entitlements, "Q.*"));
+        assert!(!lacks(&entitlements, "Q.O:SPY251219C00650000"));
     }
 
     #[test]
-    fn star_is_told_by_what_was_answered() {
-        let offer = offer(Market::Stocks, &["T.*", "Q.*", "FMV.*"]);
-        offer.learn(&[carried("T.*"), refused("FMV.*"), refused("LV.AAPL")]);
+    fn the_coverage_says_what_was_answered() {
+        let entitlements = entitlements_of(Market::Stocks, &["T.*", "Q.*", "FMV.*"]);
+        entitlements.update(&[carried("T.*"), refused("FMV.*"), refused("LV.AAPL")]);
         assert_eq!(
-            offer.frame().text(),
+            entitlements.coverage_frame().text(),
             br#"[{"ev":"status","status":"carried","message":"* stands for T.*, Q.*; upstream refused FMV.*","tier":"firehose","carried":["T.*"],"pending":["Q.*"],"refused":[{"reason":"not authorized","channels":["FMV.*"]}]}]"#
         );
     }

@@ -1,50 +1,51 @@
-//! What a session has been told of outages, and so what is news to it. Pure.
+//! What one session knows of outages, and so which notices it still needs. Pure.
 
 use std::time::SystemTime;
 
-use proxy_common::{link::Outage, protocol::notice::Notice};
+use proxy_common::protocol::notice::{Notice, Outage, TierName};
 
-use crate::TIER;
-
-/// What a session has been told.
+/// What one session knows of outages.
 #[derive(Debug, Default)]
-pub struct Told {
-    /// The outage that it knows of, and the first place in the ring where its end may stand.
+pub struct OutageNotices {
+    /// The outage that it knows of, and the first position in the ring where its end may be.
     outage: Option<(Outage, u64)>,
 }
 
-impl Told {
-    /// Not everything comes since some message in the ring, or will, if the session subscribes at that place.
-    pub fn down(&mut self, outage: Outage, place: u64) -> Notice {
+impl OutageNotices {
+    /// An outage begins at this position in the ring, or lasts while the session subscribes there.
+    pub fn down(&mut self, outage: Outage, position: u64) -> Notice {
         let outage = match self.outage.take() {
-            // One pair of notices for both, from the earlier to the end of the later, for the reason that is news.
+            // One pair of notices for both: from the earlier begin to the later end, with the newer
+            // reason.
             Some((known, first)) => {
-                (Outage { from: known.from.min(outage.from), ..outage }, first.max(place))
+                let from = known.from.min(outage.from);
+                (Outage { from, ..outage }, first.max(position))
             }
-            None => (outage, place),
+            None => (outage, position),
         };
         let (outage, _) = self.outage.insert(outage);
-        Notice::upstream_down(TIER, outage)
+        Notice::upstream_down(TierName::Firehose, outage)
     }
 
-    /// Everything comes since then, says the message at this place. No news to who knows of no outage, or of one that began
-    /// further on in the ring.
-    pub fn up(&mut self, since: SystemTime, place: u64) -> Option<Notice> {
-        let (outage, _) = self.outage.take_if(|(_, first)| *first <= place)?;
-        Some(Notice::upstream_up(TIER, &outage, since))
+    /// Everything wanted arrives since then, says the control message at this position. `None` if
+    /// the session knows of no outage, or of one that began later in the ring.
+    pub fn up(&mut self, since: SystemTime, position: u64) -> Option<Notice> {
+        let (outage, _) = self.outage.take_if(|(_, first)| *first <= position)?;
+        Some(Notice::upstream_up(TierName::Firehose, &outage, since))
     }
 
-    /// Messages were lost, and signs may have been among them. The one behind them, at this place, knows of the outage amid
-    /// which it was published, and of the last place before it where one ended. What comes later signs will tell.
+    /// Control messages may be among messages that the session lost. The message after them, at
+    /// `position`, was published during `outage`, and the last outage before it ended at
+    /// `last_complete`. Later control messages carry the rest.
     pub fn catch_up(
         &mut self,
-        amid: Option<Outage>,
+        outage: Option<Outage>,
         last_complete: Option<u64>,
-        place: u64,
+        position: u64,
         now: SystemTime,
     ) -> Option<Notice> {
-        match (amid, &self.outage) {
-            (Some(outage), None) => Some(self.down(outage, place)),
+        match (outage, &self.outage) {
+            (Some(outage), None) => Some(self.down(outage, position)),
             (None, Some(_)) => self.up(now, last_complete?),
             (Some(_), Some(_)) | (None, None) => None,
         }
@@ -69,29 +70,29 @@ mod tests {
 
     #[test]
     fn an_outage_ends_once_and_not_before_it_began() {
-        let mut told = Told::default();
-        assert!(told.up(SystemTime::now(), 7).is_none(), "of which it knew nothing");
-        says(Some(told.down(outage("subscribing"), 10)), "upstream_down", "subscribing");
-        assert!(told.up(SystemTime::now(), 9).is_none(), "the end of an earlier one");
-        says(Some(told.down(outage("lost"), 12)), "upstream_down", "lost");
-        assert!(told.up(SystemTime::now(), 11).is_none(), "the end of the first");
-        says(told.up(SystemTime::now(), 13), "upstream_up", "lost");
-        assert!(told.up(SystemTime::now(), 14).is_none());
+        let mut notices = OutageNotices::default();
+        assert!(notices.up(SystemTime::now(), 7).is_none(), "of which it knew nothing");
+        says(Some(notices.down(outage("subscribing"), 10)), "upstream_down", "subscribing");
+        assert!(notices.up(SystemTime::now(), 9).is_none(), "the end of an earlier one");
+        says(Some(notices.down(outage("lost"), 12)), "upstream_down", "lost");
+        assert!(notices.up(SystemTime::now(), 11).is_none(), "the end of the first");
+        says(notices.up(SystemTime::now(), 13), "upstream_up", "lost");
+        assert!(notices.up(SystemTime::now(), 14).is_none());
     }
 
     #[test]
     fn what_was_lost_on_the_way_is_made_up_for() {
-        let (mut told, now) = (Told::default(), SystemTime::now());
-        assert!(told.catch_up(None, None, 3, now).is_none());
-        assert!(told.catch_up(None, Some(2), 3, now).is_none());
-        says(told.catch_up(Some(outage("lost")), Some(2), 5, now), "upstream_down", "lost");
-        assert!(told.catch_up(Some(outage("lost")), Some(2), 6, now).is_none());
-        assert!(told.catch_up(None, Some(2), 7, now).is_none(), "an end that stood before");
-        assert!(told.up(now, 4).is_none(), "another");
-        says(told.catch_up(None, Some(8), 9, now), "upstream_up", "lost");
-        // Who waits for its subscription is told by the sign, wherever the ring has been overrun meanwhile.
-        told.down(outage("subscribing"), 20);
-        assert!(told.catch_up(None, Some(8), 25, now).is_none());
-        says(told.up(now, 30), "upstream_up", "subscribing");
+        let (mut notices, now) = (OutageNotices::default(), SystemTime::now());
+        assert!(notices.catch_up(None, None, 3, now).is_none());
+        assert!(notices.catch_up(None, Some(2), 3, now).is_none());
+        says(notices.catch_up(Some(outage("lost")), Some(2), 5, now), "upstream_down", "lost");
+        assert!(notices.catch_up(Some(outage("lost")), Some(2), 6, now).is_none());
+        assert!(notices.catch_up(None, Some(2), 7, now).is_none(), "an end that stood before");
+        assert!(notices.up(now, 4).is_none(), "another");
+        says(notices.catch_up(None, Some(8), 9, now), "upstream_up", "lost");
+        // Who waits for its subscription is notices by the sign, wherever the ring has been overrun meanwhile.
+        notices.down(outage("subscribing"), 20);
+        assert!(notices.catch_up(None, Some(8), 25, now).is_none());
+        says(notices.up(now, 30), "upstream_up", "subscribing");
     }
 }

@@ -1,26 +1,31 @@
-//! Fan-out: the same frame to every session, over one ring with a cursor for each reader.
+//! The ring: gives the same frame to every session, with a cursor for each reader.
 //!
-//! The ring is a tokio broadcast channel, which bounds messages. Bytes are bounded by giving long messages more than one place
-//! in it: a message is followed by as many empty places as it takes beyond the first, and pushes out what stood there.
+//! The ring is a tokio broadcast channel, which bounds messages. To bound bytes as well, a long
+//! message takes more than one slot: empty slots follow it and push out what stood there.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
 
-use proxy_common::{link::Outage, websocket::frame::Frame};
+use prometheus_client::registry::Registry;
+use proxy_common::{
+    metrics::{Level, register},
+    protocol::notice::Outage,
+    websocket::frame::Frame,
+};
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
-/// What goes round the ring.
+/// A message in the ring.
 #[derive(Debug, Clone)]
 pub struct Published {
-    /// One whole message.
+    /// The frame; empty for a control message.
     pub frame: Frame,
     /// How many events it holds.
     pub events: u32,
     /// What it is.
     pub content: Content,
-    /// What was published before this one, since the start: what tells a reader how much it missed.
+    /// What was published before it since the start, from which a reader knows what it missed.
     before: Total,
 }
 
@@ -31,26 +36,26 @@ pub enum Content {
     Data,
     /// A notice of a tier.
     Notice,
-    /// A sign without a text: not everything comes from now on.
+    /// Control message: events may be missing from now on.
     Down(Outage),
-    /// A sign without a text: since then, everything comes that was asked for before.
+    /// Control message: since this time, everything wanted before arrives.
     Complete(SystemTime),
-    /// A sign without a text: what can be had of the upstream has changed.
-    OfferChanged,
+    /// Control message: what the vendor refuses has changed, or is complete.
+    EntitlementsChanged,
 }
 
 impl Published {
-    /// How many messages were published before it, since the start.
-    pub fn place(&self) -> u64 {
+    /// How many messages were published before it since the start.
+    pub fn position(&self) -> u64 {
         self.before.messages
     }
 
-    /// Whether an outage lasted when it was published, as the signs before it say.
-    pub fn is_amid_outage(&self) -> bool {
+    /// Whether it was published during an outage, by the control messages before it.
+    pub fn is_in_outage(&self) -> bool {
         self.before.down > self.before.complete
     }
 
-    /// The place of the last [`Content::Complete`] before it, if there was any.
+    /// The position of the last [`Content::Complete`] before it, if there was any.
     pub fn last_complete(&self) -> Option<u64> {
         self.before.complete.checked_sub(1)
     }
@@ -61,44 +66,48 @@ impl Published {
 struct Total {
     messages: u64,
     events: u64,
-    /// How many messages there were with the last [`Content::Down`], that included.
+    /// How many messages there were with the last [`Content::Down`], itself included.
     down: u64,
     /// The same for [`Content::Complete`].
     complete: u64,
 }
 
-/// One place in the ring.
+/// One slot of the ring.
 #[derive(Debug, Clone)]
-enum Place {
+enum Slot {
     Message(Published),
     /// Belongs to the long message before it.
     Empty,
 }
 
-/// The writing end. Publishing never waits for a reader.
+/// The writing side. Publishing never waits for a reader.
 #[derive(Debug)]
-pub struct Fanout {
-    handle: FanoutHandle,
-    places: usize,
-    /// A message of more bytes takes more than one place.
-    place_bytes: usize,
+pub struct Ring {
+    readers: Readers,
+    slots: usize,
+    /// A longer message takes more than one slot.
+    slot_bytes: usize,
 }
 
-/// Makes readers, from wherever sessions are.
+/// Creates readers, wherever sessions are.
 #[derive(Debug, Clone)]
-pub struct FanoutHandle {
-    ring: broadcast::Sender<Place>,
+pub struct Readers {
+    ring: broadcast::Sender<Slot>,
     /// Held while the ring or its readers change, so that each reader knows exactly what it is owed.
     published: Arc<Mutex<Total>>,
+    unread: Level,
 }
 
 /// One session's cursor.
 #[derive(Debug)]
 pub struct Reader {
-    ring: broadcast::Receiver<Place>,
+    ring: broadcast::Receiver<Slot>,
     published: Arc<Mutex<Total>>,
-    /// What was published up to here is read or missed.
+    /// Everything published up to here is read or missed.
     seen: Total,
+    /// How many of the events seen are still in the gauge of unread ones.
+    unreported: u64,
+    unread: Level,
 }
 
 /// What a reader finds.
@@ -106,9 +115,9 @@ pub struct Reader {
 pub enum Next {
     /// The next message.
     Message(Published),
-    /// Messages that the ring has overwritten stood here, then this one.
+    /// The next message, after others that the ring has overwritten.
     Gap {
-        /// How many messages.
+        /// How many messages are lost.
         frames: u64,
         /// How many events they held.
         events: u64,
@@ -117,61 +126,92 @@ pub enum Next {
     },
 }
 
-/// A ring for this many messages, rounded up to a power of two, that hold this many bytes together; one message it holds in
-/// any case. A reader that lags further loses the oldest.
-pub fn ring(frames: usize, bytes: usize) -> (Fanout, FanoutHandle) {
-    let places = frames.next_power_of_two();
-    let (ring, _) = broadcast::channel(places);
-    let handle = FanoutHandle { ring, published: Arc::default() };
-    let place_bytes = (bytes / places).max(1);
-    (Fanout { handle: handle.clone(), places, place_bytes }, handle)
+/// What the ring took of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// How many events, by the ring's own total.
+    pub events: u64,
+    /// How many readers get them.
+    pub readers: u64,
 }
 
-impl Fanout {
-    /// Gives a message of data to every reader there is, and tells how many they are.
-    pub fn publish(&mut self, frame: Frame, events: u32) -> usize {
+impl Ring {
+    /// A ring for this many messages, rounded up to a power of two, that hold this many bytes
+    /// together; it always holds one message. A reader that lags further loses the oldest.
+    pub fn new(messages: usize, bytes: usize, unread: Level) -> Self {
+        let slots = messages.next_power_of_two();
+        let (ring, _) = broadcast::channel(slots);
+        let readers = Readers { ring, published: Arc::default(), unread };
+        Self { readers, slots, slot_bytes: (bytes / slots).max(1) }
+    }
+
+    /// A ring whose unread events are counted under the registry's prefix.
+    pub fn register(messages: usize, bytes: usize, registry: &mut Registry) -> Self {
+        let help = "Events in the ring that sessions have yet to read, counted for each session";
+        Self::new(messages, bytes, register(registry, "ring_events", help))
+    }
+
+    /// Creates readers.
+    pub fn readers(&self) -> Readers {
+        self.readers.clone()
+    }
+
+    /// The gauge of events that readers have yet to read. Only the ring and its readers write it.
+    pub fn unread(&self) -> Level {
+        self.readers.unread.clone()
+    }
+
+    /// Publishes events to every reader there is.
+    pub fn publish(&mut self, frame: Frame, events: u32) -> Taken {
         self.send(frame, events, Content::Data)
     }
 
-    /// Gives a notice to every reader there is.
+    /// Publishes a notice to every reader there is.
     pub fn notify(&mut self, frame: Frame) {
         self.send(frame, 0, Content::Notice);
     }
 
-    /// Gives a sign without a text to every reader there is.
-    pub fn signal(&mut self, sign: Content) {
-        self.send(Frame::new(b""), 0, sign);
+    /// Publishes a control message to every reader there is.
+    pub fn control(&mut self, content: Content) {
+        self.send(Frame::new(b""), 0, content);
     }
 
-    fn send(&mut self, frame: Frame, events: u32, content: Content) -> usize {
+    fn send(&mut self, frame: Frame, events: u32, content: Content) -> Taken {
         let bytes = frame.bytes().len();
-        let mut published = lock(&self.handle.published);
+        let mut published = lock(&self.readers.published);
         let before = *published;
         published.messages += 1;
         match content {
             Content::Down(_) => published.down = published.messages,
             Content::Complete(_) => published.complete = published.messages,
-            Content::Data | Content::Notice | Content::OfferChanged => {}
+            Content::Data | Content::Notice | Content::EntitlementsChanged => {}
         }
         let message = Published { frame, events, content, before };
         published.events += u64::from(events);
-        // No reader is no error: nobody is there to miss anything.
-        let readers = self.handle.ring.send(Place::Message(message)).unwrap_or(0);
-        if bytes > self.place_bytes && readers > 0 {
-            for _ in 1..bytes.div_ceil(self.place_bytes).min(self.places) {
-                let _ = self.handle.ring.send(Place::Empty);
+        let events = published.events - before.events;
+        // Without a reader nobody misses anything, so it is no error.
+        let readers = self.readers.ring.send(Slot::Message(message)).unwrap_or(0) as u64;
+        self.readers.unread.inc_by((events * readers) as i64);
+        if bytes > self.slot_bytes && readers > 0 {
+            for _ in 1..bytes.div_ceil(self.slot_bytes).min(self.slots) {
+                let _ = self.readers.ring.send(Slot::Empty);
             }
         }
-        readers
+        Taken { events, readers }
     }
 }
 
-impl FanoutHandle {
+impl Readers {
     /// A reader of everything published from now on.
     pub fn reader(&self) -> Reader {
         let published = lock(&self.published);
-        let ring = self.ring.subscribe();
-        Reader { ring, published: Arc::clone(&self.published), seen: *published }
+        Reader {
+            ring: self.ring.subscribe(),
+            published: Arc::clone(&self.published),
+            seen: *published,
+            unreported: 0,
+            unread: self.unread.clone(),
+        }
     }
 }
 
@@ -180,46 +220,50 @@ fn lock(published: &Mutex<Total>) -> MutexGuard<'_, Total> {
 }
 
 impl Reader {
-    /// Waits for the next message. `None` once the writing end is gone.
+    /// Waits for the next message. `None` once the writing side is gone.
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Option<Next> {
         loop {
             match self.ring.recv().await {
-                Ok(Place::Message(message)) => return Some(self.take(message)),
-                // What was overwritten shows by the counts of the next message.
-                Ok(Place::Empty) | Err(RecvError::Lagged(_)) => {}
+                Ok(Slot::Message(message)) => return Some(self.take(message)),
+                // The counts of the next message tell what was overwritten.
+                Ok(Slot::Empty) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
         }
     }
 
-    /// The next message if it is there.
+    /// The next message if there is one.
     pub fn try_next(&mut self) -> Option<Next> {
         loop {
             match self.ring.try_recv() {
-                Ok(Place::Message(message)) => return Some(self.take(message)),
-                Ok(Place::Empty) | Err(TryRecvError::Lagged(_)) => {}
+                Ok(Slot::Message(message)) => return Some(self.take(message)),
+                Ok(Slot::Empty) | Err(TryRecvError::Lagged(_)) => {}
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return None,
             }
         }
     }
 
-    /// How many of the events published are behind it: taken or missed.
-    pub fn seen(&self) -> u64 {
-        self.seen.events
+    /// Takes what was read or missed since the last call out of the gauge of unread events: once
+    /// for a batch of messages, once it is queued elsewhere.
+    pub fn report(&mut self) {
+        self.unread.dec_by(std::mem::take(&mut self.unreported) as i64);
     }
 
-    /// The place that the next message to be published will have.
+    /// The position of the next message to be published.
     pub fn end(&self) -> u64 {
         lock(&self.published).messages
     }
 
-    /// Gives the place up, and tells how many events published meanwhile are left unread.
-    pub fn leave(self) -> u64 {
+    /// Leaves the ring. Returns how many events were published for this reader and not read.
+    pub fn leave(mut self) -> u64 {
+        self.report();
         let published = lock(&self.published);
         drop(self.ring);
-        published.events - self.seen.events
+        let left = published.events - self.seen.events;
+        self.unread.dec_by(left as i64);
+        left
     }
 
     fn take(&mut self, message: Published) -> Next {
@@ -227,6 +271,7 @@ impl Reader {
         let missed = (messages - self.seen.messages, events - self.seen.events);
         self.seen.messages = messages + 1;
         self.seen.events = events + u64::from(message.events);
+        self.unreported += missed.1 + u64::from(message.events);
         match missed {
             (0, _) => Next::Message(message),
             (frames, events) => Next::Gap { frames, events, then: message },
@@ -238,15 +283,21 @@ impl Reader {
 mod tests {
     use super::*;
 
+    fn ring(messages: usize, bytes: usize) -> (Ring, Readers) {
+        let ring = Ring::new(messages, bytes, Level::default());
+        let readers = ring.readers();
+        (ring, readers)
+    }
+
     #[test]
     fn a_reader_that_lags_learns_exactly_what_it_missed() {
-        let (mut fanout, handle) = ring(4, 1_000);
-        let mut reader = handle.reader();
-        let mut quick = handle.reader();
-        fanout.publish(Frame::new(b"a"), 1);
+        let (mut ring, readers) = ring(4, 1_000);
+        let mut reader = readers.reader();
+        let mut quick = readers.reader();
+        ring.publish(Frame::new(b"a"), 1);
         assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"a"));
         for n in 0..10 {
-            fanout.publish(Frame::new(n.to_string().as_bytes()), 5);
+            ring.publish(Frame::new(n.to_string().as_bytes()), 5);
             assert!(matches!(quick.try_next(), Some(Next::Message(_))));
         }
         match reader.try_next() {
@@ -254,24 +305,30 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"7"));
-        assert_eq!((reader.seen(), reader.leave()), (41, 10));
-        assert_eq!(quick.leave(), 5);
-        assert_eq!(fanout.publish(Frame::new(b"nobody"), 1), 0);
+        let unread = ring.unread();
+        assert_eq!(unread.get(), 51 + 51, "nothing is reported yet");
+        reader.report();
+        quick.report();
+        assert_eq!(unread.get(), 10 + 5);
+        assert_eq!((reader.leave(), quick.leave()), (10, 5));
+        assert_eq!(unread.get(), 0);
+        let taken = ring.publish(Frame::new(b"nobody"), 1);
+        assert_eq!(taken, Taken { events: 1, readers: 0 });
     }
 
     #[test]
-    fn a_message_knows_of_the_signs_before_it() {
-        let (mut fanout, handle) = ring(8, 1_000);
-        let mut reader = handle.reader();
+    fn a_message_knows_the_control_messages_before_it() {
+        let (mut ring, readers) = ring(8, 1_000);
+        let mut reader = readers.reader();
         let outage = Outage { from: SystemTime::UNIX_EPOCH, reason: "lost".to_owned() };
-        fanout.publish(Frame::new(b"a"), 1);
-        fanout.signal(Content::Down(outage));
-        fanout.publish(Frame::new(b"b"), 1);
-        fanout.signal(Content::Complete(SystemTime::UNIX_EPOCH));
-        fanout.publish(Frame::new(b"c"), 1);
+        ring.publish(Frame::new(b"a"), 1);
+        ring.control(Content::Down(outage));
+        ring.publish(Frame::new(b"b"), 1);
+        ring.control(Content::Complete(SystemTime::UNIX_EPOCH));
+        ring.publish(Frame::new(b"c"), 1);
         let mut known = Vec::new();
         while let Some(Next::Message(message)) = reader.try_next() {
-            known.push((message.is_amid_outage(), message.last_complete()));
+            known.push((message.is_in_outage(), message.last_complete()));
         }
         let none = (false, None);
         assert_eq!(known, [none, none, (true, None), (true, None), (false, Some(3))]);
@@ -279,11 +336,11 @@ mod tests {
 
     #[test]
     fn a_reader_is_owed_what_comes_after_it_came() {
-        let (mut fanout, handle) = ring(2, 1_000);
-        fanout.publish(Frame::new(b"before"), 100);
-        let mut reader = handle.reader();
+        let (mut ring, readers) = ring(2, 1_000);
+        ring.publish(Frame::new(b"before"), 100);
+        let mut reader = readers.reader();
         for n in 0..5 {
-            fanout.publish(Frame::new(n.to_string().as_bytes()), 1);
+            ring.publish(Frame::new(n.to_string().as_bytes()), 1);
         }
         assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: 3, .. })));
     }
@@ -296,10 +353,10 @@ mod tests {
 
     /// What a reader that reads nothing keeps in a ring of 8 messages and 800 bytes, after frames of these sizes.
     fn kept(sizes: &[usize]) -> (u64, Vec<usize>) {
-        let (mut fanout, handle) = ring(8, 800);
-        let mut reader = handle.reader();
+        let (mut ring, readers) = ring(8, 800);
+        let mut reader = readers.reader();
         for &size in sizes {
-            fanout.publish(long(size), 1);
+            ring.publish(long(size), 1);
         }
         let (mut missed, mut kept) = (0, Vec::new());
         while let Some(next) = reader.try_next() {
@@ -329,16 +386,16 @@ mod tests {
 
     #[test]
     fn what_nobody_reads_any_more_is_not_kept() {
-        let (mut fanout, handle) = ring(8, 800);
-        let (mut one, mut two) = (handle.reader(), handle.reader());
+        let (mut ring, readers) = ring(8, 800);
+        let (mut one, mut two) = (readers.reader(), readers.reader());
         let held = long(300);
-        fanout.publish(held.clone(), 1);
+        ring.publish(held.clone(), 1);
         assert!(
             one.try_next().is_some() && !held.bytes().is_unique(),
             "the other has yet to read it"
         );
         assert!(two.try_next().is_some() && held.bytes().is_unique());
-        fanout.publish(held.clone(), 1);
+        ring.publish(held.clone(), 1);
         drop((one, two));
         assert!(held.bytes().is_unique());
     }

@@ -1,257 +1,335 @@
-//! A session's place at the firehose: what it holds, and its cursor in the ring.
+//! A session's side of the firehose: the channels it holds, and its cursor in the ring.
 
 use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use proxy_common::{
-    link::Outage,
-    metrics::{LossReason, SessionMetrics},
     protocol::{
         channel::Channel,
         channel_set::ChannelSet,
-        coverage::{Shortfall, news},
-        notice::{Notice, Notices},
+        coverage::{Unavailable, newly_unavailable},
+        notice::{Notice, NoticePolicy, Outage, TierName},
     },
-    session::{Change, Seat, close::CloseReason, outbound::Outbound},
+    session::{
+        close::CloseReason,
+        metrics::{LossReason, SessionMetrics},
+        outbound::Outbound,
+        tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
+    },
     websocket::frame::Frame,
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    FirehoseTier, TIER,
-    demand::Aggregate,
-    entitlements::{Offer, Refusals},
-    outage_notices::Told,
-    ring::{Content, FanoutHandle, Next, Published, Reader},
+    demand::UpstreamDemand,
+    entitlements::{Entitlements, Refusals},
+    outage_notices::OutageNotices,
+    ring::{Content, Next, Published, Reader, Readers},
 };
 
-/// Most messages fetched before they are written, and most bytes, but for one message more: what a session holds outside the ring.
+/// Most messages, and most bytes but for one message more, that a session takes out of the ring
+/// before it writes them.
 const BATCH: usize = 64;
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// A session's place. It reads the ring while it holds anything.
-#[derive(Debug)]
-pub struct FirehoseSeat {
-    outbound: Arc<Outbound>,
-    fanout: FanoutHandle,
+/// What all sessions of the firehose share.
+#[derive(Debug, Clone)]
+pub(crate) struct Feed {
+    pub(crate) ring: Readers,
     /// The outage that lasts.
-    down: watch::Receiver<Option<Outage>>,
-    aggregate: Arc<Aggregate>,
-    offer: Arc<Offer>,
-    notices: Notices,
-    /// The refusals that this session knows of.
-    refused: Arc<Refusals>,
-    metrics: Arc<SessionMetrics>,
-    held: ChannelSet,
-    reader: Option<Reader>,
-    told: Told,
-    batch: Vec<(Frame, u32)>,
-    batch_bytes: usize,
-    max_batch_bytes: usize,
+    pub(crate) outage: watch::Receiver<Option<Outage>>,
+    pub(crate) demand: Arc<UpstreamDemand>,
+    pub(crate) entitlements: Arc<Entitlements>,
+    pub(crate) notices: NoticePolicy,
+    pub(crate) metrics: Arc<SessionMetrics>,
+    /// Most bytes queued for a session.
+    pub(crate) queue_bytes: usize,
 }
 
-impl FirehoseSeat {
-    pub(crate) fn new(tier: &FirehoseTier, outbound: &Arc<Outbound>) -> Self {
-        Self {
+impl Tier for Feed {
+    type Subscriber = FirehoseSubscriber;
+
+    async fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSubscriber {
+        FirehoseSubscriber {
             outbound: Arc::clone(outbound),
-            fanout: tier.fanout.clone(),
-            down: tier.down.clone(),
-            aggregate: Arc::clone(&tier.aggregate),
-            offer: Arc::clone(&tier.offer),
-            notices: tier.notices,
-            refused: tier.offer.refused(),
-            metrics: Arc::clone(&tier.sessions),
+            feed: self.clone(),
+            refused: self.entitlements.refused(),
             held: ChannelSet::default(),
             reader: None,
-            told: Told::default(),
+            outages: OutageNotices::default(),
             batch: Vec::new(),
             batch_bytes: 0,
-            // One batch must not be what makes a session slow that was not behind.
-            max_batch_bytes: MAX_BATCH_BYTES.min(tier.queue_bytes / 2),
         }
     }
+}
 
-    /// Puts the cursor into the ring: before the upstream is asked, so that nothing is missed in between.
-    fn begin(&mut self) {
-        if self.reader.is_none() {
-            self.reader = Some(self.fanout.reader());
-            self.refused = self.offer.refused();
-            self.told = Told::default();
+/// One session's side. It reads the ring while it holds any channel.
+#[derive(Debug)]
+pub(crate) struct FirehoseSubscriber {
+    outbound: Arc<Outbound>,
+    feed: Feed,
+    /// The refusals that this session knows of.
+    refused: Arc<Refusals>,
+    held: ChannelSet,
+    reader: Option<Reader>,
+    outages: OutageNotices,
+    batch: Vec<(Frame, u32)>,
+    batch_bytes: usize,
+}
+
+impl FirehoseSubscriber {
+    /// Adds channels, unless what the vendor refuses has changed since the decision.
+    fn subscribe(&mut self, channels: BTreeSet<Channel>, version: u64) -> ChangeOutcome {
+        // The cursor comes first: before the upstream is asked, so that no event is missed, and
+        // before the refusals are read, so that no change of them is.
+        let enters = self.reader.is_none();
+        if enters {
+            self.reader = Some(self.feed.ring.reader());
         }
-    }
-
-    fn subscribe(&mut self, channels: BTreeSet<Channel>) {
-        self.metrics.subscriptions.inc_by(channels.len() as i64);
-        self.aggregate.add(&channels);
+        let refused = self.feed.entitlements.refused();
+        if refused.version != version {
+            if enters {
+                self.leave_ring();
+            }
+            return ChangeOutcome::CoverageChanged;
+        }
+        if enters {
+            self.refused = refused;
+            self.outages = OutageNotices::default();
+        }
+        self.feed.metrics.subscriptions.inc_by(channels.len() as i64);
+        self.feed.demand.add(&channels);
         self.held.add(channels);
+        ChangeOutcome::Applied
     }
 
     fn unsubscribe(&mut self, channels: &BTreeSet<Channel>) {
-        self.metrics.subscriptions.dec_by(channels.len() as i64);
-        self.aggregate.remove(channels, Instant::now());
+        self.feed.metrics.subscriptions.dec_by(channels.len() as i64);
+        self.feed.demand.remove(channels, Instant::now());
         self.held.remove(channels);
         if self.held.is_empty() {
             self.leave_ring();
         }
     }
 
-    /// What it has not read by now, it will not get.
+    /// Gives up the cursor. Events that it has not read are lost for this session.
     fn leave_ring(&mut self) {
         let unread = self.reader.take().map_or(0, Reader::leave);
-        self.metrics.queue_events.dec_by(unread as i64);
-        self.metrics.lost(LossReason::SessionClosed, unread);
+        self.feed.metrics.lost(LossReason::SessionClosed, unread);
     }
 
-    fn stow(&mut self, next: Next) {
+    /// The notice for a session that subscribes while events may be missing, if they may.
+    fn outage_notice(&mut self) -> Option<Frame> {
+        let end = self.reader.as_ref()?.end();
+        let subscribing = || (!self.feed.demand.all_answered()).then(|| Outage::now("subscribing"));
+        let outage = self.feed.outage.borrow().clone().or_else(subscribing)?;
+        let notice = self.outages.down(outage, end);
+        self.feed.notices.includes(&self.held).then(|| notice.frame())
+    }
+
+    fn enqueue_next(&mut self, next: Next) {
         match next {
-            Next::Message(message) => self.stow_message(message),
+            Next::Message(message) => self.enqueue_message(message),
             Next::Gap { frames, events, then } => {
-                self.metrics.lost(LossReason::RingOverrun, events);
-                self.put_notice(Some(Notice::gap(TIER, frames, Some(events))));
-                // Signs may be among what is lost.
-                self.stow_offer();
-                let lost = || Outage::now("told by a frame that was lost");
-                let lasting = || self.down.borrow().clone().unwrap_or_else(lost);
-                let amid = then.is_amid_outage().then(lasting);
-                let (complete, place) = (then.last_complete(), then.place());
-                let told = self.told.catch_up(amid, complete, place, SystemTime::now());
-                self.put_notice(told);
-                self.stow_message(then);
+                self.feed.metrics.lost(LossReason::RingOverrun, events);
+                let notice = Notice::gap(TierName::Firehose, frames, Some(events));
+                self.enqueue_notice(Some(&notice));
+                // Control messages may be among the lost ones.
+                self.enqueue_entitlements();
+                let outage = then.is_in_outage().then(|| {
+                    let lasting = self.feed.outage.borrow().clone();
+                    lasting.unwrap_or_else(|| Outage::now("announced in a frame that was lost"))
+                });
+                let (complete, position) = (then.last_complete(), then.position());
+                let notice = self.outages.catch_up(outage, complete, position, SystemTime::now());
+                self.enqueue_notice(notice.as_ref());
+                self.enqueue_message(then);
             }
         }
     }
 
-    fn stow_message(&mut self, message: Published) {
-        let place = message.place();
+    fn enqueue_message(&mut self, message: Published) {
+        let position = message.position();
         match message.content {
-            Content::Data => self.put(message.frame, message.events),
-            Content::Notice if self.notices.reach(&self.held) => self.put(message.frame, 0),
+            Content::Data => self.enqueue(message.frame, message.events),
+            Content::Notice if self.feed.notices.includes(&self.held) => {
+                self.enqueue(message.frame, 0);
+            }
             Content::Notice => {}
             Content::Down(outage) => {
-                let told = self.told.down(outage, place);
-                self.put_notice(Some(told));
+                let notice = self.outages.down(outage, position);
+                self.enqueue_notice(Some(&notice));
             }
             Content::Complete(since) => {
-                let told = self.told.up(since, place);
-                self.put_notice(told);
+                let notice = self.outages.up(since, position);
+                self.enqueue_notice(notice.as_ref());
             }
-            Content::OfferChanged => self.stow_offer(),
+            Content::EntitlementsChanged => self.enqueue_entitlements(),
         }
     }
 
-    /// Why not everything comes at this moment, if so.
-    fn missing(&self) -> Option<Outage> {
-        let subscribing = || (!self.aggregate.is_settled()).then(|| Outage::now("subscribing"));
-        self.down.borrow().clone().or_else(subscribing)
-    }
-
-    fn put_notice(&mut self, notice: Option<Notice>) {
+    fn enqueue_notice(&mut self, notice: Option<&Notice>) {
         if let Some(notice) = notice
-            && self.notices.reach(&self.held)
+            && self.feed.notices.includes(&self.held)
         {
-            self.put(notice.frame(), 0);
+            self.enqueue(notice.frame(), 0);
         }
     }
 
-    /// Tells what is refused of the subscriptions held, unless it was told before, and to filtered proxies the whole.
-    fn stow_offer(&mut self) {
-        let refused = self.offer.refused();
+    /// Tells the client which of its channels the vendor refuses, unless it knows, and a filtered
+    /// proxy what the firehose carries.
+    fn enqueue_entitlements(&mut self) {
+        let entitlements = Arc::clone(&self.feed.entitlements);
+        let refused = entitlements.refused();
         if Arc::ptr_eq(&refused, &self.refused) {
             return;
         }
-        let known = std::mem::replace(&mut self.refused, refused);
-        let told = self.lacking(self.held.iter(), Some(&known));
-        for frame in told {
-            self.put(frame, 0);
+        let known = std::mem::replace(&mut self.refused, Arc::clone(&refused));
+        let now = |channel: &Channel| entitlements.unavailable(channel, &refused);
+        let before = |channel: &Channel| entitlements.unavailable(channel, &known);
+        for frame in newly_unavailable(self.held.iter(), now, before) {
+            self.enqueue(frame, 0);
         }
         if self.held.contains(&Channel::All) {
-            self.put(self.offer.frame(), 0);
+            self.enqueue(entitlements.coverage_frame(), 0);
         }
     }
 
-    fn put(&mut self, frame: Frame, events: u32) {
+    fn enqueue(&mut self, frame: Frame, events: u32) {
         self.batch_bytes += frame.bytes().len();
         self.batch.push((frame, events));
     }
-
-    /// The frames about these channels as far as they are refused, and were not `before`.
-    fn lacking<'a>(
-        &self,
-        channels: impl IntoIterator<Item = &'a Channel>,
-        before: Option<&Refusals>,
-    ) -> Vec<Frame> {
-        if self.refused.is_empty() {
-            return Vec::new();
-        }
-        let now = |channel: &Channel| self.offer.shortfall(channel, &self.refused);
-        news(channels, now, |channel| self.offer.shortfall(channel, before?))
-    }
 }
 
-impl Seat for FirehoseSeat {
-    async fn change(&mut self, change: Change) -> Result<(), CloseReason> {
-        let mut replies = change.reply;
-        match (change.subscribe, change.channels.is_empty()) {
-            (_, true) => {}
-            (true, false) => {
-                self.begin();
-                // What was refused since the session was asked about it.
-                replies.extend(self.lacking(&change.channels, None));
-                let all = change.channels.contains(&Channel::All);
-                self.subscribe(change.channels);
-                if all {
-                    replies.push(self.offer.frame());
-                }
-            }
-            (false, false) => self.unsubscribe(&change.channels),
-        }
-        // Who subscribes while something is missing is told, as those were who were there when it began.
-        if change.subscribe
-            && let Some(end) = self.reader.as_ref().map(Reader::end)
-            && let Some(outage) = self.missing()
-        {
-            let notice = self.told.down(outage, end);
-            replies.extend(self.notices.reach(&self.held).then(|| notice.frame()));
-        }
-        self.outbound.send_frames(replies.iter().map(|frame| (frame, 0)), Instant::now());
-        Ok(())
-    }
-
+impl Subscriber for FirehoseSubscriber {
     fn held(&self) -> &ChannelSet {
         &self.held
     }
 
-    fn shortfall(&self, channel: &Channel) -> Option<Shortfall> {
-        self.offer.shortfall(channel, &self.offer.refused())
+    fn coverage_version(&self) -> u64 {
+        self.feed.entitlements.refused().version
+    }
+
+    fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
+        let entitlements = &self.feed.entitlements;
+        entitlements.unavailable(channel, &entitlements.refused())
+    }
+
+    async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
+        let SubscriptionChange { subscribe, channels, mut reply, coverage_version } = change;
+        if !channels.is_empty() {
+            if subscribe {
+                let all = channels.contains(&Channel::All);
+                let outcome = self.subscribe(channels, coverage_version);
+                if outcome != ChangeOutcome::Applied {
+                    return Ok(outcome);
+                }
+                reply.extend(all.then(|| self.feed.entitlements.coverage_frame()));
+            } else {
+                self.unsubscribe(&channels);
+            }
+        }
+        if subscribe {
+            reply.extend(self.outage_notice());
+        }
+        self.outbound.send_frames(reply.iter().map(|frame| (frame, 0)), Instant::now());
+        Ok(ChangeOutcome::Applied)
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
         let Some(reader) = &mut self.reader else { return std::future::pending().await };
-        let seen = reader.seen();
         let Some(next) = reader.next().await else {
-            // The pump ends only when the program stops; the session is told by its own signal.
+            // The publisher ends only with the program, whose stop every session sees.
             return std::future::pending().await;
         };
-        self.stow(next);
+        self.enqueue_next(next);
+        // One batch must not make a session slow that was not behind.
+        let max_bytes = MAX_BATCH_BYTES.min(self.feed.queue_bytes / 2);
         while self.batch.len() < BATCH
-            && self.batch_bytes < self.max_batch_bytes
+            && self.batch_bytes < max_bytes
             && let Some(next) = self.reader.as_mut().and_then(Reader::try_next)
         {
-            self.stow(next);
+            self.enqueue_next(next);
         }
         let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
         self.outbound.send_frames(frames, Instant::now());
         self.batch.clear();
         self.batch_bytes = 0;
-        let now_seen = self.reader.as_ref().map_or(seen, Reader::seen);
-        self.metrics.queue_events.dec_by((now_seen - seen) as i64);
+        if let Some(reader) = &mut self.reader {
+            reader.report();
+        }
         Ok(())
     }
 }
 
-impl Drop for FirehoseSeat {
+impl Drop for FirehoseSubscriber {
     fn drop(&mut self) {
         self.leave_ring();
-        self.metrics.subscriptions.dec_by(self.held.len() as i64);
-        self.aggregate.remove(self.held.iter(), Instant::now());
+        self.feed.metrics.subscriptions.dec_by(self.held.len() as i64);
+        self.feed.demand.remove(self.held.iter(), Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proxy_common::{
+        link::subscriptions::SubscriptionOutcome,
+        metrics::Level,
+        protocol::market::{Kind, Market},
+        session::slow_consumer::SlowLimits,
+        transport::socket::Socket,
+    };
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::ring::Ring;
+
+    #[tokio::test]
+    async fn a_subscription_decided_by_older_refusals_changes_and_answers_nothing() {
+        let trades = Channel::Kind(Kind::T);
+        let all = BTreeSet::from([trades.clone()]);
+        let mut ring = Ring::new(8, 8_000, Level::default());
+        let (demand, _wanted) = UpstreamDemand::new(Market::Stocks, all.clone(), Duration::ZERO);
+        let feed = Feed {
+            ring: ring.readers(),
+            outage: watch::Sender::new(None).subscribe(),
+            demand: Arc::new(demand),
+            entitlements: Arc::new(Entitlements::new(Market::Stocks, all)),
+            notices: NoticePolicy::Everyone,
+            metrics: Arc::default(),
+            queue_bytes: 1_000_000,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let limits = SlowLimits { queue_bytes: 1_000_000, max_lag: Duration::from_secs(1) };
+        let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&feed.metrics));
+        let mut subscriber = feed.admit(&Arc::new(outbound)).await;
+        let change = |version| SubscriptionChange {
+            subscribe: true,
+            channels: BTreeSet::from([trades.clone()]),
+            reply: vec![Frame::new(b"[]")],
+            coverage_version: version,
+        };
+
+        let decided_by = subscriber.coverage_version();
+        assert_eq!(subscriber.unavailable(&trades), None);
+        let refused = SubscriptionOutcome::Refused(trades.clone(), "not authorized".to_owned());
+        assert!(feed.entitlements.update(&[refused]));
+        let outcome = subscriber.change(change(decided_by)).await.unwrap();
+        assert_eq!(outcome, ChangeOutcome::CoverageChanged);
+        assert!(subscriber.held().is_empty() && feed.demand.wanted().is_empty());
+        assert_eq!(ring.publish(Frame::new(b"[{}]"), 1).readers, 0, "its cursor is gone");
+        assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
+
+        assert!(subscriber.unavailable(&trades).is_some(), "decided anew");
+        let carried = SubscriptionOutcome::Carried(trades.clone());
+        assert!(feed.entitlements.update(&[carried]));
+        let version = subscriber.coverage_version();
+        let outcome = subscriber.change(change(version)).await.unwrap();
+        assert_eq!(outcome, ChangeOutcome::Applied);
+        assert!(subscriber.held().contains(&trades));
+        client.readable().await.unwrap();
     }
 }

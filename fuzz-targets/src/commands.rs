@@ -1,11 +1,11 @@
 //! Commands of clients, compared with a model on a JSON parser, and the answers to them.
 
 use proxy_common::{
+    protocol::demux::demux,
     protocol::{
         channel::items,
         messages::{Command, MAX_MESSAGE_BYTES, Status, command_text, status_frames},
     },
-    websocket::frame::separate,
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -68,7 +68,7 @@ fn check_answers(statuses: &[Status]) {
     let mut messages = statuses.iter().map(|status| status.message.as_str());
     for frame in status_frames(statuses) {
         assert!(frame.text().len() <= MAX_MESSAGE_BYTES);
-        let received = separate(frame).expect("an array of statuses");
+        let received = demux(frame).expect("an array of statuses");
         assert_eq!((received.data, received.events), (None, 0));
         for status in received.statuses {
             assert_eq!(Some(status.status.message.as_str()), messages.next());

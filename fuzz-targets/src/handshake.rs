@@ -1,29 +1,23 @@
-//! What a port does with the bytes of a stranger before a session begins: PROXY header, HTTP, upgrade.
+//! What a port does with a stranger's bytes before a session begins: PROXY header, HTTP, upgrade.
 //!
-//! It is the product's own code, from [`Doors::enter`](proxy_common::access::gate::Doors::enter) to [`HttpFace::respond`], on hyper set up
-//! as the server does it, over a stream in memory. The same bytes come to every kind of port; the model tells each answer.
+//! It is the product's own code, from [`Gate::identify`](proxy_common::access::gate::Gate::identify)
+//! to [`serve_http`], over a stream in memory. Every kind of port gets the same bytes, and a model
+//! says what each answer has to be.
 
 use std::{
-    convert::Infallible,
-    future::ready,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::{
-    body::{Body, Incoming},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderMap, Method, Request, StatusCode};
+use hyper::body::{Body, Incoming};
 use proxy_common::{
-    access::gate::Entered,
-    metrics::Reason,
-    server::http::{Accepted, AcceptedSlot, HttpFace, REFUSALS},
+    access::{abuse::Abuse, gate::AcceptedConnection},
+    server::{
+        connection::serve_http,
+        http::{Answer, HttpService},
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
@@ -64,10 +58,10 @@ pub fn of_every_port(input: &[u8]) {
 struct Stage {
     runtime: Runtime,
     /// A data port, with the admin port beside it.
-    data: HttpFace<Idle>,
-    admin: HttpFace<Idle>,
+    data: HttpService<Idle>,
+    admin: HttpService<Idle>,
     /// A data port behind a balancer that sends PROXY headers.
-    balanced: HttpFace<Idle>,
+    balanced: HttpService<Idle>,
 }
 
 impl Stage {
@@ -78,8 +72,8 @@ impl Stage {
     }
 
     async fn check(&self, input: &[u8]) {
-        for face in [&self.data, &self.admin, &self.balanced] {
-            face.doors.tick();
+        for port in [&self.data, &self.admin, &self.balanced] {
+            port.gate.tick();
         }
         let sum =
             input.iter().fold(0, |sum: usize, &byte| sum.wrapping_mul(31) + usize::from(byte));
@@ -110,7 +104,7 @@ impl Stage {
 /// What came of a connection.
 #[derive(Debug, PartialEq)]
 struct Heard {
-    answers: Vec<Answer>,
+    answers: Vec<Exchange>,
     /// What was said behind an upgrade.
     early: Option<Vec<u8>>,
 }
@@ -126,9 +120,9 @@ impl Heard {
     }
 }
 
-/// One request and its answer.
+/// One request, and what matters of its answer.
 #[derive(Debug, PartialEq)]
-struct Answer {
+struct Exchange {
     method: Method,
     path: String,
     status: StatusCode,
@@ -141,14 +135,14 @@ struct Answer {
 }
 
 /// Lets a port hear these bytes, in two portions if `cut` is inside them. `None` if it drops the connection at once.
-async fn hear(face: &HttpFace<Idle>, peer: IpAddr, input: &[u8], cut: usize) -> Option<Heard> {
-    let refused = refusals(face);
+async fn hear(port: &HttpService<Idle>, peer: IpAddr, input: &[u8], cut: usize) -> Option<Heard> {
+    let refused = refusals(port);
     let (client, server) = duplex(ROOM);
-    let (said, served) = tokio::join!(speak(client, input, cut), serve(face, peer, server));
+    let (said, served) = tokio::join!(speak(client, input, cut), serve(port, peer, server));
     let (answers, early) = served?;
     let expected = answers.iter().filter(|answer| answer.refused).count() as u64;
-    assert_eq!(refusals(face) - refused, expected, "each refusal is counted once");
-    assert_eq!(face.room.available_permits(), 1, "the session's place is free again");
+    assert_eq!(refusals(port) - refused, expected, "each refusal is counted once");
+    assert_eq!(port.session_permits.available_permits(), 1, "the session's place is free again");
     read(&said, &answers);
     Some(Heard { answers, early })
 }
@@ -169,84 +163,71 @@ async fn speak(mut stream: DuplexStream, input: &[u8], cut: usize) -> Vec<u8> {
     said
 }
 
-/// The port's side, as in `server.rs`.
+/// The port's side.
 async fn serve(
-    face: &HttpFace<Idle>,
+    port: &HttpService<Idle>,
     peer: IpAddr,
     mut stream: DuplexStream,
-) -> Option<(Vec<Answer>, Option<Vec<u8>>)> {
+) -> Option<(Vec<Exchange>, Option<Vec<u8>>)> {
     let peer = SocketAddr::new(peer, 4711);
-    let entered = match face.upgrades {
-        true => face.doors.enter(&mut stream, peer, LIMIT).await.ok()?,
-        false => Entered::operator(peer),
+    let accepted = match port.upgrades {
+        true => port.gate.identify(&mut stream, peer, LIMIT).await.ok()?,
+        false => AcceptedConnection::operator(peer),
     };
-    let slot = AcceptedSlot::default();
-    let answers = Mutex::new(Vec::new());
-    let service = service_fn(|request| {
-        let (response, answer) = answer(face, request, &entered, &slot);
-        answers.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
-        ready(Ok::<_, Infallible>(response))
-    });
-    // How it ended is told by what was said.
-    let _ = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(LIMIT)
-        .max_buf_size(16 * 1024)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await;
-    let accepted = slot.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let early = match accepted {
+    let exchanges = Mutex::new(Vec::new());
+    let answer = |request| {
+        let (answer, exchange) = exchange(port, request, &accepted);
+        exchanges.lock().unwrap_or_else(PoisonError::into_inner).push(exchange);
+        answer
+    };
+    let upgraded = serve_http(stream, answer, LIMIT, &port.stop).await;
+    let early = match upgraded {
         None => None,
-        Some(Accepted { upgrade, .. }) => match upgrade.await {
-            Err(_) => None,
-            Ok(upgraded) => {
-                let parts = upgraded.downcast::<TokioIo<DuplexStream>>().expect("our own stream");
-                let mut early = parts.read_buf.to_vec();
-                let rest = parts.io.into_inner().read_to_end(&mut early).await;
-                rest.expect("a stream in memory");
-                Some(early)
-            }
-        },
+        Some(mut upgraded) => {
+            let mut early = upgraded.early.to_vec();
+            let rest = upgraded.socket.read_to_end(&mut early).await;
+            rest.expect("a stream in memory");
+            Some(early)
+        }
     };
-    Some((answers.into_inner().unwrap_or_else(PoisonError::into_inner), early))
+    Some((exchanges.into_inner().unwrap_or_else(PoisonError::into_inner), early))
 }
 
-/// Has a request answered, and compares the answer with the model's.
-fn answer(
-    face: &HttpFace<Idle>,
+/// Has the port answer a request, and compares the answer with the model's.
+fn exchange(
+    port: &HttpService<Idle>,
     request: Request<Incoming>,
-    entered: &Entered,
-    slot: &AcceptedSlot,
-) -> (Response<Full<Bytes>>, Answer) {
+    accepted: &AcceptedConnection,
+) -> (Answer, Exchange) {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let peer = face.doors.client(entered, &HeaderMap::new());
-    let client = face.doors.client(entered, request.headers());
+    let peer = port.gate.client(accepted, &HeaderMap::new());
+    let client = port.gate.client(accepted, request.headers());
     assert_eq!(client, model::client(peer, request.headers()), "the client");
-    let websocket = face.upgrades && model::asks_for_websocket(request.headers());
-    let expected = model::status(&request, face.upgrades, face.probes);
+    let websocket = port.upgrades && model::asks_for_websocket(request.headers());
+    let expected = model::status(&request, port.upgrades, port.probes);
     let accept =
         request.headers().get("sec-websocket-key").map(|key| derive_accept_key(key.as_bytes()));
     let body_unread = !request.body().is_end_stream();
-    let response = face.respond(request, entered, slot);
+    let answer = port.answer(request, accepted);
+    let (Answer::Respond(response) | Answer::Upgrade(response, _)) = &answer;
     let status = response.status();
     assert_eq!(status, expected, "{method} {path}");
     let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
-    let taken = slot.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-    assert_eq!(upgraded, taken, "an upgrade is answered if it is taken");
+    assert_eq!(upgraded, matches!(answer, Answer::Upgrade(..)), "an upgrade says so");
     if upgraded {
-        let told = response.headers()["sec-websocket-accept"].to_str();
-        assert_eq!(told.ok(), accept.as_deref());
+        let key = response.headers()["sec-websocket-accept"].to_str();
+        assert_eq!(key.ok(), accept.as_deref());
     }
     let body = response.body().size_hint().exact().expect("a body of known length");
-    (response, Answer { method, path, status, body, refused: websocket && !upgraded, body_unread })
+    let refused = websocket && !upgraded;
+    (answer, Exchange { method, path, status, body, refused, body_unread })
 }
 
 /// Looks for the answers in what was said, one behind the other, and at the end perhaps what hyper itself objects to bytes that
 /// are no request. When it does depends on how they come.
-fn read(said: &[u8], answers: &[Answer]) {
+fn read(said: &[u8], answers: &[Exchange]) {
     let mut rest = str::from_utf8(said).expect("answers are text");
-    for Answer { method, status, body, .. } in answers {
+    for Exchange { method, status, body, .. } in answers {
         let code = head(&mut rest);
         assert!(code.starts_with(status.as_str()), "{code}: {status}");
         if method != Method::HEAD && *status != StatusCode::SWITCHING_PROTOCOLS {
@@ -268,9 +249,6 @@ fn head<'a>(rest: &mut &'a str) -> &'a str {
     code.unwrap_or_else(|| panic!("{line}"))
 }
 
-fn refusals(face: &HttpFace<Idle>) -> u64 {
-    REFUSALS
-        .iter()
-        .map(|reason| face.metrics.refused.get_or_create(&Reason::new(reason)).get())
-        .sum()
+fn refusals(port: &HttpService<Idle>) -> u64 {
+    Abuse::REFUSALS.map(|reason| port.gate.refusals(reason)).iter().sum()
 }

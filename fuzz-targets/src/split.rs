@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use filtered_proxy::split::{EventKind, Malformed, split};
+use filtered_proxy::split::{
+    event::{EventKind, Malformed},
+    split,
+};
 use serde_json::{Value, value::RawValue};
 
 use crate::members::Members;

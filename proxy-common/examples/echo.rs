@@ -1,26 +1,50 @@
-//! Both ends of the product's WebSockets as echoes, for the Autobahn cases: a server made of the server and the sessions that
-//! both tiers have, with their settings, and a client made of the link. `cargo test -p tests --test it autobahn::` runs the cases.
+//! Both ends of the product's WebSockets as echoes, for the Autobahn cases: the server and the
+//! sessions' own reading, writing and closing on one side, the link's connection on the other.
+//! `cargo test -p tests --test it autobahn::` runs the cases.
 
-use std::{process::ExitCode, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    future::pending,
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use clap::{Parser, Subcommand};
-use prometheus_client::registry::Registry;
 use proxy_common::{
-    access::{gate::Doors, keys::Keys},
-    config::{ListenArgs, LogArgs, Unparsed, bind, parse, websocket_url},
-    health::{ChannelHealth, Health, HealthReporter},
-    link::{self, LinkConfig, LinkState, LinkStatus},
-    metrics::{IntakeMetrics, LinkMetrics, SessionMetrics},
-    program::runtime::{self, Threads},
-    protocol::{channel::Channel, channel_set::ChannelSet, coverage::Shortfall, notice::Notices},
-    server::Server,
-    session::{self, Change, Ground, Seat, Tier, Visitor, close::CloseReason, outbound::Outbound},
+    access::keys::Keys,
+    config::values::websocket_url,
+    health::{Health, HealthReporter},
+    link::{Link, client_socket, config::LinkConfig, error::LinkError, login},
+    program::{
+        args::{HostAndPort, ServerArgs},
+        command_line::{StartupExit, parse},
+        logging::LogArgs,
+        runtime::{self, Threads},
+        wiring::Foundation,
+    },
+    protocol::notice::{NoticePolicy, TierName},
+    server::handler::Handler,
+    session::{
+        ClientInfo,
+        close::CloseReason,
+        drain::close,
+        inbound::{Inbound, Message},
+        metrics::SessionMetrics,
+        outbound::Outbound,
+        slow_consumer::SlowLimits,
+    },
     transport::socket::Socket,
+    websocket::frame::Frame,
 };
 use secrecy::SecretString;
-use tokio::task::JoinSet;
+use tokio::{
+    sync::watch,
+    task::{JoinSet, coop::consume_budget},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use tungstenite::protocol::frame::coding::{Data, OpCode};
 use url::Url;
 
 /// The longest message sent back where the limit on commands is lifted: the longest of the cases.
@@ -43,7 +67,7 @@ enum End {
         #[arg(long)]
         lift_limit: bool,
         #[command(flatten)]
-        listen: Box<ListenArgs>,
+        server: Box<ServerArgs>,
     },
     /// Goes through all cases of a fuzzing server
     Client {
@@ -59,13 +83,13 @@ enum End {
 fn main() -> ExitCode {
     let args = match parse::<Args>() {
         Ok(args) => args,
-        Err(unparsed) => return runtime::refuse(unparsed),
+        Err(reason) => return runtime::exit(reason),
     };
     args.log.init();
     match args.end {
-        End::Server { lift_limit, listen } => {
+        End::Server { lift_limit, server } => {
             let max_bytes = lift_limit.then_some(LIFTED_BYTES);
-            runtime::block_on(Threads::PerCore, serve(*listen, max_bytes))
+            runtime::block_on(Threads::PerCore, serve(*server, max_bytes))
         }
         End::Client { at_once, server } => {
             runtime::block_on(Threads::One, go_through(server, at_once))
@@ -73,94 +97,94 @@ fn main() -> ExitCode {
     }
 }
 
-async fn serve(listen: ListenArgs, max_bytes: Option<usize>) -> Result<(), Unparsed> {
-    // Sessions that are echoes ask for no key.
+async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), StartupExit> {
+    // An echo asks for no key.
     let keys = Keys::account("ECHO_KEYS", &SecretString::from("none"));
-    let address = (("ECHO_HOST", "127.0.0.1"), ("ECHO_PORT", 0));
-    let bound = bind(address.0, address.1, None, &keys).await.map_err(Unparsed::Error)?;
-    let mut registry = Registry::default();
-    let metrics = SessionMetrics::register(&mut registry);
-    let tier = EchoTier {
-        max_bytes,
-        health: HealthReporter::new(listen.market),
-        metrics: Arc::clone(&metrics),
+    let at = HostAndPort {
+        host_variable: "ECHO_HOST",
+        host: "127.0.0.1",
+        port_variable: "ECHO_PORT",
+        port: 0,
     };
-    let server = Server {
-        tier: Arc::new(tier),
-        metrics,
-        sessions: listen.sessions(Arc::new(keys), Notices::Off),
-        max_connections: listen.max_connections,
-        certificate: listen.certificate().map_err(Unparsed::Error)?.map(Arc::new),
-        doors: Arc::new(Doors::new(&listen.admission, &mut registry)),
-        total_queue_bytes: listen.total_queue_bytes,
-        registry,
+    let config = server.check(&at, keys, NoticePolicy::Off).map_err(StartupExit::Error)?;
+    let limits = config.sessions.slow;
+    let foundation =
+        Foundation::bind(TierName::Filtered, config).await.map_err(StartupExit::Error)?;
+    // `/health` shows a link; this one never connects.
+    let nowhere = Url::parse("ws://localhost").map_err(StartupExit::system)?;
+    let nowhere = LinkConfig::new("nobody", nowhere, SecretString::from("none"));
+    let wanted = watch::Sender::new(BTreeSet::new());
+    let (_link, link) = Link::new(nowhere, wanted.subscribe(), Arc::clone(&foundation.upstream));
+    let echo = Echo {
+        max_bytes,
+        limits,
+        metrics: Arc::clone(&foundation.session_metrics),
+        health: foundation.health(&link, None),
     };
     let stop = CancellationToken::new();
-    let work = server.serve(bound, stop.clone());
-    runtime::run(work, stop, async || {}).await.map_err(Unparsed::system)
+    let work = foundation.complete(echo, link, pending()).serve(stop.clone());
+    runtime::run(work, stop, async || {}).await.map_err(StartupExit::system)
 }
 
-/// What stands behind the server in place of a tier.
-struct EchoTier {
+/// Stands behind the server in place of a tier.
+struct Echo {
     max_bytes: Option<usize>,
-    health: HealthReporter,
+    limits: SlowLimits,
     metrics: Arc<SessionMetrics>,
+    health: HealthReporter,
 }
 
-impl Tier for EchoTier {
-    type Seat = Nobody;
-
-    async fn admit(&self, _outbound: &Arc<Outbound>) -> Nobody {
-        std::future::pending().await
+impl Handler for Echo {
+    fn serve<'a>(
+        &'a self,
+        socket: Socket,
+        early: &[u8],
+        _client: ClientInfo,
+        _stop: &'a CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<'a> {
+        let outbound = Outbound::new(socket, self.limits, Arc::clone(&self.metrics));
+        let mut inbound = match self.max_bytes {
+            Some(max_bytes) => Inbound::with_limit(early, max_bytes),
+            None => Inbound::new(early),
+        };
+        async move {
+            let reason = loop {
+                let step = tokio::select! {
+                    biased;
+                    written = outbound.run_writer() => written,
+                    message = inbound.next(&outbound) => {
+                        consume_budget().await;
+                        message.and_then(|message| send_back(&outbound, &message))
+                    }
+                };
+                if let Err(reason) = step {
+                    break reason;
+                }
+            };
+            close(&outbound, &mut inbound, reason, None, None).await;
+        }
     }
 
     fn health(&self) -> Health {
-        let link = LinkStatus {
-            state: LinkState::Waiting,
-            since: SystemTime::now(),
-            last_error: None,
-            connects: 0,
-            channels: ChannelHealth::default(),
-        };
-        let (upstream, intake) = (LinkMetrics::default(), IntakeMetrics::default());
-        self.health.report(&link, &upstream, &intake, &self.metrics, Vec::new())
+        self.health.report(Vec::new())
     }
 
     fn tick(&self) {}
-
-    fn serve<'a>(
-        ground: &Ground<'a, Self>,
-        socket: Socket,
-        early: &[u8],
-        visitor: Visitor<'a>,
-    ) -> impl Future<Output = CloseReason> + Send + use<'a> {
-        session::echo(ground, socket, early, visitor, ground.tier.max_bytes)
-    }
 }
 
-/// Echoes subscribe to nothing.
-enum Nobody {}
-
-impl Seat for Nobody {
-    async fn change(&mut self, _change: Change) -> Result<(), CloseReason> {
-        match *self {}
-    }
-
-    fn held(&self) -> &ChannelSet {
-        match *self {}
-    }
-
-    fn shortfall(&self, _channel: &Channel) -> Option<Shortfall> {
-        match *self {}
-    }
-
-    async fn pull(&mut self) -> Result<(), CloseReason> {
-        match *self {}
-    }
+fn send_back(outbound: &Outbound, message: &Message) -> Result<(), CloseReason> {
+    let frame = match message {
+        Message::Text(text) => Frame::new(text.as_bytes()),
+        Message::Binary(payload) => Frame::of_kind(Data::Binary, payload),
+        Message::Control | Message::Part => return Ok(()),
+        Message::Close => return Err(CloseReason::ClientGone),
+    };
+    outbound.send_frame(&frame, Instant::now());
+    Ok(())
 }
 
-/// Asks the fuzzing server how many cases it has, goes through each, and has it write down the verdicts.
-async fn go_through(server: Url, at_once: usize) -> Result<(), Unparsed> {
+/// Asks the fuzzing server how many cases it has, goes through each, and has it write the verdicts.
+async fn go_through(server: Url, at_once: usize) -> Result<(), StartupExit> {
     const AGENT: &str = "agent=link";
     let at = |path: &str, query: &str| {
         let mut url = server.clone();
@@ -168,25 +192,48 @@ async fn go_through(server: Url, at_once: usize) -> Result<(), Unparsed> {
         url.set_query(Some(query));
         LinkConfig::new("Autobahn", url, SecretString::from("none"))
     };
-    let count = link::echo(&at("/getCaseCount", AGENT)).await.map_err(Unparsed::system)?;
-    let count: usize = count.parse().map_err(Unparsed::system)?;
-    let mut lanes = JoinSet::new();
-    for lane in 1..=at_once {
-        let cases = (lane..=count).step_by(at_once);
-        let cases = cases.map(|case| (case, at("/runCase", &format!("case={case}&{AGENT}"))));
-        let cases: Vec<_> = cases.collect();
-        lanes.spawn(async move {
-            for (case, config) in cases {
+    let count = echo(&at("/getCaseCount", AGENT)).await.map_err(StartupExit::system)?;
+    let count: usize = count.parse().map_err(StartupExit::system)?;
+    let cases = (1..=count).map(|case| at("/runCase", &format!("case={case}&{AGENT}")));
+    let cases = Arc::new(Mutex::new(cases.collect::<Vec<_>>().into_iter()));
+    let mut workers = JoinSet::new();
+    for _ in 0..at_once {
+        let cases = Arc::clone(&cases);
+        workers.spawn(async move {
+            let next = || cases.lock().unwrap_or_else(PoisonError::into_inner).next();
+            while let Some(config) = next() {
                 // Many cases end badly on purpose.
-                if let Err(error) = link::echo(&config).await {
-                    debug!(case, %error, "ended");
+                if let Err(error) = echo(&config).await {
+                    debug!(url = %config.url, %error, "ended");
                 }
             }
         });
     }
-    lanes.join_all().await;
-    // The fuzzing server leaves without a word at that.
-    let end = link::echo(&at("/updateReports", AGENT)).await;
+    workers.join_all().await;
+    // The fuzzing server answers this by leaving without a word.
+    let end = echo(&at("/updateReports", AGENT)).await;
     debug!(?end, "all cases tried");
     Ok(())
+}
+
+/// Connects as a link does, sends back every message until the upstream closes, and returns the
+/// last text.
+async fn echo(config: &LinkConfig) -> Result<String, LinkError> {
+    use client_socket::Message;
+    let mut socket = login::connect(config).await?;
+    let mut last = String::new();
+    loop {
+        match socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))? {
+            // A link ignores what is not UTF-8.
+            Message::Text(frame) => {
+                if let Ok(text) = str::from_utf8(frame.text()) {
+                    text.clone_into(&mut last);
+                    socket.send_text(text);
+                }
+            }
+            Message::Binary(payload) => socket.send(OpCode::Data(Data::Binary), &payload),
+            Message::Control => {}
+            Message::Close(_) => return Ok(last),
+        }
+    }
 }

@@ -1,30 +1,37 @@
-//! What `/health` says.
+//! Health: the document behind `GET /health`, and the counts that it draws on.
 
 pub mod ledger;
+pub mod process;
 
 use std::{
     collections::BTreeMap,
-    sync::Mutex,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
 use tokio::time::Instant;
 
+use self::ledger::{IntakeMetrics, Ledger};
 use crate::{
-    health::ledger::Ledger,
-    link::{LinkState, LinkStatus},
-    metrics::{IntakeMetrics, LinkMetrics, SessionMetrics},
+    access::keys::Keys,
+    link::{
+        LinkHandle,
+        metrics::LinkMetrics,
+        status::{ChannelStatus, LinkState},
+    },
+    metrics::Level,
     protocol::market::Market,
+    session::metrics::SessionMetrics,
 };
 
 /// How a tier is doing, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Data can flow and every channel asked for is carried.
+pub enum HealthStatus {
+    /// Data can flow, and every channel asked for is carried.
     Ok,
-    /// Logged in upstream, but some channel is refused or unanswered, or there is another problem.
+    /// Logged in upstream, but a channel is refused or unanswered, or there is another problem.
     Degraded,
     /// Not logged in upstream.
     Down,
@@ -34,7 +41,7 @@ pub enum Verdict {
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
     /// The whole in one word; `down` is answered with HTTP 503, everything else with 200.
-    pub status: Verdict,
+    pub status: HealthStatus,
     /// The program's version.
     pub version: &'static str,
     /// Seconds since the program began to serve.
@@ -45,11 +52,11 @@ pub struct Health {
     pub problems: Vec<String>,
     /// The link to the upstream.
     pub upstream: UpstreamHealth,
-    /// What is asked of the upstream.
-    pub channels: ChannelHealth,
+    /// The channels asked of the upstream.
+    pub channels: ChannelStatus,
     /// Sessions now.
     pub sessions: i64,
-    /// Sessions of each key, by its label; filled in where the keys are known.
+    /// Sessions of each key, by the key's label.
     pub keys: BTreeMap<String, i64>,
     /// Subscriptions held by all sessions.
     pub subscriptions: i64,
@@ -66,30 +73,38 @@ pub struct Health {
 pub struct UpstreamHealth {
     /// What the link is doing.
     pub state: LinkState,
-    /// Since when, RFC 3339.
+    /// Since when it has been up, or down: RFC 3339.
     pub since: String,
-    /// Why the last connection or try ended, if any did.
+    /// Why the last connection or attempt ended, if any did.
     pub last_error: Option<String>,
     /// Successful logins after the first.
     pub reconnects: u64,
 }
 
-/// Channels asked of the upstream.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct ChannelHealth {
-    /// Acknowledged by the upstream.
-    pub carried: Vec<String>,
-    /// Refused by the upstream, most likely because the plan does not include them.
-    pub refused: Vec<String>,
-    /// Asked, but not yet or never answered.
-    pub pending: Vec<String>,
+/// The parts of a tier that its health is read from.
+#[derive(Debug)]
+pub struct HealthSources {
+    /// The market served.
+    pub market: Market,
+    /// The link to the upstream.
+    pub link: LinkHandle,
+    /// Its counters.
+    pub upstream: Arc<LinkMetrics>,
+    /// The counts of events in frames.
+    pub intake: IntakeMetrics,
+    /// The counters of sessions.
+    pub sessions: Arc<SessionMetrics>,
+    /// The events that sessions have yet to fetch, in a tier where they do.
+    pub unread: Option<Level>,
+    /// The keys that open sessions.
+    pub keys: Arc<Keys>,
 }
 
-/// Puts the document together; remembers the counters of a moment ago for the rates.
+/// Writes the document, and remembers the counters of a moment ago for the rates.
 #[derive(Debug)]
 pub struct HealthReporter {
     started: Instant,
-    market: Market,
+    sources: HealthSources,
     rates: Mutex<Rates>,
 }
 
@@ -107,60 +122,58 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 
 impl HealthReporter {
     /// A reporter for a program that begins to serve now.
-    pub fn new(market: Market) -> Self {
+    pub fn new(sources: HealthSources) -> Self {
         let now = Instant::now();
         let rates =
             Rates { at: now, frames: 0, events: 0, frames_per_second: 0.0, events_per_second: 0.0 };
-        Self { started: now, market, rates: Mutex::new(rates) }
+        Self { started: now, sources, rates: Mutex::new(rates) }
     }
 
-    /// The document of this moment. `problems` are what the tier itself finds wrong.
-    pub fn report(
-        &self,
-        link: &LinkStatus,
-        upstream: &LinkMetrics,
-        intake: &IntakeMetrics,
-        sessions: &SessionMetrics,
-        problems: Vec<String>,
-    ) -> Health {
-        let (frames_per_second, events_per_second) = self.sample(upstream);
+    /// The document of this moment. `problems` are those that the tier itself has found.
+    pub fn report(&self, problems: Vec<String>) -> Health {
+        let HealthSources { market, link, upstream, intake, sessions, unread, keys } =
+            &self.sources;
+        let (frames_per_second, events_per_second) = self.sample();
+        let link = link.status();
         let incomplete = !link.channels.refused.is_empty()
             || !link.channels.pending.is_empty()
             || !problems.is_empty();
         Health {
             status: match link.state {
-                LinkState::Up if incomplete => Verdict::Degraded,
-                LinkState::Up => Verdict::Ok,
+                LinkState::Up if incomplete => HealthStatus::Degraded,
+                LinkState::Up => HealthStatus::Ok,
                 LinkState::Connecting
                 | LinkState::Authenticating
                 | LinkState::Waiting
-                | LinkState::Refused => Verdict::Down,
+                | LinkState::Refused => HealthStatus::Down,
             },
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
-            market: self.market.name(),
+            market: market.name(),
             problems,
             upstream: UpstreamHealth {
                 state: link.state,
                 since: rfc3339(link.since),
-                last_error: link.last_error.clone(),
+                last_error: link.last_error,
                 reconnects: link.connects.saturating_sub(1),
             },
-            channels: link.channels.clone(),
+            channels: link.channels,
             sessions: sessions.sessions.get(),
-            keys: BTreeMap::new(),
+            keys: keys.sessions(),
             subscriptions: sessions.subscriptions.get(),
             frames_per_second,
             events_per_second,
-            ledger: Ledger::read(upstream, intake, sessions),
+            ledger: Ledger::read(upstream, intake, sessions, unread.as_ref()),
         }
     }
 
-    /// Brings the rates up to date; to be called about once a second, so that a rare `/health` shows the present.
-    pub fn sample(&self, upstream: &LinkMetrics) -> (f64, f64) {
-        let mut rates = self.rates.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    /// Brings the rates of frames and events up to date and returns them. Call it about once a
+    /// second, so that a rare `/health` shows the present.
+    pub fn sample(&self) -> (f64, f64) {
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = rates.at.elapsed();
         if elapsed >= RATE_WINDOW {
+            let upstream = &self.sources.upstream;
             let (frames, events) = (upstream.frames.get(), upstream.events.get());
             let rate = |now: u64, before: u64| {
                 ((now - before) as f64 / elapsed.as_secs_f64() * 10.0).round() / 10.0

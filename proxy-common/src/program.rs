@@ -1,5 +1,11 @@
-//! The frame of a program: its log, its runtime, and what SIGHUP does.
+//! What a tier needs to be a program: flags, log, runtime, signals, and the wiring that both tiers
+//! have alike.
 
+pub mod access_args;
+pub mod args;
+pub mod command_line;
+pub mod hash_key;
 pub mod logging;
 pub mod reload;
 pub mod runtime;
+pub mod wiring;

@@ -3,6 +3,7 @@
 pub mod channel;
 pub mod channel_set;
 pub mod coverage;
+pub mod demux;
 pub mod market;
 pub mod messages;
 pub mod notice;

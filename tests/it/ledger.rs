@@ -92,10 +92,9 @@ async fn what_is_no_event_or_damaged_is_counted_as_that() {
         &stack.filtered[0],
         "filtered",
         &[
-            ("/intake/received", 5),
-            ("/intake/recounted", 1),
+            ("/intake/received", 6),
             ("/intake/routed", 5),
-            ("/intake/malformed", 1),
+            ("/intake/malformed", 2),
             ("/sessions/delivered", 5),
         ],
     )

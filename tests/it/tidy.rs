@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tests::imports::{Imports, ROOT};
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
@@ -73,6 +75,154 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         for effect in ["tokio", "tracing", "::now()", "std::net", "std::fs", "std::env", "thread"] {
             assert!(!code.contains(effect), "{module} is pure, but knows {effect:?}");
         }
+    }
+}
+
+/// Which folder, or file beside the folders, of a product crate may import which others. Read from
+/// the ground up: arrows go down only. The root of a crate may import all of them.
+const ROOMS: [(&str, &[(&str, &[&str])]); 3] = [
+    (
+        "proxy-common",
+        &[
+            ("metrics", &[]),
+            ("websocket", &[]),
+            ("protocol", &["websocket"]),
+            ("config", &["protocol"]),
+            ("link", &["metrics", "protocol", "websocket"]),
+            ("transport", &["config"]),
+            ("access", &["config", "metrics", "transport"]),
+            ("session", &["access", "metrics", "protocol", "transport", "websocket"]),
+            ("health", &["access", "link", "metrics", "protocol", "session"]),
+            ("server", &["access", "health", "protocol", "session", "transport"]),
+            (
+                "program",
+                &[
+                    "access",
+                    "config",
+                    "health",
+                    "link",
+                    "metrics",
+                    "protocol",
+                    "server",
+                    "session",
+                    "transport",
+                ],
+            ),
+        ],
+    ),
+    (
+        "firehose-proxy",
+        &[
+            ("config", &[]),
+            ("demand", &[]),
+            ("entitlements", &[]),
+            ("outage_notices", &[]),
+            ("ring", &[]),
+            ("silence", &["entitlements"]),
+            ("publisher", &["demand", "entitlements", "ring", "silence"]),
+            ("subscriber", &["demand", "entitlements", "outage_notices", "ring"]),
+            ("tier", &["demand", "entitlements", "silence", "subscriber"]),
+        ],
+    ),
+    (
+        "filtered-proxy",
+        &[
+            ("config", &[]),
+            ("coverage", &[]),
+            ("index", &[]),
+            ("metrics", &[]),
+            ("split", &[]),
+            ("batch", &["index", "split"]),
+            ("router", &["batch", "coverage", "index", "metrics"]),
+            ("tier", &["router"]),
+        ],
+    ),
+];
+
+#[test]
+fn rooms_import_only_what_the_table_allows() {
+    for (package, table) in ROOMS {
+        let imports = Imports::of_crate(&root().join(package).join("src/lib.rs"));
+        let found = imports.against(table);
+        assert!(found.is_empty(), "{package}: {found:#?}");
+    }
+}
+
+#[test]
+fn no_module_imports_in_a_circle() {
+    let roots = [
+        "bench/src/lib.rs",
+        "demo/src/main.rs",
+        "filtered-proxy/src/lib.rs",
+        "firehose-proxy/src/lib.rs",
+        "fuzz-targets/src/lib.rs",
+        "polygon-sim/src/lib.rs",
+        "polygon-sim/tests/vendor/main.rs",
+        "proxy-common/src/lib.rs",
+        "tests/it/main.rs",
+        "tests/src/lib.rs",
+    ];
+    for file in roots {
+        let imports = Imports::of_crate(&root().join(file));
+        assert!(imports.modules().count() > 1, "{file}");
+        let circles = imports.circles();
+        assert!(circles.is_empty(), "{file}: {circles:#?}");
+    }
+}
+
+/// A crate of three rooms, one above the other, and a change to one of its files.
+fn planted(file: &str, source: &str) -> Imports {
+    let sources = [
+        (ROOT, "pub mod low;\npub mod middle;\npub mod top;\n"),
+        ("low", "pub mod one;\npub mod two;\n"),
+        ("low::one", "pub struct Ground;\n"),
+        ("low::two", "use super::one::Ground;\n"),
+        ("middle", "use crate::low::{one::Ground, two};\n"),
+        ("top", "use crate::{low::one::Ground, middle::Middle};\n"),
+    ];
+    let sources = sources.map(|(name, sound)| {
+        let source = if name == file { source } else { sound };
+        (name.to_owned(), source.to_owned())
+    });
+    Imports::of_sources(sources)
+}
+
+#[test]
+fn a_planted_import_is_found() {
+    let table: [(&str, &[&str]); 3] =
+        [("low", &[]), ("middle", &["low"]), ("top", &["low", "middle"])];
+    let sound = planted("", "");
+    assert_eq!((sound.against(&table), sound.circles()), (vec![], vec![]));
+    for (file, source, import) in [
+        ("low::one", "use crate::middle::Middle;", "low::one -> middle"),
+        ("low::one", "use crate::{\n    low::two,\n    top::{self, Top},\n};", "low::one -> top"),
+        ("low::one", "use super::super::middle::Middle;", "low::one -> middle"),
+        ("low::one", "fn f(_: &crate::top::Top) {}", "low::one -> top"),
+        ("low", "pub mod one;\npub mod two;\npub use super::middle::Middle;", "low -> middle"),
+        // By way of a re-export of the crate's root.
+        ("low::one", "use crate::Middle;", "low::one -> crate"),
+        ("middle", "use crate::top::Top;", "middle -> top"),
+    ] {
+        let imports = planted(file, source);
+        assert!(imports.against(&table).iter().any(|found| found == import), "{file}: {source}");
+    }
+    for (file, source) in [
+        // Two siblings, a child and its parent, two rooms.
+        ("low::one", "use super::two::Two;"),
+        ("low::one", "use super::Parent;"),
+        ("low::one", "use crate::low::Parent;"),
+        ("low::one", "use crate::middle::Middle;"),
+        ("low::two", "use crate::Middle;"),
+    ] {
+        assert!(!planted(file, source).circles().is_empty(), "{file}: {source}");
+    }
+    for (file, source) in [
+        ("low::one", "// use crate::top::Top;\nconst TEXT: &str = \"crate::top::Top\";"),
+        ("low::one", "const RAW: &[u8] = br#\"\"crate::top\"#;"),
+        ("low::one", "struct Low;\n#[cfg(test)]\nmod tests {\n    use crate::top::Top;\n}"),
+    ] {
+        let imports = planted(file, source);
+        assert_eq!((imports.against(&table), imports.circles()), (vec![], vec![]), "{source}");
     }
 }
 

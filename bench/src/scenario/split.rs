@@ -4,7 +4,7 @@
 use std::{hint::black_box, time::Instant};
 
 use anyhow::Result;
-use filtered_proxy::split::{EventKind, split};
+use filtered_proxy::split::{event::EventKind, split};
 
 use super::{context::Context, s3};
 use crate::{

@@ -9,7 +9,8 @@ use foldhash::fast::RandomState;
 use hashbrown::hash_map::Entry;
 use slab::Slab;
 
-use super::CohortId;
+/// Names a cohort, densely from 0; names of cohorts that ended are used again.
+pub type CohortId = usize;
 
 /// A symbol of up to [`ShortSymbol::MAX`] bytes as one number: compared and hashed without following a pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +78,8 @@ impl HolderLists {
         }
     }
 
-    /// Enters a cohort at a channel where it does not stand yet.
-    pub(super) fn enter<K: Hash>(
+    /// Adds a cohort to the holders of a channel, among which it is not yet.
+    pub(super) fn insert<K: Hash>(
         &mut self,
         entry: Entry<'_, K, Holders, RandomState>,
         id: CohortId,
@@ -89,10 +90,10 @@ impl HolderLists {
         }
     }
 
-    /// Crosses a cohort out at a channel, and forgets the channel if nobody else holds it.
-    pub(super) fn cross_out<K>(&mut self, entry: Entry<'_, K, Holders, RandomState>, id: CohortId) {
+    /// Removes a cohort from the holders of a channel, and the channel with its last holder.
+    pub(super) fn remove<K>(&mut self, entry: Entry<'_, K, Holders, RandomState>, id: CohortId) {
         if let Entry::Occupied(mut entry) = entry
-            && !self.remove(entry.get_mut(), id)
+            && !self.remove_from(entry.get_mut(), id)
         {
             entry.remove();
         }
@@ -109,7 +110,7 @@ impl HolderLists {
     }
 
     /// Removes a cohort. False if none is left, which says that the channel is to be forgotten.
-    fn remove(&mut self, holders: &mut Holders, id: CohortId) -> bool {
+    fn remove_from(&mut self, holders: &mut Holders, id: CohortId) -> bool {
         if holders.0 & LISTED == 0 {
             return holders.0 as CohortId != id;
         }
@@ -157,9 +158,9 @@ mod tests {
         lists.add(&mut holders, 9);
         lists.add(&mut holders, 0);
         assert_eq!(lists.get(&holders), [7, 9, 0]);
-        assert!(lists.remove(&mut holders, 7));
-        assert!(lists.remove(&mut holders, 9));
+        assert!(lists.remove_from(&mut holders, 7));
+        assert!(lists.remove_from(&mut holders, 9));
         assert_eq!((lists.get(&holders), lists.len()), (&[0][..], 0));
-        assert!(!lists.remove(&mut holders, 0));
+        assert!(!lists.remove_from(&mut holders, 0));
     }
 }

@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use proxy_common::protocol::market::{Kind, SymbolField};
 
 use super::{
-    EventKind,
     brackets::{QuotePlaces, quotes},
+    event::EventKind,
 };
 
 /// The head of an event that begins as the feed writes most of them: `ev`, then the symbol. `None` for any other.

@@ -14,8 +14,8 @@ use std::{
 use memchr::memmem::Finder;
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    link::Wanted,
-    metrics::Level,
+    link::subscriptions::Wanted,
+    metrics::{Level, register},
     protocol::{
         channel::Channel,
         market::{Kind, Market},
@@ -30,15 +30,15 @@ use super::{
 use crate::entitlements::Refusals;
 
 /// Most frames looked at in a second.
-const LOOKS: u64 = 1_000;
+const FRAMES_INSPECTED: u64 = 1_000;
 
 /// Tells which kinds have fallen silent.
 #[derive(Debug)]
-pub struct Guardian {
+pub struct SilenceMonitor {
     market: Market,
     /// `None` if silence is nobody's concern.
     watch: Option<Mutex<Watch>>,
-    sightings: Arc<Sightings>,
+    seen_kinds: Arc<SeenKinds>,
     /// How many kinds are silent.
     silent_kinds: Level,
 }
@@ -51,9 +51,9 @@ struct Watch {
     silent: Vec<(Kind, Duration)>,
 }
 
-/// What the reader of frames and the guardian share. Bits are those of [`Kinds`].
+/// What the reader of frames and the monitor share. Bits are those of [`Kinds`].
 #[derive(Debug)]
-struct Sightings {
+struct SeenKinds {
     expected: AtomicU32,
     seen: AtomicU32,
     /// One in so many frames is looked at.
@@ -63,14 +63,14 @@ struct Sightings {
 /// Looks at some of the frames.
 #[derive(Debug)]
 pub struct Sampler {
-    sightings: Arc<Sightings>,
+    seen_kinds: Arc<SeenKinds>,
     countdown: u32,
     ev: Finder<'static>,
 }
 
 /// What there is at one tick of the clock.
 #[derive(Debug)]
-pub struct Scene<'a> {
+pub struct UpstreamSnapshot<'a> {
     /// Whether the upstream is up.
     pub up: bool,
     /// What is asked of it.
@@ -81,26 +81,25 @@ pub struct Scene<'a> {
     pub frames: u64,
 }
 
-impl Guardian {
-    /// A guardian that raises its alarm after this time, or never, and what looks at frames for it.
-    pub fn new(
+impl SilenceMonitor {
+    /// A monitor that raises its alarm after this time, or never, and what looks at frames for it.
+    pub fn register(
         market: Market,
         alarm: Option<Duration>,
         registry: &mut Registry,
     ) -> (Self, Sampler) {
-        let silent_kinds = Level::default();
-        registry.register(
+        let silent_kinds = register(
+            registry,
             "upstream_silent_kinds",
-            "Kinds of which nothing comes while their market is open",
-            silent_kinds.clone(),
+            "Types of which nothing comes while their market is open",
         );
-        let sightings = Arc::new(Sightings {
+        let seen_kinds = Arc::new(SeenKinds {
             expected: AtomicU32::new(0),
             seen: AtomicU32::new(0),
             stride: AtomicU32::new(1),
         });
         let sampler = Sampler {
-            sightings: Arc::clone(&sightings),
+            seen_kinds: Arc::clone(&seen_kinds),
             countdown: 1,
             ev: Finder::new(br#""ev""#),
         };
@@ -108,27 +107,27 @@ impl Guardian {
             let silence = Silence::new(market, alarm);
             Mutex::new(Watch { silence, frames: 0, hours: Hours::Closed, silent: Vec::new() })
         });
-        (Self { market, watch, sightings, silent_kinds }, sampler)
+        (Self { market, watch, seen_kinds, silent_kinds }, sampler)
     }
 
     /// Judges what was seen since the last call. To be called about once a second.
-    pub fn tick(&self, now: Instant, time: SystemTime, scene: &Scene<'_>) {
+    pub fn tick(&self, now: Instant, time: SystemTime, snapshot: &UpstreamSnapshot<'_>) {
         let Some(watch) = &self.watch else { return };
         let watch = &mut *watch.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked: Kinds = match scene.up {
-            true => asked(scene.wanted, scene.refused).collect(),
+        let asked: Kinds = match snapshot.up {
+            true => asked(snapshot.wanted, snapshot.refused).collect(),
             false => Kinds::default(),
         };
         let hours = hours(self.market, time);
-        let seen = Kinds::from_bits(self.sightings.seen.swap(0, Ordering::Relaxed));
+        let seen = Kinds::from_bits(self.seen_kinds.seen.swap(0, Ordering::Relaxed));
         let silent = watch.silence.tick(now, hours, asked, seen);
         report(&watch.silent, &silent);
         self.silent_kinds.set(silent.len() as i64);
         let expected = watch.silence.expected(hours, asked);
-        self.sightings.expected.store(expected.bits(), Ordering::Relaxed);
-        let stride = (scene.frames - watch.frames).div_ceil(LOOKS).max(1);
-        self.sightings.stride.store(u32::try_from(stride).unwrap_or(u32::MAX), Ordering::Relaxed);
-        (watch.silent, watch.frames, watch.hours) = (silent, scene.frames, hours);
+        self.seen_kinds.expected.store(expected.bits(), Ordering::Relaxed);
+        let stride = (snapshot.frames - watch.frames).div_ceil(FRAMES_INSPECTED).max(1);
+        self.seen_kinds.stride.store(u32::try_from(stride).unwrap_or(u32::MAX), Ordering::Relaxed);
+        (watch.silent, watch.frames, watch.hours) = (silent, snapshot.frames, hours);
     }
 
     /// A sentence for each kind that is silent.
@@ -150,9 +149,11 @@ impl Guardian {
 fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = Kind> + 'a {
     // Whole kinds stand before symbols.
     let whole = wanted.iter().take_while(|channel| !matches!(channel, Channel::Symbol(..)));
-    whole.filter(|channel| !refused.contains_key(*channel)).filter_map(|channel| match channel {
-        Channel::Kind(kind) => Some(*kind),
-        Channel::All | Channel::Symbol(..) => None,
+    whole.filter(|channel| !refused.reasons.contains_key(*channel)).filter_map(|channel| {
+        match channel {
+            Channel::Kind(kind) => Some(*kind),
+            Channel::All | Channel::Symbol(..) => None,
+        }
     })
 }
 
@@ -178,9 +179,9 @@ impl Sampler {
 
     #[cold]
     fn look(&mut self, text: &[u8]) {
-        self.countdown = self.sightings.stride.load(Ordering::Relaxed);
-        let expected = Kinds::from_bits(self.sightings.expected.load(Ordering::Relaxed));
-        let seen = Kinds::from_bits(self.sightings.seen.load(Ordering::Relaxed));
+        self.countdown = self.seen_kinds.stride.load(Ordering::Relaxed);
+        let expected = Kinds::from_bits(self.seen_kinds.expected.load(Ordering::Relaxed));
+        let seen = Kinds::from_bits(self.seen_kinds.seen.load(Ordering::Relaxed));
         let missing = expected.without(seen);
         if missing.is_empty() {
             return;
@@ -194,7 +195,7 @@ impl Sampler {
                 }
             }
         }
-        self.sightings.seen.fetch_or(found.bits(), Ordering::Relaxed);
+        self.seen_kinds.seen.fetch_or(found.bits(), Ordering::Relaxed);
     }
 }
 
@@ -207,47 +208,53 @@ fn kind_behind(rest: &[u8]) -> Option<Kind> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
-    fn scene<'a>(wanted: &'a Wanted, refused: &'a Refusals, frames: u64) -> Scene<'a> {
-        Scene { up: true, wanted, refused, frames }
+    fn snapshot<'a>(
+        wanted: &'a Wanted,
+        refused: &'a Refusals,
+        frames: u64,
+    ) -> UpstreamSnapshot<'a> {
+        UpstreamSnapshot { up: true, wanted, refused, frames }
     }
 
     #[test]
     fn silence_is_told_in_a_sentence_and_counted() {
         let mut registry = Registry::default();
         let alarm = Some(Duration::from_secs(60));
-        let (guardian, mut sampler) = Guardian::new(Market::Crypto, alarm, &mut registry);
+        let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
         let wanted = Wanted::from([Kind::XT, Kind::XQ, Kind::XL2].map(Channel::Kind));
-        let refused = Refusals::new();
+        let refused = Refusals::default();
         let (start, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let mut second = 0;
         let mut tick = |frames| {
             let now = start + Duration::from_secs(second);
             second += 1;
-            guardian.tick(now, time, &scene(&wanted, &refused, frames));
+            monitor.tick(now, time, &snapshot(&wanted, &refused, frames));
         };
         for frames in 0..=60 {
             tick(frames);
             sampler.frame(br#"[{"ev":"XL2"},{"x":1, "ev" : "XT"}]"#);
         }
-        assert_eq!(guardian.problems(), ["no XQ came for 60 s while the market is open"]);
-        assert_eq!(guardian.silent_kinds.get(), 1);
+        assert_eq!(monitor.problems(), ["no XQ came for 60 s while the market is open"]);
+        assert_eq!(monitor.silent_kinds.get(), 1);
         sampler.frame(br#"[{"ev":"XQ"}]"#);
         tick(61);
-        assert_eq!(guardian.problems(), [""; 0]);
-        assert_eq!(guardian.silent_kinds.get(), 0);
+        assert_eq!(monitor.problems(), [""; 0]);
+        assert_eq!(monitor.silent_kinds.get(), 0);
     }
 
     #[test]
     fn of_many_frames_few_are_looked_at_spread_evenly() {
         let mut registry = Registry::default();
         let alarm = Some(Duration::from_secs(60));
-        let (guardian, mut sampler) = Guardian::new(Market::Crypto, alarm, &mut registry);
+        let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
         let wanted = Wanted::from([Channel::Kind(Kind::XT), Channel::Kind(Kind::XQ)]);
-        let refused = Refusals::new();
+        let refused = Refusals::default();
         let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
-        guardian.tick(now, time, &scene(&wanted, &refused, 100_000));
+        monitor.tick(now, time, &snapshot(&wanted, &refused, 100_000));
         let mut looks = 0;
         for _ in 0..100_000 {
             looks += u32::from(sampler.countdown == 1);
@@ -263,7 +270,8 @@ mod tests {
             Channel::Kind(Kind::Q),
             Channel::Symbol(Kind::A, "AAPL".into()),
         ]);
-        let refused = Refusals::from([(Channel::Kind(Kind::Q), "not authorized".to_owned())]);
+        let reasons = BTreeMap::from([(Channel::Kind(Kind::Q), "not authorized".to_owned())]);
+        let refused = Refusals { version: 1, reasons };
         assert_eq!(asked(&wanted, &refused).collect::<Vec<_>>(), [Kind::T]);
     }
 

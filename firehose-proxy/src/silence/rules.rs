@@ -67,7 +67,7 @@ impl FromIterator<Kind> for Kinds {
 ///
 /// Bars of a minute come once a minute. Forex and futures have thin hours. Before and after the session a delayed feed is still
 /// empty for a quarter of an hour.
-pub fn patience(market: Market, kind: Kind, hours: Hours) -> Option<u32> {
+pub fn silence_factor(market: Market, kind: Kind, hours: Hours) -> Option<u32> {
     use Kind::{A, AM, C, CA, CAS, Q, T, V, XA, XAS, XQ, XT};
     match (market, hours, kind) {
         (Market::Stocks, Hours::Regular, T | Q | A) => Some(1),
@@ -113,8 +113,9 @@ impl Silence {
         let mut silent = Vec::new();
         for kind in Kind::ALL {
             let since = &mut self.quiet_since[kind as usize];
-            let patience = patience(self.market, kind, hours).filter(|_| asked.contains(kind));
-            let Some(patience) = patience else {
+            let silence_factor =
+                silence_factor(self.market, kind, hours).filter(|_| asked.contains(kind));
+            let Some(silence_factor) = silence_factor else {
                 *since = None;
                 continue;
             };
@@ -124,7 +125,7 @@ impl Silence {
             };
             *since = Some(begin);
             let quiet = now.saturating_duration_since(begin);
-            if quiet >= self.alarm * patience {
+            if quiet >= self.alarm * silence_factor {
                 silent.push((kind, quiet));
             }
         }
@@ -133,7 +134,7 @@ impl Silence {
 
     /// The kinds that are watched for now, of those asked for.
     pub fn expected(&self, hours: Hours, asked: Kinds) -> Kinds {
-        asked.iter().filter(|kind| patience(self.market, *kind, hours).is_some()).collect()
+        asked.iter().filter(|kind| silence_factor(self.market, *kind, hours).is_some()).collect()
     }
 }
 
@@ -191,7 +192,7 @@ mod tests {
         for market in Market::ALL {
             for hours in [Hours::Closed, Hours::Extended, Hours::Regular] {
                 for kind in Kind::ALL {
-                    let watched = patience(market, kind, hours).is_some();
+                    let watched = silence_factor(market, kind, hours).is_some();
                     assert!(!watched || market.default_kinds().contains(&kind), "{market} {kind}");
                     assert!(!watched || hours != Hours::Closed);
                 }

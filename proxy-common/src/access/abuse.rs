@@ -6,13 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus_client::{metrics::family::Family, registry::Registry};
+use prometheus_client::registry::Registry;
 use tracing::warn;
 
-use crate::{
-    metrics::{Count, Reason},
-    session::close::CloseReason,
-};
+use crate::metrics::{CountByReason, Reason, register_by_reason};
 
 /// A kind is logged once in this time at most.
 const QUIET: Duration = Duration::from_secs(60);
@@ -72,6 +69,19 @@ impl Abuse {
         Self::ControlFlood,
     ];
 
+    /// The kinds for which a connection or request is turned away before it becomes a session.
+    pub const REFUSALS: [Self; 9] = [
+        Self::Full,
+        Self::Connections,
+        Self::AddressFull,
+        Self::HandshakeRate,
+        Self::Origin,
+        Self::ProxyHeader,
+        Self::Tls,
+        Self::Path,
+        Self::Handshake,
+    ];
+
     /// The value of the metric label `reason`.
     pub const fn label(self) -> &'static str {
         match self {
@@ -113,29 +123,12 @@ impl Abuse {
             Self::ControlFlood => "closed: does not read the answers it asks for",
         }
     }
-
-    /// The abuse that a session ended for, if it did.
-    pub const fn of(reason: CloseReason) -> Option<Self> {
-        match reason {
-            CloseReason::Protocol | CloseReason::NotText => Some(Self::Protocol),
-            CloseReason::TooBig => Some(Self::TooBig),
-            CloseReason::AuthTimeout => Some(Self::AuthTimeout),
-            CloseReason::AuthFailed => Some(Self::AuthFailed),
-            CloseReason::ControlFlood => Some(Self::ControlFlood),
-            CloseReason::ClientGone
-            | CloseReason::KeyRevoked
-            | CloseReason::SlowConsumer
-            | CloseReason::Silent
-            | CloseReason::Drain
-            | CloseReason::Internal => None,
-        }
-    }
 }
 
 /// Counts and logs abuse.
 #[derive(Debug)]
 pub struct AbuseLog {
-    counts: Family<Reason, Count>,
+    counts: CountByReason,
     /// One for each kind. Locked for a few instructions, by whoever is about to turn a client away.
     quiet: [Mutex<Quiet>; Abuse::ALL.len()],
 }
@@ -143,14 +136,11 @@ pub struct AbuseLog {
 impl AbuseLog {
     /// Registers the counter under the registry's prefix.
     pub fn register(registry: &mut Registry) -> Self {
-        let counts = Family::default();
-        for abuse in Abuse::ALL {
-            drop(counts.get_or_create(&Reason::new(abuse.label())));
-        }
-        registry.register(
+        let counts = register_by_reason(
+            registry,
             "abuse",
             "What hostile, clumsy or too many clients were stopped from",
-            counts.clone(),
+            Abuse::ALL.map(Abuse::label),
         );
         Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
     }

@@ -17,7 +17,7 @@ use governor::{
     state::keyed::HashMapStateStore,
 };
 
-use crate::access::{client_address::AddressKey, command_rate::BURST_SECONDS};
+use super::{client_address::AddressKey, command_rate::BURST_SECONDS};
 
 /// Connections of one address beyond its sessions, for probes and for telling it that there is no room.
 const SPARE_CONNECTIONS: usize = 32;
@@ -34,19 +34,14 @@ pub struct AddressLimit {
 
 /// A connection that is counted for its address. Dropping it ends that.
 #[derive(Debug)]
-pub struct Place {
+pub struct AddressPermit {
     limit: Arc<AddressLimit>,
     key: AddressKey,
 }
 
-/// Whether an address may have one more connection.
+/// The address has as many connections as it may.
 #[derive(Debug)]
-pub enum Counted {
-    /// It may; nothing to count for loopback.
-    In(Option<Place>),
-    /// It has as many as it may.
-    Full,
-}
+pub struct AddressFull;
 
 impl AddressLimit {
     /// At most so many sessions of one address.
@@ -56,25 +51,32 @@ impl AddressLimit {
 
     /// Counts a connection that was accepted, whatever it will ask. `Full` comes later than for sessions, so that some room is
     /// left for answers.
-    pub fn connect(self: &Arc<Self>, address: IpAddr) -> Counted {
+    pub fn connect(
+        self: &Arc<Self>,
+        address: IpAddr,
+    ) -> Result<Option<AddressPermit>, AddressFull> {
         self.count(address, self.most.saturating_add(SPARE_CONNECTIONS))
     }
 
     /// Counts a session that came through a proxy's connection, which itself is not counted.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Counted {
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Option<AddressPermit>, AddressFull> {
         self.count(address, self.most)
     }
 
-    fn count(self: &Arc<Self>, address: IpAddr, most: usize) -> Counted {
-        let Some(key) = AddressKey::of(address) else { return Counted::In(None) };
+    fn count(
+        self: &Arc<Self>,
+        address: IpAddr,
+        most: usize,
+    ) -> Result<Option<AddressPermit>, AddressFull> {
+        let Some(key) = AddressKey::of(address) else { return Ok(None) };
         let mut held = self.lock();
         let count = held.entry(key).or_insert(0);
         // The limit is one or more, so an entry of zero never stays.
         if *count >= most {
-            return Counted::Full;
+            return Err(AddressFull);
         }
         *count += 1;
-        Counted::In(Some(Place { limit: Arc::clone(self), key }))
+        Ok(Some(AddressPermit { limit: Arc::clone(self), key }))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AddressKey, usize>> {
@@ -82,14 +84,14 @@ impl AddressLimit {
     }
 }
 
-impl Place {
+impl AddressPermit {
     /// Whether its address has more connections than it may have sessions, this one among them.
-    pub fn is_beyond(&self) -> bool {
+    pub fn is_beyond_limit(&self) -> bool {
         self.limit.lock().get(&self.key).is_some_and(|&count| count > self.limit.most)
     }
 }
 
-impl Drop for Place {
+impl Drop for AddressPermit {
     fn drop(&mut self) {
         let mut held = self.limit.lock();
         if let Some(count) = held.get_mut(&self.key) {
@@ -170,9 +172,9 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn place(counted: Counted) -> Place {
+    fn permit(counted: Result<Option<AddressPermit>, AddressFull>) -> AddressPermit {
         match counted {
-            Counted::In(Some(place)) => place,
+            Ok(Some(permit)) => permit,
             other => panic!("{other:?}"),
         }
     }
@@ -181,17 +183,17 @@ mod tests {
     fn an_address_has_so_many_sessions_and_some_connections_more() {
         let limit = AddressLimit::new(2);
         let one = address("192.0.2.1");
-        let first = place(limit.admit(one));
-        let second = place(limit.admit(one));
-        assert!(!second.is_beyond());
-        assert!(matches!(limit.admit(one), Counted::Full));
-        let spare: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| place(limit.connect(one))).collect();
-        assert!(spare[0].is_beyond());
-        assert!(matches!(limit.connect(one), Counted::Full));
+        let first = permit(limit.admit(one));
+        let second = permit(limit.admit(one));
+        assert!(!second.is_beyond_limit());
+        assert!(matches!(limit.admit(one), Err(AddressFull)));
+        let spare: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| permit(limit.connect(one))).collect();
+        assert!(spare[0].is_beyond_limit());
+        assert!(matches!(limit.connect(one), Err(AddressFull)));
         // Others do not notice.
-        drop(place(limit.admit(address("192.0.2.2"))));
+        drop(permit(limit.admit(address("192.0.2.2"))));
         drop((spare, first));
-        let third = place(limit.admit(one));
+        let third = permit(limit.admit(one));
         drop((second, third));
         assert!(limit.lock().is_empty());
     }
@@ -200,8 +202,8 @@ mod tests {
     fn loopback_is_not_limited() {
         let (limit, rate) = (AddressLimit::new(1), RequestRate::per_second(1));
         for _ in 0..100 {
-            assert!(matches!(limit.connect(address("127.0.0.1")), Counted::In(None)));
-            assert!(matches!(limit.admit(address("::1")), Counted::In(None)));
+            assert!(matches!(limit.connect(address("127.0.0.1")), Ok(None)));
+            assert!(matches!(limit.admit(address("::1")), Ok(None)));
             assert_eq!(rate.take(address("127.0.0.1")), Ok(()));
         }
         assert!(limit.lock().is_empty() && rate.limiter.is_empty());

@@ -11,11 +11,11 @@ const BYTES_PER_COMMAND: usize = 1_024;
 
 /// How fast sessions may talk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
+pub struct CommandRate {
     interval: Duration,
 }
 
-impl Rate {
+impl CommandRate {
     /// This many a second, at least one, and [`BURST_SECONDS`] times as many at once.
     pub fn per_second(count: u32) -> Self {
         Self { interval: Duration::from_secs(1) / count.max(1) }
@@ -28,12 +28,12 @@ impl Rate {
 
 /// What one session has spent.
 #[derive(Debug, Clone, Copy)]
-pub struct Pace {
+pub struct CommandBudget {
     /// When everything spent is refilled.
     full_at: Instant,
 }
 
-impl Pace {
+impl CommandBudget {
     /// A full budget.
     pub fn new(now: Instant) -> Self {
         Self { full_at: now }
@@ -41,11 +41,11 @@ impl Pace {
 
     /// Pays for one message, or a part of one, of this many bytes. Says until when nothing more is to be read, if the budget
     /// is spent.
-    pub fn spend(&mut self, rate: Rate, bytes: usize, now: Instant) -> Option<Instant> {
+    pub fn take(&mut self, rate: CommandRate, bytes: usize, now: Instant) -> Option<Instant> {
         let count = u32::try_from(bytes / BYTES_PER_COMMAND + 1).unwrap_or(u32::MAX);
-        let price = rate.interval.saturating_mul(count);
+        let cost = rate.interval.saturating_mul(count);
         let most = rate.burst() + MAX_PAUSE;
-        let debt = self.full_at.saturating_duration_since(now).saturating_add(price).min(most);
+        let debt = self.full_at.saturating_duration_since(now).saturating_add(cost).min(most);
         self.full_at = now + debt;
         let pause = debt.saturating_sub(rate.burst());
         (!pause.is_zero()).then(|| now + pause)
@@ -58,37 +58,37 @@ mod tests {
 
     #[test]
     fn a_burst_costs_nothing_and_then_the_rate_holds() {
-        let rate = Rate::per_second(100);
+        let rate = CommandRate::per_second(100);
         let mut now = Instant::now();
-        let mut pace = Pace::new(now);
+        let mut budget = CommandBudget::new(now);
         for n in 0..1_000 {
-            assert_eq!(pace.spend(rate, 50, now), None, "{n}");
+            assert_eq!(budget.take(rate, 50, now), None, "{n}");
         }
         let started = now;
         for _ in 0..500 {
-            now = pace.spend(rate, 50, now).expect("the budget is spent");
+            now = budget.take(rate, 50, now).expect("the budget is spent");
         }
         assert_eq!(now - started, Duration::from_secs(5));
         // A quarter of the budget comes back in a quarter of its time.
         now += Duration::from_millis(2_500);
         for n in 0..250 {
-            assert_eq!(pace.spend(rate, 50, now), None, "{n}");
+            assert_eq!(budget.take(rate, 50, now), None, "{n}");
         }
-        assert_eq!(pace.spend(rate, 50, now), Some(now + Duration::from_millis(10)));
+        assert_eq!(budget.take(rate, 50, now), Some(now + Duration::from_millis(10)));
     }
 
     #[test]
     fn long_commands_count_by_their_length_and_no_pause_is_long() {
-        let rate = Rate::per_second(1_000);
+        let rate = CommandRate::per_second(1_000);
         let now = Instant::now();
-        let mut pace = Pace::new(now);
+        let mut budget = CommandBudget::new(now);
         for _ in 0..9 {
-            assert_eq!(pace.spend(rate, 1 << 20, now), None);
+            assert_eq!(budget.take(rate, 1 << 20, now), None);
         }
-        let resume = pace.spend(rate, 1 << 20, now).expect("ten MiB are more than ten seconds");
+        let resume = budget.take(rate, 1 << 20, now).expect("ten MiB are more than ten seconds");
         assert_eq!(resume - now, Duration::from_millis(250));
-        let mut slow = Pace::new(now);
-        let resume = slow.spend(Rate::per_second(1), 1 << 20, now).expect("far too much");
+        let mut slow = CommandBudget::new(now);
+        let resume = slow.take(CommandRate::per_second(1), 1 << 20, now).expect("far too much");
         assert_eq!(resume - now, MAX_PAUSE);
     }
 }

@@ -1,5 +1,5 @@
-//! What a connection and its requests must pass before they become a session: whose they are, whether that address has room,
-//! and whether a web page may.
+//! The gate: decides who may connect. The server asks it twice: whose connection it has accepted,
+//! and whether a request may become a session.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -14,213 +14,286 @@ use http::{
     HeaderMap, HeaderName,
     header::{HOST, ORIGIN},
 };
-use prometheus_client::registry::Registry;
+use prometheus_client::{metrics::family::Family, registry::Registry};
 use tokio::{io::AsyncRead, time::timeout};
 use tracing::debug;
 
+use super::{
+    abuse::{Abuse, AbuseLog},
+    address_limits::{AddressLimit, AddressPermit, RequestRate},
+    client_address::TrustedProxies,
+    origin::Origins,
+};
 use crate::{
-    access::{
-        abuse::{Abuse, AbuseLog},
-        address_limits::{AddressLimit, Counted, Place, RequestRate},
-        client_address::TrustedProxies,
-        origin::Origins,
-    },
-    config::{AdmissionArgs, Switch},
+    metrics::{Count, Reason},
     transport::proxy_protocol::read_header,
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// When a client whose address is full may try again.
+const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
+/// The refusal that is nobody's fault, as a value of the metric label `reason`.
+const STOPPING: &str = "stopping";
 
-/// The rules of one port, and what they count.
+/// The rules of the gate.
+#[derive(Debug, Clone)]
+pub struct GateConfig {
+    /// Origins whose web pages may connect. Default: none.
+    pub origins: Origins,
+    /// Proxies that may name the client they speak for. Default: none.
+    pub trusted_proxies: TrustedProxies,
+    /// Whether connections of trusted proxies begin with a PROXY header. Default: no.
+    pub proxy_headers: bool,
+    /// Most sessions of one address. Default: 1,000.
+    pub max_per_address: usize,
+    /// HTTP requests a second of one address. Default: 100.
+    pub request_rate: u32,
+}
+
+/// Decides who may connect, and counts every refusal.
 #[derive(Debug)]
-pub struct Doors {
+pub struct Gate {
     origins: Origins,
-    trusted: TrustedProxies,
-    proxy_header: bool,
+    trusted_proxies: TrustedProxies,
+    proxy_headers: bool,
     addresses: Arc<AddressLimit>,
     requests: RequestRate,
-    /// Where abuse is counted and logged.
-    pub abuse: AbuseLog,
+    refused: Family<Reason, Count>,
+    abuse: Arc<AbuseLog>,
 }
 
 /// A connection whose peer is known.
 #[derive(Debug)]
-pub struct Entered {
-    /// Who is at the other end: the peer, or whom its PROXY header names.
+pub struct AcceptedConnection {
     peer: IpAddr,
-    place: Option<Place>,
-    /// Whether each session is counted for the client that the request names.
-    shared: bool,
-    /// Whether the TLS handshake was counted in place of the first request.
-    paid: AtomicBool,
-    /// Whether the client speaks plain HTTP to a port that speaks TLS.
-    expects_tls: bool,
+    permit: Option<AddressPermit>,
+    /// Whether each request names its own client.
+    via_trusted_proxy: bool,
+    /// Whether the first request was counted already, with the TLS handshake.
+    rate_counted: AtomicBool,
+    plain_http_on_tls_port: bool,
 }
 
-/// Why a request is turned away.
-#[derive(Debug)]
+/// Why the gate turns a client away.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// What is counted.
-    pub abuse: Abuse,
-    /// When to come again; never for what stays wrong.
+    /// The rule that was broken.
+    pub reason: Abuse,
+    /// The client, as far as it is known.
+    pub client: IpAddr,
+    /// When the client may try again; `None` if that would not help.
     pub retry_after: Option<Duration>,
 }
 
-impl Entered {
-    /// Someone on a port that nobody but the operator reaches.
+impl AcceptedConnection {
+    /// A connection on a port that only the operator reaches.
     pub fn operator(peer: SocketAddr) -> Self {
         Self::new(peer.ip(), None, false)
     }
 
-    fn new(peer: IpAddr, place: Option<Place>, shared: bool) -> Self {
-        Self { peer, place, shared, paid: AtomicBool::new(false), expects_tls: false }
+    fn new(peer: IpAddr, permit: Option<AddressPermit>, via_trusted_proxy: bool) -> Self {
+        Self {
+            peer,
+            permit,
+            via_trusted_proxy,
+            rate_counted: AtomicBool::new(false),
+            plain_http_on_tls_port: false,
+        }
     }
 
-    /// Who is at the other end: the peer, or whom its PROXY header names.
+    /// The other end: the peer of the socket, or the client that its PROXY header names.
     pub fn peer(&self) -> IpAddr {
         self.peer
     }
 
-    /// The client speaks plain HTTP to a port that speaks TLS: it gets no more than an answer that says so.
-    pub fn expect_tls(&mut self) {
-        self.expects_tls = true;
+    /// Notes that the client speaks plain HTTP to a port that speaks TLS.
+    pub fn set_plain_http_on_tls_port(&mut self) {
+        self.plain_http_on_tls_port = true;
     }
 
-    /// Whether there is only one answer to give: to use TLS.
-    pub fn expects_tls(&self) -> bool {
-        self.expects_tls
+    /// Whether the client speaks plain HTTP to a port that speaks TLS.
+    pub fn is_plain_http_on_tls_port(&self) -> bool {
+        self.plain_http_on_tls_port
     }
 
-    /// What counts the connection for its address.
-    pub fn into_place(self) -> Option<Place> {
-        self.place
+    /// The permit that counts the connection for its address.
+    pub fn into_permit(self) -> Option<AddressPermit> {
+        self.permit
     }
 }
 
-impl Doors {
-    /// Doors with these rules; counters are registered under the registry's prefix.
-    pub fn new(args: &AdmissionArgs, registry: &mut Registry) -> Self {
+impl Gate {
+    /// A gate with these rules. Registers `connections_refused` under the registry's prefix.
+    pub fn new(config: GateConfig, abuse: Arc<AbuseLog>, registry: &mut Registry) -> Self {
+        let refused = Family::<Reason, Count>::default();
+        for reason in [STOPPING].into_iter().chain(Abuse::REFUSALS.map(Abuse::label)) {
+            drop(refused.get_or_create(&Reason::new(reason)));
+        }
+        registry.register(
+            "connections_refused",
+            "Connections turned away before the upgrade",
+            refused.clone(),
+        );
         Self {
-            origins: args.allowed_origins.clone().unwrap_or_default(),
-            trusted: args.trusted_proxies.clone().unwrap_or_default(),
-            proxy_header: args.proxy_protocol == Switch::On,
-            addresses: AddressLimit::new(args.max_connections_per_address),
-            requests: RequestRate::per_second(args.handshake_rate),
-            abuse: AbuseLog::register(registry),
+            origins: config.origins,
+            trusted_proxies: config.trusted_proxies,
+            proxy_headers: config.proxy_headers,
+            addresses: AddressLimit::new(config.max_per_address),
+            requests: RequestRate::per_second(config.request_rate),
+            refused,
+            abuse,
         }
     }
 
-    /// Finds out whose a fresh connection is and counts it, within `limit`.
+    /// The first question: identifies the peer of a fresh connection, within `limit`, and counts
+    /// the connection for its address.
     ///
     /// # Errors
     ///
-    /// It has to be dropped without an answer.
-    pub async fn enter(
+    /// The connection must be dropped without an answer.
+    pub async fn identify(
         &self,
         socket: &mut (impl AsyncRead + Unpin),
         peer: SocketAddr,
         limit: Duration,
-    ) -> Result<Entered, Abuse> {
+    ) -> Result<AcceptedConnection, Refusal> {
         let mut peer = peer.ip().to_canonical();
-        if self.proxy_header && self.trusted.contains(peer) {
+        if self.proxy_headers && self.trusted_proxies.contains(peer) {
             match timeout(limit, read_header(socket)).await {
                 Ok(Ok(Some(client))) => peer = client.ip().to_canonical(),
-                // The proxy's own look at how we are.
+                // The proxy's own health check.
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
                     debug!(%error, "connection dropped");
-                    return Err(self.noted(Abuse::ProxyHeader, peer));
+                    return Err(Refusal::for_good(Abuse::ProxyHeader, peer));
                 }
-                Err(_) => return Err(self.noted(Abuse::ProxyHeader, peer)),
+                Err(_) => return Err(Refusal::for_good(Abuse::ProxyHeader, peer)),
             }
         }
-        if self.trusted.contains(peer) {
-            return Ok(Entered::new(peer, None, true));
+        if self.trusted_proxies.contains(peer) {
+            return Ok(AcceptedConnection::new(peer, None, true));
         }
         match self.addresses.connect(peer) {
-            Counted::In(place) => Ok(Entered::new(peer, place, false)),
-            Counted::Full => Err(self.noted(Abuse::AddressFull, peer)),
+            Ok(permit) => Ok(AcceptedConnection::new(peer, permit, false)),
+            Err(_) => Err(Refusal::for_good(Abuse::AddressFull, peer)),
         }
     }
 
     /// The client that sends a request.
-    pub fn client(&self, entered: &Entered, headers: &HeaderMap) -> IpAddr {
+    pub fn client(&self, accepted: &AcceptedConnection, headers: &HeaderMap) -> IpAddr {
         let values = headers.get_all(X_FORWARDED_FOR).iter();
         // A value that is no text is no address either.
-        self.trusted.client(entered.peer, values.map(|value| value.to_str().unwrap_or_default()))
+        let values = values.map(|value| value.to_str().unwrap_or_default());
+        self.trusted_proxies.client(accepted.peer, values)
     }
 
-    /// Judges how fast a client's TLS handshakes come, which cost more than the requests behind them: the first of those is
-    /// counted with it. Behind a proxy nobody knows yet whose it is.
+    /// Counts a TLS handshake as the first request of its connection: it costs more than the
+    /// request. Behind a trusted proxy the client is not known yet, so nothing is counted.
     ///
     /// # Errors
     ///
-    /// Too fast.
-    pub fn pace_tls(&self, entered: &mut Entered) -> Result<(), Abuse> {
-        if entered.shared {
+    /// The client's handshakes come too fast.
+    pub fn count_tls_handshake(&self, accepted: &mut AcceptedConnection) -> Result<(), Refusal> {
+        if accepted.via_trusted_proxy {
             return Ok(());
         }
-        *entered.paid.get_mut() = true;
-        self.requests.take(entered.peer).map_err(|_| self.noted(Abuse::HandshakeRate, entered.peer))
+        *accepted.rate_counted.get_mut() = true;
+        self.take_request(accepted.peer)
     }
 
-    /// Judges how fast a client's requests come.
+    /// Counts a request of a client.
     ///
     /// # Errors
     ///
-    /// Too fast.
-    pub fn pace(&self, entered: &Entered, client: IpAddr) -> Result<(), Refusal> {
-        if entered.paid.swap(false, Ordering::Relaxed) {
+    /// The client's requests come too fast.
+    pub fn count_request(
+        &self,
+        accepted: &AcceptedConnection,
+        client: IpAddr,
+    ) -> Result<(), Refusal> {
+        if accepted.rate_counted.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
+        self.take_request(client)
+    }
+
+    fn take_request(&self, client: IpAddr) -> Result<(), Refusal> {
         self.requests.take(client).map_err(|wait| Refusal {
-            abuse: self.noted(Abuse::HandshakeRate, client),
+            reason: Abuse::HandshakeRate,
+            client,
             retry_after: Some(wait),
         })
     }
 
-    /// Judges where the page that asks for a WebSocket is from, if it is one that asks.
+    /// The second question: whether a request may become a session. Returns the permit that counts
+    /// the session for its address, unless the connection has one already.
     ///
     /// # Errors
     ///
-    /// From elsewhere.
-    pub fn origin(&self, client: IpAddr, headers: &HeaderMap) -> Result<(), Refusal> {
-        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+    /// The request comes from a web page that may not connect, or its address is full.
+    pub fn admit(
+        &self,
+        accepted: &AcceptedConnection,
+        client: IpAddr,
+        headers: &HeaderMap,
+    ) -> Result<Option<AddressPermit>, Refusal> {
+        if !self.allows_origin(headers) {
+            return Err(Refusal::for_good(Abuse::Origin, client));
+        }
+        let full =
+            Refusal { reason: Abuse::AddressFull, client, retry_after: Some(RETRY_AFTER_FULL) };
+        if accepted.via_trusted_proxy {
+            return self.addresses.admit(client).map_err(|_| full);
+        }
+        match &accepted.permit {
+            Some(permit) if permit.is_beyond_limit() => Err(full),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Programs that are no browsers send no `Origin`.
+    fn allows_origin(&self, headers: &HeaderMap) -> bool {
+        let Some(origin) = headers.get(ORIGIN) else { return true };
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-        if origin.to_str().is_ok_and(|origin| self.origins.allow(origin, host)) {
-            return Ok(());
-        }
-        Err(Refusal { abuse: self.noted(Abuse::Origin, client), retry_after: None })
+        origin.to_str().is_ok_and(|origin| self.origins.allow(origin, host))
     }
 
-    /// Gives a session its place among those of its address.
-    ///
-    /// # Errors
-    ///
-    /// There are as many as there may be.
-    pub fn admit(&self, entered: &Entered, client: IpAddr) -> Result<Option<Place>, Refusal> {
-        let full = || Refusal {
-            abuse: self.noted(Abuse::AddressFull, client),
-            retry_after: Some(Duration::from_secs(5)),
-        };
-        if entered.shared {
-            return match self.addresses.admit(client) {
-                Counted::In(place) => Ok(place),
-                Counted::Full => Err(full()),
-            };
-        }
-        // Counted with its connection, which lasts as long.
-        if entered.place.as_ref().is_some_and(Place::is_beyond) { Err(full()) } else { Ok(None) }
+    /// Counts and logs a connection or request that is turned away.
+    pub fn refuse(&self, reason: Abuse, client: IpAddr) {
+        self.count(reason.label());
+        self.abuse.note(reason, client);
     }
 
-    /// Forgets and logs what has had its time; to be called about once a second.
+    /// Does the same for one that failed with an error of a library.
+    pub fn refuse_failed(&self, reason: Abuse, client: IpAddr, error: &str) {
+        self.count(reason.label());
+        self.abuse.note_error(reason, client, error);
+    }
+
+    /// Counts a request that is turned away because the program stops.
+    pub fn refuse_stopping(&self) {
+        self.count(STOPPING);
+    }
+
+    fn count(&self, reason: &'static str) {
+        self.refused.get_or_create(&Reason::new(reason)).inc();
+    }
+
+    /// How many clients were turned away for this reason.
+    pub fn refusals(&self, reason: Abuse) -> u64 {
+        self.refused.get_or_create(&Reason::new(reason.label())).get()
+    }
+
+    /// Forgets full budgets and logs suppressed abuse. Call it about once a second.
     pub fn tick(&self) {
         self.requests.tick();
         self.abuse.tick(Instant::now());
     }
+}
 
-    fn noted(&self, abuse: Abuse, client: IpAddr) -> Abuse {
-        self.abuse.note(abuse, client);
-        abuse
+impl Refusal {
+    /// A refusal after which trying again would not help.
+    pub fn for_good(reason: Abuse, client: IpAddr) -> Self {
+        Self { reason, client, retry_after: None }
     }
 }

@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::config::{ConfigError, secret};
+use crate::config::{error::ConfigError, secrets::secret};
 
 /// What stands before a digest in a file of keys.
 const SCHEME: &str = "sha256:";
@@ -38,7 +38,7 @@ pub struct Keys {
     /// The file to read them from again.
     file: Option<PathBuf>,
     /// Read at each login, written on reload; never held across an await.
-    ring: RwLock<Vec<Entry>>,
+    entries: RwLock<Vec<Entry>>,
 }
 
 #[derive(Debug, Clone)]
@@ -60,20 +60,28 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A session's right to be here, counted for its key. Dropping it ends that.
+/// A session's use of a key, counted for the key until it is dropped.
 #[derive(Debug)]
-pub struct Grant(Arc<Key>);
+pub struct KeyLease {
+    key: Arc<Key>,
+    label: Arc<str>,
+}
 
-impl Grant {
+impl KeyLease {
+    /// The label of the key when the session began.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
     /// Whether the key has been taken out of the file since.
     pub fn is_revoked(&self) -> bool {
-        self.0.revoked.load(Ordering::Relaxed)
+        self.key.revoked.load(Ordering::Relaxed)
     }
 }
 
-impl Drop for Grant {
+impl Drop for KeyLease {
     fn drop(&mut self) {
-        self.0.sessions.fetch_sub(1, Ordering::Relaxed);
+        self.key.sessions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -100,27 +108,27 @@ impl Keys {
         file: Option<&Path>,
     ) -> Result<Option<Self>, ConfigError> {
         let value = secret(variable, value, None)?;
-        let ring = match (&value, file) {
+        let entries = match (&value, file) {
             (None, None) => return Ok(None),
             (Some(_), Some(_)) => return Err(ConfigError::both(variable)),
-            (Some(list), None) => parse(list.expose_secret()).map_err(|bad| match bad {
-                Bad::Empty => ConfigError::missing(variable, "keys separated by commas"),
-                Bad::Line { why, .. } => ConfigError::invalid_secret(variable, why),
+            (Some(list), None) => parse(list.expose_secret()).map_err(|error| match error {
+                KeyFileError::Empty => ConfigError::missing(variable, "keys separated by commas"),
+                KeyFileError::Line { why, .. } => ConfigError::invalid_secret(variable, why),
             })?,
             (None, Some(path)) => read_file(variable, path)?,
         };
-        Ok(Some(Self { variable, file: file.map(Path::to_owned), ring: RwLock::new(ring) }))
+        Ok(Some(Self { variable, file: file.map(Path::to_owned), entries: RwLock::new(entries) }))
     }
 
     /// The account's key alone, where none is set for `variable`.
     pub fn account(variable: &'static str, key: &SecretString) -> Self {
         let entry = Entry::new(ACCOUNT, digest(key.expose_secret()));
-        Self { variable, file: None, ring: RwLock::new(vec![entry]) }
+        Self { variable, file: None, entries: RwLock::new(vec![entry]) }
     }
 
     /// Whether it is the account's key for want of others.
     pub fn is_account(&self) -> bool {
-        self.ring().iter().any(|entry| &*entry.label == ACCOUNT) && self.file.is_none()
+        self.entries().iter().any(|entry| &*entry.label == ACCOUNT) && self.file.is_none()
     }
 
     /// The variable that the keys come from.
@@ -128,23 +136,23 @@ impl Keys {
         self.variable
     }
 
-    /// Judges a key that a client presents. The time it takes tells nothing but the length of that key and the number of keys.
-    pub fn judge(&self, presented: &SecretString) -> Option<(Arc<str>, Grant)> {
+    /// Authenticates a client by the key that it presents. The time it takes tells nothing but the length of that key and the number of keys.
+    pub fn authenticate(&self, presented: &SecretString) -> Option<KeyLease> {
         let presented = digest(presented.expose_secret());
-        let ring = self.ring();
+        let entries = self.entries();
         let mut found = u32::MAX;
-        for (place, entry) in (0..u32::MAX).zip(ring.iter()) {
+        for (place, entry) in (0..u32::MAX).zip(entries.iter()) {
             found.conditional_assign(&place, entry.key.digest.ct_eq(&presented));
         }
-        let entry = ring.get(found as usize)?;
+        let entry = entries.get(found as usize)?;
         entry.key.sessions.fetch_add(1, Ordering::Relaxed);
-        Some((Arc::clone(&entry.label), Grant(Arc::clone(&entry.key))))
+        Some(KeyLease { key: Arc::clone(&entry.key), label: Arc::clone(&entry.label) })
     }
 
     /// Sessions of each label.
     pub fn sessions(&self) -> BTreeMap<String, i64> {
         let mut sessions = BTreeMap::new();
-        for entry in self.ring().iter() {
+        for entry in self.entries().iter() {
             *sessions.entry(entry.label.to_string()).or_insert(0) +=
                 entry.key.sessions.load(Ordering::Relaxed);
         }
@@ -160,28 +168,28 @@ impl Keys {
     pub fn reload(&self) -> Result<Option<Reloaded>, ConfigError> {
         let Some(path) = &self.file else { return Ok(None) };
         let mut fresh = read_file(self.variable, path)?;
-        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let mut added = 0;
         for entry in &mut fresh {
-            match ring.iter().find(|old| old.key.digest == entry.key.digest) {
+            match entries.iter().find(|old| old.key.digest == entry.key.digest) {
                 // Sessions stay with their key, under whatever label it has now.
                 Some(old) => entry.key = Arc::clone(&old.key),
                 None => added += 1,
             }
         }
         let mut removed = 0;
-        for old in ring.iter() {
+        for old in entries.iter() {
             if !fresh.iter().any(|entry| Arc::ptr_eq(&entry.key, &old.key)) {
                 old.key.revoked.store(true, Ordering::Relaxed);
                 removed += 1;
             }
         }
-        *ring = fresh;
-        Ok(Some(Reloaded { keys: ring.len(), added, removed }))
+        *entries = fresh;
+        Ok(Some(Reloaded { keys: entries.len(), added, removed }))
     }
 
-    fn ring(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
-        self.ring.read().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> RwLockReadGuard<'_, Vec<Entry>> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -235,7 +243,7 @@ fn digest(key: &str) -> [u8; 32] {
 
 /// Why a text gives no keys. What stands in it is never shown.
 #[derive(Debug, PartialEq, Eq)]
-enum Bad {
+enum KeyFileError {
     Empty,
     Line { number: usize, why: String },
 }
@@ -246,14 +254,14 @@ fn read_file(variable: &str, path: &Path) -> Result<Vec<Entry>, ConfigError> {
     let text = fs::read_to_string(path)
         .map(SecretString::from)
         .map_err(|error| invalid(format!("expected a readable file: {error}")))?;
-    parse(text.expose_secret()).map_err(|bad| match bad {
-        Bad::Empty => ConfigError::missing(&variable, "a file that holds a key"),
-        Bad::Line { number, why } => invalid(format!("line {number}: {why}")),
+    parse(text.expose_secret()).map_err(|error| match error {
+        KeyFileError::Empty => ConfigError::missing(&variable, "a file that holds a key"),
+        KeyFileError::Line { number, why } => invalid(format!("line {number}: {why}")),
     })
 }
 
 /// Reads lines `label sha256:HEX`, lines of plain keys separated by commas, and comments.
-fn parse(text: &str) -> Result<Vec<Entry>, Bad> {
+fn parse(text: &str) -> Result<Vec<Entry>, KeyFileError> {
     let mut entries: Vec<(Entry, bool, usize)> = Vec::new();
     let mut plain = 0;
     for (number, line) in (1..).zip(text.lines()) {
@@ -261,12 +269,12 @@ fn parse(text: &str) -> Result<Vec<Entry>, Bad> {
         if line.starts_with('#') {
             continue;
         }
-        let bad = |why: String| Bad::Line { number, why };
+        let error = |why: String| KeyFileError::Line { number, why };
         let mut add = |entry: Entry, labelled: bool| {
             let twin = entries.iter().find(|(old, ..)| old.key.digest == entry.key.digest);
             match twin {
                 Some((_, twin_labelled, _)) if !labelled && !twin_labelled => Ok(()),
-                Some((.., twin)) => Err(bad(format!("the key of line {twin} again"))),
+                Some((.., twin)) => Err(error(format!("the key of line {twin} again"))),
                 None => {
                     entries.push((entry, labelled, number));
                     Ok(())
@@ -274,13 +282,13 @@ fn parse(text: &str) -> Result<Vec<Entry>, Bad> {
             }
         };
         if line.contains(SCHEME) {
-            let (name, digest) = labelled(line).map_err(bad)?;
+            let (name, digest) = labelled(line).map_err(error)?;
             add(Entry::new(&name, digest), true)?;
             continue;
         }
         for key in line.split(',').map(str::trim).filter(|key| !key.is_empty()) {
             if key.contains(char::is_whitespace) {
-                return Err(bad(format!(
+                return Err(error(format!(
                     "expected keys without blanks, separated by commas, or a label and {SCHEME} with a digest"
                 )));
             }
@@ -289,7 +297,7 @@ fn parse(text: &str) -> Result<Vec<Entry>, Bad> {
         }
     }
     if entries.is_empty() {
-        return Err(Bad::Empty);
+        return Err(KeyFileError::Empty);
     }
     Ok(entries.into_iter().map(|(entry, ..)| entry).collect())
 }
@@ -316,11 +324,11 @@ mod tests {
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
     fn keys(text: &str) -> Keys {
-        Keys { variable: "KEYS", file: None, ring: RwLock::new(parse(text).unwrap()) }
+        Keys { variable: "KEYS", file: None, entries: RwLock::new(parse(text).unwrap()) }
     }
 
     fn label_of(keys: &Keys, key: &str) -> Option<String> {
-        keys.judge(&key.into()).map(|(label, _)| label.to_string())
+        keys.authenticate(&key.into()).map(|lease| lease.label().to_owned())
     }
 
     #[test]
@@ -354,7 +362,7 @@ mod tests {
     #[test]
     fn a_bad_line_is_told_by_its_number_and_never_shown() {
         let good = format!("desk-a sha256:{ABC}");
-        for (bad, why) in [
+        for (error, why) in [
             (format!("sha256:{ABC}"), "expected a label"),
             (format!("a b sha256:{ABC}"), "expected a label"),
             (format!("a/b sha256:{ABC}"), "expected a label of"),
@@ -366,22 +374,24 @@ mod tests {
             (format!("b sha256:{ABC}"), "the key of line 1 again"),
             ("abc".to_owned(), "the key of line 1 again"),
         ] {
-            let Err(Bad::Line { number, why: told }) = parse(&format!("{good}\n#\n{bad}\n")) else {
-                panic!("{bad} was taken")
+            let Err(KeyFileError::Line { number, why: told }) =
+                parse(&format!("{good}\n#\n{error}\n"))
+            else {
+                panic!("{error} was taken")
             };
-            assert_eq!(number, 3, "{bad}");
-            assert!(told.contains(why) && !told.contains(&bad), "{bad}: {told}");
+            assert_eq!(number, 3, "{error}");
+            assert!(told.contains(why) && !told.contains(&error), "{error}: {told}");
         }
         for empty in ["", " , ,\n", "# abc\n"] {
-            assert_eq!(parse(empty).unwrap_err(), Bad::Empty);
+            assert_eq!(parse(empty).unwrap_err(), KeyFileError::Empty);
         }
     }
 
     #[test]
     fn sessions_are_counted_by_label_while_they_last() {
         let keys = keys(&format!("desk-a sha256:{ABC}\n{}\nother", line("desk-a", &"new".into())));
-        let (_, first) = keys.judge(&"abc".into()).unwrap();
-        let (_, second) = keys.judge(&"new".into()).unwrap();
+        let first = keys.authenticate(&"abc".into()).unwrap();
+        let second = keys.authenticate(&"new".into()).unwrap();
         let shown = |keys: &Keys| format!("{:?}", keys.sessions());
         assert_eq!(shown(&keys), r#"{"desk-a": 2, "key-1": 0}"#);
         drop((first, second));
@@ -394,20 +404,20 @@ mod tests {
         let write = |text: &str| fs::write(file.path(), text).unwrap();
         write("one\ntwo\n");
         let keys = Keys::read("KEYS", None, Some(file.path())).unwrap().unwrap();
-        let grant = |key: &str| keys.judge(&key.into()).unwrap().1;
-        let (one, two) = (grant("one"), grant("two"));
+        let lease = |key: &str| keys.authenticate(&key.into()).unwrap();
+        let (one, two) = (lease("one"), lease("two"));
         write(&format!("{}\nthree", line("renamed", &"one".into())));
         let reloaded = Reloaded { keys: 2, added: 1, removed: 1 };
         assert_eq!(keys.reload(), Ok(Some(reloaded)));
         assert!(!one.is_revoked() && two.is_revoked());
         assert_eq!(format!("{:?}", keys.sessions()), r#"{"key-1": 0, "renamed": 1}"#);
-        for bad in ["", "a sha256:0"] {
-            write(bad);
+        for error in ["", "a sha256:0"] {
+            write(error);
             assert!(keys.reload().unwrap_err().to_string().starts_with("KEYS_FILE: "));
             assert!(!one.is_revoked() && label_of(&keys, "three").is_some());
         }
         // A key that comes back is a new one: its old sessions are still to go.
         write("two");
-        assert!(keys.reload().is_ok() && two.is_revoked() && !grant("two").is_revoked());
+        assert!(keys.reload().is_ok() && two.is_revoked() && !lease("two").is_revoked());
     }
 }

@@ -1,48 +1,10 @@
 //! Secrets: given as a value or as a file, never printed.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
-use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ConfigError, path};
-
-/// The account's key, under the vendor's old and new name.
-#[derive(Debug, Clone, Args)]
-pub struct AccountArgs {
-    /// Key of the Polygon.io account
-    #[arg(long, env = "POLYGON_API_KEY", hide_env_values = true, value_parser = secret_text)]
-    pub polygon_api_key: Option<SecretString>,
-    /// File holding the key
-    #[arg(long, env = "POLYGON_API_KEY_FILE", value_parser = path)]
-    pub polygon_api_key_file: Option<PathBuf>,
-    /// The same under the vendor's new name; POLYGON_API_KEY goes first
-    #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true, value_parser = secret_text)]
-    pub massive_api_key: Option<SecretString>,
-    /// File holding the key, under the vendor's new name
-    #[arg(long, env = "MASSIVE_API_KEY_FILE", value_parser = path)]
-    pub massive_api_key_file: Option<PathBuf>,
-}
-
-impl AccountArgs {
-    /// The account's key, if any is set.
-    ///
-    /// # Errors
-    ///
-    /// As of [`secret`].
-    pub fn key(&self) -> Result<Option<SecretString>, ConfigError> {
-        let key = |name, value: &Option<SecretString>, file: &Option<PathBuf>| {
-            secret(name, value.as_ref(), file.as_deref())
-        };
-        match key("POLYGON_API_KEY", &self.polygon_api_key, &self.polygon_api_key_file)? {
-            Some(found) => Ok(Some(found)),
-            None => key("MASSIVE_API_KEY", &self.massive_api_key, &self.massive_api_key_file),
-        }
-    }
-}
+use super::error::ConfigError;
 
 /// Parses a secret: any text.
 ///

@@ -8,7 +8,8 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, BytesMut};
-use tokio::io::AsyncWrite;
+use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio_tungstenite::MaybeTlsStream;
 use tokio_util::io::poll_read_buf;
 use tungstenite::protocol::{
     CloseFrame,
@@ -18,14 +19,13 @@ use tungstenite::protocol::{
     },
 };
 
-use super::login::Stream;
-use crate::{
-    session::close::CloseReason,
-    websocket::{
-        decoder::{Decoded, Decoder, Violation, apply},
-        frame::Frame,
-    },
+use crate::websocket::{
+    decoder::{Decoded, Decoder, Violation, apply},
+    frame::Frame,
 };
+
+/// A connection to an upstream, encrypted or not.
+pub type Stream = MaybeTlsStream<TcpStream>;
 
 /// The longest message taken. The vendor names no limit; a consumer that lags gets larger ones.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -34,14 +34,14 @@ const BUFFER_BYTES: usize = 256 << 10;
 /// With less room than this, a read would bring too little.
 const MIN_ROOM: usize = 32 << 10;
 /// Buffers kept for when their frames are out of use: fresh memory has to be cleared by the system.
-const MAX_SPARES: usize = 4;
+const MAX_SPARE_BUFFERS: usize = 4;
 /// A buffer that grew larger for one long frame is not kept.
 const MAX_KEPT_BYTES: usize = 4 * BUFFER_BYTES;
 /// Answers to pings beyond this wait for the upstream to read; what is dropped is only pongs to a peer that does not.
 const MAX_UNSENT_BYTES: usize = 64 << 10;
 
 /// A WebSocket to an upstream. Nothing happens on it but while it is polled.
-pub(super) struct WebSocket {
+pub struct ClientSocket {
     stream: Stream,
     decoder: Decoder,
     /// What was read and is not taken yet.
@@ -49,14 +49,14 @@ pub(super) struct WebSocket {
     /// Whether that buffer is short enough to be kept.
     keeps: bool,
     /// Buffers read before, whose frames may still be in use.
-    spares: VecDeque<BytesMut>,
+    spare_buffers: VecDeque<BytesMut>,
     /// Framed and masked, to be written.
     outgoing: BytesMut,
 }
 
 /// What an upstream sends.
 #[derive(Debug)]
-pub(super) enum Message {
+pub enum Message {
     /// A text message, not yet known to be text.
     Text(Frame),
     /// A binary message.
@@ -69,7 +69,7 @@ pub(super) enum Message {
 
 /// Why nothing more can be read or written.
 #[derive(Debug)]
-pub(super) enum Broken {
+pub enum SocketError {
     /// The socket failed.
     Socket(io::Error),
     /// The upstream left without a word.
@@ -78,7 +78,7 @@ pub(super) enum Broken {
     Violation(Violation),
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for SocketError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(error) => error.fmt(f),
@@ -88,20 +88,20 @@ impl fmt::Display for Broken {
     }
 }
 
-impl WebSocket {
+impl ClientSocket {
     /// Over a stream that was upgraded; `early` came with the upgrade.
-    pub(super) fn new(stream: Stream, early: &[u8]) -> Self {
+    pub fn new(stream: Stream, early: &[u8]) -> Self {
         let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
         incoming.extend_from_slice(early);
         let decoder = Decoder::of_server(MAX_MESSAGE_BYTES);
-        let (spares, outgoing) = (VecDeque::new(), BytesMut::new());
-        Self { stream, decoder, incoming, keeps: true, spares, outgoing }
+        let (spare_buffers, outgoing) = (VecDeque::new(), BytesMut::new());
+        Self { stream, decoder, incoming, keeps: true, spare_buffers, outgoing }
     }
 
     /// Waits for the next message, writing meanwhile what is to be written.
     ///
     /// Cancel-safe.
-    pub(super) async fn next(&mut self) -> Result<Message, Broken> {
+    pub async fn next(&mut self) -> Result<Message, SocketError> {
         future::poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
                 return Poll::Ready(Err(error));
@@ -112,15 +112,13 @@ impl WebSocket {
     }
 
     /// The next message, if it is there; otherwise the task is woken when more comes.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, Broken>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, SocketError>> {
         loop {
             let decoded = match self.decoder.decode(&mut self.incoming) {
                 Ok(decoded) => decoded,
                 Err(violation) => {
-                    if let Some(told) = CloseReason::from(violation).frame() {
-                        self.close(&told.code.to_be_bytes(), cx);
-                    }
-                    return Poll::Ready(Err(Broken::Violation(violation)));
+                    self.close(&violation.close_code().to_be_bytes(), cx);
+                    return Poll::Ready(Err(SocketError::Violation(violation)));
                 }
             };
             let missing = match decoded {
@@ -144,9 +142,9 @@ impl WebSocket {
             };
             self.make_room(missing);
             match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.incoming)) {
-                Ok(0) => return Poll::Ready(Err(Broken::Ended)),
+                Ok(0) => return Poll::Ready(Err(SocketError::Ended)),
                 Ok(_) => {}
-                Err(error) => return Poll::Ready(Err(Broken::Socket(error))),
+                Err(error) => return Poll::Ready(Err(SocketError::Socket(error))),
             }
         }
     }
@@ -163,20 +161,20 @@ impl WebSocket {
             return;
         }
         let total = self.incoming.len() + wanted;
-        let mut next = self.spares.pop_front().unwrap_or_default();
+        let mut next = self.spare_buffers.pop_front().unwrap_or_default();
         if !next.try_reclaim(total) {
             if next.capacity() > 0 {
-                self.spares.push_back(next);
+                self.spare_buffers.push_back(next);
             }
             next = BytesMut::with_capacity(total);
         }
         next.extend_from_slice(&self.incoming);
         let mut last = std::mem::replace(&mut self.incoming, next);
         if std::mem::replace(&mut self.keeps, total <= MAX_KEPT_BYTES)
-            && self.spares.len() < MAX_SPARES
+            && self.spare_buffers.len() < MAX_SPARE_BUFFERS
         {
             last.clear();
-            self.spares.push_back(last);
+            self.spare_buffers.push_back(last);
         }
     }
 
@@ -197,22 +195,19 @@ impl WebSocket {
         let _ = self.poll_flush(cx);
     }
 
-    /// Adds a text message to what is to be written.
-    pub(super) fn send_text(&mut self, text: &str) {
+    /// Queues a text message.
+    pub fn send_text(&mut self, text: &str) {
         self.send(OpCode::Data(Data::Text), text.as_bytes());
     }
 
-    /// Adds a binary message to what is to be written.
-    pub(super) fn send_binary(&mut self, payload: &[u8]) {
-        self.send(OpCode::Data(Data::Binary), payload);
-    }
-
-    /// Adds a ping to what is to be written.
-    pub(super) fn send_ping(&mut self) {
+    /// Queues a ping.
+    pub fn send_ping(&mut self) {
         self.send(OpCode::Control(Control::Ping), b"");
     }
 
-    fn send(&mut self, opcode: OpCode, payload: &[u8]) {
+    /// Queues a frame. It leaves with the next [`poll_flush`](Self::poll_flush) or
+    /// [`next`](Self::next).
+    pub fn send(&mut self, opcode: OpCode, payload: &[u8]) {
         let mask = fastrand::u32(..).to_ne_bytes();
         let header = FrameHeader { opcode, mask: Some(mask), ..FrameHeader::default() };
         header
@@ -224,18 +219,18 @@ impl WebSocket {
     }
 
     /// Writes what is to be written, as far as the socket takes it; the task is woken when it takes more.
-    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
         if self.outgoing.is_empty() {
             return Poll::Ready(Ok(()));
         }
         while !self.outgoing.is_empty() {
             let stream = Pin::new(&mut self.stream);
-            match ready!(stream.poll_write(cx, &self.outgoing)).map_err(Broken::Socket)? {
-                0 => return Poll::Ready(Err(Broken::Ended)),
+            match ready!(stream.poll_write(cx, &self.outgoing)).map_err(SocketError::Socket)? {
+                0 => return Poll::Ready(Err(SocketError::Ended)),
                 written => self.outgoing.advance(written),
             }
         }
-        Pin::new(&mut self.stream).poll_flush(cx).map_err(Broken::Socket)
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(SocketError::Socket)
     }
 }
 
@@ -249,11 +244,11 @@ mod tests {
     use super::*;
 
     /// What becomes of these bytes of an upstream, and the payload of the close frame that it gets back.
-    async fn answered(bytes: &[u8]) -> (Result<Message, Broken>, Vec<u8>) {
+    async fn answered(bytes: &[u8]) -> (Result<Message, SocketError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut upstream, _) = listener.accept().await.unwrap();
-        let mut socket = WebSocket::new(Stream::Plain(stream), b"");
+        let mut socket = ClientSocket::new(Stream::Plain(stream), b"");
         upstream.write_all(bytes).await.unwrap();
         let end = socket.next().await;
         drop(socket);
@@ -266,7 +261,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_close_is_answered_before_the_end_is_told() {
+    async fn a_close_is_answered_before_the_end_is_reported() {
         let (end, answer) = answered(b"\x88\x05\x03\xf4bye").await;
         assert!(matches!(end, Ok(Message::Close(why)) if why == "closed with code 1012 \"bye\""));
         assert_eq!(answer, 1012_u16.to_be_bytes());
@@ -276,12 +271,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_upstream_that_breaks_the_protocol_is_told() {
+    async fn an_upstream_that_breaks_the_protocol_gets_a_close_code() {
         let masked = b"\x81\x81\x01\x02\x03\x04a";
         let huge = b"\x81\x7f\x7f\xff\xff\xff\xff\xff\xff\xff";
         for (bytes, code) in [(&masked[..], 1002_u16), (huge, 1009)] {
             let (end, answer) = answered(bytes).await;
-            assert!(matches!(end, Err(Broken::Violation(_))));
+            assert!(matches!(end, Err(SocketError::Violation(_))));
             assert_eq!(answer, code.to_be_bytes());
         }
     }

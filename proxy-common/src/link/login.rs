@@ -25,22 +25,24 @@ use tokio_tungstenite::{
 use url::{Position, Url};
 
 use super::{
-    LinkConfig, LinkError,
-    client_socket::{Message, WebSocket},
+    client_socket::{ClientSocket, Message, Stream},
+    config::LinkConfig,
+    error::LinkError,
 };
-use crate::{
-    protocol::messages::{UpstreamStatus, command_text},
-    websocket::frame::separate,
+use crate::protocol::{
+    demux::demux,
+    messages::{UpstreamStatus, command_text},
 };
-
-/// A socket, encrypted or not.
-pub(super) type Stream = MaybeTlsStream<TcpStream>;
 
 /// How long one address of the host may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Opens a connection.
-pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError> {
+/// Opens a WebSocket to the upstream: TCP, TLS where the URL says `wss`, and the upgrade.
+///
+/// # Errors
+///
+/// The upstream cannot be reached in time, or does not upgrade.
+pub async fn connect(config: &LinkConfig) -> Result<ClientSocket, LinkError> {
     let open = async {
         let url = &config.url;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -62,7 +64,7 @@ pub(super) async fn connect(config: &LinkConfig) -> Result<WebSocket, LinkError>
 }
 
 /// Asks for a WebSocket.
-async fn upgrade(stream: Stream, url: &Url) -> Result<WebSocket, LinkError> {
+async fn upgrade(stream: Stream, url: &Url) -> Result<ClientSocket, LinkError> {
     let key = generate_key();
     let request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
         .header(header::HOST, &url[Position::BeforeHost..Position::AfterPort])
@@ -97,7 +99,7 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<WebSocket, LinkError> {
     let parts = upgraded
         .downcast::<TokioIo<Stream>>()
         .map_err(|_| LinkError::Unreachable("the connection was lost to HTTP".to_owned()))?;
-    Ok(WebSocket::new(parts.io.into_inner(), &parts.read_buf))
+    Ok(ClientSocket::new(parts.io.into_inner(), &parts.read_buf))
 }
 
 fn unreachable(error: impl std::fmt::Display) -> LinkError {
@@ -134,8 +136,8 @@ fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError
 /// Waits for the greeting, presents the key and waits for the verdict.
 pub(super) async fn authenticate(
     config: &LinkConfig,
-    mut socket: WebSocket,
-) -> Result<WebSocket, LinkError> {
+    mut socket: ClientSocket,
+) -> Result<ClientSocket, LinkError> {
     let limit = config.login_timeout;
     within(limit, "greeting", expect(&mut socket, "connected")).await?;
     socket.send_text(&command_text("auth", config.key.expose_secret()));
@@ -144,7 +146,7 @@ pub(super) async fn authenticate(
 }
 
 /// Reads until this status comes, or one that ends the login. Other frames and statuses are passed over.
-async fn expect(socket: &mut WebSocket, expected: &str) -> Result<(), LinkError> {
+async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkError> {
     let mut found = false;
     loop {
         let message = socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))?;
@@ -154,11 +156,11 @@ async fn expect(socket: &mut WebSocket, expected: &str) -> Result<(), LinkError>
             Message::Binary(_) | Message::Control => continue,
         };
         let bytes = frame.text().len();
-        let separated = separate(frame).map_err(|_| {
+        let demuxed = demux(frame).map_err(|_| {
             LinkError::Protocol(format!("{bytes} bytes that are no JSON array during login"))
         })?;
         // The whole array is read: an eviction may stand behind the success.
-        for frame_status in separated.statuses {
+        for frame_status in demuxed.statuses {
             found |= frame_status.status.status == expected;
             if let Some(error) = login_error(frame_status.status) {
                 return Err(error);

@@ -1,26 +1,28 @@
-//! Which channels are wanted of an upstream, asked for, carried and refused. Pure: the link feeds it and sends what it says.
+//! The channels wanted of an upstream, and its answers to the subscriptions. Pure: the connection
+//! feeds it statuses and sends its requests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use crate::{
-    health::ChannelHealth,
-    protocol::{channel::Channel, messages::UpstreamStatus},
-};
+use super::status::ChannelStatus;
+use crate::protocol::{channel::Channel, messages::UpstreamStatus};
+
+/// The channels that a link is to subscribe to.
+pub type Wanted = BTreeSet<Channel>;
 
 /// How long an upstream may take to answer a subscription before the next one is sent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most symbols in one request.
 const BATCH: usize = 500;
 
-/// What is known of a channel that was asked for.
+/// The upstream's answer to a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
     Carried,
     Refused,
-    /// Nothing came in time. The vendor keeps silent on kinds it does not know.
+    /// None came in time. The vendor does not answer for types that it does not know.
     Silence,
 }
 
@@ -33,24 +35,24 @@ pub struct Request {
     pub params: String,
 }
 
-/// What an answer changed.
+/// What became of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// The upstream carries this channel now.
+pub enum SubscriptionOutcome {
+    /// The upstream carries this channel.
     Carried(Channel),
-    /// The upstream refuses this channel.
+    /// The upstream refuses this channel, for this reason.
     Refused(Channel, String),
-    /// The upstream said nothing about this channel.
+    /// The upstream did not answer in time.
     Unanswered(Channel),
 }
 
-/// The channels of one link.
+/// The subscriptions of one connection.
 ///
-/// A refusal names no channel (measured: `not authorized`), so wildcards are asked one at a time and symbols in
-/// requests of one kind, and the next request waits for the answer to the one before.
+/// A refusal names no channel (measured: `not authorized`). So each wildcard has a request of its
+/// own, symbols share requests by kind, and a request waits for the answer to the one before.
 #[derive(Debug, Default)]
-pub struct UpstreamChannels {
-    wanted: BTreeSet<Channel>,
+pub struct UpstreamSubscriptions {
+    wanted: Wanted,
     answers: BTreeMap<Channel, Answer>,
     in_flight: Option<InFlight>,
 }
@@ -62,9 +64,9 @@ struct InFlight {
     deadline: Instant,
 }
 
-impl UpstreamChannels {
-    /// Takes over what is wanted from now on.
-    pub fn want(&mut self, wanted: BTreeSet<Channel>) {
+impl UpstreamSubscriptions {
+    /// Sets the channels wanted from now on.
+    pub fn want(&mut self, wanted: Wanted) {
         self.wanted = wanted;
     }
 
@@ -83,7 +85,7 @@ impl UpstreamChannels {
         Some(Request { action: "subscribe", params })
     }
 
-    /// What is not wanted any more goes last, so that a wildcard and its symbols replace each other without a gap.
+    /// Unsubscribing comes last, so that a wildcard and its symbols replace each other without a gap.
     fn next_surplus(&mut self) -> Option<Request> {
         let surplus: Vec<Channel> = self
             .answers
@@ -114,8 +116,8 @@ impl UpstreamChannels {
         }
     }
 
-    /// Takes a status of the upstream as an answer, if it is one.
-    pub fn on_status(&mut self, status: &UpstreamStatus) -> Vec<Change> {
+    /// Applies a status of the upstream, if it answers a subscription.
+    pub fn on_status(&mut self, status: &UpstreamStatus) -> Vec<SubscriptionOutcome> {
         match status.status.as_str() {
             "success" => match status.message.strip_prefix("subscribed to: ") {
                 Some(item) => self.on_acknowledged(item),
@@ -126,7 +128,7 @@ impl UpstreamChannels {
         }
     }
 
-    fn on_acknowledged(&mut self, item: &str) -> Vec<Change> {
+    fn on_acknowledged(&mut self, item: &str) -> Vec<SubscriptionOutcome> {
         let channel = match &mut self.in_flight {
             Some(in_flight) => in_flight.open.remove(item),
             None => None,
@@ -135,21 +137,21 @@ impl UpstreamChannels {
         let late = || self.answers.keys().find(|channel| channel.to_string() == item).cloned();
         let Some(channel) = channel.or_else(late) else { return Vec::new() };
         self.answers.insert(channel.clone(), Answer::Carried);
-        let mut changes = vec![Change::Carried(channel)];
-        changes.extend(self.settle("not authorized"));
-        changes
+        let mut outcomes = vec![SubscriptionOutcome::Carried(channel)];
+        outcomes.extend(self.close_if_answered("not authorized"));
+        outcomes
     }
 
-    fn on_refusal(&mut self, message: &str) -> Vec<Change> {
+    fn on_refusal(&mut self, message: &str) -> Vec<SubscriptionOutcome> {
         match &mut self.in_flight {
             Some(in_flight) => in_flight.refusals += 1,
             None => return Vec::new(),
         }
-        self.settle(message)
+        self.close_if_answered(message)
     }
 
-    /// Ends the request in flight if each of its channels is acknowledged or refused.
-    fn settle(&mut self, message: &str) -> Vec<Change> {
+    /// Closes the request in flight once each of its channels is acknowledged or refused.
+    fn close_if_answered(&mut self, message: &str) -> Vec<SubscriptionOutcome> {
         match self.in_flight.take() {
             Some(in_flight) if in_flight.open.len() <= in_flight.refusals => {
                 self.close(in_flight, Answer::Refused, message)
@@ -161,8 +163,8 @@ impl UpstreamChannels {
         }
     }
 
-    /// Ends a request that got no answer in time.
-    pub fn on_time(&mut self, now: Instant) -> Vec<Change> {
+    /// Closes a request that got no answer in time.
+    pub fn on_time(&mut self, now: Instant) -> Vec<SubscriptionOutcome> {
         match self.in_flight.take() {
             Some(in_flight) if in_flight.deadline <= now => {
                 self.close(in_flight, Answer::Silence, "")
@@ -174,32 +176,37 @@ impl UpstreamChannels {
         }
     }
 
-    fn close(&mut self, in_flight: InFlight, answer: Answer, message: &str) -> Vec<Change> {
-        let change = |channel: Channel| match answer {
-            Answer::Carried => Change::Carried(channel),
-            Answer::Refused => Change::Refused(channel, message.to_owned()),
-            Answer::Silence => Change::Unanswered(channel),
+    fn close(
+        &mut self,
+        in_flight: InFlight,
+        answer: Answer,
+        message: &str,
+    ) -> Vec<SubscriptionOutcome> {
+        let outcome = |channel: Channel| match answer {
+            Answer::Carried => SubscriptionOutcome::Carried(channel),
+            Answer::Refused => SubscriptionOutcome::Refused(channel, message.to_owned()),
+            Answer::Silence => SubscriptionOutcome::Unanswered(channel),
         };
-        let mut changes = Vec::with_capacity(in_flight.open.len());
+        let mut outcomes = Vec::with_capacity(in_flight.open.len());
         for channel in in_flight.open.into_values() {
             self.answers.insert(channel.clone(), answer);
-            changes.push(change(channel));
+            outcomes.push(outcome(channel));
         }
-        changes
+        outcomes
     }
 
-    /// When [`on_time`](Self::on_time) has to be called, if at all.
+    /// When to call [`on_time`](Self::on_time), if at all.
     pub fn deadline(&self) -> Option<Instant> {
         self.in_flight.as_ref().map(|in_flight| in_flight.deadline)
     }
 
-    /// Whether each channel wanted has been asked for and answered, or has had its time to be.
-    pub fn is_settled(&self) -> bool {
+    /// Whether every channel wanted is answered, or its time for an answer is over.
+    pub fn all_answered(&self) -> bool {
         self.in_flight.is_none() && self.next_batch().is_empty()
     }
 
-    /// The channels by answer, as `/health` shows them.
-    pub fn health(&self) -> ChannelHealth {
+    /// The channels by answer.
+    pub fn status(&self) -> ChannelStatus {
         let with = |answer: Option<Answer>| {
             let wanted = self.wanted.iter();
             wanted
@@ -210,7 +217,7 @@ impl UpstreamChannels {
                 .map(ToString::to_string)
                 .collect()
         };
-        ChannelHealth {
+        ChannelStatus {
             carried: with(Some(Answer::Carried)),
             refused: with(Some(Answer::Refused)),
             pending: with(None),
@@ -237,7 +244,7 @@ mod tests {
         UpstreamStatus { status: status.to_owned(), message: message.to_owned() }
     }
 
-    fn params(channels: &mut UpstreamChannels, now: Instant) -> String {
+    fn params(channels: &mut UpstreamSubscriptions, now: Instant) -> String {
         channels
             .next_request(now)
             .map_or_else(String::new, |r| format!("{} {}", r.action, r.params))
@@ -246,22 +253,22 @@ mod tests {
     #[test]
     fn wildcards_are_asked_one_by_one_and_refusals_attributed() {
         let now = Instant::now();
-        let mut up = UpstreamChannels::default();
+        let mut up = UpstreamSubscriptions::default();
         up.want(channels("T.*,Q.*,FMV.*"));
         assert_eq!(params(&mut up, now), "subscribe T.*");
         assert_eq!(params(&mut up, now), "", "one at a time");
         up.on_status(&status("success", "subscribed to: T.*"));
         assert_eq!(params(&mut up, now), "subscribe Q.*");
         up.on_status(&status("success", "subscribed to: Q.*"));
-        assert!(!up.is_settled());
+        assert!(!up.all_answered());
         assert_eq!(params(&mut up, now), "subscribe FMV.*");
-        assert!(!up.is_settled());
-        let changes = up.on_status(&status("error", "not authorized"));
-        assert!(up.is_settled());
+        assert!(!up.all_answered());
+        let outcomes = up.on_status(&status("error", "not authorized"));
+        assert!(up.all_answered());
         let refused = channels("FMV.*").pop_first().unwrap();
-        assert_eq!(changes, [Change::Refused(refused, "not authorized".to_owned())]);
+        assert_eq!(outcomes, [SubscriptionOutcome::Refused(refused, "not authorized".to_owned())]);
         assert_eq!(params(&mut up, now), "");
-        let health = up.health();
+        let health = up.status();
         assert_eq!(health.carried, ["T.*", "Q.*"]);
         assert_eq!(health.refused, ["FMV.*"]);
     }
@@ -269,38 +276,41 @@ mod tests {
     #[test]
     fn symbols_of_a_kind_share_a_request() {
         let now = Instant::now();
-        let mut up = UpstreamChannels::default();
+        let mut up = UpstreamSubscriptions::default();
         up.want(channels("T.B,Q.A,T.A"));
         assert_eq!(params(&mut up, now), "subscribe T.A,T.B");
         up.on_status(&status("error", "not authorized"));
-        let changes = up.on_status(&status("success", "subscribed to: T.B"));
-        assert_eq!(changes.len(), 2, "T.B carried, so the refusal was for T.A: {changes:?}");
+        let outcomes = up.on_status(&status("success", "subscribed to: T.B"));
+        assert_eq!(outcomes.len(), 2, "T.B carried, so the refusal was for T.A: {outcomes:?}");
         assert_eq!(params(&mut up, now), "subscribe Q.A");
     }
 
     #[test]
     fn silence_ends_after_a_while_and_may_be_broken_late() {
         let now = Instant::now();
-        let mut up = UpstreamChannels::default();
+        let mut up = UpstreamSubscriptions::default();
         up.want(channels("NOI.*,*"));
         assert_eq!(up.deadline(), None);
         assert_eq!(params(&mut up, now), "subscribe *");
         assert_eq!(up.deadline(), Some(now + ANSWER_TIMEOUT));
         assert!(up.on_time(now).is_empty());
-        assert_eq!(up.on_time(now + ANSWER_TIMEOUT), [Change::Unanswered(Channel::All)]);
-        assert_eq!(up.health().pending, ["*", "NOI.*"], "without an answer, and not asked yet");
+        assert_eq!(
+            up.on_time(now + ANSWER_TIMEOUT),
+            [SubscriptionOutcome::Unanswered(Channel::All)]
+        );
+        assert_eq!(up.status().pending, ["*", "NOI.*"], "without an answer, and not asked yet");
         assert_eq!(params(&mut up, now), "subscribe NOI.*");
         assert_eq!(
             up.on_status(&status("success", "subscribed to: *")),
-            [Change::Carried(Channel::All)]
+            [SubscriptionOutcome::Carried(Channel::All)]
         );
-        assert_eq!(up.health().pending, ["NOI.*"]);
+        assert_eq!(up.status().pending, ["NOI.*"]);
     }
 
     #[test]
     fn what_is_not_wanted_any_more_is_dropped() {
         let now = Instant::now();
-        let mut up = UpstreamChannels::default();
+        let mut up = UpstreamSubscriptions::default();
         up.want(channels("T.A"));
         params(&mut up, now);
         up.on_status(&status("success", "subscribed to: T.A"));

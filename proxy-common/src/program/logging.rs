@@ -1,9 +1,27 @@
-//! Setting up logs.
+//! The log: its settings, and setting it up.
 
 use std::io::{self, IsTerminal};
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Settings of the log, the same for both tiers.
+#[derive(Debug, Clone, Args)]
+pub struct LogArgs {
+    /// What is logged: error, warn, info, debug, trace, or a tracing filter such as info,proxy_common::link=debug
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = log_filter)]
+    pub log_level: String,
+    /// How log lines look [default: text on a terminal, json otherwise]
+    #[arg(long, env = "LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+impl LogArgs {
+    /// Sets up the log of this process.
+    pub fn init(&self) {
+        init(EnvFilter::new(&self.log_level), self.log_format);
+    }
+}
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,4 +52,16 @@ pub fn init(filter: EnvFilter, format: Option<LogFormat>) {
         }
         LogFormat::Json => registry.with(fmt::layer().json().with_writer(io::stderr)).init(),
     }
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    // A filter takes a word alone for the name of a module, and then logs nothing else.
+    let filter = text.contains([',', '=']) || LEVELS.contains(&text.to_ascii_lowercase().as_str());
+    if !filter {
+        return Err("expected error, warn, info, debug, trace or a tracing filter".to_owned());
+    }
+    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| {
+        format!("expected error, warn, info, debug, trace or a tracing filter ({error})")
+    })
 }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use tracing::{error, info};
 
 use crate::{
-    access::keys::Keys, config::ConfigError, link::LinkHandle, transport::certificate::Certificate,
+    access::keys::Keys, config::error::ConfigError, link::LinkHandle,
+    transport::certificate::Certificate,
 };
 
 /// The parts of a tier that are read or tried again.

@@ -10,7 +10,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{self, ConfigError, LogArgs, Tool, Unparsed};
+use super::{
+    command_line::{self, StartupExit},
+    hash_key::Subcommand,
+    logging::LogArgs,
+    wiring::BoundTier,
+};
+use crate::{config::error::ConfigError, server::handler::Handler};
 
 /// The signals that end the program.
 #[derive(Debug)]
@@ -56,13 +62,13 @@ impl StopSignals {
     clippy::print_stderr,
     reason = "what a user asked for or has to mend"
 )]
-pub fn refuse(unparsed: Unparsed) -> ExitCode {
-    match unparsed {
-        Unparsed::Display(text) => {
+pub fn exit(reason: StartupExit) -> ExitCode {
+    match reason {
+        StartupExit::Output(text) => {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Unparsed::Error(error) => {
+        StartupExit::Error(error) => {
             eprintln!("{error}");
             ExitCode::from(2)
         }
@@ -83,36 +89,48 @@ pub trait ProgramArgs: CommandFactory + FromArgMatches {
     /// Settings of the log.
     fn log(&self) -> &LogArgs;
 
-    /// What is to be done instead of serving, if anything.
-    fn tool(&self) -> Option<&Tool>;
+    /// What to do instead of serving, if anything.
+    fn subcommand(&self) -> Option<&Subcommand>;
 }
 
-/// Starts a program: settings, log, work.
+/// Runs a tier as a program: settings, log, ports, service, exit code.
 ///
-/// Help, or a setting that is missing or wrong, ends it as [`refuse`] does; so does a tool with what it prints.
-pub fn start<A, C, W>(threads: Threads, program: impl FnOnce(C) -> W) -> ExitCode
+/// Help, and a setting that is missing or wrong, end it as [`exit`] does; so does a subcommand with
+/// its output.
+pub fn start<A, C, H>(
+    threads: Threads,
+    bind: impl AsyncFnOnce(C) -> Result<BoundTier<H>, ConfigError>,
+) -> ExitCode
 where
     A: ProgramArgs,
     C: for<'a> TryFrom<&'a A, Error = ConfigError>,
-    W: Future<Output = Result<(), Unparsed>>,
+    H: Handler,
 {
-    let args = match config::parse::<A>() {
+    let args = match command_line::parse::<A>() {
         Ok(args) => args,
-        Err(unparsed) => return refuse(unparsed),
+        Err(reason) => return exit(reason),
     };
-    if let Some(tool) = args.tool() {
-        return refuse(tool.run().map_or_else(Unparsed::Error, Unparsed::Display));
+    if let Some(subcommand) = args.subcommand() {
+        return exit(subcommand.run().map_or_else(StartupExit::Error, StartupExit::Output));
     }
     let config = match C::try_from(&args) {
         Ok(config) => config,
-        Err(error) => return refuse(Unparsed::Error(error)),
+        Err(error) => return exit(StartupExit::Error(error)),
     };
     args.log().init();
-    block_on(threads, program(config))
+    block_on(threads, async {
+        let tier = bind(config).await.map_err(StartupExit::Error)?;
+        let (reload, stop) = (tier.reload(), CancellationToken::new());
+        let work = tier.serve(stop.clone());
+        run(work, stop, async || reload.run().await).await.map_err(StartupExit::system)
+    })
 }
 
 /// Runs a whole program on a runtime of its own.
-pub fn block_on(threads: Threads, program: impl Future<Output = Result<(), Unparsed>>) -> ExitCode {
+pub fn block_on(
+    threads: Threads,
+    program: impl Future<Output = Result<(), StartupExit>>,
+) -> ExitCode {
     let mut builder = match threads {
         Threads::One => Builder::new_current_thread(),
         Threads::PerCore => Builder::new_multi_thread(),
@@ -123,14 +141,14 @@ pub fn block_on(threads: Threads, program: impl Future<Output = Result<(), Unpar
     }
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return refuse(Unparsed::system(error)),
+        Err(error) => return exit(StartupExit::system(error)),
     };
     let ended = runtime.block_on(program);
     // Name resolution may hang in a thread that nothing can cancel.
     runtime.shutdown_timeout(std::time::Duration::from_millis(100));
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(unparsed) => refuse(unparsed),
+        Err(reason) => exit(reason),
     }
 }
 

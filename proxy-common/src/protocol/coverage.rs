@@ -1,4 +1,5 @@
-//! What a firehose carries: the status that tells it downstream, and the words for what a subscription lacks.
+//! What a firehose carries: the status that says so downstream, and the answers to subscriptions
+//! of what it does not carry.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,18 +10,19 @@ use crate::{
         channel::Channel,
         market::Market,
         messages::{MAX_MESSAGE_BYTES, Status, status_frames},
+        notice::TierName,
     },
     websocket::frame::Frame,
 };
 
-/// Most characters of an upstream's reason that are kept.
-const MAX_REASON: usize = 200;
+/// Most characters kept of an upstream's reason.
+const MAX_REASON_CHARS: usize = 200;
 /// Most channels named in a sentence.
-const NAMED: usize = 5;
+const MAX_NAMED: usize = 5;
 
-/// The channels that `*` stands for, by what the upstream said.
+/// The channels that `*` stands for, by the upstream's answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Carried {
+pub struct Coverage {
     /// Acknowledged by the upstream, or left without an answer.
     pub carried: BTreeSet<Channel>,
     /// Not asked for yet, or not answered yet.
@@ -49,40 +51,40 @@ struct Document {
 struct Lists {
     carried: Vec<String>,
     pending: Vec<String>,
-    refused: Vec<Refusal>,
+    refused: Vec<RefusedChannels>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Refusal {
+struct RefusedChannels {
     reason: String,
     channels: Vec<String>,
 }
 
-impl Carried {
+impl Coverage {
     /// The name of the status.
     pub const STATUS: &str = "carried";
 
-    /// A frame that tells this. The lists are left out where they would not fit.
-    pub fn frame(&self, tier: &str) -> Frame {
+    /// The status as a frame. It leaves the lists out if they do not fit a message.
+    pub fn frame(&self, tier: TierName) -> Frame {
         let mut reasons = BTreeMap::<&str, Vec<String>>::new();
         for (channel, why) in &self.refused {
             reasons.entry(why).or_default().push(channel.to_string());
         }
         let refused = reasons
             .into_iter()
-            .map(|(reason, channels)| Refusal { reason: reason.to_owned(), channels })
+            .map(|(reason, channels)| RefusedChannels { reason: reason.to_owned(), channels })
             .collect();
         let lists = Lists { carried: names(&self.carried), pending: names(&self.pending), refused };
         let mut message =
-            format!("* stands for {}", some(self.carried.iter().chain(&self.pending)));
+            format!("* stands for {}", summarize(self.carried.iter().chain(&self.pending)));
         if !self.refused.is_empty() {
-            message += &format!("; upstream refused {}", some(self.refused.keys()));
+            message += &format!("; upstream refused {}", summarize(self.refused.keys()));
         }
         let mut document = Document {
             ev: "status".to_owned(),
             status: Self::STATUS.to_owned(),
             message,
-            tier: tier.to_owned(),
+            tier: tier.name().to_owned(),
             lists: Some(lists),
         };
         let frame = |document: &Document| {
@@ -97,37 +99,37 @@ impl Carried {
         frame(&document)
     }
 
-    /// Reads the object of such a message. `None` if it is none, or came without its lists. What this market does not know is
-    /// passed over.
+    /// Reads such a status object. `None` if it is another one, or came without its lists. Skips
+    /// channels that this market does not have.
     pub fn read(object: &str, market: Market) -> Option<Self> {
         let document: Document = serde_json::from_str(object).ok()?;
         let lists = document.lists.filter(|_| document.status == Self::STATUS)?;
         let parse = |item: &String| Channel::parse(item, market).ok();
         let set = |items: &[String]| items.iter().filter_map(parse).collect();
         let mut refused = BTreeMap::new();
-        for Refusal { reason, channels } in &lists.refused {
-            refused.extend(channels.iter().filter_map(parse).map(|c| (c, cut(reason))));
+        for RefusedChannels { reason, channels } in &lists.refused {
+            refused.extend(channels.iter().filter_map(parse).map(|c| (c, truncate(reason))));
         }
         Some(Self { carried: set(&lists.carried), pending: set(&lists.pending), refused })
     }
 }
 
-/// What a subscription does not bring.
+/// What a subscription does not deliver.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shortfall {
-    /// Nothing comes of it, for this reason.
+pub enum Unavailable {
+    /// It delivers nothing, for this reason.
     Whole(String),
-    /// Only this comes of it.
+    /// It delivers only this.
     Part(String),
 }
 
-impl Shortfall {
-    /// The upstream refused `by`, which the subscription is or needs.
-    pub fn refused(by: &Channel, why: &str) -> Self {
-        Self::Whole(format!("upstream refused {by}: {why}"))
+impl Unavailable {
+    /// The upstream refused `channel`, which the subscription is or needs.
+    pub fn refused(channel: &Channel, why: &str) -> Self {
+        Self::Whole(format!("upstream refused {channel}: {why}"))
     }
 
-    /// The status that tells a client, which wrote its item so.
+    /// The answer to a client that asked for `item`.
     pub fn status(&self, item: &str) -> Status {
         match self {
             Self::Whole(why) => Status::error(format!("{item:?} is not carried: {why}")),
@@ -136,29 +138,29 @@ impl Shortfall {
     }
 }
 
-/// Frames that tell what these channels lack `now`, as far as it is not what was known `before`.
-pub fn news<'a>(
+/// Frames that say which of these channels are unavailable `now`, unless the same was so `before`.
+pub fn newly_unavailable<'a>(
     channels: impl IntoIterator<Item = &'a Channel>,
-    now: impl Fn(&Channel) -> Option<Shortfall>,
-    before: impl Fn(&Channel) -> Option<Shortfall>,
+    now: impl Fn(&Channel) -> Option<Unavailable>,
+    before: impl Fn(&Channel) -> Option<Unavailable>,
 ) -> Vec<Frame> {
     let statuses = channels.into_iter().filter_map(|channel| {
-        let shortfall = now(channel)?;
-        (before(channel).as_ref() != Some(&shortfall))
-            .then(|| shortfall.status(&channel.to_string()))
+        let unavailable = now(channel)?;
+        (before(channel).as_ref() != Some(&unavailable))
+            .then(|| unavailable.status(&channel.to_string()))
     });
     status_frames(&statuses.collect::<Vec<Status>>())
 }
 
-/// A reason of the upstream, cut to a length that can be repeated.
-pub fn cut(reason: &str) -> String {
-    reason.chars().take(MAX_REASON).collect()
+/// An upstream's reason, short enough to repeat.
+pub fn truncate(reason: &str) -> String {
+    reason.chars().take(MAX_REASON_CHARS).collect()
 }
 
-/// The first few channels, and how many more there are.
-pub fn some<'a>(channels: impl Iterator<Item = &'a Channel>) -> String {
+/// The first few channels, and the number of the others.
+pub fn summarize<'a>(channels: impl Iterator<Item = &'a Channel>) -> String {
     let mut channels = channels.fuse();
-    let named: Vec<String> = channels.by_ref().take(NAMED).map(ToString::to_string).collect();
+    let named: Vec<String> = channels.by_ref().take(MAX_NAMED).map(ToString::to_string).collect();
     match (named.is_empty(), channels.count()) {
         (true, _) => "nothing".to_owned(),
         (false, 0) => named.join(", "),
@@ -185,27 +187,27 @@ mod tests {
 
     #[test]
     fn what_is_told_is_a_status_that_every_client_can_read() {
-        let carried = Carried {
+        let carried = Coverage {
             carried: channels("T.*"),
             pending: channels("Q.*"),
             refused: refused("NOI.*,FMV.*"),
         };
         assert_eq!(
-            carried.frame("firehose").text(),
+            carried.frame(TierName::Firehose).text(),
             br#"[{"ev":"status","status":"carried","message":"* stands for T.*, Q.*; upstream refused NOI.*, FMV.*","tier":"firehose","carried":["T.*"],"pending":["Q.*"],"refused":[{"reason":"not authorized","channels":["NOI.*","FMV.*"]}]}]"#
         );
     }
 
     #[test]
     fn what_is_told_is_read_back() {
-        let carried = Carried {
+        let carried = Coverage {
             carried: channels("T.*,AM.BRK.B"),
             pending: channels("Q.*"),
             refused: refused("FMV.*"),
         };
-        let text = String::from_utf8(carried.frame("firehose").text().to_vec()).unwrap();
+        let text = String::from_utf8(carried.frame(TierName::Firehose).text().to_vec()).unwrap();
         let object = &text[1..text.len() - 1];
-        assert_eq!(Carried::read(object, Market::Stocks), Some(carried));
+        assert_eq!(Coverage::read(object, Market::Stocks), Some(carried));
         for other in [
             r#"{"ev":"status","status":"gap","message":""}"#,
             r#"{"ev":"status","status":"carried","message":""}"#,
@@ -213,7 +215,7 @@ mod tests {
             r#"{"ev":"status","status":"gap","message":"","carried":[],"pending":[],"refused":[]}"#,
             "[]",
         ] {
-            assert_eq!(Carried::read(other, Market::Stocks), None, "{other}");
+            assert_eq!(Coverage::read(other, Market::Stocks), None, "{other}");
         }
     }
 
@@ -221,37 +223,38 @@ mod tests {
     fn lists_that_do_not_fit_are_left_out() {
         let many =
             (0..100_000).map(|n| Channel::parse(&format!("T.S{n}"), Market::Stocks).unwrap());
-        let carried = Carried { carried: many.collect(), ..Carried::default() };
-        let text = String::from_utf8(carried.frame("firehose").text().to_vec()).unwrap();
+        let carried = Coverage { carried: many.collect(), ..Coverage::default() };
+        let text = String::from_utf8(carried.frame(TierName::Firehose).text().to_vec()).unwrap();
         assert_eq!(
             text,
             r#"[{"ev":"status","status":"carried","message":"* stands for T.S0, T.S1, T.S10, T.S100, T.S1000 and 99995 more","tier":"firehose"}]"#
         );
-        assert_eq!(Carried::read(&text[1..text.len() - 1], Market::Stocks), None);
+        assert_eq!(Coverage::read(&text[1..text.len() - 1], Market::Stocks), None);
     }
 
     #[test]
     fn a_client_is_told_the_item_and_the_reason() {
         let fmv = channels("FMV.*").pop_first().unwrap();
         assert_eq!(
-            Shortfall::refused(&fmv, "not authorized").status("FMV.AAPL").message,
+            Unavailable::refused(&fmv, "not authorized").status("FMV.AAPL").message,
             r#""FMV.AAPL" is not carried: upstream refused FMV.*: not authorized"#
         );
         assert_eq!(
-            Shortfall::Part("AM.SPY".to_owned()).status("AM.*").message,
+            Unavailable::Part("AM.SPY".to_owned()).status("AM.*").message,
             r#""AM.*" is carried in part: AM.SPY"#
         );
     }
 
     #[test]
     fn what_is_told_anew_is_what_was_not_known() {
-        let lack = |why: &'static str| move |_: &Channel| Some(Shortfall::Whole(why.to_owned()));
+        let lack = |why: &'static str| move |_: &Channel| Some(Unavailable::Whole(why.to_owned()));
         let held = channels("T.A,T.B");
-        assert!(news(&held, |_| None, lack("refused")).is_empty());
-        assert!(news(&held, lack("refused"), lack("refused")).is_empty());
+        assert!(newly_unavailable(&held, |_| None, lack("refused")).is_empty());
+        assert!(newly_unavailable(&held, lack("refused"), lack("refused")).is_empty());
         let text = br#"[{"ev":"status","status":"error","message":"\"T.A\" is not carried: refused"},{"ev":"status","status":"error","message":"\"T.B\" is not carried: refused"}]"#;
         for before in [None, Some("pending")] {
-            let frames = news(&held, lack("refused"), |c| before.and_then(|why| lack(why)(c)));
+            let frames =
+                newly_unavailable(&held, lack("refused"), |c| before.and_then(|why| lack(why)(c)));
             let texts: Vec<&[u8]> = frames.iter().map(Frame::text).collect();
             assert_eq!(texts, [text]);
         }
@@ -259,11 +262,11 @@ mod tests {
 
     #[test]
     fn long_lists_and_reasons_are_cut() {
-        assert_eq!(cut(&"é".repeat(201)), "é".repeat(200));
-        assert_eq!(cut("short"), "short");
-        assert_eq!(some(channels("").iter()), "nothing");
-        assert_eq!(some(channels("T.A,T.B,T.C,T.D,T.E").iter()), "T.A, T.B, T.C, T.D, T.E");
+        assert_eq!(truncate(&"é".repeat(201)), "é".repeat(200));
+        assert_eq!(truncate("short"), "short");
+        assert_eq!(summarize(channels("").iter()), "nothing");
+        assert_eq!(summarize(channels("T.A,T.B,T.C,T.D,T.E").iter()), "T.A, T.B, T.C, T.D, T.E");
         let six = channels("T.A,T.B,T.C,T.D,T.E,T.F");
-        assert_eq!(some(six.iter()), "T.A, T.B, T.C, T.D, T.E and 1 more");
+        assert_eq!(summarize(six.iter()), "T.A, T.B, T.C, T.D, T.E and 1 more");
     }
 }

@@ -1,46 +1,84 @@
-//! Notices: statuses of our own that tell clients what happened to their data. The vendor has none; its clients pass them on
-//! or log them.
+//! NoticePolicy: statuses of our own that tell clients what happened to their data. The vendor has none;
+//! its clients pass them on or log them.
 
-use std::time::SystemTime;
+use std::{fmt, time::SystemTime};
 
 use serde::Serialize;
 
-use crate::{
-    link::Outage,
-    protocol::{channel::Channel, channel_set::ChannelSet, messages::UpstreamStatus},
-    websocket::frame::Frame,
-};
+use super::{channel::Channel, channel_set::ChannelSet, messages::UpstreamStatus};
+use crate::websocket::frame::Frame;
+
+/// A time in which events that are wanted may be missing.
+#[derive(Debug, Clone)]
+pub struct Outage {
+    /// When it began.
+    pub from: SystemTime,
+    /// Why, for people.
+    pub reason: String,
+}
+
+impl Outage {
+    /// An outage that begins now.
+    pub fn now(reason: impl Into<String>) -> Self {
+        Self { from: SystemTime::now(), reason: reason.into() }
+    }
+}
+
+/// Which part of the chain speaks: in notices, and as the prefix of metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TierName {
+    /// The firehose.
+    Firehose,
+    /// The filtered proxy.
+    Filtered,
+}
+
+impl TierName {
+    /// The name as it stands in notices.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Firehose => "firehose",
+            Self::Filtered => "filtered",
+        }
+    }
+}
+
+impl fmt::Display for TierName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
 
 /// Which sessions of a tier get notices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Notices {
+pub enum NoticePolicy {
     /// Every session.
-    ToAll,
-    /// Sessions that hold `*`, as filtered proxies do: they pass notices on.
-    ToHoldersOfAll,
-    /// Nobody.
+    Everyone,
+    /// Sessions that hold `*`, as filtered proxies do, which pass notices on.
+    HoldersOfAll,
+    /// No session.
     Off,
 }
 
-impl Notices {
-    /// Whether a session that holds these channels gets them.
-    pub fn reach(self, held: &ChannelSet) -> bool {
+impl NoticePolicy {
+    /// Whether a session that holds these channels gets notices.
+    pub fn includes(self, held: &ChannelSet) -> bool {
         match self {
-            Self::ToAll => true,
-            Self::ToHoldersOfAll => held.contains(&Channel::All),
+            Self::Everyone => true,
+            Self::HoldersOfAll => held.contains(&Channel::All),
             Self::Off => false,
         }
     }
 }
 
 /// A notice, as the object that clients get. Absent fields do not apply.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Notice {
     ev: &'static str,
     status: &'static str,
     message: String,
-    /// Which part of the chain says so: `firehose` or `filtered`.
-    tier: &'static str,
+    tier: TierName,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
     /// Milliseconds since 1970, as the vendor's own times.
@@ -55,8 +93,8 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// Not everything comes from the tier's upstream: what happens there from now on may be missed.
-    pub fn upstream_down(tier: &'static str, outage: &Outage) -> Self {
+    /// The tier misses events of its upstream from now on, or may.
+    pub fn upstream_down(tier: TierName, outage: &Outage) -> Self {
         Self {
             message: format!(
                 "events may be missing until the upstream of the {tier} tier is up: {}",
@@ -68,8 +106,8 @@ impl Notice {
         }
     }
 
-    /// Everything comes that was asked for: what happened in between is missed.
-    pub fn upstream_up(tier: &'static str, outage: &Outage, to: SystemTime) -> Self {
+    /// The tier gets everything again that it asked for. Events of the outage are missed.
+    pub fn upstream_up(tier: TierName, outage: &Outage, to: SystemTime) -> Self {
         let (from, to) = (millis(outage.from), millis(to));
         Self {
             message: format!(
@@ -83,8 +121,8 @@ impl Notice {
         }
     }
 
-    /// Frames were lost between the tier and this session.
-    pub fn gap(tier: &'static str, frames: u64, events: Option<u64>) -> Self {
+    /// The ring overwrote frames before this session read them.
+    pub fn gap(tier: TierName, frames: u64, events: Option<u64>) -> Self {
         Self {
             message: format!(
                 "{frames} frames lost at the {tier} tier: they came faster than they were read"
@@ -96,8 +134,8 @@ impl Notice {
         }
     }
 
-    /// A frame could not be read to its end.
-    pub fn malformed(tier: &'static str) -> Self {
+    /// A frame was damaged.
+    pub fn malformed(tier: TierName) -> Self {
         Self {
             message: format!(
                 "a frame reached the {tier} tier damaged: events in it may be missing"
@@ -108,8 +146,8 @@ impl Notice {
         }
     }
 
-    /// Events were longer than a message may be.
-    pub fn oversize(tier: &'static str, events: u64) -> Self {
+    /// Events were left out because each alone is longer than a message may be.
+    pub fn oversize(tier: TierName, events: u64) -> Self {
         Self {
             message: format!(
                 "{events} events longer than a message may be were left out by the {tier} tier"
@@ -120,18 +158,28 @@ impl Notice {
         }
     }
 
-    fn new(tier: &'static str, status: &'static str) -> Self {
-        Self { ev: "status", status, tier, ..Self::default() }
+    fn new(tier: TierName, status: &'static str) -> Self {
+        Self {
+            ev: "status",
+            status,
+            message: String::new(),
+            tier,
+            reason: None,
+            from: None,
+            to: None,
+            frames: None,
+            events: None,
+        }
     }
 
-    /// A frame holding this notice alone.
+    /// A frame that holds this notice alone.
     pub fn frame(&self) -> Frame {
         let object = serde_json::to_string(self).expect("strings and numbers always serialise");
         Frame::of_object(&object)
     }
 }
 
-/// Begin or end of an outage.
+/// The begin or the end of an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutageNotice {
     /// `upstream_down`.
@@ -140,7 +188,7 @@ pub enum OutageNotice {
     Up,
 }
 
-/// Whether a message that holds one notice tells the begin or the end of an outage.
+/// The outage notice in a message, if its only notice is one.
 pub fn outage(message: &[u8]) -> Option<OutageNotice> {
     let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
     match statuses.first()?.status.as_str() {
@@ -150,7 +198,7 @@ pub fn outage(message: &[u8]) -> Option<OutageNotice> {
     }
 }
 
-/// What a message that holds one notice says for people.
+/// The text for people in a message that holds one notice.
 pub fn message(message: &[u8]) -> Option<String> {
     let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
     Some(statuses.into_iter().next()?.message)
@@ -169,13 +217,13 @@ mod tests {
     use crate::protocol::market::Kind;
 
     #[test]
-    fn outages_are_told_from_other_notices() {
+    fn outage_notices_are_recognised() {
         let lost = Outage { from: SystemTime::UNIX_EPOCH, reason: "upstream_up".into() };
-        let down = Notice::upstream_down("firehose", &lost).frame();
+        let down = Notice::upstream_down(TierName::Firehose, &lost).frame();
         assert_eq!(outage(down.text()), Some(OutageNotice::Down));
-        let up = Notice::upstream_up("firehose", &lost, SystemTime::now()).frame();
+        let up = Notice::upstream_up(TierName::Firehose, &lost, SystemTime::now()).frame();
         assert_eq!(outage(up.text()), Some(OutageNotice::Up));
-        assert_eq!(outage(Notice::gap("firehose", 1, None).frame().text()), None);
+        assert_eq!(outage(Notice::gap(TierName::Firehose, 1, None).frame().text()), None);
         assert_eq!(outage(b"[]"), None);
         let said =
             "events may be missing until the upstream of the firehose tier is up: upstream_up";
@@ -192,23 +240,23 @@ mod tests {
         let back = outage.from + Duration::from_millis(234);
         for (notice, text) in [
             (
-                Notice::upstream_down("filtered", &outage),
+                Notice::upstream_down(TierName::Filtered, &outage),
                 r#"[{"ev":"status","status":"upstream_down","message":"events may be missing until the upstream of the filtered tier is up: r","tier":"filtered","reason":"r","from":1000}]"#,
             ),
             (
-                Notice::upstream_up("firehose", &outage, back),
+                Notice::upstream_up(TierName::Firehose, &outage, back),
                 r#"[{"ev":"status","status":"upstream_up","message":"upstream of the firehose tier is up after 234 ms; events of that time are missed","tier":"firehose","reason":"r","from":1000,"to":1234}]"#,
             ),
             (
-                Notice::gap("firehose", 3, Some(7)),
+                Notice::gap(TierName::Firehose, 3, Some(7)),
                 r#"[{"ev":"status","status":"gap","message":"3 frames lost at the firehose tier: they came faster than they were read","tier":"firehose","reason":"ring_overrun","frames":3,"events":7}]"#,
             ),
             (
-                Notice::malformed("firehose"),
+                Notice::malformed(TierName::Firehose),
                 r#"[{"ev":"status","status":"gap","message":"a frame reached the firehose tier damaged: events in it may be missing","tier":"firehose","reason":"malformed","frames":1}]"#,
             ),
             (
-                Notice::oversize("filtered", 2),
+                Notice::oversize(TierName::Filtered, 2),
                 r#"[{"ev":"status","status":"gap","message":"2 events longer than a message may be were left out by the filtered tier","tier":"filtered","reason":"oversize","events":2}]"#,
             ),
         ] {
@@ -217,15 +265,15 @@ mod tests {
     }
 
     #[test]
-    fn who_gets_notices_is_a_choice() {
+    fn the_policy_chooses_sessions() {
         let holds = |channel| ChannelSet::from_iter([channel]);
         let (all, trades) = (holds(Channel::All), holds(Channel::Kind(Kind::T)));
         for (notices, trades_get_them, all_get_them) in [
-            (Notices::ToAll, true, true),
-            (Notices::ToHoldersOfAll, false, true),
-            (Notices::Off, false, false),
+            (NoticePolicy::Everyone, true, true),
+            (NoticePolicy::HoldersOfAll, false, true),
+            (NoticePolicy::Off, false, false),
         ] {
-            let reached = (notices.reach(&trades), notices.reach(&all));
+            let reached = (notices.includes(&trades), notices.includes(&all));
             assert_eq!(reached, (trades_get_them, all_get_them), "{notices:?}");
         }
     }

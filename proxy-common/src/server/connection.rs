@@ -1,34 +1,41 @@
-//! One listener, and each connection's way from there: TLS where the port speaks it, HTTP, WebSocket, session.
+//! One listener, and the way of each connection from there to a session: the gate, TLS where the
+//! port speaks it, HTTP, and the upgrade.
 
 use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
+    convert::Infallible,
+    future::ready,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use bytes::Bytes;
-use hyper::{server::conn::http1, service::service_fn};
+use http::Request;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{sleep, timeout},
 };
-use tokio_rustls::server::TlsStream;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{either::Either, sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, debug, error_span, field::Empty, warn};
 
+use super::{
+    handler::Handler,
+    http::{Answer, HttpService, PendingUpgrade, SessionPermits},
+};
 use crate::{
-    access::{abuse::Abuse, address_limits::Place, gate::Entered},
-    metrics::Reason,
-    server::http::{Accepted, AcceptedSlot, Admitted, HttpFace},
-    session::{Ground, SessionConfig, Tier, Visitor, queue_budget::Budget},
+    access::{
+        abuse::Abuse,
+        gate::{AcceptedConnection, Refusal},
+    },
+    session::ClientInfo,
     transport::{
         certificate::Certificate,
-        socket::{Metered, Socket},
+        listener,
+        socket::{Metered, Socket, TlsStream},
     },
 };
 
@@ -36,55 +43,69 @@ use crate::{
 const HTTP_LIFETIME: Duration = Duration::from_secs(60);
 /// How long to wait when the system has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// How long a request that is half sent, or a WebSocket handshake, may take to end when the program stops.
-const STOP_PATIENCE: Duration = Duration::from_secs(1);
-/// Most bytes that the system takes for a peer who has no room for them: pongs stand behind them, and nobody sees their age.
-const UNSENT_BYTES: u32 = 256 * 1024;
+/// How long a request that is half sent, or a handshake, may take to end when the program stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The first byte of a TLS connection: the type of a handshake record (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// A connection that became a WebSocket.
-struct Established {
-    socket: Socket,
-    /// What came with the upgrade.
-    early: Bytes,
-    permit: OwnedSemaphorePermit,
-    place: Option<Place>,
-    client: IpAddr,
-}
-
-/// What the tasks of one listener share.
-pub(super) struct Port<T> {
-    pub(super) face: Arc<HttpFace<T>>,
-    /// What it shows, if it speaks TLS.
+/// Serves the connections of one listener.
+pub(super) struct ConnectionServer<H> {
+    pub(super) http: HttpService<H>,
+    /// The port's certificate, if it speaks TLS.
     pub(super) certificate: Option<Arc<Certificate>>,
-    pub(super) sessions: Arc<SessionConfig>,
-    pub(super) connections: Arc<Semaphore>,
-    pub(super) budget: Arc<Budget>,
+    /// Most time for each step before the session: PROXY header, TLS, a request.
+    pub(super) step_timeout: Duration,
+    /// One permit for each connection that may exist.
+    pub(super) connection_permits: Arc<Semaphore>,
     pub(super) tracker: TaskTracker,
     pub(super) stop: CancellationToken,
 }
 
-impl<T: Tier> Port<T> {
-    /// Accepts until told to stop. No error of a connection or of the system ends it.
+/// How far a connection has come on its way in.
+enum Phase {
+    /// Accepted; its client is unknown.
+    Accepted(TcpStream, SocketAddr),
+    /// The gate knows its client.
+    Identified(TcpStream, AcceptedConnection),
+    /// It speaks HTTP, over TLS where the port has a certificate.
+    Http(Either<TcpStream, TlsStream<Metered>>, AcceptedConnection),
+    /// It is a WebSocket.
+    Upgraded(UpgradedConnection<Socket>),
+}
+
+/// A connection that became a WebSocket.
+#[derive(Debug)]
+pub struct UpgradedConnection<S> {
+    /// The socket.
+    pub socket: S,
+    /// The bytes that arrived with the upgrade.
+    pub early: Bytes,
+    /// The client.
+    pub client: ClientInfo,
+    /// What the session holds while it lasts.
+    pub permits: SessionPermits,
+}
+
+impl<H: Handler> ConnectionServer<H> {
+    /// Accepts until `stop`. No error of a connection or of the system ends it.
     pub(super) async fn accept(self, listener: TcpListener) {
-        let port = Arc::new(self);
+        let server = Arc::new(self);
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = port.stop.cancelled() => return,
+                () = server.stop.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((socket, peer)) => {
-                    let Ok(permit) = Arc::clone(&port.connections).try_acquire_owned() else {
-                        port.face.turned_away(Abuse::Connections);
-                        port.face.doors.abuse.note(Abuse::Connections, peer.ip().to_canonical());
+                    let permits = Arc::clone(&server.connection_permits);
+                    let Ok(permit) = permits.try_acquire_owned() else {
+                        server.http.gate.refuse(Abuse::Connections, peer.ip().to_canonical());
                         continue;
                     };
-                    port.tracker.spawn(Arc::clone(&port).serve(socket, peer, permit));
+                    server.tracker.spawn(Arc::clone(&server).serve(socket, peer, permit));
                 }
-                Err(error) if is_the_peers(&error) => {
+                Err(error) if listener::concerns_one_connection(&error) => {
                     debug!(%error, "connection lost before accept");
                 }
                 Err(error) => {
@@ -101,172 +122,161 @@ impl<T: Tier> Port<T> {
         peer: SocketAddr,
         _permit: OwnedSemaphorePermit,
     ) {
-        // Not for the whole session, which names its client where it logs: a span for each of many idle sessions costs more
-        // than the rest that is kept of them.
+        // Not for the whole session, which names its client where it logs: a span costs more than
+        // the rest that is kept of an idle session.
         let span = error_span!("connection", %peer, client = Empty);
         // Boxed: all of this is gone before the session begins, and sessions live long.
-        let establishing = Box::pin(self.establish(socket, peer).instrument(span));
-        let Some(Established { socket, early, permit, place, client }) = establishing.await else {
+        let entering = Box::pin(self.enter(socket, peer).instrument(span));
+        let Some(UpgradedConnection { socket, early, client, permits }) = entering.await else {
             return;
         };
-        self.face.metrics.opened.inc();
-        self.face.metrics.sessions.inc();
-        let session = {
-            let ground = Ground {
-                tier: &*self.face.tier,
-                config: &self.sessions,
-                metrics: &self.face.metrics,
-                budget: &self.budget,
-                stop: &self.stop,
-            };
-            let visitor = Visitor { client, abuse: &self.face.doors.abuse };
-            T::serve(&ground, socket, &early, visitor)
-        };
+        let session = self.http.handler.serve(socket, &early, client, &self.stop);
         drop(early);
-        let reason = session.await;
-        self.face.metrics.sessions.dec();
-        self.face.metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
-        if let Some(kind) = Abuse::of(reason) {
-            self.face.doors.abuse.note(kind, client);
-        }
-        drop((permit, place));
+        session.await;
+        drop(permits);
     }
 
-    /// From an accepted connection to a WebSocket, if it becomes one.
-    async fn establish(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<Established> {
-        // Small messages must not wait for acknowledgements of earlier ones, and what waits shall wait where it can be overtaken.
-        if let Err(error) = socket.set_nodelay(true).and_then(|()| limit_unsent(&socket)) {
+    /// Leads a connection from one phase to the next until it is a WebSocket. `None` if it ends
+    /// before that.
+    async fn enter(
+        &self,
+        socket: TcpStream,
+        peer: SocketAddr,
+    ) -> Option<UpgradedConnection<Socket>> {
+        if let Err(error) = listener::prepare(&socket) {
             debug!(%error, "connection lost at once");
             return None;
         }
-        let mut entered = self.enter(&mut socket, peer).await?;
-        let (socket, early, admitted) = match &self.certificate {
-            None => self.handshake(socket, &entered).await?,
-            Some(certificate) if self.begins_with_tls(&socket).await? => {
-                let stream = self.encrypt(socket, certificate, &mut entered).await?;
-                self.handshake(stream, &entered).await?
+        let mut phase = Phase::Accepted(socket, peer);
+        loop {
+            phase = match phase {
+                Phase::Accepted(socket, peer) => self.identify(socket, peer).await?,
+                Phase::Identified(socket, accepted) => self.secure(socket, accepted).await?,
+                Phase::Http(stream, accepted) => self.upgrade(stream, accepted).await?,
+                Phase::Upgraded(upgraded) => return Some(upgraded),
             }
-            Some(_) => {
-                entered.expect_tls();
-                self.handshake(socket, &entered).await?
-            }
-        };
-        let Admitted { permit, place, client } = admitted;
-        // Counted with the connection or with the session, never with both.
-        let place = place.or(entered.into_place());
-        Some(Established { socket, early, permit, place, client })
-    }
-
-    /// Finds out whose the connection is, unless the port is the operator's own.
-    async fn enter(&self, socket: &mut TcpStream, peer: SocketAddr) -> Option<Entered> {
-        if !self.face.upgrades {
-            return Some(Entered::operator(peer));
         }
-        let entered = self.face.doors.enter(socket, peer, self.sessions.auth_timeout);
-        let entered = tokio::select! {
-            entered = entered => entered,
-            () = self.stop.cancelled() => return None,
-        };
-        entered.inspect_err(|&abuse| self.face.turned_away(abuse)).ok()
     }
 
-    /// Looks at the first byte, without taking it. Who sends none is gone or only looks whether the port is open.
-    async fn begins_with_tls(&self, socket: &TcpStream) -> Option<bool> {
+    /// Asks the gate whose connection it is, unless the port is the operator's own.
+    async fn identify(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<Phase> {
+        let accepted = if self.http.upgrades {
+            let identifying = self.http.gate.identify(&mut socket, peer, self.step_timeout);
+            match self.unless_stopped(identifying).await? {
+                Ok(accepted) => accepted,
+                Err(refusal) => return self.drop_refused(&refusal),
+            }
+        } else {
+            AcceptedConnection::operator(peer)
+        };
+        Some(Phase::Identified(socket, accepted))
+    }
+
+    /// Agrees on TLS if the port speaks it.
+    async fn secure(&self, socket: TcpStream, mut accepted: AcceptedConnection) -> Option<Phase> {
+        let Some(certificate) = &self.certificate else {
+            return Some(Phase::Http(Either::Left(socket), accepted));
+        };
+        // The first byte tells, and stays unread. A peer that sends none only probes the port.
         let mut first = [0];
-        let peeked = tokio::select! {
-            peeked = timeout(self.sessions.auth_timeout, socket.peek(&mut first)) => peeked,
-            () = self.stop.cancelled() => return None,
+        let peeking = timeout(self.step_timeout, socket.peek(&mut first));
+        let Ok(Ok(1)) = self.unless_stopped(peeking).await? else { return None };
+        if first != [TLS_HANDSHAKE] {
+            accepted.set_plain_http_on_tls_port();
+            return Some(Phase::Http(Either::Left(socket), accepted));
+        }
+        if let Err(refusal) = self.http.gate.count_tls_handshake(&mut accepted) {
+            return self.drop_refused(&refusal);
+        }
+        let accepting = certificate.acceptor().accept(Metered::new(socket));
+        let failure = match self.unless_stopped(timeout(self.step_timeout, accepting)).await? {
+            Ok(Ok(stream)) => return Some(Phase::Http(Either::Right(stream), accepted)),
+            Ok(Err(error)) => error.to_string(),
+            Err(elapsed) => elapsed.to_string(),
         };
-        matches!(peeked, Ok(Ok(1))).then_some(first == [TLS_HANDSHAKE])
-    }
-
-    /// Agrees on keys, within the limits on how often and how long.
-    async fn encrypt(
-        &self,
-        socket: TcpStream,
-        certificate: &Certificate,
-        entered: &mut Entered,
-    ) -> Option<TlsStream<Metered>> {
-        let doors = &self.face.doors;
-        doors.pace_tls(entered).inspect_err(|&abuse| self.face.turned_away(abuse)).ok()?;
-        let accepting = timeout(
-            self.sessions.auth_timeout,
-            certificate.acceptor().accept(Metered::new(socket)),
-        );
-        let failure = tokio::select! {
-            accepted = accepting => match accepted {
-                Ok(Ok(stream)) => return Some(stream),
-                Ok(Err(error)) => error.to_string(),
-                Err(elapsed) => elapsed.to_string(),
-            },
-            () = self.stop.cancelled() => return None,
-        };
-        doors.abuse.note_error(Abuse::Tls, entered.peer(), &failure);
-        self.face.turned_away(Abuse::Tls);
+        self.http.gate.refuse_failed(Abuse::Tls, accepted.peer(), &failure);
         None
     }
 
     /// Serves HTTP until the connection ends or becomes a WebSocket.
-    async fn handshake<S>(&self, stream: S, entered: &Entered) -> Option<(Socket, Bytes, Admitted)>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + Into<Socket> + 'static,
-    {
-        let slot = AcceptedSlot::default();
-        let limit = self.sessions.auth_timeout;
-        {
-            let service = service_fn(|request| {
-                std::future::ready(Ok::<_, std::convert::Infallible>(
-                    self.face.respond(request, entered, &slot),
-                ))
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(limit)
-                .max_buf_size(16 * 1024)
-                .serve_connection(TokioIo::new(stream), service)
-                .with_upgrades();
-            tokio::pin!(connection);
-            let served = tokio::select! {
-                served = timeout(HTTP_LIFETIME, &mut connection) => match served {
-                    Ok(served) => served,
-                    Err(_) => return None,
-                },
-                () = self.stop.cancelled() => {
-                    connection.as_mut().graceful_shutdown();
-                    match timeout(STOP_PATIENCE, connection).await {
-                        Ok(served) => served,
-                        Err(_) => return None,
-                    }
-                }
-            };
-            if let Err(error) = served {
-                debug!(%error, "HTTP connection ended");
-            }
-        }
-        let Accepted { upgrade, admitted } =
-            slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)?;
-        let upgraded = match timeout(limit, upgrade).await {
-            Ok(Ok(upgraded)) => upgraded,
-            Ok(Err(_)) | Err(_) => return None,
+    async fn upgrade(
+        &self,
+        stream: Either<TcpStream, TlsStream<Metered>>,
+        accepted: AcceptedConnection,
+    ) -> Option<Phase> {
+        let answer = |request| self.http.answer(request, &accepted);
+        let serving = serve_http(stream, answer, self.step_timeout, &self.stop);
+        let UpgradedConnection { socket, early, client, mut permits } = serving.await?;
+        // Counted with the connection or with the session, never with both.
+        permits.address = permits.address.or(accepted.into_permit());
+        let socket = match socket {
+            Either::Left(socket) => socket.into(),
+            Either::Right(stream) => stream.into(),
         };
-        let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
-        Some((parts.io.into_inner().into(), parts.read_buf, admitted))
+        Some(Phase::Upgraded(UpgradedConnection { socket, early, client, permits }))
+    }
+
+    /// Drops a connection that the gate turned away.
+    fn drop_refused(&self, refusal: &Refusal) -> Option<Phase> {
+        self.http.gate.refuse(refusal.reason, refusal.client);
+        None
+    }
+
+    /// Does one step, or ends it when the program stops.
+    async fn unless_stopped<T>(&self, step: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = step => Some(done),
+            () = self.stop.cancelled() => None,
+        }
     }
 }
 
-/// Bounds what the system takes for a peer who has no room for it, where the system can be asked to.
-fn limit_unsent(socket: &TcpStream) -> io::Result<()> {
-    #[cfg(any(target_os = "android", target_os = "linux"))]
-    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
-    Ok(())
-}
-
-/// Errors of one connection, which say nothing about the next.
-fn is_the_peers(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-    )
+/// Serves HTTP on one connection until `answer` turns it into a WebSocket. `None` if it ends before
+/// that.
+pub async fn serve_http<S>(
+    stream: S,
+    answer: impl Fn(Request<Incoming>) -> Answer,
+    limit: Duration,
+    stop: &CancellationToken,
+) -> Option<UpgradedConnection<S>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // hyper owns the service while it serves; the lock is taken for one assignment.
+    let pending = Mutex::<Option<PendingUpgrade>>::default();
+    {
+        let service = service_fn(|request| {
+            let response = match answer(request) {
+                Answer::Respond(response) => response,
+                Answer::Upgrade(response, upgrade) => {
+                    *pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
+                    response
+                }
+            };
+            ready(Ok::<_, Infallible>(response))
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limit)
+            .max_buf_size(16 * 1024)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades();
+        tokio::pin!(connection);
+        let served = tokio::select! {
+            served = timeout(HTTP_LIFETIME, &mut connection) => served,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(STOP_TIMEOUT, connection).await
+            }
+        };
+        if let Err(error) = served.ok()? {
+            debug!(%error, "HTTP connection ended");
+        }
+    }
+    let pending = pending.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let PendingUpgrade { upgrade, client, permits } = pending?;
+    let upgraded = timeout(limit, upgrade).await.ok()?.ok()?;
+    let parts = upgraded.downcast::<TokioIo<S>>().ok()?;
+    let (socket, early) = (parts.io.into_inner(), parts.read_buf);
+    Some(UpgradedConnection { socket, early, client, permits })
 }

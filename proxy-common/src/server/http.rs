@@ -1,14 +1,10 @@
-//! The HTTP face of a port: probes, metrics, and the upgrade to a WebSocket.
+//! The HTTP service of a port: probes, metrics, and the upgrade to a WebSocket.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
+    HeaderValue, Method, Request, StatusCode,
     header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
 };
 use http_body_util::Full;
@@ -22,59 +18,42 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, field, warn};
 use tungstenite::handshake::server::create_response_with_body;
 
+use super::handler::Handler;
 use crate::{
     access::{
         abuse::Abuse,
-        address_limits::Place,
-        gate::{Doors, Entered, Refusal},
-        keys::Keys,
+        address_limits::AddressPermit,
+        gate::{AcceptedConnection, Gate, Refusal},
     },
-    health::Verdict,
-    metrics::{Reason, SessionMetrics},
+    health::HealthStatus,
     protocol::market::Market,
-    session::Tier,
+    session::ClientInfo,
 };
 
-/// The answer to every plain request that is no probe.
+/// The answer to a plain request that is no probe.
 const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks (wss:// where it has a certificate). \
                      GET /health tells how it is.\n";
-/// The answer to plain HTTP where TLS is spoken.
-const PLAIN: &str = "This port speaks TLS: connect with wss:// or https://\n";
-/// After which time a client that found no room may come again.
+/// The answer to plain HTTP on a port that speaks TLS.
+const USE_TLS: &str = "This port speaks TLS: connect with wss:// or https://\n";
+/// When a client that found no room may try again.
 const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
-/// The refusal that nobody is to blame for.
-const STOPPING: &str = "stopping";
 
-/// Why a connection is turned away before the upgrade: the values of the metric label `reason`.
-pub const REFUSALS: [&str; 10] = [
-    STOPPING,
-    Abuse::Full.label(),
-    Abuse::Connections.label(),
-    Abuse::AddressFull.label(),
-    Abuse::HandshakeRate.label(),
-    Abuse::Origin.label(),
-    Abuse::ProxyHeader.label(),
-    Abuse::Tls.label(),
-    Abuse::Path.label(),
-    Abuse::Handshake.label(),
-];
+/// A response, as this service writes it.
+pub type Response = http::Response<Full<Bytes>>;
 
 /// Answers the requests of one port.
-pub struct HttpFace<T> {
-    /// Tells what `/health` says.
-    pub tier: Arc<T>,
+#[derive(Debug)]
+pub struct HttpService<H> {
+    /// Knows what `/health` says.
+    pub handler: Arc<H>,
     /// What `/metrics` shows.
     pub registry: Arc<Registry>,
     /// The market served.
     pub market: Market,
-    /// The keys whose sessions `/health` counts.
-    pub keys: Arc<Keys>,
-    /// Who gets a session.
-    pub doors: Arc<Doors>,
-    /// Where refusals are counted.
-    pub metrics: Arc<SessionMetrics>,
+    /// Decides who gets a session.
+    pub gate: Arc<Gate>,
     /// One permit for each session that may exist.
-    pub room: Arc<Semaphore>,
+    pub session_permits: Arc<Semaphore>,
     /// Whether `/livez`, `/readyz` and `/metrics` answer on this port.
     pub probes: bool,
     /// Whether WebSockets are accepted on this port.
@@ -83,47 +62,120 @@ pub struct HttpFace<T> {
     pub stop: CancellationToken,
 }
 
-/// An accepted upgrade, to be taken over once the response is written.
-pub struct Accepted {
-    /// The connection, once the response is written.
+/// The answer to one request.
+#[derive(Debug)]
+pub enum Answer {
+    /// A response, and that is all.
+    Respond(Response),
+    /// A response that turns the connection into a WebSocket.
+    Upgrade(Response, PendingUpgrade),
+}
+
+/// A connection that becomes a WebSocket once the response is written.
+#[derive(Debug)]
+pub struct PendingUpgrade {
+    /// Resolves to the connection.
     pub upgrade: OnUpgrade,
-    /// What the session holds.
-    pub admitted: Admitted,
+    /// The client that asked.
+    pub client: ClientInfo,
+    /// What the session holds while it lasts.
+    pub permits: SessionPermits,
 }
 
 /// What a session holds while it lasts.
-pub struct Admitted {
-    pub(crate) permit: OwnedSemaphorePermit,
-    pub(crate) place: Option<Place>,
-    /// The client's address.
-    pub(crate) client: IpAddr,
+#[derive(Debug)]
+pub struct SessionPermits {
+    _session: OwnedSemaphorePermit,
+    /// Counts the session for its address, unless the connection is counted already.
+    pub(super) address: Option<AddressPermit>,
 }
 
-/// Where the service leaves an accepted upgrade for the task that owns the connection.
-pub type AcceptedSlot = Mutex<Option<Accepted>>;
-
-impl<T: Tier> HttpFace<T> {
+impl<H: Handler> HttpService<H> {
     /// Answers one request.
-    pub fn respond(
-        &self,
-        request: Request<Incoming>,
-        entered: &Entered,
-        slot: &AcceptedSlot,
-    ) -> Response<Full<Bytes>> {
-        if self.upgrades {
-            let client = self.doors.client(entered, request.headers());
-            Span::current().record("client", field::display(client));
-            if let Err(refusal) = self.doors.pace(entered, client) {
-                return self.refuse(&refusal);
-            }
-            if entered.expects_tls() {
-                self.blame(Abuse::Tls, client);
-                return text(StatusCode::BAD_REQUEST, PLAIN);
-            }
-            if asks_for_websocket(&request) {
-                return self.upgrade(request, entered, client, slot);
+    pub fn answer(&self, request: Request<Incoming>, accepted: &AcceptedConnection) -> Answer {
+        match self.try_answer(request, accepted) {
+            Ok(answer) => answer,
+            Err((refusal, response)) => {
+                self.gate.refuse(refusal.reason, refusal.client);
+                Answer::Respond(response)
             }
         }
+    }
+
+    fn try_answer(
+        &self,
+        request: Request<Incoming>,
+        accepted: &AcceptedConnection,
+    ) -> Result<Answer, (Refusal, Response)> {
+        if self.upgrades {
+            let client = self.gate.client(accepted, request.headers());
+            Span::current().record("client", field::display(client));
+            self.gate.count_request(accepted, client).map_err(by_gate)?;
+            if accepted.is_plain_http_on_tls_port() {
+                let response = text(StatusCode::BAD_REQUEST, USE_TLS);
+                return Err((Refusal::for_good(Abuse::Tls, client), response));
+            }
+            if asks_for_websocket(&request) {
+                return self.upgrade(request, accepted, client);
+            }
+        }
+        Ok(Answer::Respond(self.probe(&request)))
+    }
+
+    fn upgrade(
+        &self,
+        request: Request<Incoming>,
+        accepted: &AcceptedConnection,
+        client: IpAddr,
+    ) -> Result<Answer, (Refusal, Response)> {
+        let refuse = |reason, response| Err((Refusal::for_good(reason, client), response));
+        let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
+        let path = request.uri().path();
+        if !self.serves(path) {
+            let market = self.market;
+            let shown: String = path.chars().take(80).collect();
+            let sentence =
+                format!("no market at {shown:?}: this proxy serves {market}, at / and /{market}\n");
+            return refuse(Abuse::Path, text(StatusCode::NOT_FOUND, &sentence));
+        }
+        let Ok(session) = Arc::clone(&self.session_permits).try_acquire_owned() else {
+            let sentence = "no room for another client: try again later\n";
+            return refuse(Abuse::Full, retry_later(sentence, RETRY_AFTER_FULL));
+        };
+        if self.stop.is_cancelled() {
+            self.gate.refuse_stopping();
+            let sentence = "restarting: try again in a moment\n";
+            return Ok(Answer::Respond(retry_later(sentence, RETRY_AFTER_FULL)));
+        }
+        // With a body, what the session sees as its first frames would depend on how the bytes came.
+        let handshake = if request.body().is_end_stream() {
+            create_response_with_body(&request, Full::default).map_err(|error| error.to_string())
+        } else {
+            Err("a request with a body".to_owned())
+        };
+        let response = match handshake {
+            Ok(response) => response,
+            Err(error) => {
+                let sentence = format!("no WebSocket handshake: {error}\n");
+                return refuse(Abuse::Handshake, text(StatusCode::BAD_REQUEST, &sentence));
+            }
+        };
+        let pending = PendingUpgrade {
+            upgrade: hyper::upgrade::on(request),
+            client: ClientInfo { address: client },
+            permits: SessionPermits { _session: session, address },
+        };
+        Ok(Answer::Upgrade(response, pending))
+    }
+
+    /// `/` and `/<market>` lead to the market; repeated and trailing slashes do not matter.
+    fn serves(&self, path: &str) -> bool {
+        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+        let (first, second) = (segments.next(), segments.next());
+        second.is_none() && first.is_none_or(|first| first == self.market.name())
+    }
+
+    fn probe(&self, request: &Request<Incoming>) -> Response {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, USAGE);
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -143,157 +195,78 @@ impl<T: Tier> HttpFace<T> {
         }
     }
 
-    fn upgrade(
-        &self,
-        request: Request<Incoming>,
-        entered: &Entered,
-        client: IpAddr,
-        slot: &AcceptedSlot,
-    ) -> Response<Full<Bytes>> {
-        if let Err(refusal) = self.doors.origin(client, request.headers()) {
-            return self.refuse(&refusal);
-        }
-        let path = request.uri().path();
-        if !self.serves(path) {
-            self.blame(Abuse::Path, client);
-            let market = self.market;
-            let shown: String = path.chars().take(80).collect();
-            return text(
-                StatusCode::NOT_FOUND,
-                &format!(
-                    "no market at {shown:?}: this proxy serves {market}, at / and /{market}\n"
-                ),
-            );
-        }
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
-            self.blame(Abuse::Full, client);
-            let sentence = "no room for another client: try again later\n";
-            return later(sentence, RETRY_AFTER_FULL);
-        };
-        if self.stop.is_cancelled() {
-            self.count(STOPPING);
-            return later("restarting: try again in a moment\n", RETRY_AFTER_FULL);
-        }
-        // How much of a body goes by before the session begins would depend on how it comes.
-        let handshake = if request.body().is_end_stream() {
-            create_response_with_body(&request, Full::default).map_err(|error| error.to_string())
-        } else {
-            Err("a request with a body".to_owned())
-        };
-        let response = match handshake {
-            Ok(response) => response,
-            Err(error) => {
-                self.blame(Abuse::Handshake, client);
-                return text(
-                    StatusCode::BAD_REQUEST,
-                    &format!("no WebSocket handshake: {error}\n"),
-                );
-            }
-        };
-        let place = match self.doors.admit(entered, client) {
-            Ok(place) => place,
-            Err(refusal) => return self.refuse(&refusal),
-        };
-        let admitted = Admitted { permit, place, client };
-        let accepted = Accepted { upgrade: hyper::upgrade::on(request), admitted };
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(accepted);
-        response
-    }
-
-    /// `/` and `/<market>` lead to the market; repeated and trailing slashes do not matter.
-    fn serves(&self, path: &str) -> bool {
-        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
-        let (first, second) = (segments.next(), segments.next());
-        second.is_none() && first.is_none_or(|first| first == self.market.name())
-    }
-
-    /// Answers who did not pass the doors, which have noted it.
-    fn refuse(&self, refusal: &Refusal) -> Response<Full<Bytes>> {
-        self.turned_away(refusal.abuse);
-        match refusal.retry_after {
-            Some(wait) => later("too many connections from this address: try again later\n", wait),
-            None => text(
-                StatusCode::FORBIDDEN,
-                "web pages of this origin may not connect: ALLOWED_ORIGINS lists those that may\n",
-            ),
-        }
-    }
-
-    fn blame(&self, abuse: Abuse, client: IpAddr) {
-        self.doors.abuse.note(abuse, client);
-        self.turned_away(abuse);
-    }
-
-    /// Counts a connection or request that becomes no session.
-    pub(crate) fn turned_away(&self, abuse: Abuse) {
-        self.count(abuse.label());
-    }
-
-    fn count(&self, reason: &'static str) {
-        self.metrics.refused.get_or_create(&Reason::new(reason)).inc();
-    }
-
-    fn health(&self) -> Response<Full<Bytes>> {
-        let mut health = self.tier.health();
-        health.keys = self.keys.sessions();
+    fn health(&self) -> Response {
+        let health = self.handler.health();
         let status = match health.status {
-            Verdict::Ok | Verdict::Degraded => StatusCode::OK,
-            Verdict::Down => StatusCode::SERVICE_UNAVAILABLE,
+            HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
+            HealthStatus::Down => StatusCode::SERVICE_UNAVAILABLE,
         };
         let body = serde_json::to_string(&health).unwrap_or_else(|error| {
             warn!(%error, "failed to write the health document");
             "{}".to_owned()
         });
-        let mut response = text(status, &(body + "\n"));
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        response
+        with_type(text(status, &(body + "\n")), "application/json")
     }
 
-    fn ready(&self) -> Response<Full<Bytes>> {
+    fn ready(&self) -> Response {
         if self.stop.is_cancelled() {
             text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
-        } else if self.room.available_permits() == 0 {
+        } else if self.session_permits.available_permits() == 0 {
             text(StatusCode::SERVICE_UNAVAILABLE, "full\n")
         } else {
             text(StatusCode::OK, "ready\n")
         }
     }
 
-    fn exposition(&self) -> Response<Full<Bytes>> {
+    fn exposition(&self) -> Response {
         let mut body = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut body, &self.registry) {
             warn!(%error, "failed to write the metrics");
             return text(StatusCode::INTERNAL_SERVER_ERROR, "failed to write the metrics\n");
         }
-        let mut response = text(StatusCode::OK, &body);
-        response.headers_mut().insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),
-        );
-        response
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        with_type(text(StatusCode::OK, &body), content_type)
     }
 }
 
-/// Other upgrades, such as to HTTP/2, may be passed over (RFC 9110).
+/// The response to a request that the gate turned away.
+fn by_gate(refusal: Refusal) -> (Refusal, Response) {
+    let response = match refusal.retry_after {
+        Some(wait) => {
+            retry_later("too many connections from this address: try again later\n", wait)
+        }
+        None => text(
+            StatusCode::FORBIDDEN,
+            "web pages of this origin may not connect: ALLOWED_ORIGINS lists those that may\n",
+        ),
+    };
+    (refusal, response)
+}
+
+/// Other upgrades, such as to HTTP/2, may be ignored (RFC 9110).
 fn asks_for_websocket(request: &Request<Incoming>) -> bool {
     let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
     upgrade
         .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("websocket")))
 }
 
-/// Status 503, at which the vendor's Python client comes again; at any status of 400 to 499 it gives up for good (read in its source).
-fn later(sentence: &str, wait: Duration) -> Response<Full<Bytes>> {
+/// Status 503, after which the vendor's Python client tries again; after any status from 400 to 499
+/// it gives up for good (read in its source).
+fn retry_later(sentence: &str, wait: Duration) -> Response {
     let mut response = text(StatusCode::SERVICE_UNAVAILABLE, sentence);
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
     response
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: &str) -> Response {
     let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    with_type(response, "text/plain; charset=utf-8")
+}
+
+fn with_type(mut response: Response, content_type: &'static str) -> Response {
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -1,6 +1,6 @@
 //! Why a session ended: one table of close code, text, metric label and log level.
 
-use crate::websocket::decoder::Violation;
+use crate::{access::abuse::Abuse, websocket::decoder::Violation};
 
 /// Every way in which a session ends.
 ///
@@ -105,6 +105,23 @@ impl CloseReason {
             | Self::Silent
             | Self::ControlFlood
             | Self::Internal => false,
+        }
+    }
+
+    /// The abuse for which the session was closed, if it was.
+    pub const fn abuse(self) -> Option<Abuse> {
+        match self {
+            Self::Protocol | Self::NotText => Some(Abuse::Protocol),
+            Self::TooBig => Some(Abuse::TooBig),
+            Self::AuthTimeout => Some(Abuse::AuthTimeout),
+            Self::AuthFailed => Some(Abuse::AuthFailed),
+            Self::ControlFlood => Some(Abuse::ControlFlood),
+            Self::ClientGone
+            | Self::KeyRevoked
+            | Self::SlowConsumer
+            | Self::Silent
+            | Self::Drain
+            | Self::Internal => None,
         }
     }
 

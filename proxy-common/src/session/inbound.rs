@@ -6,21 +6,21 @@ use bytes::{Buf, BytesMut};
 use tokio::task::yield_now;
 use tungstenite::protocol::frame::{Utf8Bytes, coding::Control};
 
+use super::{close::CloseReason, outbound::Outbound};
 use crate::{
-    session::{close::CloseReason, outbound::Outbound},
     transport::socket::Socket,
     websocket::decoder::{Decoded, Decoder},
 };
 
 /// The longest command taken: room for 50,000 subscriptions.
-pub(super) const MAX_COMMAND_BYTES: usize = 1 << 20;
+const MAX_COMMAND_BYTES: usize = 1 << 20;
 /// Bytes read at a time from a client; clients say little.
 const READ_BYTES: usize = 4 << 10;
 /// Bytes read for one message, or a part of it, before the clock is looked at again.
 const SLICE_BYTES: usize = 16 << 10;
 
 /// What a client says.
-pub(super) enum Message {
+pub enum Message {
     /// A text message.
     Text(Utf8Bytes),
     /// A binary message.
@@ -34,18 +34,23 @@ pub(super) enum Message {
 }
 
 /// The read half of a session. It keeps no buffer while nothing is half read.
-pub(super) struct Inbound {
+pub struct Inbound {
     decoder: Decoder,
     buffer: BytesMut,
     /// Bytes read that the caller has not accounted for yet.
-    pub(super) taken: usize,
+    pub uncharged: usize,
 }
 
 impl Inbound {
-    /// `early` came before the session began.
-    pub(super) fn new(early: &[u8], max_bytes: usize) -> Self {
+    /// Takes commands. `early` holds bytes that arrived before the session began.
+    pub fn new(early: &[u8]) -> Self {
+        Self::with_limit(early, MAX_COMMAND_BYTES)
+    }
+
+    /// Takes messages of up to `max_bytes`.
+    pub fn with_limit(early: &[u8], max_bytes: usize) -> Self {
         let decoder = Decoder::of_client(max_bytes);
-        Self { decoder, buffer: BytesMut::from(early), taken: 0 }
+        Self { decoder, buffer: BytesMut::from(early), uncharged: 0 }
     }
 
     /// Reads the next message, and answers those that want an answer. Cancel-safe: what was read stays.
@@ -53,7 +58,7 @@ impl Inbound {
     /// # Errors
     ///
     /// The client is gone or broke the protocol.
-    pub(super) async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
+    pub async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
         let mut left = SLICE_BYTES;
         loop {
             let decoded = self.decoder.decode(&mut self.buffer)?;
@@ -86,7 +91,7 @@ impl Inbound {
                 .await
                 .map_err(|_| CloseReason::ClientGone)?;
             let cost = self.read(socket)?;
-            self.taken += cost;
+            self.uncharged += cost;
             left = left.saturating_sub(cost);
         }
     }
@@ -109,7 +114,7 @@ impl Inbound {
 }
 
 /// Reads what nobody understands any more, until the peer leaves.
-pub(super) async fn discard(outbound: &Outbound) {
+pub async fn discard(outbound: &Outbound) {
     let socket = outbound.socket();
     while future::poll_fn(|cx| socket.poll_read_ready(cx)).await.is_ok() {
         match throw_away(socket) {

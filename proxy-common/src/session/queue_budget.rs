@@ -10,17 +10,14 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::{
-    metrics::SessionMetrics,
-    session::{outbound::Outbound, slow_consumer::worst},
-};
+use super::{metrics::SessionMetrics, outbound::Outbound, slow_consumer::sessions_to_evict};
 
 /// How often the total is looked at. It may be passed by what is routed in this time.
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// All sessions of a tier, and what they may hold together.
 #[derive(Debug)]
-pub struct Budget {
+pub struct QueueBudget {
     bytes: usize,
     metrics: Arc<SessionMetrics>,
     /// Locked when a session comes or goes, and when the total is passed.
@@ -30,11 +27,11 @@ pub struct Budget {
 /// A session's entry. Dropping it takes the session out.
 #[derive(Debug)]
 pub struct Entry<'a> {
-    budget: &'a Budget,
+    budget: &'a QueueBudget,
     key: usize,
 }
 
-impl Budget {
+impl QueueBudget {
     /// A budget of this many bytes, as counted by the gauge of queued bytes.
     pub fn new(bytes: usize, metrics: Arc<SessionMetrics>) -> Self {
         Self { bytes, metrics, sessions: Mutex::default() }
@@ -53,11 +50,11 @@ impl Budget {
         }
         let sessions: Vec<_> =
             self.sessions().iter().filter_map(|(_, one)| one.upgrade()).collect();
-        let held: Vec<usize> = sessions.iter().map(|outbound| outbound.held()).collect();
-        let worst = worst(&held, self.bytes);
-        let ended = worst.into_iter().filter(|&i| sessions[i].give_up()).count();
-        if ended > 0 {
-            warn!(queued, budget = self.bytes, ended, "all queues together too long");
+        let held: Vec<usize> = sessions.iter().map(|outbound| outbound.queued_bytes()).collect();
+        let evicted = sessions_to_evict(&held, self.bytes);
+        let evicted = evicted.into_iter().filter(|&i| sessions[i].evict()).count();
+        if evicted > 0 {
+            warn!(queued, budget = self.bytes, evicted, "all queues together too long");
         }
     }
 
@@ -73,7 +70,7 @@ impl Drop for Entry<'_> {
 }
 
 /// Keeps to the budget until `stop`; what is queued then is bounded by the time to drain.
-pub async fn keep(budget: Arc<Budget>, stop: CancellationToken) {
+pub async fn enforce_until(budget: Arc<QueueBudget>, stop: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

@@ -11,34 +11,18 @@ pub struct SlowLimits {
     pub max_lag: Duration,
 }
 
-/// What the policy says of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Within its limits.
-    Keep,
-    /// More bytes queued than allowed.
-    TooMuch,
-    /// The oldest queued data is older than allowed.
-    TooOld,
-}
-
 impl SlowLimits {
-    /// Judges a session whose queue would hold `queued` bytes, the oldest waiting since `age`.
+    /// Whether a session may go on whose queue would hold `queued` bytes, the oldest of them for
+    /// `age`.
     #[inline]
-    pub fn judge(&self, queued: usize, age: Duration) -> Verdict {
-        if queued > self.queue_bytes {
-            Verdict::TooMuch
-        } else if age >= self.max_lag {
-            Verdict::TooOld
-        } else {
-            Verdict::Keep
-        }
+    pub fn within_limits(&self, queued: usize, age: Duration) -> bool {
+        queued <= self.queue_bytes && age < self.max_lag
     }
 }
 
 /// Which sessions to end, given the bytes that each holds, so that all together hold no more than `budget`: as few as can be,
 /// those that hold the most. Of equals, those that stand first.
-pub fn worst(held: &[usize], budget: usize) -> Vec<usize> {
+pub fn sessions_to_evict(held: &[usize], budget: usize) -> Vec<usize> {
     let mut total: usize = held.iter().sum();
     if total <= budget {
         return Vec::new();
@@ -59,23 +43,23 @@ mod tests {
 
     #[test]
     fn the_largest_pay_first_and_no_more_than_needed() {
-        assert!(worst(&[], 0).is_empty());
-        assert!(worst(&[10, 50, 40], 100).is_empty());
-        assert_eq!(worst(&[10, 50, 41], 100), [1]);
-        assert_eq!(worst(&[10, 50, 41], 51), [1]);
-        assert_eq!(worst(&[10, 50, 41], 50), [1, 2]);
-        assert_eq!(worst(&[7, 7, 7, 7], 15), [0, 1]);
-        assert_eq!(worst(&[0, 3, 0], 0), [1]);
+        assert!(sessions_to_evict(&[], 0).is_empty());
+        assert!(sessions_to_evict(&[10, 50, 40], 100).is_empty());
+        assert_eq!(sessions_to_evict(&[10, 50, 41], 100), [1]);
+        assert_eq!(sessions_to_evict(&[10, 50, 41], 51), [1]);
+        assert_eq!(sessions_to_evict(&[10, 50, 41], 50), [1, 2]);
+        assert_eq!(sessions_to_evict(&[7, 7, 7, 7], 15), [0, 1]);
+        assert_eq!(sessions_to_evict(&[0, 3, 0], 0), [1]);
     }
 
     #[test]
     fn a_session_is_given_up_at_its_limits() {
         let limits = SlowLimits { queue_bytes: 100, max_lag: Duration::from_secs(5) };
-        let judge = |bytes, millis| limits.judge(bytes, Duration::from_millis(millis));
-        assert_eq!(judge(0, 0), Verdict::Keep);
-        assert_eq!(judge(100, 4_999), Verdict::Keep);
-        assert_eq!(judge(101, 0), Verdict::TooMuch);
-        assert_eq!(judge(1, 5_000), Verdict::TooOld);
-        assert_eq!(judge(101, 5_001), Verdict::TooMuch);
+        let within = |bytes, millis| limits.within_limits(bytes, Duration::from_millis(millis));
+        assert!(within(0, 0));
+        assert!(within(100, 4_999));
+        assert!(!within(101, 0));
+        assert!(!within(1, 5_000));
+        assert!(!within(101, 5_001));
     }
 }

@@ -13,7 +13,10 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::{ConfigError, certificates, pem_fault};
+use crate::config::{
+    error::ConfigError,
+    pem::{certificates, pem_fault},
+};
 
 const CERTIFICATE: &str = "TLS_CERT";
 const KEY: &str = "TLS_KEY";

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
-use tokio_rustls::server::TlsStream;
+pub use tokio_rustls::server::TlsStream;
 
 /// A client's socket. Reading and writing never wait; both may be done at once.
 #[derive(Debug)]

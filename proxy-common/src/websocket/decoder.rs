@@ -67,6 +67,16 @@ pub enum Violation {
     TooBig(usize),
 }
 
+impl Violation {
+    /// The close code that answers it (RFC 6455, section 7.4.1).
+    pub const fn close_code(self) -> u16 {
+        match self {
+            Self::Protocol(_) => 1002,
+            Self::TooBig(_) => 1009,
+        }
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

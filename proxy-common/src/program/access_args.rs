@@ -1,22 +1,18 @@
-//! Settings of who gets in, from where and how fast, the same for both tiers.
+//! Settings of who may connect, from where and how fast, the same for both tiers.
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args};
 
-use super::{ConfigError, count};
-use crate::access::{client_address::TrustedProxies, origin::Origins};
+use crate::{
+    access::{client_address::TrustedProxies, gate::GateConfig, origin::Origins},
+    config::{
+        error::ConfigError,
+        values::{count, rate, switch},
+    },
+};
 
-/// On or off.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// In force.
-    On,
-    /// Not in force.
-    Off,
-}
-
-/// Settings of who gets in, from where and how fast.
+/// Settings of who may connect, from where and how fast.
 #[derive(Debug, Clone, Args)]
-pub struct AdmissionArgs {
+pub struct AccessArgs {
     /// Most sessions at once from one address (an IPv6 /64 counts as one); loopback is not limited
     #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS", default_value = "1000", value_parser = count)]
     pub max_connections_per_address: usize,
@@ -33,30 +29,29 @@ pub struct AdmissionArgs {
     #[arg(long, env = "TRUSTED_PROXIES", value_parser = TrustedProxies::parse)]
     pub trusted_proxies: Option<TrustedProxies>,
     /// Whether each connection of TRUSTED_PROXIES begins with a PROXY header, version 1 or 2: on or off
-    #[arg(long, env = "PROXY_PROTOCOL", default_value = "off", hide_possible_values = true)]
-    pub proxy_protocol: Switch,
+    #[arg(long, env = "PROXY_PROTOCOL", default_value = "off", value_parser = switch, action = ArgAction::Set)]
+    pub proxy_protocol: bool,
 }
 
-impl AdmissionArgs {
-    /// Checks what one setting alone cannot tell.
+impl AccessArgs {
+    /// What the settings mean together.
     ///
     /// # Errors
     ///
-    /// PROXY headers are expected of nobody.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        let nobody = self.trusted_proxies.as_ref().is_none_or(TrustedProxies::is_empty);
-        if self.proxy_protocol == Switch::On && nobody {
+    /// PROXY headers are expected, but no proxy is trusted to send them.
+    pub fn check(&self) -> Result<GateConfig, ConfigError> {
+        let trusted_proxies = self.trusted_proxies.clone().unwrap_or_default();
+        if self.proxy_protocol && trusted_proxies.is_empty() {
             let expected =
                 "expected TRUSTED_PROXIES beside it, with the addresses that send the header";
             return Err(ConfigError::invalid("PROXY_PROTOCOL", "on", expected));
         }
-        Ok(())
-    }
-}
-
-fn rate(text: &str) -> Result<u32, String> {
-    match text.parse() {
-        Ok(n @ 1..=1_000_000) => Ok(n),
-        _ => Err("expected a whole number from 1 to 1000000".to_owned()),
+        Ok(GateConfig {
+            origins: self.allowed_origins.clone().unwrap_or_default(),
+            trusted_proxies,
+            proxy_headers: self.proxy_protocol,
+            max_per_address: self.max_connections_per_address,
+            request_rate: self.handshake_rate,
+        })
     }
 }

@@ -1,16 +1,14 @@
-//! What a program does instead of serving.
+//! `hash-key`: what a program can do instead of serving.
 
 use std::io::{self, BufRead, IsTerminal};
 
-use clap::Subcommand;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::ConfigError;
-use crate::access::keys;
+use crate::{access::keys, config::error::ConfigError};
 
 /// What a program does instead of serving.
-#[derive(Debug, Clone, Subcommand)]
-pub enum Tool {
+#[derive(Debug, Clone, clap::Subcommand)]
+pub enum Subcommand {
     /// Reads a key from standard input and prints the line for a file of keys that stands for it
     HashKey {
         /// The name under which the key's sessions are logged and counted
@@ -19,8 +17,8 @@ pub enum Tool {
     },
 }
 
-impl Tool {
-    /// Does it, and gives the text for standard output.
+impl Subcommand {
+    /// Runs it, and returns the text for standard output.
     ///
     /// # Errors
     ///

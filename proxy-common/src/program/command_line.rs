@@ -1,4 +1,5 @@
-//! From the command line, the environment and `.env` to typed settings, or to one line that says what is wrong.
+//! From the command line, the environment and `.env` to settings, or to one line that says what is
+//! wrong.
 
 use std::fmt::Display;
 
@@ -6,48 +7,22 @@ use clap::{
     CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use thiserror::Error;
 
-/// A setting that is missing or wrong: one line that names the variable, the value unless secret, and what is expected.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{0}")]
-pub struct ConfigError(pub(super) String);
+use crate::config::error::ConfigError;
 
-impl ConfigError {
-    /// The variable lacks a value.
-    pub fn missing(variable: &str, expected: impl Display) -> Self {
-        Self(format!("{variable}: not set: expected {expected}"))
-    }
-
-    /// The variable has a value of no use.
-    pub fn invalid(variable: &str, value: impl Display, expected: impl Display) -> Self {
-        Self(format!("{variable}: invalid value \"{value}\": {expected}"))
-    }
-
-    /// A secret is given both as a value and as a file.
-    pub fn both(variable: &str) -> Self {
-        Self(format!("{variable}: set beside {variable}_FILE: expected one of them"))
-    }
-
-    /// The variable has a secret value of no use.
-    pub fn invalid_secret(variable: &str, expected: impl Display) -> Self {
-        Self(format!("{variable}: invalid value (not shown): {expected}"))
-    }
-}
-
-/// Why the command line gave no configuration.
+/// Why a program ends before it serves.
 #[derive(Debug)]
-pub enum Unparsed {
-    /// `--help` or `--version`: a text for standard output, and success.
-    Display(String),
+pub enum StartupExit {
+    /// It was asked for a text, such as `--help`: for standard output, and success.
+    Output(String),
     /// A bad setting.
     Error(ConfigError),
 }
 
-impl Unparsed {
-    /// The system refused what every program needs.
+impl StartupExit {
+    /// The system refused something that every program needs.
     pub fn system(error: impl Display) -> Self {
-        Self::Error(ConfigError(format!("failed to start: {error}")))
+        Self::Error(ConfigError::other(format!("failed to start: {error}")))
     }
 }
 
@@ -56,18 +31,18 @@ impl Unparsed {
 /// # Errors
 ///
 /// A value is not of its type, a flag is unknown, or the `.env` cannot be read. Several bad values are reported one at a time.
-pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, Unparsed> {
+pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, StartupExit> {
     match dotenvy::dotenv() {
         Ok(_) => {}
         Err(error) if error.not_found() => {}
         // The text of a line may hold a key.
         Err(dotenvy::Error::LineParse(_, at)) => {
-            return Err(Unparsed::Error(ConfigError(format!(
+            return Err(StartupExit::Error(ConfigError::other(format!(
                 ".env: a line cannot be read at its character {at}: expected NAME=value, with quotes around a value that \
                  holds blanks"
             ))));
         }
-        Err(error) => return Err(Unparsed::Error(ConfigError(format!(".env: {error}")))),
+        Err(error) => return Err(StartupExit::Error(ConfigError::other(format!(".env: {error}")))),
     }
     T::command()
         .try_get_matches()
@@ -80,7 +55,7 @@ pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, Unparsed> {
 /// # Errors
 ///
 /// As of [`parse`].
-pub fn parse_flags<T: CommandFactory + FromArgMatches>(flags: &[&str]) -> Result<T, Unparsed> {
+pub fn parse_flags<T: CommandFactory + FromArgMatches>(flags: &[&str]) -> Result<T, StartupExit> {
     let name = T::command().get_name().to_owned();
     T::command()
         .mut_args(|arg| arg.env(None::<&str>))
@@ -89,7 +64,7 @@ pub fn parse_flags<T: CommandFactory + FromArgMatches>(flags: &[&str]) -> Result
         .map_err(|error| explain(&T::command(), &error))
 }
 
-fn explain(command: &clap::Command, error: &clap::Error) -> Unparsed {
+fn explain(command: &clap::Command, error: &clap::Error) -> StartupExit {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -97,7 +72,7 @@ fn explain(command: &clap::Command, error: &clap::Error) -> Unparsed {
     let flag = text(ContextKind::InvalidArg).unwrap_or_default();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            Unparsed::Display(error.render().to_string())
+            StartupExit::Output(error.render().to_string())
         }
         ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
             let name = setting_name(command, flag);
@@ -111,13 +86,13 @@ fn explain(command: &clap::Command, error: &clap::Error) -> Unparsed {
                 }
                 _ => "expected a value".to_owned(),
             });
-            Unparsed::Error(ConfigError::invalid(&name, value, expected))
+            StartupExit::Error(ConfigError::invalid(&name, value, expected))
         }
         _ => {
             let rendered = error.render().to_string();
             let line = rendered.lines().next().unwrap_or_default();
             let line = line.strip_prefix("error: ").unwrap_or(line);
-            Unparsed::Error(ConfigError(format!("{line}: --help lists every setting")))
+            StartupExit::Error(ConfigError::other(format!("{line}: --help lists every setting")))
         }
     }
 }

@@ -1,0 +1,145 @@
+//! What parses the value of a setting. The error of each says what was expected.
+
+use std::{path::PathBuf, time::Duration};
+
+use url::Url;
+
+use super::error::ConfigError;
+use crate::protocol::market::Market;
+
+/// Parses a port; 0 stands for any free one.
+///
+/// # Errors
+///
+/// Not a number up to 65,535.
+pub fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "expected a port number from 0 (any free one) to 65535".to_owned())
+}
+
+/// Parses a number of things, at least one.
+///
+/// # Errors
+///
+/// Not a whole number, or zero.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("expected a whole number of 1 or more".to_owned()),
+    }
+}
+
+/// Parses a time such as `10s`, `500ms` or `15min`, more than zero.
+///
+/// # Errors
+///
+/// Not of that form.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("expected a time such as 10s, 500ms or 15min".to_owned()),
+    }
+}
+
+/// Parses a time such as `2s`, or `0s` for none.
+///
+/// # Errors
+///
+/// Not of that form.
+pub fn duration_or_none(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "expected a time such as 2s, or 0s".to_owned())
+}
+
+/// Parses a switch.
+///
+/// # Errors
+///
+/// Neither `on` nor `off`.
+pub fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected on or off".to_owned()),
+    }
+}
+
+/// Parses a path that is not empty.
+///
+/// # Errors
+///
+/// The text is empty.
+pub fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("expected a path".to_owned()) } else { Ok(text.into()) }
+}
+
+/// Parses the address of a WebSocket server.
+///
+/// # Errors
+///
+/// Not a URL of the scheme `ws` or `wss` with a host.
+pub fn websocket_url(text: &str) -> Result<Url, String> {
+    let expected =
+        "expected a WebSocket URL such as wss://socket.polygon.io/stocks or ws://localhost:8767";
+    let url = Url::parse(text).map_err(|error| format!("{expected} ({error})"))?;
+    if !matches!(url.scheme(), "ws" | "wss") || url.host_str().is_none_or(str::is_empty) {
+        return Err(expected.to_owned());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!("{expected}, without user or password"));
+    }
+    Ok(url)
+}
+
+/// Parses a rate: a number of things a second.
+///
+/// # Errors
+///
+/// Not a whole number from 1 to 1,000,000.
+pub fn rate(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n @ 1..=1_000_000) => Ok(n),
+        _ => Err("expected a whole number from 1 to 1000000".to_owned()),
+    }
+}
+
+/// Checks that a URL does not end in the name of another market.
+///
+/// # Errors
+///
+/// It does.
+pub fn check_market(variable: &str, url: &Url, market: Market) -> Result<Url, ConfigError> {
+    let last = url.path().rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
+    match last.parse::<Market>() {
+        Ok(other) if other != market => {
+            let expected = format!("expected a path ending in /{market}, as MARKET is {market}");
+            Err(ConfigError::invalid(variable, url.path(), expected))
+        }
+        Ok(_) | Err(_) => Ok(url.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_checked() {
+        for good in ["ws://localhost:8767", "wss://socket.polygon.io/stocks", "ws://[::1]:1/x"] {
+            assert!(websocket_url(good).is_ok(), "{good}");
+        }
+        for bad in ["", "localhost:8767", "http://localhost", "ws://", "ws://u:p@h/", "nonsense"] {
+            assert!(websocket_url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_and_numbers_are_more_than_zero() {
+        assert_eq!(duration("1500ms"), Ok(Duration::from_millis(1_500)));
+        for bad in ["", "0s", "10", "-1s", "soon"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(count("1"), Ok(1));
+        for bad in ["", "0", "-1", "1.5", "many"] {
+            assert!(count(bad).is_err(), "{bad}");
+        }
+    }
+}

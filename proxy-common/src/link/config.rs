@@ -1,0 +1,41 @@
+//! What a link needs to know.
+
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use secrecy::SecretString;
+use url::Url;
+
+/// Where a link connects, with which key, and how long it waits.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// The upstream's name in logs: `Polygon` or `firehose`.
+    pub upstream: &'static str,
+    /// The upstream's address.
+    pub url: Url,
+    /// The key presented.
+    pub key: SecretString,
+    /// Certificate authorities trusted for `wss`, beside the public ones built in. Default: none.
+    pub extra_roots: Vec<CertificateDer<'static>>,
+    /// Most time for each step: connecting, the greeting, the answer to the key. Default: 10 s.
+    pub login_timeout: Duration,
+    /// Time between attempts after the upstream refused the key. Default: 15 min.
+    pub refused_interval: Duration,
+    /// Time between pings; the link is dead if nothing arrived during two of them. Default: 15 s.
+    pub ping_interval: Duration,
+}
+
+impl LinkConfig {
+    /// A configuration with the default times.
+    pub fn new(upstream: &'static str, url: Url, key: SecretString) -> Self {
+        Self {
+            upstream,
+            url,
+            key,
+            extra_roots: Vec::new(),
+            login_timeout: Duration::from_secs(10),
+            refused_interval: Duration::from_secs(15 * 60),
+            ping_interval: Duration::from_secs(15),
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Why a connection to an upstream, or an attempt at one, ended.
+
+use thiserror::Error;
+
+/// Why a connection or an attempt ended.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum LinkError {
+    /// No connection, no TLS, or no upgrade.
+    #[error("unreachable: {0}")]
+    Unreachable(String),
+    /// A step of the login took too long.
+    #[error("no {0} in time")]
+    Timeout(&'static str),
+    /// The upstream refused the key or the plan; the text is the upstream's.
+    #[error("auth_failed: {0}")]
+    AuthFailed(String),
+    /// Another process took the account's connection; the text is the upstream's.
+    #[error("max_connections: another process uses this account's connection: {0}")]
+    MaxConnections(String),
+    /// The upstream answered otherwise than expected.
+    #[error("unexpected answer: {0}")]
+    Protocol(String),
+    /// Nothing came for two pings: a half-open connection.
+    #[error("half-open connection: nothing received during two pings")]
+    Silent,
+    /// The connection ended.
+    #[error("connection lost: {0}")]
+    Closed(String),
+}
+
+impl LinkError {
+    /// Every value of [`label`](Self::label).
+    pub const LABELS: [&str; 7] = [
+        "unreachable",
+        "timeout",
+        "auth_failed",
+        "max_connections",
+        "protocol",
+        "silent",
+        "closed",
+    ];
+
+    /// The value of the metric label `reason`.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => Self::LABELS[0],
+            Self::Timeout(_) => Self::LABELS[1],
+            Self::AuthFailed(_) => Self::LABELS[2],
+            Self::MaxConnections(_) => Self::LABELS[3],
+            Self::Protocol(_) => Self::LABELS[4],
+            Self::Silent => Self::LABELS[5],
+            Self::Closed(_) => Self::LABELS[6],
+        }
+    }
+}

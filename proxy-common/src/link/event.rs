@@ -1,0 +1,32 @@
+//! What a link yields.
+
+use super::subscriptions::SubscriptionOutcome;
+use crate::{protocol::notice::Outage, websocket::frame::Frame};
+
+/// What happens on a link.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// Logged in, and the upstream has answered for every channel wanted. Holds the outage that
+    /// ended; the first one begins with the program.
+    Up(Outage),
+    /// The connection is lost. The link reconnects by itself.
+    Down(Outage),
+    /// The upstream has answered for every channel wanted by now, without an outage before.
+    AllAnswered,
+    /// An array of events, byte for byte as upstream sent it.
+    Frame {
+        /// The frame.
+        frame: Frame,
+        /// How many objects the array holds.
+        events: u64,
+    },
+    /// A message without events arrived and was dropped; events may be missing.
+    Malformed,
+    /// A notice of the upstream for the clients: a frame that holds it alone.
+    Notice(Frame),
+    /// A firehose says what it carries: its status object, for
+    /// [`Coverage::read`](crate::protocol::coverage::Coverage::read).
+    Coverage(String),
+    /// The upstream answered subscriptions.
+    Subscriptions(Vec<SubscriptionOutcome>),
+}

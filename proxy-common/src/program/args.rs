@@ -1,0 +1,178 @@
+//! Settings that both tiers have, as they are typed, and what they mean together.
+
+use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use clap::{ArgAction, Args};
+use secrecy::SecretString;
+
+use super::{access_args::AccessArgs, wiring::ServerConfig};
+use crate::{
+    access::{command_rate::CommandRate, keys::Keys},
+    config::{
+        error::ConfigError,
+        secrets::{secret, secret_text},
+        values::{count, duration, duration_or_none, path, port, switch},
+    },
+    protocol::{market::Market, notice::NoticePolicy},
+    session::{config::SessionConfig, slow_consumer::SlowLimits},
+    transport::{certificate::Certificate, listener::ListenConfig},
+};
+
+/// The account's key, under the vendor's old and new name.
+#[derive(Debug, Clone, Args)]
+pub struct AccountArgs {
+    /// Key of the Polygon.io account
+    #[arg(long, env = "POLYGON_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    pub polygon_api_key: Option<SecretString>,
+    /// File holding the key
+    #[arg(long, env = "POLYGON_API_KEY_FILE", value_parser = path)]
+    pub polygon_api_key_file: Option<PathBuf>,
+    /// The same under the vendor's new name; POLYGON_API_KEY goes first
+    #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    pub massive_api_key: Option<SecretString>,
+    /// File holding the key, under the vendor's new name
+    #[arg(long, env = "MASSIVE_API_KEY_FILE", value_parser = path)]
+    pub massive_api_key_file: Option<PathBuf>,
+}
+
+impl AccountArgs {
+    /// The account's key, if any is set.
+    ///
+    /// # Errors
+    ///
+    /// As of [`secret`].
+    pub fn key(&self) -> Result<Option<SecretString>, ConfigError> {
+        let key = |name, value: &Option<SecretString>, file: &Option<PathBuf>| {
+            secret(name, value.as_ref(), file.as_deref())
+        };
+        match key("POLYGON_API_KEY", &self.polygon_api_key, &self.polygon_api_key_file)? {
+            Some(found) => Ok(Some(found)),
+            None => key("MASSIVE_API_KEY", &self.massive_api_key, &self.massive_api_key_file),
+        }
+    }
+}
+
+/// Settings of the port that clients connect to. Host and port have names of their own in each tier.
+#[derive(Debug, Clone, Args)]
+pub struct ServerArgs {
+    /// Loopback port for /livez, /readyz and /metrics, which then leave the data port [default: none]
+    #[arg(long, env = "ADMIN_PORT", value_parser = port)]
+    admin_port: Option<u16>,
+    /// Certificate (PEM, with the chain above it) that the port shows: clients then connect with wss:// [default: none]
+    #[arg(long, env = "TLS_CERT", value_parser = path)]
+    tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of that certificate
+    #[arg(long, env = "TLS_KEY", value_parser = path)]
+    tls_key: Option<PathBuf>,
+    /// Most sessions at once; more are answered 503 with Retry-After
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
+    max_connections: usize,
+    /// Time for the handshake, and again for the auth command (for example 10s)
+    #[arg(long, env = "AUTH_TIMEOUT", default_value = "10s", value_parser = duration)]
+    auth_timeout: Duration,
+    /// Time between pings to clients; a client silent for three of them is closed
+    #[arg(long, env = "PING_INTERVAL", default_value = "20s", value_parser = duration)]
+    ping_interval: Duration,
+    /// Most bytes queued for one client before it is closed as a slow consumer
+    #[arg(long, env = "CLIENT_QUEUE_BYTES", default_value = "16777216", value_parser = count)]
+    client_queue_bytes: usize,
+    /// Oldest age of data queued for one client before it is closed as a slow consumer
+    #[arg(long, env = "CLIENT_MAX_LAG", default_value = "5s", value_parser = duration)]
+    client_max_lag: Duration,
+    /// Most bytes queued for all clients together; past it those with the longest queues are closed as slow consumers
+    #[arg(long, env = "TOTAL_QUEUE_BYTES", default_value = "1073741824", value_parser = count)]
+    total_queue_bytes: usize,
+    /// Most subscriptions of one client
+    #[arg(long, env = "MAX_SUBSCRIPTIONS", default_value = "50000", value_parser = count)]
+    max_subscriptions: usize,
+    /// Whether clients get the proxy's own notices about outages and losses: on or off
+    #[arg(long, env = "CLIENT_NOTICES", default_value = "on", value_parser = switch, action = ArgAction::Set)]
+    client_notices: bool,
+    /// When the program stops, clients are closed spread over this time
+    #[arg(long, env = "DRAIN_SPREAD", default_value = "2s", value_parser = duration_or_none)]
+    drain_spread: Duration,
+    /// Time from the signal to stop until the program has ended
+    #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
+    drain_timeout: Duration,
+    /// Market served: stocks, options, forex, crypto, indices or futures
+    #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
+    market: Market,
+    /// Who gets in, from where and how fast.
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+/// Host and port of a tier, and the variables that name them.
+#[derive(Debug)]
+pub struct HostAndPort<'a> {
+    /// The variable of the host.
+    pub host_variable: &'static str,
+    /// The host.
+    pub host: &'a str,
+    /// The variable of the port.
+    pub port_variable: &'static str,
+    /// The port.
+    pub port: u16,
+}
+
+impl ServerArgs {
+    /// The market served.
+    pub fn market(&self) -> Market {
+        self.market
+    }
+
+    /// Whether clients get notices.
+    pub fn client_notices(&self) -> bool {
+        self.client_notices
+    }
+
+    /// What the settings mean, given the keys that open sessions and which sessions get notices.
+    ///
+    /// # Errors
+    ///
+    /// Two settings contradict each other, or a file cannot be read.
+    pub fn check(
+        &self,
+        at: &HostAndPort<'_>,
+        keys: Keys,
+        notices: NoticePolicy,
+    ) -> Result<ServerConfig, ConfigError> {
+        let half = self.drain_timeout / 2;
+        if self.drain_spread > half {
+            let half = humantime::format_duration(half);
+            return Err(ConfigError::invalid(
+                "DRAIN_SPREAD",
+                humantime::format_duration(self.drain_spread),
+                format!("expected at most half of DRAIN_TIMEOUT, {half}"),
+            ));
+        }
+        Ok(ServerConfig {
+            listen: ListenConfig {
+                host_variable: at.host_variable,
+                host: at.host.to_owned(),
+                port_variable: at.port_variable,
+                port: at.port,
+                admin_port: self.admin_port,
+            },
+            gate: self.access.check()?,
+            certificate: Certificate::read(self.tls_cert.as_deref(), self.tls_key.as_deref())?,
+            sessions: SessionConfig {
+                market: self.market,
+                keys: Arc::new(keys),
+                command_rate: CommandRate::per_second(self.access.command_rate),
+                auth_timeout: self.auth_timeout,
+                ping_interval: self.ping_interval,
+                max_subscriptions: self.max_subscriptions,
+                slow: SlowLimits {
+                    queue_bytes: self.client_queue_bytes,
+                    max_lag: self.client_max_lag,
+                },
+                drain_spread: self.drain_spread,
+                drain_timeout: self.drain_timeout,
+                notices,
+            },
+            max_sessions: self.max_connections,
+            total_queue_bytes: self.total_queue_bytes,
+        })
+    }
+}

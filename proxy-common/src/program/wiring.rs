@@ -1,0 +1,219 @@
+//! The wiring of a tier: what both bind, register, build and serve alike.
+
+use std::{net::SocketAddr, pin::Pin, sync::Arc};
+
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::reload::Reload;
+use crate::{
+    access::{
+        abuse::AbuseLog,
+        gate::{Gate, GateConfig},
+        keys::KeyMetrics,
+    },
+    config::error::ConfigError,
+    health::{HealthReporter, HealthSources, ledger::IntakeMetrics, process::ProcessMetrics},
+    link::{LinkHandle, metrics::LinkMetrics},
+    metrics::Level,
+    protocol::notice::TierName,
+    server::{Server, handler::Handler},
+    session::{
+        Sessions,
+        config::SessionConfig,
+        metrics::SessionMetrics,
+        queue_budget::{QueueBudget, enforce_until},
+        tier::Tier,
+    },
+    transport::{
+        certificate::Certificate,
+        listener::{ListenConfig, Listeners},
+    },
+};
+
+/// Checked settings of what both tiers have.
+#[derive(Debug)]
+pub struct ServerConfig {
+    /// Where to listen.
+    pub listen: ListenConfig,
+    /// Who may connect.
+    pub gate: GateConfig,
+    /// The certificate of the data port, if it speaks TLS.
+    pub certificate: Option<Certificate>,
+    /// How sessions are served.
+    pub sessions: SessionConfig,
+    /// Most sessions at once. Default: 10,000.
+    pub max_sessions: usize,
+    /// Most bytes queued for all sessions together. Default: 1 GiB.
+    pub total_queue_bytes: usize,
+}
+
+/// The parts that both tiers have: ports bound, counters registered.
+#[derive(Debug)]
+pub struct Foundation {
+    /// The counters of the link.
+    pub upstream: Arc<LinkMetrics>,
+    /// The counts of events in frames.
+    pub intake: IntakeMetrics,
+    /// The counters of sessions.
+    pub session_metrics: Arc<SessionMetrics>,
+    name: TierName,
+    listeners: Listeners,
+    registry: Registry,
+    gate: Arc<Gate>,
+    abuse: Arc<AbuseLog>,
+    budget: Arc<QueueBudget>,
+    certificate: Option<Arc<Certificate>>,
+    sessions: SessionConfig,
+    max_sessions: usize,
+}
+
+impl Foundation {
+    /// Binds the ports and registers the counters.
+    ///
+    /// # Errors
+    ///
+    /// The host is unknown or a port is taken; or the port would be open to other machines with the
+    /// account's key alone, which must not travel there. The error names the variable.
+    pub async fn bind(name: TierName, config: ServerConfig) -> Result<Self, ConfigError> {
+        let addresses = config.listen.resolve().await?;
+        let keys = &config.sessions.keys;
+        if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback())
+            && keys.is_account()
+        {
+            let (host, ip) = (config.listen.host_variable, open.ip());
+            let expected = format!("keys for the clients, as {host} opens {ip} to other machines");
+            return Err(ConfigError::missing(keys.variable(), expected));
+        }
+        let listeners = Listeners::bind(&config.listen, &addresses)?;
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(ProcessMetrics::new()));
+        let prefixed = registry.sub_registry_with_prefix(name.name());
+        prefixed.register_collector(Box::new(KeyMetrics(Arc::clone(keys))));
+        let abuse = Arc::new(AbuseLog::register(prefixed));
+        let gate = Arc::new(Gate::new(config.gate, Arc::clone(&abuse), prefixed));
+        let upstream = LinkMetrics::register(prefixed);
+        let intake = IntakeMetrics::register(prefixed);
+        let session_metrics = SessionMetrics::register(prefixed);
+        let budget = QueueBudget::new(config.total_queue_bytes, Arc::clone(&session_metrics));
+        Ok(Self {
+            upstream,
+            intake,
+            session_metrics,
+            name,
+            listeners,
+            registry,
+            gate,
+            abuse,
+            budget: Arc::new(budget),
+            certificate: config.certificate.map(Arc::new),
+            sessions: config.sessions,
+            max_sessions: config.max_sessions,
+        })
+    }
+
+    /// Where a tier registers counters of its own.
+    pub fn registry(&mut self) -> &mut Registry {
+        self.registry.sub_registry_with_prefix(self.name.name())
+    }
+
+    /// The health of a tier on this link. `unread` counts the events that sessions have yet to
+    /// fetch, in a tier where they do.
+    pub fn health(&self, link: &LinkHandle, unread: Option<Level>) -> HealthReporter {
+        HealthReporter::new(HealthSources {
+            market: self.sessions.market,
+            link: link.clone(),
+            upstream: Arc::clone(&self.upstream),
+            intake: self.intake.clone(),
+            sessions: Arc::clone(&self.session_metrics),
+            unread,
+            keys: Arc::clone(&self.sessions.keys),
+        })
+    }
+
+    /// The sessions of a tier.
+    pub fn sessions<T: Tier>(&self, tier: T) -> Sessions<T> {
+        Sessions {
+            tier,
+            config: self.sessions.clone(),
+            metrics: Arc::clone(&self.session_metrics),
+            abuse: Arc::clone(&self.abuse),
+            budget: Arc::clone(&self.budget),
+        }
+    }
+
+    /// The whole tier. `feed` moves the link's data to the sessions and never ends by itself.
+    pub fn complete<H: Handler>(
+        self,
+        handler: H,
+        link: LinkHandle,
+        feed: impl Future<Output = ()> + Send + 'static,
+    ) -> BoundTier<H> {
+        let keys = Arc::clone(&self.sessions.keys);
+        let certificate = self.certificate.clone();
+        BoundTier {
+            listeners: self.listeners,
+            server: Server {
+                handler: Arc::new(handler),
+                registry: self.registry,
+                market: self.sessions.market,
+                gate: self.gate,
+                certificate: self.certificate,
+                max_sessions: self.max_sessions,
+                step_timeout: self.sessions.auth_timeout,
+            },
+            budget: self.budget,
+            upstream: self.upstream,
+            sessions: self.session_metrics,
+            reload: Reload { link, keys, certificate },
+            feed: Box::pin(feed),
+        }
+    }
+}
+
+/// A tier that listens but does not serve yet.
+pub struct BoundTier<H> {
+    listeners: Listeners,
+    server: Server<H>,
+    budget: Arc<QueueBudget>,
+    upstream: Arc<LinkMetrics>,
+    sessions: Arc<SessionMetrics>,
+    reload: Reload,
+    feed: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<H: Handler> BoundTier<H> {
+    /// The addresses listened on.
+    ///
+    /// # Errors
+    ///
+    /// The system does not know them.
+    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.listeners.addresses()
+    }
+
+    /// What SIGHUP does.
+    pub fn reload(&self) -> Reload {
+        self.reload.clone()
+    }
+
+    /// The counters of the link and of the sessions.
+    pub fn metrics(&self) -> (Arc<LinkMetrics>, Arc<SessionMetrics>) {
+        (Arc::clone(&self.upstream), Arc::clone(&self.sessions))
+    }
+
+    /// Serves until `stop`, then until the last session has ended.
+    pub async fn serve(self, stop: CancellationToken) {
+        let serving = async {
+            tokio::join!(
+                self.server.serve(self.listeners, stop.clone()),
+                enforce_until(self.budget, stop),
+            );
+        };
+        // Data flows until the last session has ended.
+        tokio::select! {
+            () = self.feed => {}
+            () = serving => {}
+        }
+    }
+}

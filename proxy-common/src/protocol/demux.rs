@@ -1,0 +1,385 @@
+//! Taking an upstream's array apart: statuses from events, and arrays too long for one message.
+//!
+//! Events are not parsed. One pass over the bytes tells whether a status may be among them, and
+//! counts the objects: the first of the ledger's two counts.
+
+use std::borrow::Cow;
+
+use memchr::memmem;
+use multiversion::multiversion;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::messages::{MAX_MESSAGE_BYTES, UpstreamStatus};
+use crate::websocket::frame::Frame;
+
+/// An upstream's array, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Demuxed {
+    /// The array of events, or `None` if there are none. Untouched if it held no status.
+    pub data: Option<Frame>,
+    /// How many objects that array holds.
+    pub events: u64,
+    /// The statuses, in order.
+    pub statuses: Vec<FrameStatus>,
+}
+
+/// One status object of a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FrameStatus {
+    /// Its content.
+    pub status: UpstreamStatus,
+    /// Its text as it came.
+    pub text: String,
+}
+
+/// The frame is not text, or neither a JSON array nor an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotAnArray;
+
+/// Separates the statuses of one text frame from its events.
+///
+/// An array without anything like a status stays as it is: its text is checked to be UTF-8 and no
+/// further. A lone object becomes an array of one. A status is an object whose `ev` is `status`,
+/// written without escapes, anywhere in the array.
+///
+/// # Errors
+///
+/// The frame is not text, neither an array nor an object, or seems to hold a status and is not JSON.
+pub fn demux(frame: Frame) -> Result<Demuxed, NotAnArray> {
+    let text = frame.text();
+    let scanned = scan(text);
+    if !scanned.ascii {
+        std::str::from_utf8(text).map_err(|_| NotAnArray)?;
+    }
+    match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') if !(scanned.may_hold_status && holds_status(text)) => {
+            let events = scanned.objects().unwrap_or_else(|| count_objects(text));
+            Ok(Demuxed { data: Some(frame), events, statuses: Vec::new() })
+        }
+        Some(b'[') => demux_array(frame),
+        Some(b'{') => {
+            // In brackets, text such as `{},{}` would be an array; alone it is no object.
+            serde_json::from_slice::<&RawValue>(text).map_err(|_| NotAnArray)?;
+            demux_array(Frame::new(&[b"[", text, b"]"].concat()))
+        }
+        _ => Err(NotAnArray),
+    }
+}
+
+/// What one pass over a frame's bytes finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Scan {
+    /// Braces that open, wherever they stand.
+    braces: u64,
+    /// Of these, the ones in `},{"e`.
+    siblings: u64,
+    /// Whether `"sta` occurs, as it does wherever there is a status.
+    may_hold_status: bool,
+    ascii: bool,
+}
+
+impl Scan {
+    /// How many objects the array holds, if its shape tells: every object but the first follows
+    /// another one and begins with `"e`, as the feed writes them.
+    ///
+    /// This is exact for JSON. A brace in a string is not followed by `"e`: the quote would end the
+    /// string. The first object inside another object or array does not follow a `}`.
+    fn objects(self) -> Option<u64> {
+        (self.braces == self.siblings + 1).then_some(self.braces)
+    }
+}
+
+/// Bytes compared together; fewer than 256, so that a byte can count them.
+const STRIDE: usize = 224;
+
+/// Compiled twice, for processors with wide registers and for any. Comparing all bytes of a stride
+/// beats searching for the next match, because matches stand close together.
+#[multiversion(targets("x86_64+avx2"))]
+fn scan(text: &[u8]) -> Scan {
+    let (mut braces, mut siblings, mut status, mut bits) = (0, 0, 0, 0);
+    let mut rest = text;
+    while let Some(window) = rest.first_chunk::<{ STRIDE + 4 }>() {
+        let shifted = |by: usize| -> &[u8; STRIDE] {
+            window[by..].first_chunk().expect("the window is longer by four")
+        };
+        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(shifted);
+        let (mut stride_braces, mut stride_siblings) = (0, 0);
+        for i in 0..STRIDE {
+            stride_braces += u8::from(a[i] == b'{');
+            stride_siblings += u8::from(
+                (a[i] == b'}') & (b[i] == b',') & (c[i] == b'{') & (d[i] == b'"') & (e[i] == b'e'),
+            );
+            status |= u8::from((a[i] == b'"') & (b[i] == b's') & (c[i] == b't') & (d[i] == b'a'));
+            bits |= a[i];
+        }
+        braces += u64::from(stride_braces);
+        siblings += u64::from(stride_siblings);
+        rest = &rest[STRIDE..];
+    }
+    for at in 0..rest.len() {
+        let here = &rest[at..];
+        braces += u64::from(here[0] == b'{');
+        siblings += u64::from(here.starts_with(br#"},{"e"#));
+        status |= u8::from(here.starts_with(br#""sta"#));
+        bits |= here[0];
+    }
+    Scan { braces, siblings, may_hold_status: status != 0, ascii: bits < 0x80 }
+}
+
+/// Whether the text contains `"ev":"status"` without escapes; blanks may surround the colon.
+fn holds_status(text: &[u8]) -> bool {
+    memmem::find_iter(text, br#""ev""#).any(|at| value_starts_like_status(&text[at + 4..]))
+}
+
+/// Whether the value after a key is `status`; blanks may surround the colon.
+fn value_starts_like_status(rest: &[u8]) -> bool {
+    let rest = rest.trim_ascii_start();
+    let Some(rest) = rest.strip_prefix(b":") else { return false };
+    rest.trim_ascii_start().starts_with(br#""status""#)
+}
+
+/// Counts the objects of an array by following its brackets byte by byte, for arrays of any shape.
+fn count_objects(text: &[u8]) -> u64 {
+    let (mut depth, mut objects) = (0_u32, 0);
+    let mut bytes = text.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => {
+                while let Some(byte) = bytes.next().filter(|byte| **byte != b'"') {
+                    if *byte == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            b'{' | b'[' => {
+                objects += u64::from(depth == 1 && *byte == b'{');
+                depth += 1;
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    objects
+}
+
+fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow, default)]
+        ev: Cow<'a, str>,
+    }
+    let objects: Vec<&RawValue> = serde_json::from_slice(frame.text()).map_err(|_| NotAnArray)?;
+    let mut statuses = Vec::new();
+    let mut data = Vec::new();
+    for object in &objects {
+        let head: Option<Head<'_>> = serde_json::from_str(object.get()).ok();
+        match head {
+            Some(head) if head.ev == "status" => {
+                let status = serde_json::from_str(object.get()).unwrap_or_else(|_| {
+                    UpstreamStatus { status: String::new(), message: String::new() }
+                });
+                statuses.push(FrameStatus { status, text: object.get().to_owned() });
+            }
+            _ => data.push(object.get()),
+        }
+    }
+    let events = data.len() as u64;
+    let data = match (data.is_empty(), statuses.is_empty()) {
+        (true, _) => None,
+        (false, true) => Some(frame),
+        (false, false) => Some(Frame::new(format!("[{}]", data.join(",")).as_bytes())),
+    };
+    Ok(Demuxed { data, events, statuses })
+}
+
+/// An oversized array, split into arrays that fit a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fitting {
+    /// The arrays and how many events each holds.
+    pub arrays: Vec<(Frame, u32)>,
+    /// Events left out because each alone is longer than a message may be.
+    pub oversize: u64,
+}
+
+/// Splits an array that is longer than a message may be, between its events.
+///
+/// # Errors
+///
+/// The text is no JSON array.
+pub fn split_oversized(text: &[u8]) -> Result<Fitting, NotAnArray> {
+    let objects: Vec<&RawValue> = serde_json::from_slice(text).map_err(|_| NotAnArray)?;
+    let mut arrays = Vec::new();
+    let mut oversize = 0;
+    let mut array = String::new();
+    let mut events = 0;
+    let mut finish = |array: &mut String, events: &mut u32| {
+        if !array.is_empty() {
+            array.push(']');
+            arrays.push((Frame::new(array.as_bytes()), std::mem::take(events)));
+            array.clear();
+        }
+    };
+    for object in objects.iter().map(|object| object.get()) {
+        if object.len() + 2 > MAX_MESSAGE_BYTES {
+            oversize += 1;
+            continue;
+        }
+        if array.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
+            finish(&mut array, &mut events);
+        }
+        array.push(if array.is_empty() { '[' } else { ',' });
+        array.push_str(object);
+        events += 1;
+    }
+    finish(&mut array, &mut events);
+    Ok(Fitting { arrays, oversize })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &'static str, data: Option<&str>, events: u64, statuses: &[&str]) {
+        let demuxed = demux(Frame::new(text.as_bytes())).unwrap();
+        assert_eq!(demuxed.data.as_ref().map(Frame::text), data.map(str::as_bytes));
+        assert_eq!(demuxed.events, events);
+        let names: Vec<&str> =
+            demuxed.statuses.iter().map(|status| status.status.status.as_str()).collect();
+        assert_eq!(names, statuses);
+    }
+
+    #[test]
+    fn data_goes_through_untouched() {
+        for text in [
+            r#"[{"ev":"T","sym":"A"},{"ev":"Q","sym":"B"}]"#,
+            " [ {\"ev\" : \"T\"} ,\n{\"sym\":\"status\",\"ev\":\"Q\"} ] ",
+            r#"[{"ev":"T","x":"\"ev\":\"status\""},{"ev":"T"}]"#,
+            r#"[{"ev":"T","nested":{"ev":"status"}}]"#,
+            // Read no further than needed to see that it holds no status.
+            r#"[{"ev":"T","stage":1},{"ev":"Q""#,
+        ] {
+            let ev = text.matches(r#""ev""#).count() as u64;
+            let nested = u64::from(text.contains("nested"));
+            check(text, Some(text), ev - nested, &[]);
+        }
+    }
+
+    #[test]
+    fn statuses_are_taken_out_wherever_they_stand() {
+        check(r#"[{"ev":"status","status":"connected","message":"m"}]"#, None, 0, &["connected"]);
+        check(
+            r#"[{"ev":"T","p":1.50},{"message":"m","status":"success","ev" : "status"}, {"ev":"Q","e":4e-5}]"#,
+            Some(r#"[{"ev":"T","p":1.50},{"ev":"Q","e":4e-5}]"#),
+            2,
+            &["success"],
+        );
+        check(r#"[{"ev":"status"},{"ev":"status","status":7}]"#, None, 0, &["", ""]);
+    }
+
+    #[test]
+    fn a_lone_object_becomes_an_array() {
+        check(r#"{"ev":"T","sym":"A"}"#, Some(r#"[{"ev":"T","sym":"A"}]"#), 1, &[]);
+        check(r#" {"ev":"status","status":"success"}"#, None, 0, &["success"]);
+    }
+
+    #[test]
+    fn long_arrays_are_split_between_events() {
+        let event =
+            |n: usize| format!("{{\"ev\":\"T\",\"n\":{n},\"x\":\"{}\"}}", "],".repeat(1_000));
+        let mut events: Vec<String> = (0..1_000).map(event).collect();
+        let expected = events.join(",");
+        events.insert(7, format!("{{\"ev\":\"{}\"}}", "x".repeat(MAX_MESSAGE_BYTES)));
+        let Fitting { arrays, oversize } =
+            split_oversized(format!("[{}]", events.join(" , ")).as_bytes()).unwrap();
+        assert_eq!(oversize, 1);
+        assert!(arrays.iter().all(|(frame, _)| frame.text().len() <= MAX_MESSAGE_BYTES));
+        assert_eq!(arrays.iter().map(|(_, events)| events).sum::<u32>(), 1_000);
+        let inner = |text: &[u8]| String::from_utf8(text[1..text.len() - 1].to_vec()).unwrap();
+        let joined: Vec<String> = arrays.iter().map(|(frame, _)| inner(frame.text())).collect();
+        assert_eq!(joined.join(","), expected);
+        assert_eq!(split_oversized(b"[{]"), Err(NotAnArray));
+    }
+
+    #[test]
+    fn an_array_may_be_exactly_as_long_as_the_limit() {
+        let split_of = |lengths: &[usize]| {
+            let object = |length: &usize| format!("{{\"ev\":\"{}\"}}", "x".repeat(length - 9));
+            let objects: Vec<String> = lengths.iter().map(object).collect();
+            let Fitting { arrays, oversize } =
+                split_oversized(format!("[{}]", objects.join(",")).as_bytes()).unwrap();
+            let lengths = arrays.iter().map(|(frame, events)| (frame.text().len(), *events));
+            (lengths.collect::<Vec<_>>(), oversize)
+        };
+        // Brackets, and a comma between two.
+        let most = MAX_MESSAGE_BYTES - 2;
+        assert_eq!(split_of(&[most]), (vec![(MAX_MESSAGE_BYTES, 1)], 0));
+        assert_eq!(split_of(&[most + 1]), (vec![], 1));
+        assert_eq!(split_of(&[1_000, most - 1_001]), (vec![(MAX_MESSAGE_BYTES, 2)], 0));
+        assert_eq!(split_of(&[1_000, most - 1_000]), (vec![(1_002, 1), (most - 998, 1)], 0));
+    }
+
+    #[test]
+    fn what_holds_no_events_is_malformed() {
+        for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", "{},{}", r#"[{"ev":"status"}"#]
+        {
+            assert_eq!(demux(Frame::new(text.as_bytes())), Err(NotAnArray), "{text:?}");
+        }
+        assert_eq!(demux(Frame::new(b"[{\"ev\":\"T\",\"x\":\"\xff\"}]")), Err(NotAnArray));
+    }
+
+    #[test]
+    fn objects_are_counted_whatever_their_shape() {
+        for (text, objects) in [
+            ("[]", 0),
+            (r#"[{"ev":"T"}]"#, 1),
+            (r#"[{"ev":"T"},{"ev":"Q"}]"#, 2),
+            (r#"[{"ev":"T"}, {"ev":"Q"}]"#, 2),
+            (r#"[{"sym":"A","ev":"T"},{"sym":"A","ev":"Q"}]"#, 2),
+            (r#"[{"ev":"T","in":{"ev":"Q"}},{"ev":"T"}]"#, 2),
+            (r#"[{"ev":"T","in":[{"ev":"Q"},{"ev":"Q"}]}]"#, 1),
+            (r#"[{"ev":"T","x":"},{"},{"ev":"T","y":"{"}]"#, 2),
+            (r#"[{"ev":"T","x":"},{\"ev\":1"},{"ev":"T","x":"\\"}]"#, 2),
+            (r#"[{},{"\u0065v":"T"},{"ev":"T","c":[[],[12]]}]"#, 3),
+            (r#"[{"\u0065v":"T"},{"ev":"Q"}]"#, 2),
+        ] {
+            let parsed: Vec<serde_json::Value> = serde_json::from_str(text).unwrap();
+            assert_eq!(parsed.len() as u64, objects, "{text}");
+            assert_eq!(demux(Frame::new(text.as_bytes())).unwrap().events, objects, "{text}");
+            assert_eq!(count_objects(text.as_bytes()), objects, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_scan_sees_every_place() {
+        for length in [0, 1, 3, 4, 130, 220, 223, 224, 225, 228, 229, 300, 460] {
+            for at in 0..=length {
+                let text = |what: &[u8]| [&vec![b'x'; at], what, &vec![b' '; length - at]].concat();
+                let expected = |braces, siblings, may_hold_status, ascii| Scan {
+                    braces,
+                    siblings,
+                    may_hold_status,
+                    ascii,
+                };
+                assert_eq!(scan(&text(b"")), expected(0, 0, false, true));
+                assert_eq!(scan(&text(br#"{"e},{"ev},{"e"#)), expected(3, 2, false, true));
+                assert_eq!(scan(&text(br#""status"#)), expected(0, 0, true, true));
+                assert_eq!(scan(&text("é".as_bytes())), expected(0, 0, false, false));
+            }
+        }
+    }
+
+    #[test]
+    fn a_scan_takes_nothing_else_for_a_sibling_or_a_status() {
+        for near in
+            ["x,{\"e", "}x{\"e", "},x\"e", "},{xe", "},{\"x", "\"stx", "\"sxa", "\"xta", "xsta"]
+        {
+            // Far from the end, and near it.
+            let text = [near, &" ".repeat(2 * STRIDE), near].concat();
+            let found = scan(text.as_bytes());
+            assert_eq!((found.siblings, found.may_hold_status), (0, false), "{near}");
+        }
+        assert!(!scan(b"\x80").ascii);
+    }
+}

@@ -1,0 +1,24 @@
+//! What follows the upgrade: the seam between the server and a tier.
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{health::Health, session::ClientInfo, transport::socket::Socket};
+
+/// Takes over the connections that a server has upgraded.
+pub trait Handler: Send + Sync + 'static {
+    /// Serves one WebSocket until it ends. `early` holds bytes that arrived with the upgrade; once
+    /// `stop` is cancelled, the connection has to end soon.
+    fn serve<'a>(
+        &'a self,
+        socket: Socket,
+        early: &[u8],
+        client: ClientInfo,
+        stop: &'a CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<'a, Self>;
+
+    /// The document behind `GET /health`.
+    fn health(&self) -> Health;
+
+    /// Called about once a second.
+    fn tick(&self);
+}

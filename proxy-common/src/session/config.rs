@@ -1,0 +1,34 @@
+//! What a session needs to know.
+
+use std::{sync::Arc, time::Duration};
+
+use super::slow_consumer::SlowLimits;
+use crate::{
+    access::{command_rate::CommandRate, keys::Keys},
+    protocol::{market::Market, notice::NoticePolicy},
+};
+
+/// How sessions are served.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The market served.
+    pub market: Market,
+    /// The keys that open a session.
+    pub keys: Arc<Keys>,
+    /// How fast commands may come. Default: 1,000 a second.
+    pub command_rate: CommandRate,
+    /// Most time from the greeting to the auth command. Default: 10 s.
+    pub auth_timeout: Duration,
+    /// Time between our pings. Default: 20 s.
+    pub ping_interval: Duration,
+    /// Most subscriptions held. Default: 50,000.
+    pub max_subscriptions: usize,
+    /// How far a session may fall behind.
+    pub slow: SlowLimits,
+    /// When the program stops, it closes sessions spread over this time. Default: 2 s.
+    pub drain_spread: Duration,
+    /// Most time from the stop to the end of the last session. Default: 10 s.
+    pub drain_timeout: Duration,
+    /// Which sessions get notices.
+    pub notices: NoticePolicy,
+}

@@ -1,0 +1,153 @@
+//! Counters of sessions and of the events on their way to them.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+
+use super::close::CloseReason;
+use crate::metrics::{
+    Count, CountByReason, Level, Reason, register, register_by_reason, register_bytes,
+};
+
+/// Why an event did not reach a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LossReason {
+    /// The session read too slowly and was closed.
+    SlowConsumer,
+    /// The session ended, or unsubscribed from everything, with the event still queued.
+    SessionClosed,
+    /// The firehose's ring overwrote the event before the session read it.
+    RingOverrun,
+    /// The event alone is longer than a message may be.
+    Oversize,
+    /// The event was in a damaged frame, or has no type.
+    Malformed,
+}
+
+impl LossReason {
+    /// Every reason.
+    pub const ALL: [Self; 5] = [
+        Self::SlowConsumer,
+        Self::SessionClosed,
+        Self::RingOverrun,
+        Self::Oversize,
+        Self::Malformed,
+    ];
+
+    /// The value of the metric label `reason`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::SlowConsumer => "slow_consumer",
+            Self::SessionClosed => "session_closed",
+            Self::RingOverrun => "ring_overrun",
+            Self::Oversize => "oversize",
+            Self::Malformed => "malformed",
+        }
+    }
+
+    /// Why the queue of a session that ended with `reason` is lost.
+    pub const fn of(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::SlowConsumer => Self::SlowConsumer,
+            CloseReason::ClientGone
+            | CloseReason::Protocol
+            | CloseReason::NotText
+            | CloseReason::TooBig
+            | CloseReason::AuthTimeout
+            | CloseReason::AuthFailed
+            | CloseReason::KeyRevoked
+            | CloseReason::Silent
+            | CloseReason::ControlFlood
+            | CloseReason::Drain
+            | CloseReason::Internal => Self::SessionClosed,
+        }
+    }
+}
+
+/// Counters of sessions.
+#[derive(Debug, Default)]
+pub struct SessionMetrics {
+    /// Sessions now, from the WebSocket handshake to the close.
+    pub sessions: Level,
+    /// WebSocket handshakes accepted.
+    pub opened: Count,
+    /// Sessions ended, by reason.
+    pub closed: CountByReason,
+    /// Subscriptions held by all sessions.
+    pub subscriptions: Level,
+    /// Commands received.
+    pub commands: Count,
+    /// Events handed out for sessions: one event for two sessions counts twice.
+    pub events_owed: Count,
+    /// Events written to sessions' sockets, counted likewise.
+    pub events_delivered: Count,
+    /// Bytes written to sessions' sockets.
+    pub bytes_out: Count,
+    /// Bytes queued for all sessions. Only [`Outbound`](super::outbound::Outbound) writes it.
+    pub queue_bytes: Level,
+    /// Events queued for all sessions. Only [`Outbound`](super::outbound::Outbound) writes it.
+    pub queue_events: Level,
+    /// Events that did not reach sessions, by reason.
+    pub events_lost: CountByReason,
+}
+
+impl SessionMetrics {
+    /// Registers all of them under the registry's prefix.
+    pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let closed = CloseReason::ALL.map(CloseReason::label);
+        let lost = LossReason::ALL.map(LossReason::label);
+        Arc::new(Self {
+            sessions: register(registry, "sessions", "Sessions now"),
+            opened: register(registry, "sessions_opened", "Sessions accepted"),
+            closed: register_by_reason(registry, "sessions_closed", "Sessions ended", closed),
+            subscriptions: register(
+                registry,
+                "subscriptions",
+                "Subscriptions held by all sessions",
+            ),
+            commands: register(registry, "commands", "Commands received"),
+            events_owed: register(
+                registry,
+                "events_owed",
+                "Events handed out for sessions, counted for each session",
+            ),
+            events_delivered: register(
+                registry,
+                "events_delivered",
+                "Events written to sessions, counted for each session",
+            ),
+            bytes_out: register_bytes(registry, "out", "Bytes written to sessions"),
+            queue_bytes: register_bytes(registry, "queue", "Bytes queued for sessions"),
+            queue_events: register(registry, "queue_events", "Events queued for sessions"),
+            events_lost: register_by_reason(
+                registry,
+                "events_lost",
+                "Events that did not reach sessions",
+                lost,
+            ),
+        })
+    }
+
+    /// Counts events and bytes that reached a session's socket.
+    #[inline]
+    pub fn delivered(&self, events: u32, bytes: usize) {
+        if events > 0 {
+            self.events_delivered.inc_by(events.into());
+        }
+        if bytes > 0 {
+            self.bytes_out.inc_by(bytes as u64);
+        }
+    }
+
+    /// Counts events that did not reach a session.
+    pub fn lost(&self, reason: LossReason, events: u64) {
+        if events > 0 {
+            self.events_lost.get_or_create(&Reason::new(reason.label())).inc_by(events);
+        }
+    }
+
+    /// Events lost for this reason since the start.
+    pub fn total_lost(&self, reason: LossReason) -> u64 {
+        self.events_lost.get_or_create(&Reason::new(reason.label())).get()
+    }
+}

@@ -1,0 +1,151 @@
+//! Listeners: binding ports, and the socket options of accepted connections.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
+use tracing::debug;
+
+use crate::config::error::ConfigError;
+
+/// Connections that the system holds for us while we are busy.
+const BACKLOG: i32 = 4_096;
+/// Most bytes that the system holds for a peer that does not read. Pongs wait behind them, and the
+/// limit on age does not see them.
+const UNSENT_BYTES: u32 = 256 * 1024;
+
+/// The addresses to listen on, and the variables that name them.
+#[derive(Debug, Clone)]
+pub struct ListenConfig {
+    /// The variable of `host`, for errors.
+    pub host_variable: &'static str,
+    /// Host name or address of the data port: every address that it stands for.
+    pub host: String,
+    /// The variable of `port`, for errors.
+    pub port_variable: &'static str,
+    /// The data port; 0 takes any free one.
+    pub port: u16,
+    /// The admin port, on loopback. Default: none.
+    pub admin_port: Option<u16>,
+}
+
+/// Listeners that are bound but not yet served.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The data port, once for each address of its host.
+    pub data: Vec<TcpListener>,
+    /// The admin port.
+    pub admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds the data port, the same on all of these addresses, and the admin port. An IPv6 address
+    /// is left out on a machine without IPv6 if another address could be bound.
+    ///
+    /// # Errors
+    ///
+    /// A port is taken. The error names the variable.
+    pub fn bind(config: &ListenConfig, addresses: &[SocketAddr]) -> Result<Self, ConfigError> {
+        let taken = |variable, address: SocketAddr, error: io::Error| {
+            let expected = format!("expected a port free at {address}: {error}");
+            ConfigError::invalid(variable, address.port(), expected)
+        };
+        let mut data: Vec<TcpListener> = Vec::new();
+        for &(mut address) in addresses {
+            if let (0, Some(Ok(first))) =
+                (address.port(), data.first().map(TcpListener::local_addr))
+            {
+                address.set_port(first.port());
+            }
+            match listen(address) {
+                Ok(listener) => data.push(listener),
+                Err(error) if lacks_ipv6(address, &error) && !data.is_empty() => {
+                    debug!(%address, %error, "address left out");
+                }
+                Err(error) => return Err(taken(config.port_variable, address, error)),
+            }
+        }
+        let admin = match config.admin_port {
+            Some(port) => {
+                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                Some(listen(address).map_err(|error| taken("ADMIN_PORT", address, error))?)
+            }
+            None => None,
+        };
+        Ok(Self { data, admin })
+    }
+
+    /// The addresses of the data port.
+    ///
+    /// # Errors
+    ///
+    /// The system does not know them.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.data.iter().map(TcpListener::local_addr).collect()
+    }
+}
+
+impl ListenConfig {
+    /// Finds every address that the host stands for, 127.0.0.1 before ::1.
+    ///
+    /// # Errors
+    ///
+    /// The host is unknown. The error names the variable.
+    pub async fn resolve(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let host = self.host.as_str();
+        let unknown = |error: String| {
+            let expected = format!("expected a host name or address of this machine: {error}");
+            ConfigError::invalid(self.host_variable, host, expected)
+        };
+        let found = lookup_host((host, self.port)).await.map_err(|e| unknown(e.to_string()))?;
+        let mut found: Vec<SocketAddr> = found.collect();
+        found.sort();
+        found.dedup();
+        if found.is_empty() { Err(unknown("it has no address".to_owned())) } else { Ok(found) }
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // Each address of a host name is bound by itself; :: alone means both families.
+        socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
+    }
+    // A restart must not wait until the system has forgotten old connections.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
+    address.is_ipv6()
+        && !matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
+}
+
+/// Sets the options of an accepted connection: small messages leave at once, and the system holds
+/// little for a peer that does not read, so that pongs can overtake what waits.
+///
+/// # Errors
+///
+/// The connection is lost already.
+pub fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    Ok(())
+}
+
+/// Whether an error of `accept` concerns one connection and says nothing about the next.
+pub fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
