@@ -10,10 +10,7 @@ use bench::{
     shapes::index_of,
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use proxy_common::protocol::{
-    channel::Channel,
-    market::{Kind, Market},
-};
+use proxy_common::protocol::{Channel, Kind, Market};
 
 fn lookup(criterion: &mut Criterion) {
     let feed = Feed::new(FRAME_EVENTS);

@@ -10,7 +10,7 @@ use bench::{
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::batch::Batch;
-use proxy_common::protocol::market::Market;
+use proxy_common::protocol::Market;
 
 /// Frames in one batch, as many as a busy link reads at once.
 const FRAMES: usize = 64;

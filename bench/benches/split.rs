@@ -9,7 +9,7 @@ use bench::{
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use filtered_proxy::split::split;
-use proxy_common::{protocol::demux::demux, websocket::frame::Frame};
+use proxy_common::{protocol::demux, websocket::Frame};
 
 fn frames(criterion: &mut Criterion) {
     let feed = Feed::new(FRAME_EVENTS);

@@ -1,7 +1,7 @@
 //! Frames and an index for measuring the code of the filtered proxy without sockets.
 
 use filtered_proxy::index::Index;
-use proxy_common::protocol::{channel::Channel, market::Market};
+use proxy_common::protocol::{Channel, Market};
 
 use crate::{client::ClientPlan, feed::Feed};
 

@@ -16,7 +16,7 @@ use firehose_proxy::FirehoseTier;
 use polygon_sim::{Profile, SimConfig, Simulator};
 use proxy_common::{
     config::{
-        error::ConfigError,
+        ConfigError,
         values::{duration, port},
     },
     program::{

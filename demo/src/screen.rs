@@ -9,9 +9,7 @@ use std::{
 
 use filtered_proxy::FilteredTier;
 use firehose_proxy::FirehoseTier;
-use proxy_common::{
-    link::metrics::LinkMetrics, program::wiring::BoundTier, session::metrics::SessionMetrics,
-};
+use proxy_common::{link::LinkMetrics, program::wiring::BoundTier, session::SessionMetrics};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 

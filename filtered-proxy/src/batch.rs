@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use proxy_common::{
-    protocol::{market::Market, messages::MAX_MESSAGE_BYTES},
-    session::outbound::chunk::{Chunk, ChunkBuffer},
+    protocol::{MAX_MESSAGE_BYTES, Market},
+    session::{Chunk, ChunkBuffer},
 };
 
 use crate::{
@@ -225,13 +225,13 @@ fn extend(spans: &mut [Span], span: Span) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::protocol::channel::{Channel, items};
+    use proxy_common::protocol::{Channel, channel_items};
 
     fn index(market: Market, sets: &[&str]) -> Index<usize> {
         let mut index = Index::default();
         for (session, list) in sets.iter().enumerate() {
             index.join(session as u64, session);
-            let channels = items(list).map(|item| Channel::parse(item, market).unwrap());
+            let channels = channel_items(list).map(|item| Channel::parse(item, market).unwrap());
             index.change(session as u64, channels, true);
         }
         index

@@ -4,14 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
-    access::keys::Keys,
+    access::Keys,
     config::{
-        error::ConfigError,
+        ConfigError,
         pem::authorities,
         secrets::{secret, secret_text},
         values::{check_market, path, port, websocket_url},
     },
-    link::config::LinkConfig,
+    link::LinkConfig,
     program::{
         args::{AccountArgs, HostAndPort, ServerArgs},
         hash_key::Subcommand,
@@ -19,7 +19,7 @@ use proxy_common::{
         runtime::ProgramArgs,
         wiring::ServerConfig,
     },
-    protocol::notice::NoticePolicy,
+    protocol::NoticePolicy,
 };
 use secrecy::SecretString;
 use url::Url;

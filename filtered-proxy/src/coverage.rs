@@ -3,10 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proxy_common::protocol::{
-    channel::Channel,
-    coverage::{Coverage, Unavailable, summarize},
-};
+use proxy_common::protocol::{Channel, Coverage, Unavailable, summarize_channels};
 
 /// What the firehose carries, as far as it is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -68,10 +65,10 @@ impl KnownCoverage {
             .into_iter()
             .find_map(|by| refused.get(by).map(|why| Unavailable::refused(by, why)));
         Some(match (refusal, symbols.peek()) {
-            (_, Some(_)) if *channel == whole => Unavailable::Part(summarize(symbols)),
+            (_, Some(_)) if *channel == whole => Unavailable::Part(summarize_channels(symbols)),
             (Some(refusal), _) => refusal,
             (None, Some(_)) => {
-                let only = summarize(symbols);
+                let only = summarize_channels(symbols);
                 Unavailable::Whole(format!(
                     "of {kind} the firehose takes from upstream only {only}"
                 ))
@@ -86,10 +83,10 @@ impl KnownCoverage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::protocol::{channel::items, market::Market};
+    use proxy_common::protocol::{Market, channel_items};
 
     fn channels(list: &str) -> BTreeSet<Channel> {
-        items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
+        channel_items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
     }
 
     fn said(carried: &str, pending: &str, refused: &str) -> Coverage {

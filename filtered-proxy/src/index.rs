@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
-use proxy_common::protocol::{channel::Channel, channel_set::ChannelSet, market::Kind};
+use proxy_common::protocol::{Channel, ChannelSet, Kind};
 use slab::Slab;
 
 use self::table::{CohortId, HolderLists, Holders, ShortSymbol};
@@ -335,10 +335,10 @@ fn remove(cohorts: &mut Vec<CohortId>, id: CohortId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proxy_common::protocol::{channel::items, market::Market};
+    use proxy_common::protocol::{Market, channel_items};
 
     fn channels(list: &str) -> Vec<Channel> {
-        items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
+        channel_items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
     }
 
     const NOBODY: [u64; 0] = [];

@@ -17,10 +17,10 @@ mod tier;
 use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
-    config::error::ConfigError,
+    config::ConfigError,
     link::Link,
     program::wiring::{BoundTier, Foundation},
-    protocol::{channel::Channel, notice::TierName},
+    protocol::{Channel, TierName},
 };
 use tokio::sync::watch;
 

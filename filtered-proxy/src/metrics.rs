@@ -2,7 +2,7 @@
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    health::ledger::IntakeMetrics,
+    health::IntakeMetrics,
     metrics::{Count, register},
 };
 

@@ -15,22 +15,16 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
-    link::{Link, event::LinkEvent},
+    link::{Link, LinkEvent},
     protocol::{
-        channel::Channel,
-        channel_set::ChannelSet,
-        coverage::{Coverage, Unavailable, newly_unavailable},
-        market::Market,
-        notice::{self, Notice, NoticePolicy, OutageNotice, TierName},
+        Channel, ChannelSet, Coverage, Market, Notice, NoticePolicy, OutageNotice, TierName,
+        Unavailable, newly_unavailable, notice_text, outage_notice,
     },
     session::{
-        close::CloseReason,
-        config::SessionConfig,
-        metrics::{LossReason, SessionMetrics},
-        outbound::Outbound,
-        tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
+        ChangeOutcome, CloseReason, LossReason, Outbound, SessionConfig, SessionMetrics,
+        Subscriber, SubscriptionChange, Tier,
     },
-    websocket::frame::Frame,
+    websocket::Frame,
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
@@ -165,7 +159,7 @@ impl Router {
             LinkEvent::Malformed => self.notify(&Notice::malformed(TierName::Filtered).frame()),
             LinkEvent::Notice(frame) => {
                 self.notify(&frame);
-                match notice::outage(frame.text()) {
+                match outage_notice(frame.text()) {
                     Some(OutageNotice::Down) => {
                         self.shared.outages.send_modify(|o| o.firehoses = Some(frame));
                     }
@@ -343,7 +337,7 @@ impl RouterHandle {
     /// The problems that the firehose reports of its own upstream.
     pub fn problems(&self) -> Vec<String> {
         let outages = self.shared.outages.borrow();
-        outages.firehoses.iter().filter_map(|notice| notice::message(notice.text())).collect()
+        outages.firehoses.iter().filter_map(|notice| notice_text(notice.text())).collect()
     }
 }
 
@@ -413,12 +407,12 @@ mod tests {
 
     use prometheus_client::registry::Registry;
     use proxy_common::{
-        access::{command_rate::CommandRate, keys::Keys},
-        health::ledger::{IntakeMetrics, Ledger},
-        link::metrics::LinkMetrics,
-        protocol::{demux::demux, market::Kind},
-        session::slow_consumer::SlowLimits,
-        transport::socket::Socket,
+        access::{CommandRate, Keys},
+        health::{IntakeMetrics, Ledger},
+        link::LinkMetrics,
+        protocol::{Kind, demux},
+        session::SlowLimits,
+        transport::Socket,
     };
     use tokio::net::{TcpListener, TcpStream};
 

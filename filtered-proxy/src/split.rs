@@ -184,7 +184,7 @@ mod tests {
         event::EventKind::{self, *},
         *,
     };
-    use proxy_common::protocol::market::Kind;
+    use proxy_common::protocol::Kind;
 
     /// What `split` finds, one line an event: text, kind, symbol.
     fn found(frame: &str) -> (Vec<String>, Result<(), Malformed>) {

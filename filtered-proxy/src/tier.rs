@@ -2,9 +2,9 @@
 
 use proxy_common::{
     health::{Health, HealthReporter},
-    server::handler::Handler,
+    server::Handler,
     session::{ClientInfo, Sessions},
-    transport::socket::Socket,
+    transport::Socket,
 };
 use tokio_util::sync::CancellationToken;
 

@@ -13,11 +13,7 @@ use proptest::{
     sample::{Index as Place, select},
     test_runner::FileFailurePersistence,
 };
-use proxy_common::protocol::{
-    channel::Channel,
-    market::{Kind, Market},
-    messages::MAX_MESSAGE_BYTES,
-};
+use proxy_common::protocol::{Channel, Kind, MAX_MESSAGE_BYTES, Market};
 use serde_json::{Value, value::RawValue};
 
 /// Sessions take turns, so that they come to hold the same channels often.

@@ -4,14 +4,14 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
-    access::keys::Keys,
+    access::Keys,
     config::{
-        error::ConfigError,
+        ConfigError,
         pem::authorities,
         secrets::secret_text,
         values::{check_market, count, duration, path, port, websocket_url},
     },
-    link::config::LinkConfig,
+    link::LinkConfig,
     program::{
         args::{AccountArgs, HostAndPort, ServerArgs},
         hash_key::Subcommand,
@@ -19,11 +19,7 @@ use proxy_common::{
         runtime::ProgramArgs,
         wiring::ServerConfig,
     },
-    protocol::{
-        channel::{Channel, items},
-        market::{Kind, Market},
-        notice::NoticePolicy,
-    },
+    protocol::{Channel, Kind, Market, NoticePolicy, channel_items},
 };
 use secrecy::SecretString;
 use url::Url;
@@ -203,7 +199,7 @@ fn parse_channels(list: &str, market: Market) -> Result<BTreeSet<Channel>, Confi
             Err(error) => Err(invalid(error.to_string())),
         },
     };
-    let channels: BTreeSet<_> = items(list).map(parse).collect::<Result<_, _>>()?;
+    let channels: BTreeSet<_> = channel_items(list).map(parse).collect::<Result<_, _>>()?;
     if channels.is_empty() {
         return Err(invalid("expected event types such as T,Q,AM".into()));
     }

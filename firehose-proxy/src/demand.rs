@@ -10,11 +10,8 @@ use std::{
 };
 
 use proxy_common::{
-    link::subscriptions::Wanted,
-    protocol::{
-        channel::Channel,
-        market::{Kind, Market},
-    },
+    link::Wanted,
+    protocol::{Channel, Kind, Market},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -143,7 +140,7 @@ mod tests {
 
     fn channels(list: &str) -> BTreeSet<Channel> {
         let parse = |item| Channel::parse(item, Market::Stocks).unwrap();
-        proxy_common::protocol::channel::items(list).map(parse).collect()
+        proxy_common::protocol::channel_items(list).map(parse).collect()
     }
 
     fn wanted(receiver: &watch::Receiver<Wanted>) -> String {

@@ -7,14 +7,9 @@ use std::{
 };
 
 use proxy_common::{
-    link::subscriptions::{SubscriptionOutcome, Wanted},
-    protocol::{
-        channel::Channel,
-        coverage::{Coverage, Unavailable, truncate},
-        market::{Kind, Market},
-        notice::TierName,
-    },
-    websocket::frame::Frame,
+    link::{SubscriptionOutcome, Wanted},
+    protocol::{Channel, Coverage, Kind, Market, TierName, Unavailable, truncate_reason},
+    websocket::Frame,
 };
 
 /// The channels that the vendor refuses.
@@ -66,7 +61,7 @@ impl Entitlements {
         for outcome in outcomes {
             let channel = match outcome {
                 SubscriptionOutcome::Refused(channel, why) => {
-                    reasons.insert(channel.clone(), truncate(why));
+                    reasons.insert(channel.clone(), truncate_reason(why));
                     channel
                 }
                 SubscriptionOutcome::Carried(channel) => {

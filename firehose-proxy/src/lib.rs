@@ -17,10 +17,10 @@ mod tier;
 use std::sync::Arc;
 
 use proxy_common::{
-    config::error::ConfigError,
+    config::ConfigError,
     link::Link,
     program::wiring::{BoundTier, Foundation},
-    protocol::notice::TierName,
+    protocol::TierName,
 };
 use tokio::sync::watch;
 

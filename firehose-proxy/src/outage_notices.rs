@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use proxy_common::protocol::notice::{Notice, Outage, TierName};
+use proxy_common::protocol::{Notice, Outage, TierName};
 
 /// What one session knows of outages.
 #[derive(Debug, Default)]

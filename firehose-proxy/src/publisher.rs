@@ -4,15 +4,11 @@
 use std::{sync::Arc, time::SystemTime};
 
 use proxy_common::{
-    health::ledger::IntakeMetrics,
-    link::{Link, event::LinkEvent},
-    protocol::{
-        demux::{Fitting, split_oversized},
-        messages::MAX_MESSAGE_BYTES,
-        notice::{Notice, Outage, TierName},
-    },
-    session::metrics::{LossReason, SessionMetrics},
-    websocket::frame::Frame,
+    health::IntakeMetrics,
+    link::{Link, LinkEvent},
+    protocol::{Fitting, MAX_MESSAGE_BYTES, Notice, Outage, TierName, split_oversized},
+    session::{LossReason, SessionMetrics},
+    websocket::Frame,
 };
 use tokio::sync::watch;
 use tracing::warn;

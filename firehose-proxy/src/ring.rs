@@ -11,8 +11,8 @@ use std::{
 use prometheus_client::registry::Registry;
 use proxy_common::{
     metrics::{Level, register},
-    protocol::notice::Outage,
-    websocket::frame::Frame,
+    protocol::Outage,
+    websocket::Frame,
 };
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 

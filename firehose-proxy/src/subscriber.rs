@@ -4,18 +4,13 @@ use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use proxy_common::{
     protocol::{
-        channel::Channel,
-        channel_set::ChannelSet,
-        coverage::{Unavailable, newly_unavailable},
-        notice::{Notice, NoticePolicy, Outage, TierName},
+        Channel, ChannelSet, Notice, NoticePolicy, Outage, TierName, Unavailable, newly_unavailable,
     },
     session::{
-        close::CloseReason,
-        metrics::{LossReason, SessionMetrics},
-        outbound::Outbound,
-        tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
+        ChangeOutcome, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
+        SubscriptionChange, Tier,
     },
-    websocket::frame::Frame,
+    websocket::Frame,
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -274,11 +269,11 @@ mod tests {
     use std::time::Duration;
 
     use proxy_common::{
-        link::subscriptions::SubscriptionOutcome,
+        link::SubscriptionOutcome,
         metrics::Level,
-        protocol::market::{Kind, Market},
-        session::slow_consumer::SlowLimits,
-        transport::socket::Socket,
+        protocol::{Kind, Market},
+        session::SlowLimits,
+        transport::Socket,
     };
     use tokio::net::{TcpListener, TcpStream};
 

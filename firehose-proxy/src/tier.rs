@@ -4,10 +4,10 @@ use std::{sync::Arc, time::SystemTime};
 
 use proxy_common::{
     health::{Health, HealthReporter},
-    link::metrics::LinkMetrics,
-    server::handler::Handler,
+    link::LinkMetrics,
+    server::Handler,
     session::{ClientInfo, Sessions},
-    transport::socket::Socket,
+    transport::Socket,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -1,9 +1,6 @@
 //! Lists of channels as clients write them, checked against the documented rules.
 
-use proxy_common::protocol::{
-    channel::{Channel, MAX_SYMBOL_BYTES, items},
-    market::Market,
-};
+use proxy_common::protocol::{Channel, MAX_SYMBOL_BYTES, Market, channel_items};
 
 /// Checks every item of a list in every market. The parser accepts it if the rules do. Where
 /// symbols have one spelling only, the channel keeps it. The displayed channel is read as the same
@@ -14,7 +11,7 @@ use proxy_common::protocol::{
 /// If one of these does not hold.
 pub fn of_every_market(list: &[u8]) {
     let Ok(list) = str::from_utf8(list) else { return };
-    let found: Vec<&str> = items(list).collect();
+    let found: Vec<&str> = channel_items(list).collect();
     assert!(found.iter().all(|item| !item.is_empty() && item.trim() == *item));
     let bare = |text: &str| text.chars().filter(|c| *c != ',' && !c.is_whitespace()).collect();
     let (before, after): (String, String) = (bare(list), bare(&found.concat()));

@@ -1,11 +1,7 @@
 //! Commands of clients, compared with a model on a JSON parser, and the answers to them.
 
-use proxy_common::{
-    protocol::demux::demux,
-    protocol::{
-        channel::items,
-        messages::{Command, MAX_MESSAGE_BYTES, Status, command_text, status_frames},
-    },
+use proxy_common::protocol::{
+    Command, MAX_MESSAGE_BYTES, Status, channel_items, command_text, demux, status_frames,
 };
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -26,7 +22,7 @@ pub fn as_a_parser_would(text: &[u8]) {
         Ok((action, params)) => {
             let again = read(&command_text(action, &params));
             assert_eq!(again, Ok((action, params.clone())));
-            let answers: Vec<_> = items(&params).map(Status::subscribed).collect();
+            let answers: Vec<_> = channel_items(&params).map(Status::subscribed).collect();
             check_answers(&answers);
         }
         Err(error) => check_answers(&[Status::error(error.clone()), Status::error(error)]),

@@ -1,9 +1,8 @@
 //! Frames of an upstream, separated and split, compared with a model on a JSON parser.
 
 use proxy_common::{
-    protocol::demux::{Demuxed, Fitting, demux, split_oversized},
-    protocol::messages::MAX_MESSAGE_BYTES,
-    websocket::frame::Frame,
+    protocol::{Demuxed, Fitting, MAX_MESSAGE_BYTES, demux, split_oversized},
+    websocket::Frame,
 };
 use serde_json::{Value, value::RawValue};
 

@@ -1,6 +1,6 @@
 //! What a port does with a stranger's bytes before a session begins: PROXY header, HTTP, upgrade.
 //!
-//! It is the product's own code, from [`Gate::identify`](proxy_common::access::gate::Gate::identify)
+//! It is the product's own code, from [`Gate::identify`](proxy_common::access::Gate::identify)
 //! to [`serve_http`], over a stream in memory. Every kind of port gets the same bytes, and a model
 //! says what each answer has to be.
 
@@ -13,11 +13,8 @@ use std::{
 use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::{Body, Incoming};
 use proxy_common::{
-    access::{abuse::Abuse, gate::AcceptedConnection},
-    server::{
-        connection::serve_http,
-        http::{Answer, HttpService},
-    },
+    access::{Abuse, AcceptedConnection},
+    server::{Answer, HttpService, serve_http},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 
 use bytes::BytesMut;
-use proxy_common::websocket::decoder::{Decoded, Decoder, Violation};
+use proxy_common::websocket::{Decoded, Decoder, Violation};
 use tungstenite::{
     Error, Message, WebSocket,
     error::ProtocolError,

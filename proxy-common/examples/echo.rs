@@ -11,10 +11,10 @@ use std::{
 
 use clap::{Parser, Subcommand};
 use proxy_common::{
-    access::keys::Keys,
+    access::Keys,
     config::values::websocket_url,
     health::{Health, HealthReporter},
-    link::{Link, client_socket, config::LinkConfig, error::LinkError, login},
+    link::{Link, LinkConfig, LinkError, UpstreamMessage, connect},
     program::{
         args::{HostAndPort, ServerArgs},
         command_line::{StartupExit, parse},
@@ -22,19 +22,14 @@ use proxy_common::{
         runtime::{self, Threads},
         wiring::Foundation,
     },
-    protocol::notice::{NoticePolicy, TierName},
-    server::handler::Handler,
+    protocol::{NoticePolicy, TierName},
+    server::Handler,
     session::{
-        ClientInfo,
-        close::CloseReason,
-        drain::close,
-        inbound::{Inbound, Message},
-        metrics::SessionMetrics,
-        outbound::Outbound,
-        slow_consumer::SlowLimits,
+        ClientInfo, ClientMessage, CloseReason, Inbound, Outbound, SessionMetrics, SlowLimits,
+        close_session,
     },
-    transport::socket::Socket,
-    websocket::frame::Frame,
+    transport::Socket,
+    websocket::Frame,
 };
 use secrecy::SecretString;
 use tokio::{
@@ -161,7 +156,7 @@ impl Handler for Echo {
                     break reason;
                 }
             };
-            close(&outbound, &mut inbound, reason, None, None).await;
+            close_session(&outbound, &mut inbound, reason, None, None).await;
         }
     }
 
@@ -172,12 +167,12 @@ impl Handler for Echo {
     fn tick(&self) {}
 }
 
-fn send_back(outbound: &Outbound, message: &Message) -> Result<(), CloseReason> {
+fn send_back(outbound: &Outbound, message: &ClientMessage) -> Result<(), CloseReason> {
     let frame = match message {
-        Message::Text(text) => Frame::new(text.as_bytes()),
-        Message::Binary(payload) => Frame::of_kind(Data::Binary, payload),
-        Message::Control | Message::Part => return Ok(()),
-        Message::Close => return Err(CloseReason::ClientGone),
+        ClientMessage::Text(text) => Frame::new(text.as_bytes()),
+        ClientMessage::Binary(payload) => Frame::of_kind(Data::Binary, payload),
+        ClientMessage::Control | ClientMessage::Part => return Ok(()),
+        ClientMessage::Close => return Err(CloseReason::ClientGone),
     };
     outbound.send_frame(&frame, Instant::now());
     Ok(())
@@ -219,21 +214,20 @@ async fn go_through(server: Url, at_once: usize) -> Result<(), StartupExit> {
 /// Connects as a link does, sends back every message until the upstream closes, and returns the
 /// last text.
 async fn echo(config: &LinkConfig) -> Result<String, LinkError> {
-    use client_socket::Message;
-    let mut socket = login::connect(config).await?;
+    let mut socket = connect(config).await?;
     let mut last = String::new();
     loop {
         match socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))? {
             // A link ignores what is not UTF-8.
-            Message::Text(frame) => {
+            UpstreamMessage::Text(frame) => {
                 if let Ok(text) = str::from_utf8(frame.text()) {
                     text.clone_into(&mut last);
                     socket.send_text(text);
                 }
             }
-            Message::Binary(payload) => socket.send(OpCode::Data(Data::Binary), &payload),
-            Message::Control => {}
-            Message::Close(_) => return Ok(last),
+            UpstreamMessage::Binary(payload) => socket.send(OpCode::Data(Data::Binary), &payload),
+            UpstreamMessage::Control => {}
+            UpstreamMessage::Close(_) => return Ok(last),
         }
     }
 }

@@ -1,9 +1,19 @@
 //! Access: who may connect, from where, how many and how fast.
 
-pub mod abuse;
-pub mod address_limits;
-pub mod client_address;
-pub mod command_rate;
-pub mod gate;
-pub mod keys;
-pub mod origin;
+mod abuse;
+mod address_limits;
+mod client_address;
+mod command_rate;
+mod gate;
+mod keys;
+mod origin;
+
+pub use self::{
+    abuse::{Abuse, AbuseLog},
+    address_limits::{AddressFull, AddressLimit, AddressPermit, RequestRate},
+    client_address::{AddressKey, TrustedProxies},
+    command_rate::{BURST_SECONDS, CommandBudget, CommandRate},
+    gate::{AcceptedConnection, Gate, GateConfig, Refusal},
+    keys::{KeyLease, KeyMetrics, Keys, Reloaded, key_file_line, parse_label},
+    origin::Origins,
+};

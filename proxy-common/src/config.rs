@@ -1,6 +1,8 @@
 //! Settings, from their text to a value. Nothing here knows a program or its flags.
 
-pub mod error;
+mod error;
 pub mod pem;
 pub mod secrets;
 pub mod values;
+
+pub use self::error::ConfigError;

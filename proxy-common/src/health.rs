@@ -1,7 +1,12 @@
 //! Health: the document behind `GET /health`, and the counts that it draws on.
 
-pub mod ledger;
-pub mod process;
+mod ledger;
+mod process;
+
+pub use self::{
+    ledger::{Deliveries, Intake, IntakeMetrics, Ledger},
+    process::ProcessMetrics,
+};
 
 use std::{
     collections::BTreeMap,
@@ -12,17 +17,12 @@ use std::{
 use serde::Serialize;
 use tokio::time::Instant;
 
-use self::ledger::{IntakeMetrics, Ledger};
 use crate::{
-    access::keys::Keys,
-    link::{
-        LinkHandle,
-        metrics::LinkMetrics,
-        status::{ChannelStatus, LinkState},
-    },
+    access::Keys,
+    link::{ChannelStatus, LinkHandle, LinkMetrics, LinkState},
     metrics::Level,
-    protocol::market::Market,
-    session::metrics::SessionMetrics,
+    protocol::Market,
+    session::SessionMetrics,
 };
 
 /// How a tier is doing, in one word.

@@ -5,16 +5,28 @@
 //! [`LinkEvent`]s. After a loss it does all of that again by itself. It reads without waiting for
 //! its consumer, as long as the consumer keeps calling [`Link::next`].
 
-pub mod backoff;
-pub mod client_socket;
-pub mod config;
+mod backoff;
+mod client_socket;
+mod config;
 mod connection;
-pub mod error;
-pub mod event;
-pub mod login;
-pub mod metrics;
-pub mod status;
-pub mod subscriptions;
+mod error;
+mod event;
+mod login;
+mod metrics;
+mod status;
+mod subscriptions;
+
+pub use self::{
+    backoff::{Backoff, USEFUL_LIFE},
+    client_socket::{ClientSocket, SocketError, Stream, UpstreamMessage},
+    config::LinkConfig,
+    error::LinkError,
+    event::LinkEvent,
+    login::connect,
+    metrics::LinkMetrics,
+    status::{ChannelStatus, LinkState, LinkStatus},
+    subscriptions::{Request, SubscriptionOutcome, UpstreamSubscriptions, Wanted},
+};
 
 use std::{
     collections::VecDeque,
@@ -29,20 +41,10 @@ use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 use url::Url;
 
-use self::{
-    backoff::Backoff,
-    client_socket::ClientSocket,
-    config::LinkConfig,
-    connection::Connection,
-    error::LinkError,
-    event::LinkEvent,
-    metrics::LinkMetrics,
-    status::{ChannelStatus, LinkState, LinkStatus},
-    subscriptions::{SubscriptionOutcome, Wanted},
-};
+use self::connection::Connection;
 use crate::{
     metrics::Reason,
-    protocol::{channel::Channel, notice::Outage},
+    protocol::{Channel, Outage},
 };
 
 /// One link. Yields events to whoever calls [`next`](Self::next); makes no progress otherwise.
@@ -203,7 +205,7 @@ impl Link {
         self.status.send_modify(|status| status.state = LinkState::Connecting);
         let (config, status) = (Arc::clone(&self.config), Arc::clone(&self.status));
         self.phase = Phase::Connecting(Box::pin(async move {
-            let socket = login::connect(&config).await?;
+            let socket = connect(&config).await?;
             status.send_modify(|status| status.state = LinkState::Authenticating);
             login::authenticate(&config, socket).await
         }));

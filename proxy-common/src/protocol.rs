@@ -1,9 +1,22 @@
 //! The vendor's protocol: markets, channels, commands, statuses, and the notices of our own beside them.
 
-pub mod channel;
-pub mod channel_set;
-pub mod coverage;
-pub mod demux;
-pub mod market;
-pub mod messages;
-pub mod notice;
+mod channel;
+mod channel_set;
+mod coverage;
+mod demux;
+mod market;
+mod messages;
+mod notice;
+
+pub use self::{
+    channel::{Channel, ChannelError, MAX_SYMBOL_BYTES, channel_items},
+    channel_set::ChannelSet,
+    coverage::{Coverage, Unavailable, newly_unavailable, summarize_channels, truncate_reason},
+    demux::{Demuxed, Fitting, FrameStatus, NotAnArray, demux, split_oversized},
+    market::{Kind, Market, SymbolField},
+    messages::{
+        Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
+        status_frame, status_frames,
+    },
+    notice::{Notice, NoticePolicy, Outage, OutageNotice, TierName, notice_text, outage_notice},
+};

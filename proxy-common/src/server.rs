@@ -1,8 +1,14 @@
 //! The server of a tier: accepts connections, serves HTTP, and hands WebSockets to a [`Handler`].
 
-pub mod connection;
-pub mod handler;
-pub mod http;
+mod connection;
+mod handler;
+mod http;
+
+pub use self::{
+    connection::{UpgradedConnection, serve_http},
+    handler::Handler,
+    http::{Answer, HttpService, PendingUpgrade, Response, SessionPermits},
+};
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,11 +20,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use self::{connection::ConnectionServer, handler::Handler, http::HttpService};
+use self::connection::ConnectionServer;
 use crate::{
-    access::gate::Gate,
-    protocol::market::Market,
-    transport::{certificate::Certificate, listener::Listeners},
+    access::Gate,
+    protocol::Market,
+    transport::{Certificate, Listeners},
 };
 
 /// Connections beyond the sessions' limit, for probes and for answers to clients without room.

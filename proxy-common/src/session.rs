@@ -1,15 +1,30 @@
 //! Sessions: one for each accepted downstream WebSocket, from the greeting to the close. They speak
 //! the vendor's protocol, the same on both ports.
 
-pub mod close;
-pub mod config;
-pub mod drain;
-pub mod inbound;
-pub mod metrics;
-pub mod outbound;
-pub mod queue_budget;
-pub mod slow_consumer;
-pub mod tier;
+mod close;
+mod config;
+mod drain;
+mod inbound;
+mod metrics;
+mod outbound;
+mod queue_budget;
+mod slow_consumer;
+mod tier;
+
+pub use self::{
+    close::{CloseFrame, CloseReason},
+    config::SessionConfig,
+    drain::{DrainSchedule, Until, close_session, drain},
+    inbound::{ClientMessage, Inbound, discard},
+    metrics::{LossReason, SessionMetrics},
+    outbound::{
+        Flushed, Outbound,
+        chunk::{Chunk, ChunkBuffer},
+    },
+    queue_budget::{Entry, QueueBudget, enforce_until},
+    slow_consumer::{SlowLimits, sessions_to_evict},
+    tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
+};
 
 use std::{collections::BTreeSet, future, net::IpAddr, sync::Arc, time::Duration};
 
@@ -21,31 +36,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use tungstenite::protocol::frame::coding::Control;
 
-use self::{
-    close::CloseReason,
-    config::SessionConfig,
-    drain::{DrainSchedule, Until, close, drain},
-    inbound::{Inbound, Message},
-    metrics::SessionMetrics,
-    outbound::Outbound,
-    queue_budget::QueueBudget,
-    tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
-};
 use crate::{
-    access::{
-        abuse::{Abuse, AbuseLog},
-        command_rate::CommandBudget,
-        keys::KeyLease,
-    },
+    access::{Abuse, AbuseLog, CommandBudget, KeyLease},
     metrics::Reason,
     protocol::{
-        channel::{Channel, items},
-        channel_set::ChannelSet,
-        coverage::Unavailable,
-        messages::{Command, Status, status_frame, status_frames},
-        notice::NoticePolicy,
+        Channel, ChannelSet, Command, NoticePolicy, Status, Unavailable, channel_items,
+        status_frame, status_frames,
     },
-    transport::socket::Socket,
+    transport::Socket,
 };
 
 /// A client silent for this many pings is closed.
@@ -219,25 +217,25 @@ impl<'a, T: Tier> Session<'a, T> {
 
     async fn on_message(
         &mut self,
-        message: Result<Message, CloseReason>,
+        message: Result<ClientMessage, CloseReason>,
     ) -> Result<(), CloseReason> {
         // Reading and writing on the spot never yield by themselves, so a client that talks without
         // pause would keep its thread.
         match &message {
-            Ok(Message::Part) => yield_now().await,
+            Ok(ClientMessage::Part) => yield_now().await,
             _ => consume_budget().await,
         }
         let now = Instant::now();
         self.last_heard = now;
         self.charge_input(now);
         match message? {
-            Message::Text(text) => self.on_command(&text).await,
-            Message::Binary(_) => {
+            ClientMessage::Text(text) => self.on_command(&text).await,
+            ClientMessage::Binary(_) => {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
             }
-            Message::Control | Message::Part => Ok(()),
-            Message::Close => Err(CloseReason::ClientGone),
+            ClientMessage::Control | ClientMessage::Part => Ok(()),
+            ClientMessage::Close => Err(CloseReason::ClientGone),
         }
     }
 
@@ -320,7 +318,7 @@ impl<'a, T: Tier> Session<'a, T> {
             drain(&self.outbound, &mut self.inbound, AUTH_FAILED_PAUSE, Until::PeerClosed).await;
         }
         let schedule = self.schedule.as_deref();
-        close(&self.outbound, &mut self.inbound, reason, status.as_ref(), schedule).await;
+        close_session(&self.outbound, &mut self.inbound, reason, status.as_ref(), schedule).await;
         let (client, key) = (self.client.address, self.key.as_ref().map(KeyLease::label));
         if reason.is_notable() {
             warn!(%client, key, reason = reason.label(), "session ended");
@@ -369,7 +367,7 @@ fn decide(
     let held = subscriber.held();
     let mut channels = BTreeSet::new();
     let (mut refusals, mut accepted) = (Vec::new(), Vec::new());
-    let mut named = items(params);
+    let mut named = channel_items(params);
     for item in named.by_ref().take(limit) {
         let channel = match Channel::parse(item, config.market) {
             Ok(channel) => channel,
@@ -443,8 +441,8 @@ mod tests {
 
     use super::{slow_consumer::SlowLimits, *};
     use crate::{
-        access::{command_rate::CommandRate, keys::Keys},
-        protocol::market::{Kind, Market},
+        access::{CommandRate, Keys},
+        protocol::{Kind, Market},
     };
 
     /// A tier whose coverage changes between the decision on a subscription and its effect: T is

@@ -1,6 +1,13 @@
 //! Sockets of clients: PROXY headers, TLS, reading and writing without waiting.
 
-pub mod certificate;
-pub mod listener;
-pub mod proxy_protocol;
-pub mod socket;
+mod certificate;
+mod listener;
+mod proxy_protocol;
+mod socket;
+
+pub use self::{
+    certificate::Certificate,
+    listener::{ListenConfig, Listeners, concerns_one_connection, prepare_accepted},
+    proxy_protocol::{BadHeader, read_header},
+    socket::{Metered, Socket, TlsSocket, TlsStream},
+};

@@ -1,4 +1,13 @@
 //! The WebSocket protocol (RFC 6455): whole frames, and taking them out of bytes.
 
-pub mod decoder;
-pub mod frame;
+mod decoder;
+mod frame;
+
+pub(crate) use self::{
+    decoder::apply_mask,
+    frame::{MAX_HEADER_BYTES, append_header},
+};
+pub use self::{
+    decoder::{Decoded, Decoder, Violation},
+    frame::Frame,
+};

@@ -1,6 +1,6 @@
 //! An event as it is found in a frame.
 
-use proxy_common::protocol::market::Kind;
+use proxy_common::protocol::Kind;
 
 /// One event of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use proxy_common::protocol::market::{Kind, SymbolField};
+use proxy_common::protocol::{Kind, SymbolField};
 
 use super::{
     brackets::{QuotePlaces, quotes},

@@ -12,7 +12,7 @@ use jiff::{
     civil::{Date, Time, Weekday, date, time},
     tz::{self, TimeZone},
 };
-use proxy_common::protocol::market::Market;
+use proxy_common::protocol::Market;
 
 static NEW_YORK: TimeZone = tz::get!("America/New_York");
 

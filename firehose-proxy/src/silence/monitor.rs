@@ -14,12 +14,9 @@ use std::{
 use memchr::memmem::Finder;
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    link::subscriptions::Wanted,
+    link::Wanted,
     metrics::{Level, register},
-    protocol::{
-        channel::Channel,
-        market::{Kind, Market},
-    },
+    protocol::{Channel, Kind, Market},
 };
 use tracing::{info, warn};
 

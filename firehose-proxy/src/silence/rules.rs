@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use proxy_common::protocol::market::{Kind, Market};
+use proxy_common::protocol::{Kind, Market};
 
 use super::market_hours::Hours;
 

@@ -4,18 +4,12 @@ use std::{collections::BTreeSet, future::ready, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    access::{
-        abuse::AbuseLog,
-        client_address::TrustedProxies,
-        gate::{Gate, GateConfig},
-        keys::Keys,
-        origin::Origins,
-    },
-    health::{Health, HealthReporter, HealthSources, HealthStatus, ledger::IntakeMetrics},
-    link::{Link, config::LinkConfig, metrics::LinkMetrics},
-    server::{handler::Handler, http::HttpService},
-    session::{ClientInfo, metrics::SessionMetrics},
-    transport::socket::Socket,
+    access::{AbuseLog, Gate, GateConfig, Keys, Origins, TrustedProxies},
+    health::{Health, HealthReporter, HealthSources, HealthStatus, IntakeMetrics},
+    link::{Link, LinkConfig, LinkMetrics},
+    server::{Handler, HttpService},
+    session::{ClientInfo, SessionMetrics},
+    transport::Socket,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, Method, Request, StatusCode, Version, header};
-use proxy_common::protocol::market::Market;
+use proxy_common::protocol::Market;
 use url::{Origin, Url};
 
 /// What the ports are set to.

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     metrics::{Count, Reason},
-    transport::proxy_protocol::read_header,
+    transport::read_header,
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");

@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::config::{error::ConfigError, secrets::secret};
+use crate::config::{ConfigError, secrets::secret};
 
 /// What stands before a digest in a file of keys.
 const SCHEME: &str = "sha256:";
@@ -214,7 +214,7 @@ impl Collector for KeyMetrics {
 /// # Errors
 ///
 /// Not of the form expected.
-pub fn label(text: &str) -> Result<String, String> {
+pub fn parse_label(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if text.is_empty() || text.len() > MAX_LABEL || !text.chars().all(allowed) {
         return Err(format!(
@@ -225,7 +225,7 @@ pub fn label(text: &str) -> Result<String, String> {
 }
 
 /// The line of a file of keys that stands for this key.
-pub fn line(label: &str, key: &SecretString) -> String {
+pub fn key_file_line(label: &str, key: &SecretString) -> String {
     let digest = base16ct::lower::encode_string(&digest(key.expose_secret()));
     format!("{label} {SCHEME}{digest}")
 }
@@ -307,7 +307,7 @@ fn labelled(line: &str) -> Result<(String, [u8; 32]), String> {
     let (Some(name), Some(hash), None) = (words.next(), words.next(), words.next()) else {
         return Err(format!("expected a label, a blank and {SCHEME} with a digest"));
     };
-    let name = label(name)?;
+    let name = parse_label(name)?;
     let mut digest = [0; 32];
     let hex = hash.strip_prefix(SCHEME).unwrap_or_default();
     match base16ct::mixed::decode(hex, &mut digest) {
@@ -352,7 +352,7 @@ mod tests {
         for key in [ABC, &format!("sha256:{ABC}"), "desk-a", "# desks", "#"] {
             assert_eq!(label_of(&keys, key), None, "{key}");
         }
-        assert_eq!(line("desk-a", &"abc".into()), format!("desk-a sha256:{ABC}"));
+        assert_eq!(key_file_line("desk-a", &"abc".into()), format!("desk-a sha256:{ABC}"));
         assert_eq!(
             label_of(&self::keys(&format!("x sha256:{}", ABC.to_uppercase())), "abc").as_deref(),
             Some("x")
@@ -389,7 +389,10 @@ mod tests {
 
     #[test]
     fn sessions_are_counted_by_label_while_they_last() {
-        let keys = keys(&format!("desk-a sha256:{ABC}\n{}\nother", line("desk-a", &"new".into())));
+        let keys = keys(&format!(
+            "desk-a sha256:{ABC}\n{}\nother",
+            key_file_line("desk-a", &"new".into())
+        ));
         let first = keys.authenticate(&"abc".into()).unwrap();
         let second = keys.authenticate(&"new".into()).unwrap();
         let shown = |keys: &Keys| format!("{:?}", keys.sessions());
@@ -406,7 +409,7 @@ mod tests {
         let keys = Keys::read("KEYS", None, Some(file.path())).unwrap().unwrap();
         let lease = |key: &str| keys.authenticate(&key.into()).unwrap();
         let (one, two) = (lease("one"), lease("two"));
-        write(&format!("{}\nthree", line("renamed", &"one".into())));
+        write(&format!("{}\nthree", key_file_line("renamed", &"one".into())));
         let reloaded = Reloaded { keys: 2, added: 1, removed: 1 };
         assert_eq!(keys.reload(), Ok(Some(reloaded)));
         assert!(!one.is_revoked() && two.is_revoked());

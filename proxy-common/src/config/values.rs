@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use url::Url;
 
 use super::error::ConfigError;
-use crate::protocol::market::Market;
+use crate::protocol::Market;
 
 /// Parses a port; 0 stands for any free one.
 ///

@@ -18,9 +18,9 @@ use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use crate::{
-    link::metrics::LinkMetrics,
+    link::LinkMetrics,
     metrics::{Count, Level, register},
-    session::metrics::{LossReason, SessionMetrics},
+    session::{LossReason, SessionMetrics},
 };
 
 /// Counts of the events in frames, between the link and the sessions.

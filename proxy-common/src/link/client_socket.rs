@@ -19,10 +19,7 @@ use tungstenite::protocol::{
     },
 };
 
-use crate::websocket::{
-    decoder::{Decoded, Decoder, Violation, apply},
-    frame::Frame,
-};
+use crate::websocket::{Decoded, Decoder, Frame, Violation, apply_mask};
 
 /// A connection to an upstream, encrypted or not.
 pub type Stream = MaybeTlsStream<TcpStream>;
@@ -56,7 +53,7 @@ pub struct ClientSocket {
 
 /// What an upstream sends.
 #[derive(Debug)]
-pub enum Message {
+pub enum UpstreamMessage {
     /// A text message, not yet known to be text.
     Text(Frame),
     /// A binary message.
@@ -101,7 +98,7 @@ impl ClientSocket {
     /// Waits for the next message, writing meanwhile what is to be written.
     ///
     /// Cancel-safe.
-    pub async fn next(&mut self) -> Result<Message, SocketError> {
+    pub async fn next(&mut self) -> Result<UpstreamMessage, SocketError> {
         future::poll_fn(|cx| {
             if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
                 return Poll::Ready(Err(error));
@@ -112,7 +109,10 @@ impl ClientSocket {
     }
 
     /// The next message, if it is there; otherwise the task is woken when more comes.
-    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Message, SocketError>> {
+    pub fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<UpstreamMessage, SocketError>> {
         loop {
             let decoded = match self.decoder.decode(&mut self.incoming) {
                 Ok(decoded) => decoded,
@@ -123,20 +123,22 @@ impl ClientSocket {
             };
             let missing = match decoded {
                 Decoded::Text { bytes, head: 0 } => {
-                    return Poll::Ready(Ok(Message::Text(Frame::new(&bytes))));
+                    return Poll::Ready(Ok(UpstreamMessage::Text(Frame::new(&bytes))));
                 }
                 Decoded::Text { bytes, head } => {
                     let frame = Frame::received(bytes.freeze(), head);
-                    return Poll::Ready(Ok(Message::Text(frame)));
+                    return Poll::Ready(Ok(UpstreamMessage::Text(frame)));
                 }
-                Decoded::Binary(payload) => return Poll::Ready(Ok(Message::Binary(payload))),
+                Decoded::Binary(payload) => {
+                    return Poll::Ready(Ok(UpstreamMessage::Binary(payload)));
+                }
                 Decoded::Ping(payload) => {
                     if self.outgoing.len() < MAX_UNSENT_BYTES {
                         self.send(OpCode::Control(Control::Pong), &payload);
                     }
-                    return Poll::Ready(Ok(Message::Control));
+                    return Poll::Ready(Ok(UpstreamMessage::Control));
                 }
-                Decoded::Pong => return Poll::Ready(Ok(Message::Control)),
+                Decoded::Pong => return Poll::Ready(Ok(UpstreamMessage::Control)),
                 Decoded::Close(frame) => return Poll::Ready(Ok(self.on_close(frame, cx))),
                 Decoded::Missing(bytes) => bytes,
             };
@@ -178,14 +180,14 @@ impl ClientSocket {
         }
     }
 
-    fn on_close(&mut self, frame: Option<CloseFrame>, cx: &mut Context<'_>) -> Message {
+    fn on_close(&mut self, frame: Option<CloseFrame>, cx: &mut Context<'_>) -> UpstreamMessage {
         let Some(CloseFrame { code, reason }) = frame else {
             self.close(&[], cx);
-            return Message::Close("closed without a code".to_owned());
+            return UpstreamMessage::Close("closed without a code".to_owned());
         };
         let code = u16::from(code);
         self.close(&code.to_be_bytes(), cx);
-        Message::Close(format!("closed with code {code} {:?}", reason.as_str()))
+        UpstreamMessage::Close(format!("closed with code {code} {:?}", reason.as_str()))
     }
 
     /// Writes a close frame, as far as the socket has room: nobody will poll it any more.
@@ -215,7 +217,7 @@ impl ClientSocket {
             .expect("writing to memory does not fail");
         let start = self.outgoing.len();
         self.outgoing.extend_from_slice(payload);
-        apply(mask, &mut self.outgoing[start..]);
+        apply_mask(mask, &mut self.outgoing[start..]);
     }
 
     /// Writes what is to be written, as far as the socket takes it; the task is woken when it takes more.
@@ -244,7 +246,7 @@ mod tests {
     use super::*;
 
     /// What becomes of these bytes of an upstream, and the payload of the close frame that it gets back.
-    async fn answered(bytes: &[u8]) -> (Result<Message, SocketError>, Vec<u8>) {
+    async fn answered(bytes: &[u8]) -> (Result<UpstreamMessage, SocketError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut upstream, _) = listener.accept().await.unwrap();
@@ -256,17 +258,19 @@ mod tests {
         upstream.read_to_end(&mut answer).await.unwrap();
         let (head, payload) = answer.split_at_mut(6);
         assert_eq!(head[..2], [0x88, 0x80 | payload.len() as u8]);
-        apply(head[2..].try_into().unwrap(), payload);
+        apply_mask(head[2..].try_into().unwrap(), payload);
         (end, payload.to_vec())
     }
 
     #[tokio::test]
     async fn a_close_is_answered_before_the_end_is_reported() {
         let (end, answer) = answered(b"\x88\x05\x03\xf4bye").await;
-        assert!(matches!(end, Ok(Message::Close(why)) if why == "closed with code 1012 \"bye\""));
+        assert!(
+            matches!(end, Ok(UpstreamMessage::Close(why)) if why == "closed with code 1012 \"bye\"")
+        );
         assert_eq!(answer, 1012_u16.to_be_bytes());
         let (end, answer) = answered(b"\x88\x00").await;
-        assert!(matches!(end, Ok(Message::Close(why)) if why == "closed without a code"));
+        assert!(matches!(end, Ok(UpstreamMessage::Close(why)) if why == "closed without a code"));
         assert_eq!(answer, b"");
     }
 

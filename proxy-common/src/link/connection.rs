@@ -15,7 +15,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    client_socket::{ClientSocket, Message},
+    client_socket::{ClientSocket, UpstreamMessage},
     error::LinkError,
     event::LinkEvent,
     login,
@@ -24,12 +24,8 @@ use super::{
     subscriptions::{SubscriptionOutcome, UpstreamSubscriptions, Wanted},
 };
 use crate::{
-    protocol::{
-        coverage::Coverage,
-        demux::demux,
-        messages::{UpstreamStatus, command_text},
-    },
-    websocket::frame::Frame,
+    protocol::{Coverage, UpstreamStatus, command_text, demux},
+    websocket::Frame,
 };
 
 /// Pings without a sign of life after which the connection counts as dead.
@@ -179,14 +175,14 @@ impl Connection {
         Ok(())
     }
 
-    fn on_message(&mut self, message: Message) {
+    fn on_message(&mut self, message: UpstreamMessage) {
         self.silent_pings = 0;
         self.messages_since_housekeeping += 1;
         match message {
-            Message::Text(frame) => self.on_frame(frame),
-            Message::Binary(payload) => self.report_malformed(payload.len(), "binary"),
-            Message::Close(why) => self.end = Some(self.closed(why)),
-            Message::Control => {}
+            UpstreamMessage::Text(frame) => self.on_frame(frame),
+            UpstreamMessage::Binary(payload) => self.report_malformed(payload.len(), "binary"),
+            UpstreamMessage::Close(why) => self.end = Some(self.closed(why)),
+            UpstreamMessage::Control => {}
         }
     }
 

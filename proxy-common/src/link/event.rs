@@ -1,7 +1,7 @@
 //! What a link yields.
 
 use super::subscriptions::SubscriptionOutcome;
-use crate::{protocol::notice::Outage, websocket::frame::Frame};
+use crate::{protocol::Outage, websocket::Frame};
 
 /// What happens on a link.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub enum LinkEvent {
     /// A notice of the upstream for the clients: a frame that holds it alone.
     Notice(Frame),
     /// A firehose says what it carries: its status object, for
-    /// [`Coverage::read`](crate::protocol::coverage::Coverage::read).
+    /// [`Coverage::read`](crate::protocol::Coverage::read).
     Coverage(String),
     /// The upstream answered subscriptions.
     Subscriptions(Vec<SubscriptionOutcome>),

@@ -25,14 +25,11 @@ use tokio_tungstenite::{
 use url::{Position, Url};
 
 use super::{
-    client_socket::{ClientSocket, Message, Stream},
+    client_socket::{ClientSocket, Stream, UpstreamMessage},
     config::LinkConfig,
     error::LinkError,
 };
-use crate::protocol::{
-    demux::demux,
-    messages::{UpstreamStatus, command_text},
-};
+use crate::protocol::{UpstreamStatus, command_text, demux};
 
 /// How long one address of the host may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -151,9 +148,9 @@ async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkErr
     loop {
         let message = socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))?;
         let frame = match message {
-            Message::Text(frame) => frame,
-            Message::Close(why) => return Err(LinkError::Closed(why)),
-            Message::Binary(_) | Message::Control => continue,
+            UpstreamMessage::Text(frame) => frame,
+            UpstreamMessage::Close(why) => return Err(LinkError::Closed(why)),
+            UpstreamMessage::Binary(_) | UpstreamMessage::Control => continue,
         };
         let bytes = frame.text().len();
         let demuxed = demux(frame).map_err(|_| {

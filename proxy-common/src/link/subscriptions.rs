@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::status::ChannelStatus;
-use crate::protocol::{channel::Channel, messages::UpstreamStatus};
+use crate::protocol::{Channel, UpstreamStatus};
 
 /// The channels that a link is to subscribe to.
 pub type Wanted = BTreeSet<Channel>;
@@ -232,10 +232,10 @@ fn join(channels: &[Channel]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::market::Market;
+    use crate::protocol::Market;
 
     fn channels(items: &str) -> BTreeSet<Channel> {
-        crate::protocol::channel::items(items)
+        crate::protocol::channel_items(items)
             .map(|i| Channel::parse(i, Market::Stocks).unwrap())
             .collect()
     }

@@ -3,9 +3,9 @@
 use clap::{ArgAction, Args};
 
 use crate::{
-    access::{client_address::TrustedProxies, gate::GateConfig, origin::Origins},
+    access::{GateConfig, Origins, TrustedProxies},
     config::{
-        error::ConfigError,
+        ConfigError,
         values::{count, rate, switch},
     },
 };

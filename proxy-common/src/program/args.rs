@@ -7,15 +7,15 @@ use secrecy::SecretString;
 
 use super::{access_args::AccessArgs, wiring::ServerConfig};
 use crate::{
-    access::{command_rate::CommandRate, keys::Keys},
+    access::{CommandRate, Keys},
     config::{
-        error::ConfigError,
+        ConfigError,
         secrets::{secret, secret_text},
         values::{count, duration, duration_or_none, path, port, switch},
     },
-    protocol::{market::Market, notice::NoticePolicy},
-    session::{config::SessionConfig, slow_consumer::SlowLimits},
-    transport::{certificate::Certificate, listener::ListenConfig},
+    protocol::{Market, NoticePolicy},
+    session::{SessionConfig, SlowLimits},
+    transport::{Certificate, ListenConfig},
 };
 
 /// The account's key, under the vendor's old and new name.

@@ -8,7 +8,7 @@ use clap::{
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
-use crate::config::error::ConfigError;
+use crate::config::ConfigError;
 
 /// Why a program ends before it serves.
 #[derive(Debug)]

@@ -4,7 +4,10 @@ use std::io::{self, BufRead, IsTerminal};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{access::keys, config::error::ConfigError};
+use crate::{
+    access::{key_file_line, parse_label},
+    config::ConfigError,
+};
 
 /// What a program does instead of serving.
 #[derive(Debug, Clone, clap::Subcommand)]
@@ -12,7 +15,7 @@ pub enum Subcommand {
     /// Reads a key from standard input and prints the line for a file of keys that stands for it
     HashKey {
         /// The name under which the key's sessions are logged and counted
-        #[arg(default_value = "client", value_parser = keys::label)]
+        #[arg(default_value = "client", value_parser = parse_label)]
         label: String,
     },
 }
@@ -31,7 +34,7 @@ impl Subcommand {
         }
         let key =
             read_key(input).map_err(|why| ConfigError::invalid_secret("standard input", why))?;
-        Ok(keys::line(label, &key) + "\n")
+        Ok(key_file_line(label, &key) + "\n")
     }
 }
 

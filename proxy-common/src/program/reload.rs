@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use tracing::{error, info};
 
-use crate::{
-    access::keys::Keys, config::error::ConfigError, link::LinkHandle,
-    transport::certificate::Certificate,
-};
+use crate::{access::Keys, config::ConfigError, link::LinkHandle, transport::Certificate};
 
 /// The parts of a tier that are read or tried again.
 #[derive(Debug, Clone)]

@@ -16,7 +16,7 @@ use super::{
     logging::LogArgs,
     wiring::BoundTier,
 };
-use crate::{config::error::ConfigError, server::handler::Handler};
+use crate::{config::ConfigError, server::Handler};
 
 /// The signals that end the program.
 #[derive(Debug)]

@@ -7,28 +7,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::reload::Reload;
 use crate::{
-    access::{
-        abuse::AbuseLog,
-        gate::{Gate, GateConfig},
-        keys::KeyMetrics,
-    },
-    config::error::ConfigError,
-    health::{HealthReporter, HealthSources, ledger::IntakeMetrics, process::ProcessMetrics},
-    link::{LinkHandle, metrics::LinkMetrics},
+    access::{AbuseLog, Gate, GateConfig, KeyMetrics},
+    config::ConfigError,
+    health::{HealthReporter, HealthSources, IntakeMetrics, ProcessMetrics},
+    link::{LinkHandle, LinkMetrics},
     metrics::Level,
-    protocol::notice::TierName,
-    server::{Server, handler::Handler},
-    session::{
-        Sessions,
-        config::SessionConfig,
-        metrics::SessionMetrics,
-        queue_budget::{QueueBudget, enforce_until},
-        tier::Tier,
-    },
-    transport::{
-        certificate::Certificate,
-        listener::{ListenConfig, Listeners},
-    },
+    protocol::TierName,
+    server::{Handler, Server},
+    session::{QueueBudget, SessionConfig, SessionMetrics, Sessions, Tier, enforce_until},
+    transport::{Certificate, ListenConfig, Listeners},
 };
 
 /// Checked settings of what both tiers have.

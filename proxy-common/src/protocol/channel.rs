@@ -102,7 +102,7 @@ impl fmt::Display for Channel {
 }
 
 /// Splits the `params` of a command into its items: blanks around them and empty ones are dropped.
-pub fn items(params: &str) -> impl Iterator<Item = &str> {
+pub fn channel_items(params: &str) -> impl Iterator<Item = &str> {
     params.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
@@ -155,8 +155,8 @@ mod tests {
 
     #[test]
     fn blanks_and_empty_items_are_dropped() {
-        assert_eq!(items(" T.A, T.B ,,\tQ.C,").collect::<Vec<_>>(), ["T.A", "T.B", "Q.C"]);
-        assert_eq!(items(" , ").count(), 0);
+        assert_eq!(channel_items(" T.A, T.B ,,\tQ.C,").collect::<Vec<_>>(), ["T.A", "T.B", "Q.C"]);
+        assert_eq!(channel_items(" , ").count(), 0);
     }
 
     #[test]

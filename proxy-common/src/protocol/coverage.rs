@@ -12,7 +12,7 @@ use crate::{
         messages::{MAX_MESSAGE_BYTES, Status, status_frames},
         notice::TierName,
     },
-    websocket::frame::Frame,
+    websocket::Frame,
 };
 
 /// Most characters kept of an upstream's reason.
@@ -75,10 +75,12 @@ impl Coverage {
             .map(|(reason, channels)| RefusedChannels { reason: reason.to_owned(), channels })
             .collect();
         let lists = Lists { carried: names(&self.carried), pending: names(&self.pending), refused };
-        let mut message =
-            format!("* stands for {}", summarize(self.carried.iter().chain(&self.pending)));
+        let mut message = format!(
+            "* stands for {}",
+            summarize_channels(self.carried.iter().chain(&self.pending))
+        );
         if !self.refused.is_empty() {
-            message += &format!("; upstream refused {}", summarize(self.refused.keys()));
+            message += &format!("; upstream refused {}", summarize_channels(self.refused.keys()));
         }
         let mut document = Document {
             ev: "status".to_owned(),
@@ -108,7 +110,7 @@ impl Coverage {
         let set = |items: &[String]| items.iter().filter_map(parse).collect();
         let mut refused = BTreeMap::new();
         for RefusedChannels { reason, channels } in &lists.refused {
-            refused.extend(channels.iter().filter_map(parse).map(|c| (c, truncate(reason))));
+            refused.extend(channels.iter().filter_map(parse).map(|c| (c, truncate_reason(reason))));
         }
         Some(Self { carried: set(&lists.carried), pending: set(&lists.pending), refused })
     }
@@ -153,12 +155,12 @@ pub fn newly_unavailable<'a>(
 }
 
 /// An upstream's reason, short enough to repeat.
-pub fn truncate(reason: &str) -> String {
+pub fn truncate_reason(reason: &str) -> String {
     reason.chars().take(MAX_REASON_CHARS).collect()
 }
 
 /// The first few channels, and the number of the others.
-pub fn summarize<'a>(channels: impl Iterator<Item = &'a Channel>) -> String {
+pub fn summarize_channels<'a>(channels: impl Iterator<Item = &'a Channel>) -> String {
     let mut channels = channels.fuse();
     let named: Vec<String> = channels.by_ref().take(MAX_NAMED).map(ToString::to_string).collect();
     match (named.is_empty(), channels.count()) {
@@ -175,10 +177,10 @@ fn names(channels: &BTreeSet<Channel>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::channel::items;
+    use crate::protocol::channel_items;
 
     fn channels(list: &str) -> BTreeSet<Channel> {
-        items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
+        channel_items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
     }
 
     fn refused(list: &str) -> BTreeMap<Channel, String> {
@@ -262,11 +264,14 @@ mod tests {
 
     #[test]
     fn long_lists_and_reasons_are_cut() {
-        assert_eq!(truncate(&"é".repeat(201)), "é".repeat(200));
-        assert_eq!(truncate("short"), "short");
-        assert_eq!(summarize(channels("").iter()), "nothing");
-        assert_eq!(summarize(channels("T.A,T.B,T.C,T.D,T.E").iter()), "T.A, T.B, T.C, T.D, T.E");
+        assert_eq!(truncate_reason(&"é".repeat(201)), "é".repeat(200));
+        assert_eq!(truncate_reason("short"), "short");
+        assert_eq!(summarize_channels(channels("").iter()), "nothing");
+        assert_eq!(
+            summarize_channels(channels("T.A,T.B,T.C,T.D,T.E").iter()),
+            "T.A, T.B, T.C, T.D, T.E"
+        );
         let six = channels("T.A,T.B,T.C,T.D,T.E,T.F");
-        assert_eq!(summarize(six.iter()), "T.A, T.B, T.C, T.D, T.E and 1 more");
+        assert_eq!(summarize_channels(six.iter()), "T.A, T.B, T.C, T.D, T.E and 1 more");
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::messages::{MAX_MESSAGE_BYTES, UpstreamStatus};
-use crate::websocket::frame::Frame;
+use crate::websocket::Frame;
 
 /// An upstream's array, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::websocket::frame::Frame;
+use crate::websocket::Frame;
 
 /// Most bytes of one message to a client. The vendor's Go client dies at 1,000,000, its Python client at 1 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 900_000;

@@ -6,7 +6,7 @@ use std::{fmt, time::SystemTime};
 use serde::Serialize;
 
 use super::{channel::Channel, channel_set::ChannelSet, messages::UpstreamStatus};
-use crate::websocket::frame::Frame;
+use crate::websocket::Frame;
 
 /// A time in which events that are wanted may be missing.
 #[derive(Debug, Clone)]
@@ -189,7 +189,7 @@ pub enum OutageNotice {
 }
 
 /// The outage notice in a message, if its only notice is one.
-pub fn outage(message: &[u8]) -> Option<OutageNotice> {
+pub fn outage_notice(message: &[u8]) -> Option<OutageNotice> {
     let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
     match statuses.first()?.status.as_str() {
         "upstream_down" => Some(OutageNotice::Down),
@@ -199,7 +199,7 @@ pub fn outage(message: &[u8]) -> Option<OutageNotice> {
 }
 
 /// The text for people in a message that holds one notice.
-pub fn message(message: &[u8]) -> Option<String> {
+pub fn notice_text(message: &[u8]) -> Option<String> {
     let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
     Some(statuses.into_iter().next()?.message)
 }
@@ -220,15 +220,15 @@ mod tests {
     fn outage_notices_are_recognised() {
         let lost = Outage { from: SystemTime::UNIX_EPOCH, reason: "upstream_up".into() };
         let down = Notice::upstream_down(TierName::Firehose, &lost).frame();
-        assert_eq!(outage(down.text()), Some(OutageNotice::Down));
+        assert_eq!(outage_notice(down.text()), Some(OutageNotice::Down));
         let up = Notice::upstream_up(TierName::Firehose, &lost, SystemTime::now()).frame();
-        assert_eq!(outage(up.text()), Some(OutageNotice::Up));
-        assert_eq!(outage(Notice::gap(TierName::Firehose, 1, None).frame().text()), None);
-        assert_eq!(outage(b"[]"), None);
+        assert_eq!(outage_notice(up.text()), Some(OutageNotice::Up));
+        assert_eq!(outage_notice(Notice::gap(TierName::Firehose, 1, None).frame().text()), None);
+        assert_eq!(outage_notice(b"[]"), None);
         let said =
             "events may be missing until the upstream of the firehose tier is up: upstream_up";
-        assert_eq!(message(down.text()).as_deref(), Some(said));
-        assert_eq!(message(b"[]"), None);
+        assert_eq!(notice_text(down.text()).as_deref(), Some(said));
+        assert_eq!(notice_text(b"[]"), None);
     }
 
     #[test]

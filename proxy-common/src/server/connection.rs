@@ -27,15 +27,10 @@ use super::{
     http::{Answer, HttpService, PendingUpgrade, SessionPermits},
 };
 use crate::{
-    access::{
-        abuse::Abuse,
-        gate::{AcceptedConnection, Refusal},
-    },
+    access::{Abuse, AcceptedConnection, Refusal},
     session::ClientInfo,
     transport::{
-        certificate::Certificate,
-        listener,
-        socket::{Metered, Socket, TlsStream},
+        Certificate, Metered, Socket, TlsStream, concerns_one_connection, prepare_accepted,
     },
 };
 
@@ -105,7 +100,7 @@ impl<H: Handler> ConnectionServer<H> {
                     };
                     server.tracker.spawn(Arc::clone(&server).serve(socket, peer, permit));
                 }
-                Err(error) if listener::concerns_one_connection(&error) => {
+                Err(error) if concerns_one_connection(&error) => {
                     debug!(%error, "connection lost before accept");
                 }
                 Err(error) => {
@@ -143,7 +138,7 @@ impl<H: Handler> ConnectionServer<H> {
         socket: TcpStream,
         peer: SocketAddr,
     ) -> Option<UpgradedConnection<Socket>> {
-        if let Err(error) = listener::prepare(&socket) {
+        if let Err(error) = prepare_accepted(&socket) {
             debug!(%error, "connection lost at once");
             return None;
         }

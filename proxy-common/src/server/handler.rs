@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{health::Health, session::ClientInfo, transport::socket::Socket};
+use crate::{health::Health, session::ClientInfo, transport::Socket};
 
 /// Takes over the connections that a server has upgraded.
 pub trait Handler: Send + Sync + 'static {

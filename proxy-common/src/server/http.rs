@@ -20,13 +20,9 @@ use tungstenite::handshake::server::create_response_with_body;
 
 use super::handler::Handler;
 use crate::{
-    access::{
-        abuse::Abuse,
-        address_limits::AddressPermit,
-        gate::{AcceptedConnection, Gate, Refusal},
-    },
+    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal},
     health::HealthStatus,
-    protocol::market::Market,
+    protocol::Market,
     session::ClientInfo,
 };
 

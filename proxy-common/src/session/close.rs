@@ -1,6 +1,6 @@
 //! Why a session ended: one table of close code, text, metric label and log level.
 
-use crate::{access::abuse::Abuse, websocket::decoder::Violation};
+use crate::{access::Abuse, websocket::Violation};
 
 /// Every way in which a session ends.
 ///

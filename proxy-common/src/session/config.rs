@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::slow_consumer::SlowLimits;
 use crate::{
-    access::{command_rate::CommandRate, keys::Keys},
-    protocol::{market::Market, notice::NoticePolicy},
+    access::{CommandRate, Keys},
+    protocol::{Market, NoticePolicy},
 };
 
 /// How sessions are served.

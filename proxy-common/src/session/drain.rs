@@ -10,10 +10,10 @@ use tokio::{
 use super::{
     close::CloseReason,
     config::SessionConfig,
-    inbound::{Inbound, Message, discard},
+    inbound::{ClientMessage, Inbound, discard},
     outbound::Outbound,
 };
-use crate::protocol::messages::Status;
+use crate::protocol::Status;
 
 /// How long a client may take to answer our close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,7 +51,7 @@ impl DrainSchedule {
 
 /// Ends a session as the reason demands: sends `closing_status` and the close frame, lets the peer
 /// take what is queued, and waits for its close frame. Afterwards nothing more is sent.
-pub async fn close(
+pub async fn close_session(
     outbound: &Outbound,
     inbound: &mut Inbound,
     reason: CloseReason,
@@ -99,7 +99,7 @@ pub async fn drain(
             tokio::select! {
                 written = outbound.run_writer() => if written.is_err() { return false },
                 message = inbound.next(outbound) => match message {
-                    Ok(Message::Close) | Err(CloseReason::ClientGone) => return false,
+                    Ok(ClientMessage::Close) | Err(CloseReason::ClientGone) => return false,
                     Ok(_) => yield_now().await,
                     Err(_) => {
                         discard(outbound).await;

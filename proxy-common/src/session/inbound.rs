@@ -8,8 +8,8 @@ use tungstenite::protocol::frame::{Utf8Bytes, coding::Control};
 
 use super::{close::CloseReason, outbound::Outbound};
 use crate::{
-    transport::socket::Socket,
-    websocket::decoder::{Decoded, Decoder},
+    transport::Socket,
+    websocket::{Decoded, Decoder},
 };
 
 /// The longest command taken: room for 50,000 subscriptions.
@@ -20,7 +20,7 @@ const READ_BYTES: usize = 4 << 10;
 const SLICE_BYTES: usize = 16 << 10;
 
 /// What a client says.
-pub enum Message {
+pub enum ClientMessage {
     /// A text message.
     Text(Utf8Bytes),
     /// A binary message.
@@ -58,7 +58,7 @@ impl Inbound {
     /// # Errors
     ///
     /// The client is gone or broke the protocol.
-    pub async fn next(&mut self, outbound: &Outbound) -> Result<Message, CloseReason> {
+    pub async fn next(&mut self, outbound: &Outbound) -> Result<ClientMessage, CloseReason> {
         let mut left = SLICE_BYTES;
         loop {
             let decoded = self.decoder.decode(&mut self.buffer)?;
@@ -69,21 +69,21 @@ impl Inbound {
                 Decoded::Text { mut bytes, head } => {
                     bytes.advance(head);
                     let text = Utf8Bytes::try_from(bytes.freeze());
-                    return text.map(Message::Text).map_err(|_| CloseReason::NotText);
+                    return text.map(ClientMessage::Text).map_err(|_| CloseReason::NotText);
                 }
-                Decoded::Binary(payload) => return Ok(Message::Binary(payload)),
+                Decoded::Binary(payload) => return Ok(ClientMessage::Binary(payload)),
                 Decoded::Ping(payload) => {
                     outbound.send_control(Control::Pong, &payload);
-                    return Ok(Message::Control);
+                    return Ok(ClientMessage::Control);
                 }
-                Decoded::Pong => return Ok(Message::Control),
+                Decoded::Pong => return Ok(ClientMessage::Control),
                 Decoded::Close(frame) => {
                     let code = frame.map(|frame| u16::from(frame.code).to_be_bytes());
                     let payload = code.as_ref().map_or(&[][..], |code| &code[..]);
                     outbound.send_control(Control::Close, payload);
-                    return Ok(Message::Close);
+                    return Ok(ClientMessage::Close);
                 }
-                Decoded::Missing(_) if left == 0 => return Ok(Message::Part),
+                Decoded::Missing(_) if left == 0 => return Ok(ClientMessage::Part),
                 Decoded::Missing(_) => {}
             }
             let socket = outbound.socket();

@@ -6,7 +6,7 @@
 //!
 //! The choice between writing from the routing thread and a task per session lives in this module alone.
 
-pub mod chunk;
+pub(super) mod chunk;
 mod queue;
 
 use std::{
@@ -33,9 +33,9 @@ use super::{
     slow_consumer::SlowLimits,
 };
 use crate::{
-    protocol::messages::{MAX_MESSAGE_BYTES, Status, status_frame},
-    transport::socket::Socket,
-    websocket::frame::{Frame, MAX_HEADER_BYTES, append_header},
+    protocol::{MAX_MESSAGE_BYTES, Status, status_frame},
+    transport::Socket,
+    websocket::{Frame, MAX_HEADER_BYTES, append_header},
 };
 
 /// Most bytes of control frames waiting; past it the peer pings without reading.

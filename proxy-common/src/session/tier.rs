@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{close::CloseReason, outbound::Outbound};
 use crate::{
-    protocol::{channel::Channel, channel_set::ChannelSet, coverage::Unavailable},
-    websocket::frame::Frame,
+    protocol::{Channel, ChannelSet, Unavailable},
+    websocket::Frame,
 };
 
 /// A tier, as its sessions see it.

@@ -14,7 +14,7 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{
-    error::ConfigError,
+    ConfigError,
     pem::{certificates, pem_fault},
 };
 

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tracing::debug;
 
-use crate::config::error::ConfigError;
+use crate::config::ConfigError;
 
 /// Connections that the system holds for us while we are busy.
 const BACKLOG: i32 = 4_096;
@@ -133,7 +133,7 @@ fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
 /// # Errors
 ///
 /// The connection is lost already.
-pub fn prepare(socket: &TcpStream) -> io::Result<()> {
+pub fn prepare_accepted(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     #[cfg(any(target_os = "android", target_os = "linux"))]
     SockRef::from(socket).set_tcp_notsent_lowat(UNSENT_BYTES)?;

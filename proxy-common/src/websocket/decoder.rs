@@ -128,7 +128,7 @@ impl Decoder {
             }
             let mut bytes = buffer.split_to(head + length);
             if let Some(mask) = header.mask {
-                apply(mask, &mut bytes[head..]);
+                apply_mask(mask, &mut bytes[head..]);
             }
             match header.opcode {
                 OpCode::Control(control) => {
@@ -221,7 +221,7 @@ fn close_frame(payload: &[u8]) -> Result<Option<CloseFrame>, Violation> {
 }
 
 /// Masks or unmasks.
-pub(crate) fn apply(mask: [u8; 4], payload: &mut [u8]) {
+pub(crate) fn apply_mask(mask: [u8; 4], payload: &mut [u8]) {
     for part in payload.chunks_mut(4) {
         for (byte, mask) in part.iter_mut().zip(mask) {
             *byte ^= mask;

@@ -8,7 +8,7 @@ use tungstenite::protocol::frame::{
     coding::{Data, OpCode},
 };
 
-use crate::protocol::messages::MAX_MESSAGE_BYTES;
+use crate::protocol::MAX_MESSAGE_BYTES;
 
 /// The longest header of a frame that a server sends, and the bracket after it.
 pub(super) const MAX_HEAD: usize = 11;
