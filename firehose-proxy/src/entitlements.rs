@@ -15,7 +15,7 @@ use proxy_common::{
 /// The channels that the vendor refuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Refusals {
-    /// Changes whenever the refusals do.
+    /// Changes whenever the refusals do, and when the last channel of `*` is answered.
     pub version: u64,
     /// The vendor's reason for each channel.
     pub reasons: BTreeMap<Channel, String>,
@@ -75,11 +75,12 @@ impl Entitlements {
                 known.answered.insert(channel.clone());
             }
         }
-        let changed = reasons != known.refused.reasons;
+        let changed = reasons != known.refused.reasons
+            || (!complete && known.answered.len() == self.all.len());
         if changed {
             known.set_refused(reasons);
         }
-        changed || (!complete && known.answered.len() == self.all.len())
+        changed
     }
 
     /// Forgets refusals of channels that are not wanted any more; the vendor is asked again when

@@ -247,5 +247,5 @@ fn head<'a>(rest: &mut &'a str) -> &'a str {
 }
 
 fn refusals(port: &HttpService<Idle>) -> u64 {
-    Abuse::REFUSALS.map(|reason| port.gate.refusals(reason)).iter().sum()
+    Abuse::REFUSALS.iter().map(|&reason| port.gate.refusals(reason)).sum()
 }

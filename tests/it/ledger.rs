@@ -92,7 +92,7 @@ async fn what_is_no_event_or_damaged_is_counted_as_that() {
         &stack.filtered[0],
         "filtered",
         &[
-            ("/intake/received", 6),
+            ("/intake/received", 7),
             ("/intake/routed", 5),
             ("/intake/malformed", 2),
             ("/sessions/delivered", 5),

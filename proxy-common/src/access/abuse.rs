@@ -69,58 +69,41 @@ impl Abuse {
         Self::ControlFlood,
     ];
 
-    /// The kinds for which a connection or request is turned away before it becomes a session.
-    pub const REFUSALS: [Self; 9] = [
-        Self::Full,
-        Self::Connections,
-        Self::AddressFull,
-        Self::HandshakeRate,
-        Self::Origin,
-        Self::ProxyHeader,
-        Self::Tls,
-        Self::Path,
-        Self::Handshake,
-    ];
+    /// The kinds for which a connection or request is turned away before it becomes a session: the
+    /// first of all.
+    pub const REFUSALS: &[Self] = Self::ALL.split_at(9).0;
 
     /// The value of the metric label `reason`.
     pub const fn label(self) -> &'static str {
-        match self {
-            Self::Full => "full",
-            Self::Connections => "connections",
-            Self::AddressFull => "address_full",
-            Self::HandshakeRate => "handshake_rate",
-            Self::Origin => "origin",
-            Self::ProxyHeader => "proxy_header",
-            Self::Tls => "tls",
-            Self::Path => "path",
-            Self::Handshake => "handshake",
-            Self::AuthTimeout => "auth_timeout",
-            Self::AuthFailed => "auth_failed",
-            Self::CommandRate => "command_rate",
-            Self::Protocol => "protocol",
-            Self::TooBig => "too_big",
-            Self::ControlFlood => "control_flood",
-        }
+        self.label_and_sentence().0
     }
 
-    /// What the log says of it.
-    const fn sentence(self) -> &'static str {
+    /// The label, and what the log says.
+    const fn label_and_sentence(self) -> (&'static str, &'static str) {
         match self {
-            Self::Full => "turned away: MAX_CONNECTIONS sessions are here",
-            Self::Connections => "dropped: no room even to answer",
-            Self::AddressFull => "turned away: MAX_CONNECTIONS_PER_ADDRESS connections from there",
-            Self::HandshakeRate => "turned away: faster than HANDSHAKE_RATE",
-            Self::Origin => "turned away: a web page that ALLOWED_ORIGINS does not list",
-            Self::ProxyHeader => "dropped: a trusted proxy sent no PROXY header that can be read",
-            Self::Tls => "turned away: no TLS, or none that both sides accept",
-            Self::Path => "turned away: no market at that path",
-            Self::Handshake => "turned away: no WebSocket handshake",
-            Self::AuthTimeout => "closed: no key in time",
-            Self::AuthFailed => "closed: wrong key",
-            Self::CommandRate => "slowed down: commands faster than COMMAND_RATE",
-            Self::Protocol => "closed: broke the WebSocket protocol",
-            Self::TooBig => "closed: message too big",
-            Self::ControlFlood => "closed: does not read the answers it asks for",
+            Self::Full => ("full", "turned away: MAX_CONNECTIONS sessions are here"),
+            Self::Connections => ("connections", "dropped: no room even to answer"),
+            Self::AddressFull => {
+                ("address_full", "turned away: MAX_CONNECTIONS_PER_ADDRESS connections from there")
+            }
+            Self::HandshakeRate => ("handshake_rate", "turned away: faster than HANDSHAKE_RATE"),
+            Self::Origin => {
+                ("origin", "turned away: a web page that ALLOWED_ORIGINS does not list")
+            }
+            Self::ProxyHeader => {
+                ("proxy_header", "dropped: a trusted proxy sent no PROXY header that can be read")
+            }
+            Self::Tls => ("tls", "turned away: no TLS, or none that both sides accept"),
+            Self::Path => ("path", "turned away: no market at that path"),
+            Self::Handshake => ("handshake", "turned away: no WebSocket handshake"),
+            Self::AuthTimeout => ("auth_timeout", "closed: no key in time"),
+            Self::AuthFailed => ("auth_failed", "closed: wrong key"),
+            Self::CommandRate => ("command_rate", "slowed down: commands faster than COMMAND_RATE"),
+            Self::Protocol => ("protocol", "closed: broke the WebSocket protocol"),
+            Self::TooBig => ("too_big", "closed: message too big"),
+            Self::ControlFlood => {
+                ("control_flood", "closed: does not read the answers it asks for")
+            }
         }
     }
 }
@@ -188,7 +171,7 @@ struct Line {
 impl Line {
     fn write(&self, abuse: Abuse, error: Option<&str>) {
         let Self { client, suppressed } = self;
-        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.sentence());
+        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.label_and_sentence().1);
     }
 }
 

@@ -14,7 +14,7 @@ use http::{
     HeaderMap, HeaderName,
     header::{HOST, ORIGIN},
 };
-use prometheus_client::{metrics::family::Family, registry::Registry};
+use prometheus_client::registry::Registry;
 use tokio::{io::AsyncRead, time::timeout};
 use tracing::debug;
 
@@ -25,7 +25,7 @@ use super::{
     origin::Origins,
 };
 use crate::{
-    metrics::{Count, Reason},
+    metrics::{CountByReason, Reason, register_by_reason},
     transport::read_header,
 };
 
@@ -58,20 +58,23 @@ pub struct Gate {
     proxy_headers: bool,
     addresses: Arc<AddressLimit>,
     requests: RequestRate,
-    refused: Family<Reason, Count>,
+    refused: CountByReason,
     abuse: Arc<AbuseLog>,
 }
 
 /// A connection whose peer is known.
 #[derive(Debug)]
 pub struct AcceptedConnection {
-    peer: IpAddr,
-    permit: Option<AddressPermit>,
+    /// The other end: the peer of the socket, or the client that its PROXY header names.
+    pub peer: IpAddr,
+    /// Counts the connection for its address.
+    pub permit: Option<AddressPermit>,
+    /// Whether the client speaks plain HTTP to a port that speaks TLS.
+    pub plain_http_on_tls_port: bool,
     /// Whether each request names its own client.
     via_trusted_proxy: bool,
     /// Whether the first request was counted already, with the TLS handshake.
     rate_counted: AtomicBool,
-    plain_http_on_tls_port: bool,
 }
 
 /// Why the gate turns a client away.
@@ -100,40 +103,14 @@ impl AcceptedConnection {
             plain_http_on_tls_port: false,
         }
     }
-
-    /// The other end: the peer of the socket, or the client that its PROXY header names.
-    pub fn peer(&self) -> IpAddr {
-        self.peer
-    }
-
-    /// Notes that the client speaks plain HTTP to a port that speaks TLS.
-    pub fn set_plain_http_on_tls_port(&mut self) {
-        self.plain_http_on_tls_port = true;
-    }
-
-    /// Whether the client speaks plain HTTP to a port that speaks TLS.
-    pub fn is_plain_http_on_tls_port(&self) -> bool {
-        self.plain_http_on_tls_port
-    }
-
-    /// The permit that counts the connection for its address.
-    pub fn into_permit(self) -> Option<AddressPermit> {
-        self.permit
-    }
 }
 
 impl Gate {
     /// A gate with these rules. Registers `connections_refused` under the registry's prefix.
     pub fn new(config: GateConfig, abuse: Arc<AbuseLog>, registry: &mut Registry) -> Self {
-        let refused = Family::<Reason, Count>::default();
-        for reason in [STOPPING].into_iter().chain(Abuse::REFUSALS.map(Abuse::label)) {
-            drop(refused.get_or_create(&Reason::new(reason)));
-        }
-        registry.register(
-            "connections_refused",
-            "Connections turned away before the upgrade",
-            refused.clone(),
-        );
+        let reasons = Abuse::REFUSALS.iter().map(|abuse| abuse.label()).chain([STOPPING]);
+        let help = "Connections turned away before the upgrade";
+        let refused = register_by_reason(registry, "connections_refused", help, reasons);
         Self {
             origins: config.origins,
             trusted_proxies: config.trusted_proxies,

@@ -2,12 +2,13 @@
 
 use std::{
     collections::VecDeque,
-    fmt, future, io,
+    future, io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, BufMut, BytesMut};
+use thiserror::Error;
 use tokio::{io::AsyncWrite, net::TcpStream};
 use tokio_tungstenite::MaybeTlsStream;
 use tokio_util::io::poll_read_buf;
@@ -65,24 +66,17 @@ pub enum UpstreamMessage {
 }
 
 /// Why nothing more can be read or written.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum SocketError {
     /// The socket failed.
+    #[error("{0}")]
     Socket(io::Error),
     /// The upstream left without a word.
+    #[error("end of stream without a close frame")]
     Ended,
     /// The upstream broke the WebSocket protocol.
+    #[error("{0}")]
     Violation(Violation),
-}
-
-impl fmt::Display for SocketError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Socket(error) => error.fmt(f),
-            Self::Ended => f.write_str("end of stream without a close frame"),
-            Self::Violation(violation) => violation.fmt(f),
-        }
-    }
 }
 
 impl ClientSocket {

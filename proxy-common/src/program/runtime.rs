@@ -5,7 +5,7 @@ use std::{io::IsTerminal, process::ExitCode};
 use clap::{CommandFactory, FromArgMatches};
 use tokio::{
     runtime::Builder,
-    signal::unix::{Signal, SignalKind, signal},
+    signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -17,44 +17,6 @@ use super::{
     wiring::BoundTier,
 };
 use crate::{config::ConfigError, server::Handler};
-
-/// The signals that end the program.
-#[derive(Debug)]
-pub struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl StopSignals {
-    /// Takes over SIGINT and SIGTERM.
-    ///
-    /// # Errors
-    ///
-    /// The system lets no handler be installed.
-    pub fn install() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Cancels `stop` on the first signal; returns on the second, for those who will not wait.
-    pub async fn watch(mut self, stop: CancellationToken) {
-        // Awaited outside the log lines: those are not evaluated when their level is off.
-        let signal = self.next().await;
-        info!(signal, "stopping; a second signal stops at once");
-        stop.cancel();
-        let signal = self.next().await;
-        warn!(signal, "second signal: leaving without waiting for sessions");
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        }
-    }
-}
 
 /// Ends with what kept the program from starting: help on standard output, or one line on standard error and code 2.
 #[expect(
@@ -164,8 +126,23 @@ pub async fn run(
     stop: CancellationToken,
     reload: impl AsyncFn(),
 ) -> std::io::Result<()> {
-    let signals = StopSignals::install()?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut stop_signal = async || {
+        tokio::select! {
+            _ = interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+        }
+    };
+    let stops = async {
+        // Awaited outside the log lines, which are not evaluated when their level is off.
+        let signal = stop_signal().await;
+        info!(signal, "stopping; a second signal stops at once");
+        stop.cancel();
+        let signal = stop_signal().await;
+        warn!(signal, "second signal: leaving without waiting for sessions");
+    };
     let had_terminal = std::io::stderr().is_terminal();
     let reloads = async {
         loop {
@@ -183,7 +160,7 @@ pub async fn run(
     };
     tokio::select! {
         () = work => {}
-        () = signals.watch(stop.clone()) => {}
+        () = stops => {}
         () = reloads => {}
     }
     Ok(())

@@ -21,32 +21,6 @@ pub enum Market {
     Futures,
 }
 
-/// The kind of an event: the value of its `ev` field and the part of a channel before the first dot.
-///
-/// The variants are the vendor's own codes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "the vendor's codes; the table in docs/WIRE.md says what each is")]
-pub enum Kind {
-    T,
-    Q,
-    A,
-    AM,
-    LULD,
-    NOI,
-    FMV,
-    LV,
-    C,
-    CA,
-    CAS,
-    XT,
-    XQ,
-    XA,
-    XAS,
-    XL2,
-    V,
-}
-
 /// Where an event of some kind keeps its symbol (vendor's documentation, confirmed by captures).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymbolField {
@@ -72,91 +46,70 @@ impl SymbolField {
     }
 }
 
-impl Kind {
-    /// How many kinds there are; `kind as usize` is below it.
-    pub const COUNT: usize = 17;
-
-    /// Every kind, in the order of their numbers.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::T,
-        Self::Q,
-        Self::A,
-        Self::AM,
-        Self::LULD,
-        Self::NOI,
-        Self::FMV,
-        Self::LV,
-        Self::C,
-        Self::CA,
-        Self::CAS,
-        Self::XT,
-        Self::XQ,
-        Self::XA,
-        Self::XAS,
-        Self::XL2,
-        Self::V,
-    ];
-
-    /// The vendor's code, as it stands in `ev` and in channels.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::T => "T",
-            Self::Q => "Q",
-            Self::A => "A",
-            Self::AM => "AM",
-            Self::LULD => "LULD",
-            Self::NOI => "NOI",
-            Self::FMV => "FMV",
-            Self::LV => "LV",
-            Self::C => "C",
-            Self::CA => "CA",
-            Self::CAS => "CAS",
-            Self::XT => "XT",
-            Self::XQ => "XQ",
-            Self::XA => "XA",
-            Self::XAS => "XAS",
-            Self::XL2 => "XL2",
-            Self::V => "V",
+/// Writes the table of kinds as an enum with its conversions.
+macro_rules! kinds {
+    ($count:literal: $($kind:ident $code:literal $field:ident,)*) => {
+        /// The kind of an event: the value of its `ev` field and the part of a channel before the
+        /// first dot. The variants are the vendor's own codes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[expect(missing_docs, reason = "the vendor's codes; docs/WIRE.md lists them")]
+        pub enum Kind {
+            $($kind,)*
         }
-    }
 
-    /// The kind with this code, of whatever market.
-    #[inline]
-    pub const fn from_code(code: &[u8]) -> Option<Self> {
-        Some(match code {
-            b"T" => Self::T,
-            b"Q" => Self::Q,
-            b"A" => Self::A,
-            b"AM" => Self::AM,
-            b"LULD" => Self::LULD,
-            b"NOI" => Self::NOI,
-            b"FMV" => Self::FMV,
-            b"LV" => Self::LV,
-            b"C" => Self::C,
-            b"CA" => Self::CA,
-            b"CAS" => Self::CAS,
-            b"XT" => Self::XT,
-            b"XQ" => Self::XQ,
-            b"XA" => Self::XA,
-            b"XAS" => Self::XAS,
-            b"XL2" => Self::XL2,
-            b"V" => Self::V,
-            _ => return None,
-        })
-    }
+        impl Kind {
+            /// How many kinds there are; `kind as usize` is below it.
+            pub const COUNT: usize = $count;
 
-    /// Which field of the event holds its symbol.
-    #[inline]
-    pub const fn symbol_field(self) -> SymbolField {
-        match self {
-            Self::T | Self::Q | Self::A | Self::AM | Self::FMV | Self::LV => SymbolField::Sym,
-            Self::LULD | Self::NOI | Self::V => SymbolField::T,
-            Self::CA | Self::CAS | Self::XT | Self::XQ | Self::XA | Self::XAS | Self::XL2 => {
-                SymbolField::Pair
+            /// Every kind, in the order of their numbers.
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$kind,)*];
+
+            /// The vendor's code, as it stands in `ev` and in channels.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => stringify!($kind),)*
+                }
             }
-            Self::C => SymbolField::P,
+
+            /// The kind with this code, of whatever market.
+            #[inline]
+            pub const fn from_code(code: &[u8]) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$kind),)*
+                    _ => None,
+                }
+            }
+
+            /// The field of an event that holds its symbol.
+            #[inline]
+            pub const fn symbol_field(self) -> SymbolField {
+                match self {
+                    $(Self::$kind => SymbolField::$field,)*
+                }
+            }
         }
-    }
+    };
+}
+
+kinds! { 17:
+    T b"T" Sym,
+    Q b"Q" Sym,
+    A b"A" Sym,
+    AM b"AM" Sym,
+    LULD b"LULD" T,
+    NOI b"NOI" T,
+    FMV b"FMV" Sym,
+    LV b"LV" Sym,
+    C b"C" P,
+    CA b"CA" Pair,
+    CAS b"CAS" Pair,
+    XT b"XT" Pair,
+    XQ b"XQ" Pair,
+    XA b"XA" Pair,
+    XAS b"XAS" Pair,
+    XL2 b"XL2" Pair,
+    V b"V" T,
 }
 
 impl fmt::Display for Kind {

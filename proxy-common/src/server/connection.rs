@@ -177,7 +177,7 @@ impl<H: Handler> ConnectionServer<H> {
         let peeking = timeout(self.step_timeout, socket.peek(&mut first));
         let Ok(Ok(1)) = self.unless_stopped(peeking).await? else { return None };
         if first != [TLS_HANDSHAKE] {
-            accepted.set_plain_http_on_tls_port();
+            accepted.plain_http_on_tls_port = true;
             return Some(Phase::Http(Either::Left(socket), accepted));
         }
         if let Err(refusal) = self.http.gate.count_tls_handshake(&mut accepted) {
@@ -189,7 +189,7 @@ impl<H: Handler> ConnectionServer<H> {
             Ok(Err(error)) => error.to_string(),
             Err(elapsed) => elapsed.to_string(),
         };
-        self.http.gate.refuse_failed(Abuse::Tls, accepted.peer(), &failure);
+        self.http.gate.refuse_failed(Abuse::Tls, accepted.peer, &failure);
         None
     }
 
@@ -203,7 +203,7 @@ impl<H: Handler> ConnectionServer<H> {
         let serving = serve_http(stream, answer, self.step_timeout, &self.stop);
         let UpgradedConnection { socket, early, client, mut permits } = serving.await?;
         // Counted with the connection or with the session, never with both.
-        permits.address = permits.address.or(accepted.into_permit());
+        permits.address = permits.address.or(accepted.permit);
         let socket = match socket {
             Either::Left(socket) => socket.into(),
             Either::Right(stream) => stream.into(),

@@ -107,7 +107,7 @@ impl<H: Handler> HttpService<H> {
             let client = self.gate.client(accepted, request.headers());
             Span::current().record("client", field::display(client));
             self.gate.count_request(accepted, client).map_err(by_gate)?;
-            if accepted.is_plain_http_on_tls_port() {
+            if accepted.plain_http_on_tls_port {
                 let response = text(StatusCode::BAD_REQUEST, USE_TLS);
                 return Err((Refusal::for_good(Abuse::Tls, client), response));
             }

@@ -69,84 +69,79 @@ impl CloseReason {
         Self::Internal,
     ];
 
-    /// The close frame to send, or `None` where the peer is gone already.
+    /// The close frame to send, or `None` if the peer is gone already.
     pub const fn frame(self) -> Option<CloseFrame> {
-        let (code, text) = match self {
-            Self::ClientGone => return None,
-            Self::Protocol => (1002, "protocol error"),
-            Self::NotText => (1007, "text that is not UTF-8"),
-            Self::TooBig => (1009, "message too big"),
-            Self::AuthTimeout => (1008, "authentication timeout"),
-            Self::AuthFailed => (1008, "authentication failed"),
-            Self::KeyRevoked => (1008, "key revoked"),
-            Self::SlowConsumer => (1008, "slow consumer"),
-            Self::Silent => (1008, "no answer to pings"),
-            Self::ControlFlood => (1008, "answers are not read"),
-            Self::Drain => (1012, "service restart"),
-            Self::Internal => (1011, "internal error"),
-        };
-        Some(CloseFrame { code, text })
+        self.row().frame
     }
 
-    /// Whether data still queued is written before the close frame.
-    ///
-    /// Not for peers that do not read or that must not read on.
+    /// Whether data still queued is written before the close frame. Not for peers that do not read,
+    /// or that must not read on.
     pub const fn flushes(self) -> bool {
-        match self {
-            Self::Drain
-            | Self::AuthTimeout
-            | Self::AuthFailed
-            | Self::Protocol
-            | Self::NotText
-            | Self::TooBig => true,
-            Self::ClientGone
-            | Self::KeyRevoked
-            | Self::SlowConsumer
-            | Self::Silent
-            | Self::ControlFlood
-            | Self::Internal => false,
-        }
+        self.row().flushes
     }
 
     /// The abuse for which the session was closed, if it was.
     pub const fn abuse(self) -> Option<Abuse> {
-        match self {
-            Self::Protocol | Self::NotText => Some(Abuse::Protocol),
-            Self::TooBig => Some(Abuse::TooBig),
-            Self::AuthTimeout => Some(Abuse::AuthTimeout),
-            Self::AuthFailed => Some(Abuse::AuthFailed),
-            Self::ControlFlood => Some(Abuse::ControlFlood),
-            Self::ClientGone
-            | Self::KeyRevoked
-            | Self::SlowConsumer
-            | Self::Silent
-            | Self::Drain
-            | Self::Internal => None,
-        }
+        self.row().abuse
     }
 
     /// The value of the metric label `reason`.
     pub const fn label(self) -> &'static str {
-        match self {
-            Self::ClientGone => "client_gone",
-            Self::Protocol => "protocol",
-            Self::NotText => "not_text",
-            Self::TooBig => "too_big",
-            Self::AuthTimeout => "auth_timeout",
-            Self::AuthFailed => "auth_failed",
-            Self::KeyRevoked => "key_revoked",
-            Self::SlowConsumer => "slow_consumer",
-            Self::Silent => "silent",
-            Self::ControlFlood => "control_flood",
-            Self::Drain => "drain",
-            Self::Internal => "internal",
-        }
+        self.row().label
     }
 
-    /// Whether an operator should see it (`warn`) or it belongs to everyday life (`debug`). Abuse has a log of its own.
+    /// Whether its log line is a warning for the operator; the others belong to everyday life. Abuse
+    /// has a log of its own.
     pub const fn is_notable(self) -> bool {
         matches!(self, Self::SlowConsumer | Self::Internal)
     }
+
+    /// The table.
+    const fn row(self) -> Row {
+        use Abuse as A;
+        match self {
+            Self::ClientGone => {
+                Row { label: "client_gone", frame: None, flushes: false, abuse: None }
+            }
+            Self::Protocol => row("protocol", 1002, "protocol error", true, Some(A::Protocol)),
+            Self::NotText => {
+                row("not_text", 1007, "text that is not UTF-8", true, Some(A::Protocol))
+            }
+            Self::TooBig => row("too_big", 1009, "message too big", true, Some(A::TooBig)),
+            Self::AuthTimeout => {
+                row("auth_timeout", 1008, "authentication timeout", true, Some(A::AuthTimeout))
+            }
+            Self::AuthFailed => {
+                row("auth_failed", 1008, "authentication failed", true, Some(A::AuthFailed))
+            }
+            Self::KeyRevoked => row("key_revoked", 1008, "key revoked", false, None),
+            Self::SlowConsumer => row("slow_consumer", 1008, "slow consumer", false, None),
+            Self::Silent => row("silent", 1008, "no answer to pings", false, None),
+            Self::ControlFlood => {
+                row("control_flood", 1008, "answers are not read", false, Some(A::ControlFlood))
+            }
+            Self::Drain => row("drain", 1012, "service restart", true, None),
+            Self::Internal => row("internal", 1011, "internal error", false, None),
+        }
+    }
+}
+
+/// What follows from a reason.
+struct Row {
+    label: &'static str,
+    frame: Option<CloseFrame>,
+    flushes: bool,
+    abuse: Option<Abuse>,
+}
+
+const fn row(
+    label: &'static str,
+    code: u16,
+    text: &'static str,
+    flushes: bool,
+    abuse: Option<Abuse>,
+) -> Row {
+    Row { label, frame: Some(CloseFrame { code, text }), flushes, abuse }
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 //! Made for what the WebSocket library has no room for: an upstream's flood, of which each frame goes on as the bytes it came
 //! as, and ten thousand quiet clients, none of which should keep a buffer.
 
-use std::fmt;
-
 use bytes::{Buf, BytesMut};
+use thiserror::Error;
 use tungstenite::protocol::{
     CloseFrame,
     frame::{
@@ -59,11 +58,13 @@ pub enum Decoded {
 }
 
 /// How a peer broke the rules. Nothing that it sends afterwards can be understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Violation {
     /// It broke the protocol, and how.
+    #[error("WebSocket protocol broken: {0}")]
     Protocol(&'static str),
     /// Its message is longer than this.
+    #[error("a message of more than {0} bytes")]
     TooBig(usize),
 }
 
@@ -73,15 +74,6 @@ impl Violation {
         match self {
             Self::Protocol(_) => 1002,
             Self::TooBig(_) => 1009,
-        }
-    }
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Protocol(how) => write!(f, "WebSocket protocol broken: {how}"),
-            Self::TooBig(limit) => write!(f, "a message of more than {limit} bytes"),
         }
     }
 }
