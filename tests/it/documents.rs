@@ -27,20 +27,26 @@ use crate::{
     nginx,
 };
 
-/// The cells of the rows of the table with these first headings.
+/// The cells of the rows of all tables with these first headings.
 fn table(document: &str, headings: [&str; 2]) -> Vec<Vec<String>> {
     let start = format!("| {} | {} ", headings[0], headings[1]);
-    let rows: Vec<_> = document
-        .lines()
-        .skip_while(|line| !line.starts_with(&start))
-        .skip(2)
-        .take_while(|line| line.starts_with('|'))
-        .map(|line| {
-            line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()
-        })
-        .collect();
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()
+    };
+    let mut rows = Vec::new();
+    let mut lines = document.lines();
+    while lines.any(|line| line.starts_with(&start)) {
+        // The line under the headings comes first.
+        rows.extend(lines.by_ref().skip(1).take_while(|line| line.starts_with('|')).map(cells));
+    }
     assert!(!rows.is_empty(), "a table headed {headings:?}");
     rows
+}
+
+/// The rows of all tables of settings: three groups in the README, tuning in OPERATIONS.
+fn documented_settings() -> Vec<Vec<String>> {
+    let documents = ["README.md", "docs/OPERATIONS.md"];
+    documents.iter().flat_map(|name| table(&document(name), ["variable", "tier"])).collect()
 }
 
 /// The texts between backticks.
@@ -67,7 +73,7 @@ async fn settings(binary: &'static str) -> BTreeMap<String, Option<String>> {
     settings
 }
 
-/// The default as the README writes it, for a default of `--help`.
+/// The default as the documents write it, for a default of `--help`.
 fn default_cell(help: Option<&str>) -> String {
     match help {
         None | Some("none") => "none".to_owned(),
@@ -79,9 +85,12 @@ fn default_cell(help: Option<&str>) -> String {
 }
 
 #[tokio::test]
-async fn the_readme_lists_every_setting_with_its_default() {
+async fn every_setting_is_documented_once_with_its_default() {
     let readme = document("README.md");
-    let rows = table(&readme, ["variable", "tier"]);
+    let rows = documented_settings();
+    let names: BTreeSet<_> = rows.iter().map(|row| &row[0]).collect();
+    assert_eq!(names.len(), rows.len(), "a setting has more than one row: {rows:?}");
+    assert!(rows.iter().all(|row| row.len() == 4), "{rows:?}");
     let secrets = readme.split("Secrets (").nth(1).and_then(|rest| rest.split(')').next());
     let secrets = quoted(secrets.expect("the README names the secrets"));
     let mut files = BTreeSet::new();
@@ -90,7 +99,7 @@ async fn the_readme_lists_every_setting_with_its_default() {
         files
             .extend(listed.keys().filter_map(|name| name.strip_suffix("_FILE")).map(str::to_owned));
         listed.retain(|name, _| !name.ends_with("_FILE"));
-        // An alias, which the README documents in the row of the setting itself.
+        // An alias, which is documented in the row of the setting itself.
         assert_eq!(listed.remove("MASSIVE_API_KEY"), Some(None));
         let listed: BTreeMap<_, _> = listed
             .into_iter()
@@ -101,7 +110,7 @@ async fn the_readme_lists_every_setting_with_its_default() {
             .filter(|row| row[1] == tier || row[1] == "both")
             .map(|row| (row[0].clone(), row[2].clone()))
             .collect();
-        assert_eq!(documented, listed, "settings of {binary}: README and --help");
+        assert_eq!(documented, listed, "settings of {binary}: documents and --help");
     }
     assert!(rows.iter().all(|row| ["both", "firehose", "filtered"].contains(&row[1].as_str())));
     assert!(rows.iter().any(|row| row[3].contains("`MASSIVE_API_KEY`")), "the alias");
