@@ -96,9 +96,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .await
         .with_context(|| format!("port {} of the simulated market", args.market_port))?;
     let firehose = bind_firehose(&args, &market.url()).await?;
-    let firehose_addr = first(firehose.addresses()?)?;
+    let firehose_addr = first(firehose.listeners.addresses()?)?;
     let filtered = bind_filtered(&args, firehose_addr).await?;
-    let filtered_addr = first(filtered.addresses()?)?;
+    let filtered_addr = first(filtered.listeners.addresses()?)?;
 
     let figures = Figures::new(&firehose, &filtered);
     let screen = Screen::new(KEY, market.addr(), firehose_addr, filtered_addr);

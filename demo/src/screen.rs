@@ -26,7 +26,7 @@ impl Figures {
         firehose: &BoundTier<FirehoseTier>,
         filtered: &BoundTier<FilteredTier>,
     ) -> Self {
-        Self { upstream: firehose.metrics().0, clients: filtered.metrics().1 }
+        Self { upstream: Arc::clone(&firehose.upstream), clients: Arc::clone(&filtered.sessions) }
     }
 
     fn totals(&self) -> (u64, u64) {

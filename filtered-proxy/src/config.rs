@@ -13,13 +13,14 @@ use proxy_common::{
     },
     link::LinkConfig,
     program::{
-        args::{AccountArgs, HostAndPort, ServerArgs},
+        args::{AccountArgs, ServerArgs},
         hash_key::Subcommand,
         logging::LogArgs,
         runtime::ProgramArgs,
         wiring::ServerConfig,
     },
     protocol::NoticePolicy,
+    transport::ListenConfig,
 };
 use secrecy::SecretString;
 use url::Url;
@@ -124,13 +125,11 @@ impl TryFrom<&Args> for Config {
             true => NoticePolicy::Everyone,
             false => NoticePolicy::Off,
         };
-        let at = HostAndPort {
-            host_variable: "FILTERED_PROXY_HOST",
-            host: &args.host,
-            port_variable: "FILTERED_PROXY_PORT",
-            port: args.port,
-        };
-        let server = args.server.check(&at, keys, notices)?;
+        let listen = ListenConfig::new(
+            ("FILTERED_PROXY_HOST", &args.host),
+            ("FILTERED_PROXY_PORT", args.port),
+        );
+        let server = args.server.check(listen, keys, notices)?;
         let market = args.server.market();
         let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
         if firehose.path() == "/" {

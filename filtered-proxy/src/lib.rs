@@ -12,23 +12,25 @@ pub mod index;
 pub mod metrics;
 pub mod router;
 pub mod split;
-mod tier;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
     config::ConfigError,
     link::Link,
-    program::wiring::{BoundTier, Foundation},
+    program::wiring::{BoundTier, Foundation, TierHandler},
     protocol::{Channel, TierName},
 };
 use tokio::sync::watch;
 
-pub use self::{
-    config::{Args, Config},
-    tier::FilteredTier,
+pub use self::config::{Args, Config};
+use self::{
+    metrics::RouterMetrics,
+    router::{Router, RouterHandle},
 };
-use self::{metrics::RouterMetrics, router::Router};
+
+/// A filtered proxy behind its server.
+pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 
 /// Binds the ports of a filtered proxy.
 ///
@@ -43,15 +45,10 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let (link, handle) = Link::new(config.link, receiver, Arc::clone(&foundation.upstream));
     let session_metrics = Arc::clone(&foundation.session_metrics);
     let (router, routes) = Router::new(&sessions, metrics, session_metrics);
-    let tier = FilteredTier {
-        health: foundation.health(&handle, None),
-        routes: routes.clone(),
-        sessions: foundation.sessions(routes),
-    };
     let feed = async move {
         router.run(link).await;
         // What the link asks for never changes; the sender only has to live as long.
         drop(wanted);
     };
-    Ok(foundation.complete(tier, handle, feed))
+    Ok(foundation.complete(routes.clone(), routes, handle, feed))
 }

@@ -16,6 +16,7 @@ use std::{
 use bytes::Bytes;
 use proxy_common::{
     link::{Link, LinkEvent},
+    program::wiring::Monitor,
     protocol::{
         Channel, ChannelSet, Coverage, Market, Notice, NoticePolicy, OutageNotice, TierName,
         Unavailable, newly_unavailable, notice_text, outage_notice,
@@ -333,9 +334,9 @@ impl Shared {
     }
 }
 
-impl RouterHandle {
-    /// The problems that the firehose reports of its own upstream.
-    pub fn problems(&self) -> Vec<String> {
+impl Monitor for RouterHandle {
+    /// Those that the firehose reports of its own upstream.
+    fn problems(&self) -> Vec<String> {
         let outages = self.shared.outages.borrow();
         outages.firehoses.iter().filter_map(|notice| notice_text(notice.text())).collect()
     }

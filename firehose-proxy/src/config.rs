@@ -13,13 +13,14 @@ use proxy_common::{
     },
     link::LinkConfig,
     program::{
-        args::{AccountArgs, HostAndPort, ServerArgs},
+        args::{AccountArgs, ServerArgs},
         hash_key::Subcommand,
         logging::LogArgs,
         runtime::ProgramArgs,
         wiring::ServerConfig,
     },
     protocol::{Channel, Kind, Market, NoticePolicy, channel_items},
+    transport::ListenConfig,
 };
 use secrecy::SecretString;
 use url::Url;
@@ -120,13 +121,8 @@ impl TryFrom<&Args> for Config {
             true => NoticePolicy::Everyone,
             false => NoticePolicy::HoldersOfAll,
         };
-        let at = HostAndPort {
-            host_variable: "FIREHOSE_HOST",
-            host: &args.host,
-            port_variable: "FIREHOSE_PORT",
-            port: args.port,
-        };
-        let server = args.server.check(&at, keys, notices)?;
+        let listen = ListenConfig::new(("FIREHOSE_HOST", &args.host), ("FIREHOSE_PORT", args.port));
+        let server = args.server.check(listen, keys, notices)?;
         let market = args.server.market();
         let upstream = match &args.polygon_ws_url {
             Some(url) => check_market("POLYGON_WS_URL", url, market)?,

@@ -7,31 +7,32 @@
 pub mod config;
 pub mod demand;
 pub mod entitlements;
+mod monitor;
 pub mod outage_notices;
 mod publisher;
 pub mod ring;
 pub mod silence;
 mod subscriber;
-mod tier;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU32};
 
 use proxy_common::{
     config::ConfigError,
     link::Link,
-    program::wiring::{BoundTier, Foundation},
+    metrics::{Level, register},
+    program::wiring::{BoundTier, Foundation, TierHandler},
     protocol::TierName,
 };
 use tokio::sync::watch;
 
-pub use self::{
-    config::{Args, Config},
-    tier::FirehoseTier,
-};
+pub use self::config::{Args, Config};
 use self::{
-    demand::UpstreamDemand, entitlements::Entitlements, publisher::Publisher, ring::Ring,
-    silence::monitor::SilenceMonitor, subscriber::Feed,
+    demand::UpstreamDemand, entitlements::Entitlements, monitor::FirehoseMonitor,
+    publisher::Publisher, ring::Ring, silence::monitor::SilenceMonitor, subscriber::Feed,
 };
+
+/// A firehose behind its server.
+pub type FirehoseTier = TierHandler<Feed, FirehoseMonitor>;
 
 /// Binds the ports of a firehose.
 ///
@@ -39,44 +40,39 @@ use self::{
 ///
 /// The host is unknown or a port is taken.
 pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError> {
-    let market = config.server.sessions.market;
-    let (notices, limits) = (config.server.sessions.notices, config.server.sessions.slow);
+    let sessions = &config.server.sessions;
+    let (market, notices, queue_bytes) =
+        (sessions.market, sessions.notices, sessions.slow.queue_bytes);
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
-    let ring = Ring::register(config.ring_frames, config.ring_bytes, foundation.registry());
+    let help = "Events in the ring that sessions have yet to read, counted for each session";
+    let unread: Level = register(foundation.registry(), "ring_events", help);
+    let ring = Ring::new(config.ring_frames, config.ring_bytes, unread.clone());
     let silence = config.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, foundation.registry());
     let entitlements = Arc::new(Entitlements::new(market, config.upstream_channels.clone()));
     let (demand, wanted) =
         UpstreamDemand::new(market, config.upstream_channels, config.upstream_linger);
-    let demand = Arc::new(demand);
-    let (link, handle) = Link::new(config.link, wanted, Arc::clone(&foundation.upstream));
+    let upstream = Arc::clone(&foundation.upstream);
+    let (link, handle) = Link::new(config.link, wanted, Arc::clone(&upstream));
     let outage = watch::Sender::new(link.outage().cloned());
     let feed = Feed {
         ring: ring.readers(),
         outage: outage.subscribe(),
-        demand: Arc::clone(&demand),
-        entitlements: Arc::clone(&entitlements),
+        demand: Arc::new(demand),
+        entitlements,
         notices,
         metrics: Arc::clone(&foundation.session_metrics),
-        queue_bytes: limits.queue_bytes,
+        queue_bytes,
     };
-    let health = foundation.health(&handle, Some(ring.unread()));
+    let recounts = Arc::new(AtomicU32::new(0));
     let publisher = Publisher {
         ring,
         sampler,
-        entitlements: Arc::clone(&entitlements),
-        demand: Arc::clone(&demand),
+        feed: feed.clone(),
         outage,
         intake: foundation.intake.clone(),
-        sessions: Arc::clone(&foundation.session_metrics),
+        recounts: Arc::clone(&recounts),
     };
-    let tier = FirehoseTier {
-        upstream: Arc::clone(&foundation.upstream),
-        sessions: foundation.sessions(feed),
-        demand,
-        entitlements,
-        silence,
-        health,
-    };
-    Ok(foundation.complete(tier, handle, publisher.run(link)))
+    let monitor = FirehoseMonitor { feed: feed.clone(), upstream, silence, unread, recounts };
+    Ok(foundation.complete(feed, monitor, handle, publisher.run(link)))
 }

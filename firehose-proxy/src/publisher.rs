@@ -1,23 +1,30 @@
 //! The publisher: moves what the link yields into the ring. It never waits for a session, so
 //! upstream is read as fast as it sends.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::SystemTime,
+};
 
 use proxy_common::{
     health::IntakeMetrics,
     link::{Link, LinkEvent},
-    protocol::{Fitting, MAX_MESSAGE_BYTES, Notice, Outage, TierName, split_oversized},
-    session::{LossReason, SessionMetrics},
+    protocol::{
+        Fitting, MAX_MESSAGE_BYTES, Notice, Outage, TierName, parse_count, split_oversized,
+    },
+    session::LossReason,
     websocket::Frame,
 };
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::{
-    demand::UpstreamDemand,
-    entitlements::Entitlements,
     ring::{Content, Ring},
     silence::monitor::Sampler,
+    subscriber::Feed,
 };
 
 /// The writing side of the ring, and the counts of what goes in.
@@ -25,12 +32,12 @@ use crate::{
 pub(crate) struct Publisher {
     pub(crate) ring: Ring,
     pub(crate) sampler: Sampler,
-    pub(crate) entitlements: Arc<Entitlements>,
-    pub(crate) demand: Arc<UpstreamDemand>,
+    pub(crate) feed: Feed,
     /// The outage that lasts, for sessions that subscribe meanwhile.
     pub(crate) outage: watch::Sender<Option<Outage>>,
     pub(crate) intake: IntakeMetrics,
-    pub(crate) sessions: Arc<SessionMetrics>,
+    /// How many frames may still be recounted in this second.
+    pub(crate) recounts: Arc<AtomicU32>,
 }
 
 impl Publisher {
@@ -49,6 +56,7 @@ impl Publisher {
                 if frame.text().len() > MAX_MESSAGE_BYTES {
                     self.publish_oversized(frame.text(), events);
                 } else {
+                    let events = self.recounted(frame.text()).unwrap_or(events);
                     self.publish_events(frame, u32::try_from(events).unwrap_or(u32::MAX));
                 }
             }
@@ -60,17 +68,27 @@ impl Publisher {
             }
             LinkEvent::Up(_) | LinkEvent::AllAnswered => {
                 self.outage.send_replace(None);
-                self.demand.set_all_answered();
+                self.feed.demand.set_all_answered();
                 self.ring.control(Content::Complete(SystemTime::now()));
             }
             LinkEvent::Subscriptions(outcomes) => {
-                if self.entitlements.update(&outcomes) {
+                if self.feed.entitlements.update(&outcomes) {
                     self.ring.control(Content::EntitlementsChanged);
                 }
             }
             // Another firehose says so of its `*`, which a firehose never asks for.
             LinkEvent::Coverage(_) => {}
         }
+    }
+
+    /// Counts the events of a frame again, if it is one of the first of this second: the link's count
+    /// must hold against a JSON parser.
+    fn recounted(&self, text: &[u8]) -> Option<u64> {
+        if self.recounts.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        self.recounts.fetch_sub(1, Ordering::Relaxed);
+        parse_count(text)
     }
 
     /// Publishes one frame of events, counted where the ring takes it.
@@ -80,7 +98,7 @@ impl Publisher {
         if taken.readers == 0 {
             self.intake.unwanted.inc_by(taken.events);
         }
-        self.sessions.events_owed.inc_by(taken.events * taken.readers);
+        self.feed.metrics.events_owed.inc_by(taken.events * taken.readers);
     }
 
     /// Publishes a frame that is longer than a message to clients may be: rare enough to be parsed.
@@ -94,13 +112,13 @@ impl Publisher {
                 if oversize > 0 {
                     warn!(oversize, "events longer than a message may be dropped");
                     self.intake.routed.inc_by(oversize);
-                    self.sessions.lost(LossReason::Oversize, oversize);
+                    self.feed.metrics.lost(LossReason::Oversize, oversize);
                     self.notify(&Notice::oversize(TierName::Firehose, oversize));
                 }
             }
             Err(_) => {
                 warn!(bytes = text.len(), "malformed frame dropped");
-                self.sessions.lost(LossReason::Malformed, received);
+                self.feed.metrics.lost(LossReason::Malformed, received);
                 self.notify(&Notice::malformed(TierName::Firehose));
             }
         }

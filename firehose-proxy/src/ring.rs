@@ -8,12 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use prometheus_client::registry::Registry;
-use proxy_common::{
-    metrics::{Level, register},
-    protocol::Outage,
-    websocket::Frame,
-};
+use proxy_common::{metrics::Level, protocol::Outage, websocket::Frame};
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
 /// A message in the ring.
@@ -137,7 +132,8 @@ pub struct Taken {
 
 impl Ring {
     /// A ring for this many messages, rounded up to a power of two, that hold this many bytes
-    /// together; it always holds one message. A reader that lags further loses the oldest.
+    /// together; it always holds one message. A reader that lags further loses the oldest. Only the
+    /// ring and its readers write the gauge of `unread` events.
     pub fn new(messages: usize, bytes: usize, unread: Level) -> Self {
         let slots = messages.next_power_of_two();
         let (ring, _) = broadcast::channel(slots);
@@ -145,20 +141,9 @@ impl Ring {
         Self { readers, slots, slot_bytes: (bytes / slots).max(1) }
     }
 
-    /// A ring whose unread events are counted under the registry's prefix.
-    pub fn register(messages: usize, bytes: usize, registry: &mut Registry) -> Self {
-        let help = "Events in the ring that sessions have yet to read, counted for each session";
-        Self::new(messages, bytes, register(registry, "ring_events", help))
-    }
-
     /// Creates readers.
     pub fn readers(&self) -> Readers {
         self.readers.clone()
-    }
-
-    /// The gauge of events that readers have yet to read. Only the ring and its readers write it.
-    pub fn unread(&self) -> Level {
-        self.readers.unread.clone()
     }
 
     /// Publishes events to every reader there is.
@@ -305,7 +290,7 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"7"));
-        let unread = ring.unread();
+        let unread = ring.readers.unread.clone();
         assert_eq!(unread.get(), 51 + 51, "nothing is reported yet");
         reader.report();
         quick.report();

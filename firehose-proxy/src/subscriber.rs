@@ -28,7 +28,7 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// What all sessions of the firehose share.
 #[derive(Debug, Clone)]
-pub(crate) struct Feed {
+pub struct Feed {
     pub(crate) ring: Readers,
     /// The outage that lasts.
     pub(crate) outage: watch::Receiver<Option<Outage>>,
@@ -59,7 +59,7 @@ impl Tier for Feed {
 
 /// One session's side. It reads the ring while it holds any channel.
 #[derive(Debug)]
-pub(crate) struct FirehoseSubscriber {
+pub struct FirehoseSubscriber {
     outbound: Arc<Outbound>,
     feed: Feed,
     /// The refusals that this session knows of.

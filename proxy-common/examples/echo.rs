@@ -14,9 +14,9 @@ use proxy_common::{
     access::Keys,
     config::values::websocket_url,
     health::{Health, HealthReporter},
-    link::{Link, LinkConfig, LinkError, UpstreamMessage, connect},
+    link::{Link, LinkConfig, LinkError, LinkHandle, UpstreamMessage, connect},
     program::{
-        args::{HostAndPort, ServerArgs},
+        args::ServerArgs,
         command_line::{StartupExit, parse},
         logging::LogArgs,
         runtime::{self, Threads},
@@ -28,7 +28,7 @@ use proxy_common::{
         ClientInfo, ClientMessage, CloseReason, Inbound, Outbound, SessionMetrics, SlowLimits,
         close_session,
     },
-    transport::Socket,
+    transport::{ListenConfig, Socket},
     websocket::Frame,
 };
 use secrecy::SecretString;
@@ -95,14 +95,10 @@ fn main() -> ExitCode {
 async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), StartupExit> {
     // An echo asks for no key.
     let keys = Keys::account("ECHO_KEYS", &SecretString::from("none"));
-    let at = HostAndPort {
-        host_variable: "ECHO_HOST",
-        host: "127.0.0.1",
-        port_variable: "ECHO_PORT",
-        port: 0,
-    };
-    let config = server.check(&at, keys, NoticePolicy::Off).map_err(StartupExit::Error)?;
-    let limits = config.sessions.slow;
+    let listen = ListenConfig::new(("ECHO_HOST", "127.0.0.1"), ("ECHO_PORT", 0));
+    let config = server.check(listen, keys, NoticePolicy::Off).map_err(StartupExit::Error)?;
+    let (market, limits) = (config.sessions.market, config.sessions.slow);
+    let keys = Arc::clone(&config.sessions.keys);
     let foundation =
         Foundation::bind(TierName::Filtered, config).await.map_err(StartupExit::Error)?;
     // `/health` shows a link; this one never connects.
@@ -110,14 +106,22 @@ async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), Start
     let nowhere = LinkConfig::new("nobody", nowhere, SecretString::from("none"));
     let wanted = watch::Sender::new(BTreeSet::new());
     let (_link, link) = Link::new(nowhere, wanted.subscribe(), Arc::clone(&foundation.upstream));
+    let health = HealthReporter::new(
+        market,
+        keys,
+        Arc::clone(&foundation.upstream),
+        foundation.intake.clone(),
+        Arc::clone(&foundation.session_metrics),
+    );
     let echo = Echo {
         max_bytes,
         limits,
         metrics: Arc::clone(&foundation.session_metrics),
-        health: foundation.health(&link, None),
+        health,
+        link: link.clone(),
     };
     let stop = CancellationToken::new();
-    let work = foundation.complete(echo, link, pending()).serve(stop.clone());
+    let work = foundation.serve_by(echo, link, pending()).serve(stop.clone());
     runtime::run(work, stop, async || {}).await.map_err(StartupExit::system)
 }
 
@@ -127,6 +131,7 @@ struct Echo {
     limits: SlowLimits,
     metrics: Arc<SessionMetrics>,
     health: HealthReporter,
+    link: LinkHandle,
 }
 
 impl Handler for Echo {
@@ -161,7 +166,7 @@ impl Handler for Echo {
     }
 
     fn health(&self) -> Health {
-        self.health.report(Vec::new())
+        self.health.report(self.link.status(), None, Vec::new())
     }
 
     fn tick(&self) {}

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::{
     access::Keys,
-    link::{ChannelStatus, LinkHandle, LinkMetrics, LinkState},
+    link::{ChannelStatus, LinkMetrics, LinkState, LinkStatus},
     metrics::Level,
     protocol::Market,
     session::SessionMetrics,
@@ -81,30 +81,15 @@ pub struct UpstreamHealth {
     pub reconnects: u64,
 }
 
-/// The parts of a tier that its health is read from.
-#[derive(Debug)]
-pub struct HealthSources {
-    /// The market served.
-    pub market: Market,
-    /// The link to the upstream.
-    pub link: LinkHandle,
-    /// Its counters.
-    pub upstream: Arc<LinkMetrics>,
-    /// The counts of events in frames.
-    pub intake: IntakeMetrics,
-    /// The counters of sessions.
-    pub sessions: Arc<SessionMetrics>,
-    /// The events that sessions have yet to fetch, in a tier where they do.
-    pub unread: Option<Level>,
-    /// The keys that open sessions.
-    pub keys: Arc<Keys>,
-}
-
 /// Writes the document, and remembers the counters of a moment ago for the rates.
 #[derive(Debug)]
 pub struct HealthReporter {
     started: Instant,
-    sources: HealthSources,
+    market: Market,
+    keys: Arc<Keys>,
+    upstream: Arc<LinkMetrics>,
+    intake: IntakeMetrics,
+    sessions: Arc<SessionMetrics>,
     rates: Mutex<Rates>,
 }
 
@@ -113,8 +98,7 @@ struct Rates {
     at: Instant,
     frames: u64,
     events: u64,
-    frames_per_second: f64,
-    events_per_second: f64,
+    per_second: (f64, f64),
 }
 
 /// Rates are taken over at least this time.
@@ -122,19 +106,28 @@ const RATE_WINDOW: Duration = Duration::from_secs(1);
 
 impl HealthReporter {
     /// A reporter for a program that begins to serve now.
-    pub fn new(sources: HealthSources) -> Self {
-        let now = Instant::now();
-        let rates =
-            Rates { at: now, frames: 0, events: 0, frames_per_second: 0.0, events_per_second: 0.0 };
-        Self { started: now, sources, rates: Mutex::new(rates) }
+    pub fn new(
+        market: Market,
+        keys: Arc<Keys>,
+        upstream: Arc<LinkMetrics>,
+        intake: IntakeMetrics,
+        sessions: Arc<SessionMetrics>,
+    ) -> Self {
+        let started = Instant::now();
+        let rates = Rates { at: started, frames: 0, events: 0, per_second: (0.0, 0.0) };
+        Self { started, market, keys, upstream, intake, sessions, rates: Mutex::new(rates) }
     }
 
-    /// The document of this moment. `problems` are those that the tier itself has found.
-    pub fn report(&self, problems: Vec<String>) -> Health {
-        let HealthSources { market, link, upstream, intake, sessions, unread, keys } =
-            &self.sources;
+    /// The document of this moment. `unread` counts the events that sessions have yet to fetch, in a
+    /// tier where they do; `problems` are those that the tier itself has found.
+    pub fn report(
+        &self,
+        link: LinkStatus,
+        unread: Option<&Level>,
+        problems: Vec<String>,
+    ) -> Health {
+        let Self { upstream, intake, sessions, .. } = self;
         let (frames_per_second, events_per_second) = self.sample();
-        let link = link.status();
         let incomplete = !link.channels.refused.is_empty()
             || !link.channels.pending.is_empty()
             || !problems.is_empty();
@@ -149,7 +142,7 @@ impl HealthReporter {
             },
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
-            market: market.name(),
+            market: self.market.name(),
             problems,
             upstream: UpstreamHealth {
                 state: link.state,
@@ -159,11 +152,11 @@ impl HealthReporter {
             },
             channels: link.channels,
             sessions: sessions.sessions.get(),
-            keys: keys.sessions(),
+            keys: self.keys.sessions(),
             subscriptions: sessions.subscriptions.get(),
             frames_per_second,
             events_per_second,
-            ledger: Ledger::read(upstream, intake, sessions, unread.as_ref()),
+            ledger: Ledger::read(upstream, intake, sessions, unread),
         }
     }
 
@@ -173,20 +166,14 @@ impl HealthReporter {
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = rates.at.elapsed();
         if elapsed >= RATE_WINDOW {
-            let upstream = &self.sources.upstream;
-            let (frames, events) = (upstream.frames.get(), upstream.events.get());
+            let (frames, events) = (self.upstream.frames.get(), self.upstream.events.get());
             let rate = |now: u64, before: u64| {
                 ((now - before) as f64 / elapsed.as_secs_f64() * 10.0).round() / 10.0
             };
-            *rates = Rates {
-                at: Instant::now(),
-                frames,
-                events,
-                frames_per_second: rate(frames, rates.frames),
-                events_per_second: rate(events, rates.events),
-            };
+            let per_second = (rate(frames, rates.frames), rate(events, rates.events));
+            *rates = Rates { at: Instant::now(), frames, events, per_second };
         }
-        (rates.frames_per_second, rates.events_per_second)
+        rates.per_second
     }
 }
 

@@ -119,9 +119,9 @@ const ROOMS: [(&str, &[(&str, &[&str])]); 3] = [
             ("outage_notices", &[]),
             ("ring", &[]),
             ("silence", &["entitlements"]),
-            ("publisher", &["demand", "entitlements", "ring", "silence"]),
+            ("publisher", &["ring", "silence", "subscriber"]),
             ("subscriber", &["demand", "entitlements", "outage_notices", "ring"]),
-            ("tier", &["demand", "entitlements", "silence", "subscriber"]),
+            ("monitor", &["silence", "subscriber"]),
         ],
     ),
     (
@@ -134,7 +134,6 @@ const ROOMS: [(&str, &[(&str, &[&str])]); 3] = [
             ("split", &[]),
             ("batch", &["index", "split"]),
             ("router", &["batch", "coverage", "index", "metrics"]),
-            ("tier", &["router"]),
         ],
     ),
 ];

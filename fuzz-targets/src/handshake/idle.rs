@@ -1,19 +1,18 @@
 //! A port of a tier that has nothing to do.
 
-use std::{collections::BTreeSet, future::ready, sync::Arc};
+use std::{future::ready, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use proxy_common::{
     access::{AbuseLog, Gate, GateConfig, Keys, Origins, TrustedProxies},
-    health::{Health, HealthReporter, HealthSources, HealthStatus, IntakeMetrics},
-    link::{Link, LinkConfig, LinkMetrics},
+    health::{Health, HealthReporter, IntakeMetrics},
+    link::{LinkMetrics, LinkState, LinkStatus},
     server::{Handler, HttpService},
     session::{ClientInfo, SessionMetrics},
     transport::Socket,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use url::Url;
 
 use super::model::{LISTED_ORIGIN, MARKET, TRUSTED_PROXIES};
 
@@ -25,19 +24,13 @@ pub(super) struct Idle(HealthReporter);
 pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
     let mut registry = Registry::default();
     let upstream = LinkMetrics::register(&mut registry);
-    let url = Url::parse("ws://localhost").expect("a URL");
-    let wanted = watch::Sender::new(BTreeSet::new()).subscribe();
-    let config = LinkConfig::new("nobody", url, "key".into());
-    let (_, link) = Link::new(config, wanted, Arc::clone(&upstream));
-    let handler = Idle(HealthReporter::new(HealthSources {
-        market: MARKET,
-        link,
+    let reporter = HealthReporter::new(
+        MARKET,
+        Arc::new(Keys::account("CLIENT_API_KEYS", &"key".into())),
         upstream,
-        intake: IntakeMetrics::register(&mut registry),
-        sessions: SessionMetrics::register(&mut registry),
-        unread: None,
-        keys: Arc::new(Keys::account("CLIENT_API_KEYS", &"key".into())),
-    }));
+        IntakeMetrics::register(&mut registry),
+        SessionMetrics::register(&mut registry),
+    );
     let rules = GateConfig {
         origins: Origins::parse(LISTED_ORIGIN).expect("an origin"),
         trusted_proxies: TrustedProxies::parse(TRUSTED_PROXIES).expect("a network"),
@@ -48,7 +41,7 @@ pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
     };
     let abuse = Arc::new(AbuseLog::register(&mut registry));
     HttpService {
-        handler: Arc::new(handler),
+        handler: Arc::new(Idle(reporter)),
         gate: Arc::new(Gate::new(rules, abuse, &mut registry)),
         registry: Arc::new(registry),
         market: MARKET,
@@ -72,7 +65,11 @@ impl Handler for Idle {
     }
 
     fn health(&self) -> Health {
-        Health { status: HealthStatus::Ok, ..self.0.report(Vec::new()) }
+        self.0.report(
+            LinkStatus { state: LinkState::Up, ..LinkStatus::default() },
+            None,
+            Vec::new(),
+        )
     }
 
     fn tick(&self) {}

@@ -102,19 +102,6 @@ pub struct ServerArgs {
     access: AccessArgs,
 }
 
-/// Host and port of a tier, and the variables that name them.
-#[derive(Debug)]
-pub struct HostAndPort<'a> {
-    /// The variable of the host.
-    pub host_variable: &'static str,
-    /// The host.
-    pub host: &'a str,
-    /// The variable of the port.
-    pub port_variable: &'static str,
-    /// The port.
-    pub port: u16,
-}
-
 impl ServerArgs {
     /// The market served.
     pub fn market(&self) -> Market {
@@ -126,14 +113,15 @@ impl ServerArgs {
         self.client_notices
     }
 
-    /// What the settings mean, given the keys that open sessions and which sessions get notices.
+    /// What the settings mean, given where to listen, the keys that open sessions, and which
+    /// sessions get notices.
     ///
     /// # Errors
     ///
     /// Two settings contradict each other, or a file cannot be read.
     pub fn check(
         &self,
-        at: &HostAndPort<'_>,
+        listen: ListenConfig,
         keys: Keys,
         notices: NoticePolicy,
     ) -> Result<ServerConfig, ConfigError> {
@@ -147,13 +135,7 @@ impl ServerArgs {
             ));
         }
         Ok(ServerConfig {
-            listen: ListenConfig {
-                host_variable: at.host_variable,
-                host: at.host.to_owned(),
-                port_variable: at.port_variable,
-                port: at.port,
-                admin_port: self.admin_port,
-            },
+            listen: ListenConfig { admin_port: self.admin_port, ..listen },
             gate: self.access.check()?,
             certificate: Certificate::read(self.tls_cert.as_deref(), self.tls_key.as_deref())?,
             sessions: SessionConfig {

@@ -82,7 +82,7 @@ where
     args.log().init();
     block_on(threads, async {
         let tier = bind(config).await.map_err(StartupExit::Error)?;
-        let (reload, stop) = (tier.reload(), CancellationToken::new());
+        let (reload, stop) = (tier.reload.clone(), CancellationToken::new());
         let work = tier.serve(stop.clone());
         run(work, stop, async || reload.run().await).await.map_err(StartupExit::system)
     })

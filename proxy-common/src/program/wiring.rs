@@ -1,6 +1,6 @@
 //! The wiring of a tier: what both bind, register, build and serve alike.
 
-use std::{net::SocketAddr, pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -9,13 +9,15 @@ use super::reload::Reload;
 use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
-    health::{HealthReporter, HealthSources, IntakeMetrics, ProcessMetrics},
+    health::{Health, HealthReporter, IntakeMetrics, ProcessMetrics},
     link::{LinkHandle, LinkMetrics},
     metrics::Level,
     protocol::TierName,
     server::{Handler, Server},
-    session::{QueueBudget, SessionConfig, SessionMetrics, Sessions, Tier, enforce_until},
-    transport::{Certificate, ListenConfig, Listeners},
+    session::{
+        ClientInfo, QueueBudget, SessionConfig, SessionMetrics, Sessions, Tier, enforce_until,
+    },
+    transport::{Certificate, ListenConfig, Listeners, Socket},
 };
 
 /// Checked settings of what both tiers have.
@@ -104,42 +106,49 @@ impl Foundation {
         self.registry.sub_registry_with_prefix(self.name.name())
     }
 
-    /// The health of a tier on this link. `unread` counts the events that sessions have yet to
-    /// fetch, in a tier where they do.
-    pub fn health(&self, link: &LinkHandle, unread: Option<Level>) -> HealthReporter {
-        HealthReporter::new(HealthSources {
-            market: self.sessions.market,
-            link: link.clone(),
-            upstream: Arc::clone(&self.upstream),
-            intake: self.intake.clone(),
-            sessions: Arc::clone(&self.session_metrics),
-            unread,
-            keys: Arc::clone(&self.sessions.keys),
-        })
-    }
-
-    /// The sessions of a tier.
-    pub fn sessions<T: Tier>(&self, tier: T) -> Sessions<T> {
-        Sessions {
-            tier,
-            config: self.sessions.clone(),
-            metrics: Arc::clone(&self.session_metrics),
-            abuse: Arc::clone(&self.abuse),
-            budget: Arc::clone(&self.budget),
-        }
-    }
-
     /// The whole tier. `feed` moves the link's data to the sessions and never ends by itself.
-    pub fn complete<H: Handler>(
+    pub fn complete<T: Tier, M: Monitor>(
+        self,
+        tier: T,
+        monitor: M,
+        link: LinkHandle,
+        feed: impl Future<Output = ()> + Send + 'static,
+    ) -> BoundTier<TierHandler<T, M>> {
+        let keys = Arc::clone(&self.sessions.keys);
+        let handler = TierHandler {
+            health: HealthReporter::new(
+                self.sessions.market,
+                Arc::clone(&keys),
+                Arc::clone(&self.upstream),
+                self.intake.clone(),
+                Arc::clone(&self.session_metrics),
+            ),
+            sessions: Sessions {
+                tier,
+                config: self.sessions.clone(),
+                metrics: Arc::clone(&self.session_metrics),
+                abuse: Arc::clone(&self.abuse),
+                budget: Arc::clone(&self.budget),
+            },
+            monitor,
+            link: link.clone(),
+        };
+        self.serve_by(handler, link, feed)
+    }
+
+    /// The same with a handler in place of a tier's.
+    pub fn serve_by<H: Handler>(
         self,
         handler: H,
         link: LinkHandle,
         feed: impl Future<Output = ()> + Send + 'static,
     ) -> BoundTier<H> {
-        let keys = Arc::clone(&self.sessions.keys);
-        let certificate = self.certificate.clone();
+        let (keys, certificate) = (Arc::clone(&self.sessions.keys), self.certificate.clone());
         BoundTier {
             listeners: self.listeners,
+            upstream: self.upstream,
+            sessions: self.session_metrics,
+            reload: Reload { link, keys, certificate },
             server: Server {
                 handler: Arc::new(handler),
                 registry: self.registry,
@@ -150,45 +159,72 @@ impl Foundation {
                 step_timeout: self.sessions.auth_timeout,
             },
             budget: self.budget,
-            upstream: self.upstream,
-            sessions: self.session_metrics,
-            reload: Reload { link, keys, certificate },
             feed: Box::pin(feed),
         }
     }
 }
 
+/// What a tier knows of its own condition.
+pub trait Monitor: Send + Sync + 'static {
+    /// Its problems, in sentences for `/health`.
+    fn problems(&self) -> Vec<String>;
+
+    /// The events that its sessions have yet to fetch, if they do.
+    fn unread(&self) -> Option<&Level> {
+        None
+    }
+
+    /// Called about once a second.
+    fn tick(&self) {}
+}
+
+/// A tier as its server sees it: sessions and health.
+#[derive(Debug)]
+pub struct TierHandler<T, M> {
+    sessions: Sessions<T>,
+    health: HealthReporter,
+    monitor: M,
+    link: LinkHandle,
+}
+
+impl<T: Tier, M: Monitor> Handler for TierHandler<T, M> {
+    fn serve<'a>(
+        &'a self,
+        socket: Socket,
+        early: &[u8],
+        client: ClientInfo,
+        stop: &'a CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<'a, T, M> {
+        self.sessions.serve(socket, early, client, stop)
+    }
+
+    fn health(&self) -> Health {
+        let (unread, problems) = (self.monitor.unread(), self.monitor.problems());
+        self.health.report(self.link.status(), unread, problems)
+    }
+
+    fn tick(&self) {
+        self.health.sample();
+        self.monitor.tick();
+    }
+}
+
 /// A tier that listens but does not serve yet.
 pub struct BoundTier<H> {
-    listeners: Listeners,
+    /// Where it listens.
+    pub listeners: Listeners,
+    /// The counters of its link.
+    pub upstream: Arc<LinkMetrics>,
+    /// The counters of its sessions.
+    pub sessions: Arc<SessionMetrics>,
+    /// What SIGHUP does.
+    pub reload: Reload,
     server: Server<H>,
     budget: Arc<QueueBudget>,
-    upstream: Arc<LinkMetrics>,
-    sessions: Arc<SessionMetrics>,
-    reload: Reload,
     feed: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl<H: Handler> BoundTier<H> {
-    /// The addresses listened on.
-    ///
-    /// # Errors
-    ///
-    /// The system does not know them.
-    pub fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        self.listeners.addresses()
-    }
-
-    /// What SIGHUP does.
-    pub fn reload(&self) -> Reload {
-        self.reload.clone()
-    }
-
-    /// The counters of the link and of the sessions.
-    pub fn metrics(&self) -> (Arc<LinkMetrics>, Arc<SessionMetrics>) {
-        (Arc::clone(&self.upstream), Arc::clone(&self.sessions))
-    }
-
     /// Serves until `stop`, then until the last session has ended.
     pub async fn serve(self, stop: CancellationToken) {
         let serving = async {

@@ -163,6 +163,13 @@ fn count_objects(text: &[u8]) -> u64 {
     objects
 }
 
+/// Counts the elements of an array with a JSON parser: slowly, and independently of [`demux`].
+/// `None` if it is no JSON array.
+pub fn parse_count(text: &[u8]) -> Option<u64> {
+    let elements: Vec<&RawValue> = serde_json::from_slice(text).ok()?;
+    Some(elements.len() as u64)
+}
+
 fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
     #[derive(Deserialize)]
     struct Head<'a> {

@@ -89,6 +89,14 @@ impl Listeners {
 }
 
 impl ListenConfig {
+    /// Host and port, each with its variable, and no admin port.
+    pub fn new(
+        (host_variable, host): (&'static str, &str),
+        (port_variable, port): (&'static str, u16),
+    ) -> Self {
+        Self { host_variable, host: host.to_owned(), port_variable, port, admin_port: None }
+    }
+
     /// Finds every address that the host stands for, 127.0.0.1 before ::1.
     ///
     /// # Errors

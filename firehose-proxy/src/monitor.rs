@@ -1,0 +1,57 @@
+//! What the firehose does every second, and what it knows of its own condition.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::SystemTime,
+};
+
+use proxy_common::{link::LinkMetrics, metrics::Level, program::wiring::Monitor};
+use tokio::time::Instant;
+
+use crate::{
+    silence::monitor::{SilenceMonitor, UpstreamSnapshot},
+    subscriber::Feed,
+};
+
+/// Frames a second whose events are counted again by a JSON parser, as evidence for the ledger. A
+/// frame of 50 events takes about 20 us.
+const RECOUNTS: u32 = 32;
+
+/// Watches over the firehose.
+#[derive(Debug)]
+pub struct FirehoseMonitor {
+    pub(crate) feed: Feed,
+    pub(crate) upstream: Arc<LinkMetrics>,
+    pub(crate) silence: SilenceMonitor,
+    pub(crate) unread: Level,
+    /// How many frames the publisher may still recount in this second.
+    pub(crate) recounts: Arc<AtomicU32>,
+}
+
+impl Monitor for FirehoseMonitor {
+    fn problems(&self) -> Vec<String> {
+        self.silence.problems()
+    }
+
+    fn unread(&self) -> Option<&Level> {
+        Some(&self.unread)
+    }
+
+    fn tick(&self) {
+        let Feed { demand, entitlements, .. } = &self.feed;
+        demand.expire(Instant::now());
+        let wanted = demand.wanted();
+        entitlements.retain(&wanted);
+        let snapshot = UpstreamSnapshot {
+            up: self.upstream.up.get() == 1,
+            wanted: &wanted,
+            refused: &entitlements.refused(),
+            frames: self.upstream.frames.get(),
+        };
+        self.silence.tick(Instant::now().into_std(), SystemTime::now(), &snapshot);
+        self.recounts.store(RECOUNTS, Ordering::Relaxed);
+    }
+}
