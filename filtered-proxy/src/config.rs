@@ -7,8 +7,8 @@ use proxy_common::{
     access::Keys,
     config::{
         ConfigError,
-        pem::authorities,
-        secrets::{secret, secret_text},
+        pem::certificates,
+        secrets::secret,
         values::{check_market, path, port, websocket_url},
     },
     link::LinkConfig,
@@ -38,13 +38,13 @@ pub struct Args {
     #[arg(long, env = "FIREHOSE_CA", value_parser = path)]
     firehose_ca: Option<PathBuf>,
     /// Key presented to the firehose [default: the account's key]
-    #[arg(long, env = "FIREHOSE_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    #[arg(long, env = "FIREHOSE_API_KEY", hide_env_values = true)]
     firehose_api_key: Option<SecretString>,
     /// File holding that key
     #[arg(long, env = "FIREHOSE_API_KEY_FILE", value_parser = path)]
     firehose_api_key_file: Option<PathBuf>,
     /// Keys that clients may present, separated by commas [default: the account's key]
-    #[arg(long, env = "CLIENT_API_KEYS", hide_env_values = true, value_parser = secret_text)]
+    #[arg(long, env = "CLIENT_API_KEYS", hide_env_values = true)]
     client_api_keys: Option<SecretString>,
     /// File holding those keys, separated by commas or lines, or lines of a label and the digest that hash-key prints
     #[arg(long, env = "CLIENT_API_KEYS_FILE", value_parser = path)]
@@ -80,7 +80,6 @@ impl ProgramArgs for Args {
 const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A checked configuration.
-#[derive(Debug)]
 pub struct Config {
     /// The link to the firehose.
     pub link: LinkConfig,
@@ -121,7 +120,7 @@ impl TryFrom<&Args> for Config {
                 return Err(ConfigError::missing("POLYGON_API_KEY", expected));
             }
         };
-        let notices = match args.server.client_notices() {
+        let notices = match args.server.client_notices {
             true => NoticePolicy::Everyone,
             false => NoticePolicy::Off,
         };
@@ -130,14 +129,16 @@ impl TryFrom<&Args> for Config {
             ("FILTERED_PROXY_PORT", args.port),
         );
         let server = args.server.check(listen, keys, notices)?;
-        let market = args.server.market();
+        let market = args.server.market;
         let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
         if firehose.path() == "/" {
             // A firehose of another market then refuses the connection.
             firehose.set_path(market.name());
         }
         let mut link = LinkConfig::new("firehose", firehose, key);
-        link.extra_roots = authorities("FIREHOSE_CA", args.firehose_ca.as_deref())?;
+        if let Some(path) = &args.firehose_ca {
+            link.extra_roots = certificates("FIREHOSE_CA", path)?;
+        }
         link.refused_interval = REFUSED_INTERVAL;
         Ok(Self { link, server })
     }

@@ -257,24 +257,23 @@ impl<M> Index<M> {
         }
     }
 
+    /// Adds a cohort to the tables of its channels.
     fn add_to_tables(&mut self, id: CohortId) {
-        if self.cohorts[id].channels.contains(&Channel::All) {
-            return self.insert_channel(id, &Channel::All);
-        }
-        let channels = std::mem::take(&mut self.cohorts[id].channels);
-        for channel in channels.iter() {
-            self.insert_channel(id, channel);
-        }
-        self.cohorts[id].channels = channels;
+        self.change_tables(id, Self::insert_channel);
     }
 
+    /// Removes a cohort from the tables of its channels.
     fn remove_from_tables(&mut self, id: CohortId) {
+        self.change_tables(id, Self::remove_channel);
+    }
+
+    fn change_tables(&mut self, id: CohortId, change: fn(&mut Self, CohortId, &Channel)) {
         if self.cohorts[id].channels.contains(&Channel::All) {
-            return self.remove_channel(id, &Channel::All);
+            return change(self, id, &Channel::All);
         }
         let channels = std::mem::take(&mut self.cohorts[id].channels);
         for channel in channels.iter() {
-            self.remove_channel(id, channel);
+            change(self, id, channel);
         }
         self.cohorts[id].channels = channels;
     }
@@ -283,18 +282,13 @@ impl<M> Index<M> {
         match channel {
             Channel::All => self.all.push(id),
             Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
-            Channel::Symbol(kind, symbol) => {
-                let symbol = symbol.as_bytes();
-                match ShortSymbol::of(symbol) {
-                    Some(short) => {
-                        self.lists.insert(self.by_symbol[*kind as usize].entry(short), id);
-                    }
-                    None => {
-                        let long = &mut self.by_long_symbol[*kind as usize];
-                        self.lists.insert(long.entry(symbol.into()), id);
-                    }
+            Channel::Symbol(kind, symbol) => match ShortSymbol::of(symbol.as_bytes()) {
+                Some(short) => self.lists.insert(self.by_symbol[*kind as usize].entry(short), id),
+                None => {
+                    let entry = self.by_long_symbol[*kind as usize].entry(symbol.as_bytes().into());
+                    self.lists.insert(entry, id);
                 }
-            }
+            },
         }
     }
 
@@ -302,18 +296,13 @@ impl<M> Index<M> {
         match channel {
             Channel::All => remove(&mut self.all, id),
             Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
-            Channel::Symbol(kind, symbol) => {
-                let symbol = symbol.as_bytes();
-                match ShortSymbol::of(symbol) {
-                    Some(short) => {
-                        self.lists.remove(self.by_symbol[*kind as usize].entry(short), id);
-                    }
-                    None => {
-                        let long = &mut self.by_long_symbol[*kind as usize];
-                        self.lists.remove(long.entry(symbol.into()), id);
-                    }
+            Channel::Symbol(kind, symbol) => match ShortSymbol::of(symbol.as_bytes()) {
+                Some(short) => self.lists.remove(self.by_symbol[*kind as usize].entry(short), id),
+                None => {
+                    let entry = self.by_long_symbol[*kind as usize].entry(symbol.as_bytes().into());
+                    self.lists.remove(entry, id);
                 }
-            }
+            },
         }
     }
 }

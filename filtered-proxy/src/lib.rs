@@ -9,7 +9,6 @@ pub mod batch;
 pub mod config;
 pub mod coverage;
 pub mod index;
-pub mod metrics;
 pub mod router;
 pub mod split;
 
@@ -18,16 +17,14 @@ use std::{collections::BTreeSet, sync::Arc};
 use proxy_common::{
     config::ConfigError,
     link::Link,
+    metrics::register,
     program::wiring::{BoundTier, Foundation, TierHandler},
     protocol::{Channel, TierName},
 };
 use tokio::sync::watch;
 
 pub use self::config::{Args, Config};
-use self::{
-    metrics::RouterMetrics,
-    router::{Router, RouterHandle},
-};
+use self::router::{Router, RouterHandle};
 
 /// A filtered proxy behind its server.
 pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
@@ -40,11 +37,13 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
     let sessions = config.server.sessions.clone();
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
-    let metrics = RouterMetrics::register(foundation.intake.clone(), foundation.registry());
+    let help = "Frames that stopped being an array of events, and objects that were none";
+    let malformed = register(foundation.registry(), "malformed", help);
     let (wanted, receiver) = watch::channel(BTreeSet::from([Channel::All]));
     let (link, handle) = Link::new(config.link, receiver, Arc::clone(&foundation.upstream));
     let session_metrics = Arc::clone(&foundation.session_metrics);
-    let (router, routes) = Router::new(&sessions, metrics, session_metrics);
+    let intake = foundation.intake.clone();
+    let (router, routes) = Router::new(&sessions, intake, malformed, session_metrics);
     let feed = async move {
         router.run(link).await;
         // What the link asks for never changes; the sender only has to live as long.

@@ -15,11 +15,13 @@ use std::{
 
 use bytes::Bytes;
 use proxy_common::{
+    health::IntakeMetrics,
     link::{Link, LinkEvent},
+    metrics::Count,
     program::wiring::Monitor,
     protocol::{
-        Channel, ChannelSet, Coverage, Market, Notice, NoticePolicy, OutageNotice, TierName,
-        Unavailable, newly_unavailable, notice_text, outage_notice,
+        Channel, ChannelSet, Coverage, Market, Notice, NoticePolicy, TierName, Unavailable,
+        newly_unavailable,
     },
     session::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionConfig, SessionMetrics,
@@ -37,7 +39,6 @@ use crate::{
     batch::{Batch, Found},
     coverage::KnownCoverage,
     index::{Index, SessionId},
-    metrics::RouterMetrics,
 };
 
 /// Inputs waiting for the router. A session whose change finds no room waits, and so reads no
@@ -74,8 +75,8 @@ struct Shared {
 struct Outages {
     /// Of our link.
     ours: Option<Frame>,
-    /// Of the firehose's link, as the firehose said.
-    firehoses: Option<Frame>,
+    /// Of the firehose's link, as the firehose said, and its text for people.
+    firehoses: Option<(Frame, String)>,
 }
 
 /// A session's way to the router.
@@ -95,7 +96,9 @@ pub struct Router {
     batch_bytes: usize,
     inputs: mpsc::Receiver<Input>,
     shared: Arc<Shared>,
-    metrics: RouterMetrics,
+    intake: IntakeMetrics,
+    /// Damaged frames, and objects without a type.
+    malformed: Count,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -103,7 +106,8 @@ impl Router {
     /// A router without sessions, and the way to it.
     pub fn new(
         config: &SessionConfig,
-        metrics: RouterMetrics,
+        intake: IntakeMetrics,
+        malformed: Count,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS);
@@ -124,7 +128,8 @@ impl Router {
             batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
             inputs,
             shared,
-            metrics,
+            intake,
+            malformed,
             sessions,
         };
         (router, handle)
@@ -158,16 +163,15 @@ impl Router {
         match event {
             LinkEvent::Frame { frame, events } => self.route_frame(frame.shared_text(), events),
             LinkEvent::Malformed => self.notify(&Notice::malformed(TierName::Filtered).frame()),
-            LinkEvent::Notice(frame) => {
+            LinkEvent::Notice(frame, status) => {
                 self.notify(&frame);
-                match outage_notice(frame.text()) {
-                    Some(OutageNotice::Down) => {
-                        self.shared.outages.send_modify(|o| o.firehoses = Some(frame));
+                match status.status.as_str() {
+                    "upstream_down" => {
+                        let firehoses = Some((frame, status.message));
+                        self.shared.outages.send_modify(|o| o.firehoses = firehoses);
                     }
-                    Some(OutageNotice::Up) => {
-                        self.shared.outages.send_modify(|o| o.firehoses = None);
-                    }
-                    None => {}
+                    "upstream_up" => self.shared.outages.send_modify(|o| o.firehoses = None),
+                    _ => {}
                 }
             }
             LinkEvent::Down(outage) => {
@@ -202,7 +206,7 @@ impl Router {
     /// Only a damaged frame, or an object without a type, explains a difference. An event that a
     /// sound frame lost in here stays missing in the ledger.
     fn account(&self, received: u64, found: Found) {
-        self.metrics.intake.routed.inc_by(found.events);
+        self.intake.routed.inc_by(found.events);
         let lost = match found.damage {
             Some(_) => received.saturating_sub(found.events),
             None => found.missing_ev,
@@ -213,7 +217,7 @@ impl Router {
     /// Counts data that was dropped because it is no event, and notifies the clients.
     fn report_malformed(&mut self, what: &str, count: u64) {
         // The metric counts them all; one line in a thousand is enough for the log.
-        if self.metrics.malformed.inc_by(count).is_multiple_of(1_000) {
+        if self.malformed.inc_by(count).is_multiple_of(1_000) {
             warn!(what, "malformed data from upstream dropped");
         }
         self.notify(&Notice::malformed(TierName::Filtered).frame());
@@ -269,7 +273,7 @@ impl Router {
             }
         });
         self.sessions.events_owed.inc_by(owed);
-        self.metrics.intake.unwanted.inc_by(tally.unwanted);
+        self.intake.unwanted.inc_by(tally.unwanted);
         if tally.missing_ev > 0 {
             self.report_malformed("objects without a type", tally.missing_ev);
         }
@@ -302,7 +306,8 @@ impl Router {
             // A session that subscribes while events may be missing gets the notice of that, too.
             let notified = subscribe && self.notices != NoticePolicy::Off;
             let outages = self.shared.outages.borrow();
-            let notices = [&outages.ours, &outages.firehoses].into_iter().flatten();
+            let firehoses = outages.firehoses.as_ref().map(|(frame, _)| frame);
+            let notices = outages.ours.iter().chain(firehoses);
             let frames = reply.iter().chain(notices.filter(|_| notified));
             outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
         }
@@ -338,7 +343,7 @@ impl Monitor for RouterHandle {
     /// Those that the firehose reports of its own upstream.
     fn problems(&self) -> Vec<String> {
         let outages = self.shared.outages.borrow();
-        outages.firehoses.iter().filter_map(|notice| notice_text(notice.text())).collect()
+        outages.firehoses.iter().map(|(_, text)| text.clone()).collect()
     }
 }
 
@@ -409,7 +414,7 @@ mod tests {
     use prometheus_client::registry::Registry;
     use proxy_common::{
         access::{CommandRate, Keys},
-        health::{IntakeMetrics, Ledger},
+        health::Ledger,
         link::LinkMetrics,
         protocol::{Kind, demux},
         session::SlowLimits,
@@ -439,8 +444,8 @@ mod tests {
     fn router() -> (Router, RouterHandle) {
         let mut registry = Registry::default();
         let intake = IntakeMetrics::register(&mut registry);
-        let metrics = RouterMetrics::register(intake, &mut registry);
-        Router::new(&config(), metrics, SessionMetrics::register(&mut registry))
+        let sessions = SessionMetrics::register(&mut registry);
+        Router::new(&config(), intake, Count::default(), sessions)
     }
 
     /// The ledger after a frame in which `split` is made to lose the events at these places.
@@ -461,7 +466,7 @@ mod tests {
         });
         found.damage = end.err();
         router.account(received, found);
-        Ledger::read(&link, &router.metrics.intake, &router.sessions, None)
+        Ledger::read(&link, &router.intake, &router.sessions, None)
     }
 
     #[test]

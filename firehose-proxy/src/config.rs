@@ -7,8 +7,7 @@ use proxy_common::{
     access::Keys,
     config::{
         ConfigError,
-        pem::authorities,
-        secrets::secret_text,
+        pem::certificates,
         values::{check_market, count, duration, path, port, websocket_url},
     },
     link::LinkConfig,
@@ -55,7 +54,7 @@ pub struct Args {
     #[arg(long, env = "FIREHOSE_PORT", default_value = "8767", value_parser = port)]
     port: u16,
     /// Keys that downstreams may present, separated by commas [default: the account's key]
-    #[arg(long, env = "FIREHOSE_API_KEYS", hide_env_values = true, value_parser = secret_text)]
+    #[arg(long, env = "FIREHOSE_API_KEYS", hide_env_values = true)]
     firehose_api_keys: Option<SecretString>,
     /// File holding those keys, separated by commas or lines, or lines of a label and the digest that hash-key prints
     #[arg(long, env = "FIREHOSE_API_KEYS_FILE", value_parser = path)]
@@ -85,7 +84,6 @@ impl ProgramArgs for Args {
 }
 
 /// A checked configuration.
-#[derive(Debug)]
 pub struct Config {
     /// The link to the vendor.
     pub link: LinkConfig,
@@ -117,20 +115,22 @@ impl TryFrom<&Args> for Config {
         )?;
         let keys = keys.unwrap_or_else(|| Keys::account("FIREHOSE_API_KEYS", &key));
         // Filtered proxies pass notices on, so they get them in any case.
-        let notices = match args.server.client_notices() {
+        let notices = match args.server.client_notices {
             true => NoticePolicy::Everyone,
             false => NoticePolicy::HoldersOfAll,
         };
         let listen = ListenConfig::new(("FIREHOSE_HOST", &args.host), ("FIREHOSE_PORT", args.port));
         let server = args.server.check(listen, keys, notices)?;
-        let market = args.server.market();
+        let market = args.server.market;
         let upstream = match &args.polygon_ws_url {
             Some(url) => check_market("POLYGON_WS_URL", url, market)?,
             None => websocket_url(&format!("wss://socket.polygon.io/{market}"))
                 .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
         };
         let mut link = LinkConfig::new("Polygon", upstream, key);
-        link.extra_roots = authorities("POLYGON_CA", args.polygon_ca.as_deref())?;
+        if let Some(path) = &args.polygon_ca {
+            link.extra_roots = certificates("POLYGON_CA", path)?;
+        }
         let upstream_channels = match &args.upstream_channels {
             Some(list) => parse_channels(list, market)?,
             None => market.default_kinds().iter().copied().map(Channel::Kind).collect(),
@@ -140,7 +140,7 @@ impl TryFrom<&Args> for Config {
             link,
             upstream_channels,
             upstream_linger: args.upstream_linger,
-            silence_alarm: args.silence_alarm.0,
+            silence_alarm: args.silence_alarm,
             ring_frames: args.ring_frames,
             ring_bytes: args.ring_bytes,
             server,
@@ -163,15 +163,14 @@ fn check_ring(frames: usize, bytes: usize) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// A time, or never.
-#[derive(Debug, Clone, Copy)]
-struct Alarm(Option<Duration>);
+/// A time, or never. The name keeps clap from taking the setting for one that may be absent.
+type Alarm = Option<Duration>;
 
 fn silence_alarm(text: &str) -> Result<Alarm, String> {
     match text {
-        "off" => Ok(Alarm(None)),
+        "off" => Ok(None),
         _ => match duration(text) {
-            Ok(time) => Ok(Alarm(Some(time))),
+            Ok(time) => Ok(Some(time)),
             Err(expected) => Err(format!("{expected}, or off")),
         },
     }

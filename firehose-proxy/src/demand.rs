@@ -111,10 +111,13 @@ impl UpstreamDemand {
         if wanted.remove(&Channel::All) {
             wanted.extend(self.all.iter().cloned());
         }
-        // Whether the vendor would send an event twice for two subscriptions that match it is unknown.
-        let kinds: BTreeSet<Kind> = wanted.iter().filter_map(|c| self.whole_kind(c)).collect();
-        wanted
-            .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if kinds.contains(kind)));
+        // Whether the vendor would send an event twice for two subscriptions that match it is
+        // unknown. Of a kind without a wildcard, such as option quotes, symbols are asked for.
+        for kind in Kind::ALL {
+            if self.market.serves_whole(kind) && wanted.contains(&Channel::Kind(kind)) {
+                wanted.retain(|other| !matches!(other, Channel::Symbol(k, _) if *k == kind));
+            }
+        }
         self.wanted.send_if_modified(|before| {
             let modified = *before != wanted;
             if modified {
@@ -123,14 +126,6 @@ impl UpstreamDemand {
             }
             modified
         });
-    }
-
-    /// The kind of a wildcard that the vendor serves; of others, such as option quotes, the symbols are asked for all the same.
-    fn whole_kind(&self, channel: &Channel) -> Option<Kind> {
-        match channel {
-            Channel::Kind(kind) if self.market.default_kinds().contains(kind) => Some(*kind),
-            Channel::All | Channel::Kind(_) | Channel::Symbol(..) => None,
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use proxy_common::{
     link::{SubscriptionOutcome, Wanted},
-    protocol::{Channel, Coverage, Kind, Market, TierName, Unavailable, truncate_reason},
+    protocol::{Channel, Coverage, Market, TierName, Unavailable, truncate_reason},
     websocket::Frame,
 };
 
@@ -108,15 +108,11 @@ impl Entitlements {
             Channel::All => None,
             Channel::Kind(_) => by(channel),
             Channel::Symbol(kind, _) => {
-                by(channel).or_else(|| by(&Channel::Kind(*kind)).filter(|_| self.is_whole(*kind)))
+                // Of a kind without a wildcard, such as option quotes, symbols are asked for instead.
+                let whole = || self.market.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
+                by(channel).or_else(|| whole()?)
             }
         }
-    }
-
-    /// Whether the vendor serves this kind by wildcard, so that its symbols are not asked for
-    /// beside it.
-    fn is_whole(&self, kind: Kind) -> bool {
-        self.market.default_kinds().contains(&kind)
     }
 
     /// The status for sessions that hold `*`: what it stands for.

@@ -60,7 +60,7 @@ impl Publisher {
                     self.publish_events(frame, u32::try_from(events).unwrap_or(u32::MAX));
                 }
             }
-            LinkEvent::Notice(frame) => self.ring.notify(frame),
+            LinkEvent::Notice(frame, _) => self.ring.notify(frame),
             LinkEvent::Malformed => self.notify(&Notice::malformed(TierName::Firehose)),
             LinkEvent::Down(outage) => {
                 self.outage.send_replace(Some(outage.clone()));

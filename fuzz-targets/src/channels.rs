@@ -16,7 +16,7 @@ pub fn of_every_market(list: &[u8]) {
     let bare = |text: &str| text.chars().filter(|c| *c != ',' && !c.is_whitespace()).collect();
     let (before, after): (String, String) = (bare(list), bare(&found.concat()));
     assert_eq!(before, after, "nothing but blanks and commas is dropped");
-    for market in Market::ALL {
+    for &market in Market::ALL {
         for item in &found {
             read(item, market);
         }

@@ -11,7 +11,7 @@ pub use self::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use serde::Serialize;
@@ -146,7 +146,7 @@ impl HealthReporter {
             problems,
             upstream: UpstreamHealth {
                 state: link.state,
-                since: rfc3339(link.since),
+                since: humantime::format_rfc3339_millis(link.since).to_string(),
                 last_error: link.last_error,
                 reconnects: link.connects.saturating_sub(1),
             },
@@ -175,8 +175,4 @@ impl HealthReporter {
         }
         rates.per_second
     }
-}
-
-fn rfc3339(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
 }

@@ -13,6 +13,7 @@ pub mod config;
 pub mod health;
 pub mod link;
 pub mod metrics;
+mod named_enum;
 pub mod program;
 pub mod protocol;
 pub mod server;

@@ -30,7 +30,7 @@ pub use self::{
 
 use std::{
     collections::VecDeque,
-    fmt, future,
+    future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -196,7 +196,7 @@ impl Link {
             | LinkEvent::Down(_)
             | LinkEvent::Frame { .. }
             | LinkEvent::Malformed
-            | LinkEvent::Notice(_)
+            | LinkEvent::Notice(..)
             | LinkEvent::Coverage(_) => event,
         }
     }
@@ -314,10 +314,4 @@ fn redacted(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
     format!("{scheme}://{host}{port}{path}")
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").field("config", &self.config).finish_non_exhaustive()
-    }
 }

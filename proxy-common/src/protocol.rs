@@ -18,5 +18,5 @@ pub use self::{
         Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
         status_frame, status_frames,
     },
-    notice::{Notice, NoticePolicy, Outage, OutageNotice, TierName, notice_text, outage_notice},
+    notice::{Notice, NoticePolicy, Outage, TierName},
 };

@@ -35,7 +35,6 @@ const OTHER_FILES: usize = 64;
 const MAX_FILES: usize = 1 << 30;
 
 /// A server that is ready to be served.
-#[derive(Debug)]
 pub struct Server<H> {
     /// Takes over the WebSockets.
     pub handler: Arc<H>,

@@ -40,8 +40,8 @@ use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
     metrics::Reason,
     protocol::{
-        Channel, ChannelSet, Command, NoticePolicy, Status, Unavailable, channel_items,
-        status_frame, status_frames,
+        Channel, Command, NoticePolicy, Status, Unavailable, channel_items, status_frame,
+        status_frames,
     },
     transport::Socket,
 };
@@ -383,7 +383,8 @@ fn decide(
             accepted.push(Status::unsubscribed(item));
             continue;
         }
-        if is_beyond(limit, held, &channels, &channel) {
+        let is_new = !held.contains(&channel) && !channels.contains(&channel);
+        if is_new && held.len() + channels.len() >= limit {
             refusals.push(Status::error(format!(
                 "subscription limit of {limit} reached: {item:?} not subscribed"
             )));
@@ -394,7 +395,7 @@ fn decide(
         if matches!(unavailable, Some(Unavailable::Whole(_))) {
             continue;
         }
-        if !held.contains(&channel) {
+        if is_new {
             channels.insert(channel);
         }
         accepted.push(Status::subscribed(item));
@@ -415,16 +416,6 @@ fn decide(
     })
 }
 
-/// Whether one more channel would pass the limit on a session's subscriptions.
-fn is_beyond(
-    limit: usize,
-    held: &ChannelSet,
-    added: &BTreeSet<Channel>,
-    channel: &Channel,
-) -> bool {
-    held.len() + added.len() >= limit && !held.contains(channel) && !added.contains(channel)
-}
-
 async fn pull<S: Subscriber>(subscriber: &mut Option<S>) -> Result<(), CloseReason> {
     match subscriber {
         Some(subscriber) => subscriber.pull().await,
@@ -439,10 +430,10 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 
-    use super::{slow_consumer::SlowLimits, *};
+    use super::*;
     use crate::{
         access::{CommandRate, Keys},
-        protocol::{Kind, Market},
+        protocol::{ChannelSet, Kind, Market},
     };
 
     /// A tier whose coverage changes between the decision on a subscription and its effect: T is

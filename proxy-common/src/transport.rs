@@ -9,5 +9,5 @@ pub use self::{
     certificate::Certificate,
     listener::{ListenConfig, Listeners, concerns_one_connection, prepare_accepted},
     proxy_protocol::{BadHeader, read_header},
-    socket::{Metered, Socket, TlsSocket, TlsStream},
+    socket::{EarlySocket, Socket, TlsSocket, TlsStream, limit_early_bytes},
 };

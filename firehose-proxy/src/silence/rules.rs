@@ -43,11 +43,6 @@ impl Kinds {
         Kind::ALL.into_iter().filter(move |kind| self.contains(*kind))
     }
 
-    /// How many there are.
-    pub fn len(self) -> u32 {
-        self.0.count_ones()
-    }
-
     /// Whether there are none.
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -189,7 +184,7 @@ mod tests {
 
     #[test]
     fn only_kinds_of_the_market_are_waited_for() {
-        for market in Market::ALL {
+        for &market in Market::ALL {
             for hours in [Hours::Closed, Hours::Extended, Hours::Regular] {
                 for kind in Kind::ALL {
                     let watched = silence_factor(market, kind, hours).is_some();
@@ -204,7 +199,7 @@ mod tests {
     fn a_set_of_kinds_is_a_set() {
         let set = kinds(&[Kind::V, Kind::T, Kind::T]);
         assert_eq!(set.iter().collect::<Vec<_>>(), [Kind::T, Kind::V]);
-        assert_eq!((set.len(), set.is_empty()), (2, false));
+        assert!(!set.is_empty());
         assert_eq!(set.without(kinds(&[Kind::T])), kinds(&[Kind::V]));
         assert_eq!(Kinds::from_bits(set.bits()), set);
     }

@@ -9,101 +9,76 @@ use std::{
 use prometheus_client::registry::Registry;
 use tracing::warn;
 
-use crate::metrics::{CountByReason, Reason, register_by_reason};
+use crate::{
+    metrics::{CountByReason, Reason, register_by_reason},
+    named_enum::named_enum,
+};
 
 /// A kind is logged once in this time at most.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What a client, or all of them together, was stopped from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Abuse {
-    /// More sessions at once than `MAX_CONNECTIONS`.
-    Full,
-    /// More connections at once than are kept for anything.
-    Connections,
-    /// More connections at once than `MAX_CONNECTIONS_PER_ADDRESS`.
-    AddressFull,
-    /// Requests faster than `HANDSHAKE_RATE`.
-    HandshakeRate,
-    /// A web page from elsewhere.
-    Origin,
-    /// A trusted proxy's connection without a PROXY header that can be read.
-    ProxyHeader,
-    /// No TLS on a port that speaks nothing else, or a TLS handshake that failed.
-    Tls,
-    /// A path that leads to no market.
-    Path,
-    /// A handshake that is none.
-    Handshake,
-    /// No key in time.
-    AuthTimeout,
-    /// A wrong key.
-    AuthFailed,
-    /// Commands faster than `COMMAND_RATE`: the session is read more slowly.
-    CommandRate,
-    /// A break of the WebSocket protocol.
-    Protocol,
-    /// A message past the limit.
-    TooBig,
-    /// Pings or commands whose answers are not read.
-    ControlFlood,
+named_enum! {
+    /// What a client, or all of them together, was stopped from.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Abuse by
+    /// The value of the metric label `reason`.
+    label {
+        /// More sessions at once than `MAX_CONNECTIONS`.
+        Full = "full",
+        /// More connections at once than are kept for anything.
+        Connections = "connections",
+        /// More connections at once than `MAX_CONNECTIONS_PER_ADDRESS`.
+        AddressFull = "address_full",
+        /// Requests faster than `HANDSHAKE_RATE`.
+        HandshakeRate = "handshake_rate",
+        /// A web page from elsewhere.
+        Origin = "origin",
+        /// A trusted proxy's connection without a PROXY header that can be read.
+        ProxyHeader = "proxy_header",
+        /// No TLS on a port that speaks nothing else, or a TLS handshake that failed.
+        Tls = "tls",
+        /// A path that leads to no market.
+        Path = "path",
+        /// A handshake that is none.
+        Handshake = "handshake",
+        /// No key in time.
+        AuthTimeout = "auth_timeout",
+        /// A wrong key.
+        AuthFailed = "auth_failed",
+        /// Commands faster than `COMMAND_RATE`: the session is read more slowly.
+        CommandRate = "command_rate",
+        /// A break of the WebSocket protocol.
+        Protocol = "protocol",
+        /// A message past the limit.
+        TooBig = "too_big",
+        /// Pings or commands whose answers are not read.
+        ControlFlood = "control_flood",
+    }
 }
 
 impl Abuse {
-    /// Every kind, in the order of its declaration.
-    pub const ALL: [Self; 15] = [
-        Self::Full,
-        Self::Connections,
-        Self::AddressFull,
-        Self::HandshakeRate,
-        Self::Origin,
-        Self::ProxyHeader,
-        Self::Tls,
-        Self::Path,
-        Self::Handshake,
-        Self::AuthTimeout,
-        Self::AuthFailed,
-        Self::CommandRate,
-        Self::Protocol,
-        Self::TooBig,
-        Self::ControlFlood,
-    ];
-
     /// The kinds for which a connection or request is turned away before it becomes a session: the
     /// first of all.
     pub const REFUSALS: &[Self] = Self::ALL.split_at(9).0;
 
-    /// The value of the metric label `reason`.
-    pub const fn label(self) -> &'static str {
-        self.label_and_sentence().0
-    }
-
-    /// The label, and what the log says.
-    const fn label_and_sentence(self) -> (&'static str, &'static str) {
+    /// What the log says of it.
+    const fn sentence(self) -> &'static str {
         match self {
-            Self::Full => ("full", "turned away: MAX_CONNECTIONS sessions are here"),
-            Self::Connections => ("connections", "dropped: no room even to answer"),
-            Self::AddressFull => {
-                ("address_full", "turned away: MAX_CONNECTIONS_PER_ADDRESS connections from there")
-            }
-            Self::HandshakeRate => ("handshake_rate", "turned away: faster than HANDSHAKE_RATE"),
-            Self::Origin => {
-                ("origin", "turned away: a web page that ALLOWED_ORIGINS does not list")
-            }
-            Self::ProxyHeader => {
-                ("proxy_header", "dropped: a trusted proxy sent no PROXY header that can be read")
-            }
-            Self::Tls => ("tls", "turned away: no TLS, or none that both sides accept"),
-            Self::Path => ("path", "turned away: no market at that path"),
-            Self::Handshake => ("handshake", "turned away: no WebSocket handshake"),
-            Self::AuthTimeout => ("auth_timeout", "closed: no key in time"),
-            Self::AuthFailed => ("auth_failed", "closed: wrong key"),
-            Self::CommandRate => ("command_rate", "slowed down: commands faster than COMMAND_RATE"),
-            Self::Protocol => ("protocol", "closed: broke the WebSocket protocol"),
-            Self::TooBig => ("too_big", "closed: message too big"),
-            Self::ControlFlood => {
-                ("control_flood", "closed: does not read the answers it asks for")
-            }
+            Self::Full => "turned away: MAX_CONNECTIONS sessions are here",
+            Self::Connections => "dropped: no room even to answer",
+            Self::AddressFull => "turned away: MAX_CONNECTIONS_PER_ADDRESS connections from there",
+            Self::HandshakeRate => "turned away: faster than HANDSHAKE_RATE",
+            Self::Origin => "turned away: a web page that ALLOWED_ORIGINS does not list",
+            Self::ProxyHeader => "dropped: a trusted proxy sent no PROXY header that can be read",
+            Self::Tls => "turned away: no TLS, or none that both sides accept",
+            Self::Path => "turned away: no market at that path",
+            Self::Handshake => "turned away: no WebSocket handshake",
+            Self::AuthTimeout => "closed: no key in time",
+            Self::AuthFailed => "closed: wrong key",
+            Self::CommandRate => "slowed down: commands faster than COMMAND_RATE",
+            Self::Protocol => "closed: broke the WebSocket protocol",
+            Self::TooBig => "closed: message too big",
+            Self::ControlFlood => "closed: does not read the answers it asks for",
         }
     }
 }
@@ -123,7 +98,7 @@ impl AbuseLog {
             registry,
             "abuse",
             "What hostile, clumsy or too many clients were stopped from",
-            Abuse::ALL.map(Abuse::label),
+            Abuse::ALL.iter().map(|abuse| abuse.label()),
         );
         Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
     }
@@ -148,7 +123,7 @@ impl AbuseLog {
 
     /// Logs what was kept back; to be called about once a second.
     pub fn tick(&self, now: Instant) {
-        for abuse in Abuse::ALL {
+        for &abuse in Abuse::ALL {
             let line = self.lock(abuse).tick(now);
             if let Some(line) = line {
                 line.write(abuse, None);
@@ -171,7 +146,7 @@ struct Line {
 impl Line {
     fn write(&self, abuse: Abuse, error: Option<&str>) {
         let Self { client, suppressed } = self;
-        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.label_and_sentence().1);
+        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.sentence());
     }
 }
 
@@ -215,7 +190,7 @@ mod tests {
         let labels: std::collections::BTreeSet<_> =
             Abuse::ALL.iter().map(|abuse| abuse.label()).collect();
         assert_eq!(labels.len(), Abuse::ALL.len());
-        for (place, abuse) in Abuse::ALL.into_iter().enumerate() {
+        for (place, &abuse) in Abuse::ALL.iter().enumerate() {
             assert_eq!(abuse as usize, place);
         }
     }

@@ -156,12 +156,6 @@ impl<C: Clock + Clone> RequestRate<C> {
     }
 }
 
-impl<C: Clock> std::fmt::Debug for RequestRate<C> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RequestRate").finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use governor::clock::FakeRelativeClock;

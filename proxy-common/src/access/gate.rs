@@ -30,8 +30,8 @@ use crate::{
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// When a client whose address is full may try again.
-const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
+/// When a client that found no room may try again.
+pub const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
 /// The refusal that is nobody's fault, as a value of the metric label `reason`.
 const STOPPING: &str = "stopping";
 
@@ -51,7 +51,6 @@ pub struct GateConfig {
 }
 
 /// Decides who may connect, and counts every refusal.
-#[derive(Debug)]
 pub struct Gate {
     origins: Origins,
     trusted_proxies: TrustedProxies,

@@ -9,18 +9,6 @@ use rustls::pki_types::{
 
 use super::error::ConfigError;
 
-/// Reads the certificates of authorities from a file in PEM form, if one is named.
-///
-/// # Errors
-///
-/// As of [`certificates`].
-pub fn authorities(
-    variable: &str,
-    file: Option<&Path>,
-) -> Result<Vec<CertificateDer<'static>>, ConfigError> {
-    file.map_or(Ok(Vec::new()), |path| certificates(variable, path))
-}
-
 /// Reads certificates from a file in PEM form.
 ///
 /// # Errors

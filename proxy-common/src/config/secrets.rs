@@ -6,15 +6,6 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::error::ConfigError;
 
-/// Parses a secret: any text.
-///
-/// # Errors
-///
-/// None; the signature is what the command line wants.
-pub fn secret_text(text: &str) -> Result<SecretString, std::convert::Infallible> {
-    Ok(SecretString::from(text))
-}
-
 /// Reads a secret given as a value or as a file, without blanks around it. An empty value counts as none.
 ///
 /// # Errors

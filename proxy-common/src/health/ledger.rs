@@ -37,11 +37,7 @@ impl IntakeMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         Self {
             routed: register(registry, "events_routed", "Events found in frames"),
-            unwanted: register(
-                registry,
-                "events_filtered",
-                "Events that no session was subscribed to",
-            ),
+            unwanted: register(registry, "events_filtered", "Events without a subscriber"),
         }
     }
 }

@@ -214,7 +214,7 @@ impl Connection {
                 debug!(?status, "upstream status");
             }
             "gap" | "upstream_down" | "upstream_up" => {
-                self.ready.push_back(LinkEvent::Notice(Frame::of_object(text)));
+                self.ready.push_back(LinkEvent::Notice(Frame::of_object(text), status));
             }
             Coverage::STATUS => self.ready.push_back(LinkEvent::Coverage(text.to_owned())),
             _ => {

@@ -1,7 +1,10 @@
 //! What a link yields.
 
 use super::subscriptions::SubscriptionOutcome;
-use crate::{protocol::Outage, websocket::Frame};
+use crate::{
+    protocol::{Outage, UpstreamStatus},
+    websocket::Frame,
+};
 
 /// What happens on a link.
 #[derive(Debug)]
@@ -22,8 +25,8 @@ pub enum LinkEvent {
     },
     /// A message without events arrived and was dropped; events may be missing.
     Malformed,
-    /// A notice of the upstream for the clients: a frame that holds it alone.
-    Notice(Frame),
+    /// A notice of the upstream for the clients: a frame that holds it alone, and its content.
+    Notice(Frame, UpstreamStatus),
     /// A firehose says what it carries: its status object, for
     /// [`Coverage::read`](crate::protocol::Coverage::read).
     Coverage(String),

@@ -29,23 +29,17 @@ pub struct LinkMetrics {
 impl LinkMetrics {
     /// Registers all of them under the registry's prefix.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
+        let disconnects = "Upstream connections lost and attempts failed";
+        let malformed = "Frames received that hold no events";
+        let labels = LinkError::LABELS;
         Arc::new(Self {
             up: register(registry, "upstream_up", "1 while logged in upstream"),
             connects: register(registry, "upstream_connects", "Logins upstream"),
-            disconnects: register_by_reason(
-                registry,
-                "upstream_disconnects",
-                "Upstream connections lost and attempts failed",
-                LinkError::LABELS,
-            ),
+            disconnects: register_by_reason(registry, "upstream_disconnects", disconnects, labels),
             frames: register(registry, "frames_in", "Data frames received"),
             events: register(registry, "events_in", "Events received"),
             bytes: register_bytes(registry, "in", "Bytes of data frames received"),
-            malformed: register(
-                registry,
-                "frames_malformed",
-                "Frames received that hold no events",
-            ),
+            malformed: register(registry, "frames_malformed", malformed),
         })
     }
 }

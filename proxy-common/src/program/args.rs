@@ -10,7 +10,7 @@ use crate::{
     access::{CommandRate, Keys},
     config::{
         ConfigError,
-        secrets::{secret, secret_text},
+        secrets::secret,
         values::{count, duration, duration_or_none, path, port, switch},
     },
     protocol::{Market, NoticePolicy},
@@ -22,13 +22,13 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 pub struct AccountArgs {
     /// Key of the Polygon.io account
-    #[arg(long, env = "POLYGON_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    #[arg(long, env = "POLYGON_API_KEY", hide_env_values = true)]
     pub polygon_api_key: Option<SecretString>,
     /// File holding the key
     #[arg(long, env = "POLYGON_API_KEY_FILE", value_parser = path)]
     pub polygon_api_key_file: Option<PathBuf>,
     /// The same under the vendor's new name; POLYGON_API_KEY goes first
-    #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true, value_parser = secret_text)]
+    #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true)]
     pub massive_api_key: Option<SecretString>,
     /// File holding the key, under the vendor's new name
     #[arg(long, env = "MASSIVE_API_KEY_FILE", value_parser = path)]
@@ -87,7 +87,7 @@ pub struct ServerArgs {
     max_subscriptions: usize,
     /// Whether clients get the proxy's own notices about outages and losses: on or off
     #[arg(long, env = "CLIENT_NOTICES", default_value = "on", value_parser = switch, action = ArgAction::Set)]
-    client_notices: bool,
+    pub client_notices: bool,
     /// When the program stops, clients are closed spread over this time
     #[arg(long, env = "DRAIN_SPREAD", default_value = "2s", value_parser = duration_or_none)]
     drain_spread: Duration,
@@ -96,23 +96,13 @@ pub struct ServerArgs {
     drain_timeout: Duration,
     /// Market served: stocks, options, forex, crypto, indices or futures
     #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
-    market: Market,
+    pub market: Market,
     /// Who gets in, from where and how fast.
     #[command(flatten)]
     access: AccessArgs,
 }
 
 impl ServerArgs {
-    /// The market served.
-    pub fn market(&self) -> Market {
-        self.market
-    }
-
-    /// Whether clients get notices.
-    pub fn client_notices(&self) -> bool {
-        self.client_notices
-    }
-
     /// What the settings mean, given where to listen, the keys that open sessions, and which
     /// sessions get notices.
     ///

@@ -7,7 +7,7 @@ use tracing::{error, info};
 use crate::{access::Keys, config::ConfigError, link::LinkHandle, transport::Certificate};
 
 /// The parts of a tier that are read or tried again.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Reload {
     /// A refused login is tried again at once.
     pub link: LinkHandle,

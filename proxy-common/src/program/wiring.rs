@@ -21,7 +21,6 @@ use crate::{
 };
 
 /// Checked settings of what both tiers have.
-#[derive(Debug)]
 pub struct ServerConfig {
     /// Where to listen.
     pub listen: ListenConfig,
@@ -38,7 +37,6 @@ pub struct ServerConfig {
 }
 
 /// The parts that both tiers have: ports bound, counters registered.
-#[derive(Debug)]
 pub struct Foundation {
     /// The counters of the link.
     pub upstream: Arc<LinkMetrics>,

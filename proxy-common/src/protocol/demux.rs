@@ -129,14 +129,10 @@ fn scan(text: &[u8]) -> Scan {
 
 /// Whether the text contains `"ev":"status"` without escapes; blanks may surround the colon.
 fn holds_status(text: &[u8]) -> bool {
-    memmem::find_iter(text, br#""ev""#).any(|at| value_starts_like_status(&text[at + 4..]))
-}
-
-/// Whether the value after a key is `status`; blanks may surround the colon.
-fn value_starts_like_status(rest: &[u8]) -> bool {
-    let rest = rest.trim_ascii_start();
-    let Some(rest) = rest.strip_prefix(b":") else { return false };
-    rest.trim_ascii_start().starts_with(br#""status""#)
+    memmem::find_iter(text, br#""ev""#).any(|at| {
+        let value = text[at + 4..].trim_ascii_start().strip_prefix(b":");
+        value.is_some_and(|value| value.trim_ascii_start().starts_with(br#""status""#))
+    })
 }
 
 /// Counts the objects of an array by following its brackets byte by byte, for arrays of any shape.

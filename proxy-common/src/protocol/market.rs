@@ -2,23 +2,29 @@
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
-/// One upstream endpoint, as the vendor's clients call it: `wss://socket.polygon.io/<market>`.
-///
-/// An account may hold one connection per market.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Market {
-    /// US stocks.
-    Stocks,
-    /// US options.
-    Options,
-    /// Currency pairs.
-    Forex,
-    /// Crypto currency pairs.
-    Crypto,
-    /// Indices.
-    Indices,
-    /// Futures.
-    Futures,
+use crate::named_enum::named_enum;
+
+named_enum! {
+    /// One upstream endpoint, as the vendor's clients call it: `wss://socket.polygon.io/<market>`.
+    ///
+    /// An account may hold one connection per market.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub enum Market by
+    /// The market's segment of the URL path.
+    name {
+        /// US stocks.
+        Stocks = "stocks",
+        /// US options.
+        Options = "options",
+        /// Currency pairs.
+        Forex = "forex",
+        /// Crypto currency pairs.
+        Crypto = "crypto",
+        /// Indices.
+        Indices = "indices",
+        /// Futures.
+        Futures = "futures",
+    }
 }
 
 /// Where an event of some kind keeps its symbol (vendor's documentation, confirmed by captures).
@@ -119,22 +125,6 @@ impl fmt::Display for Kind {
 }
 
 impl Market {
-    /// Every market.
-    pub const ALL: [Self; 6] =
-        [Self::Stocks, Self::Options, Self::Forex, Self::Crypto, Self::Indices, Self::Futures];
-
-    /// The market's segment of the URL path.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Stocks => "stocks",
-            Self::Options => "options",
-            Self::Forex => "forex",
-            Self::Crypto => "crypto",
-            Self::Indices => "indices",
-            Self::Futures => "futures",
-        }
-    }
-
     /// The kinds that clients may subscribe to.
     pub const fn kinds(self) -> &'static [Kind] {
         use Kind::*;
@@ -162,6 +152,11 @@ impl Market {
             Self::Indices => &[V, A, AM],
             Self::Futures => &[T, Q, A, AM],
         }
+    }
+
+    /// Whether the vendor serves this kind by wildcard.
+    pub fn serves_whole(self, kind: Kind) -> bool {
+        self.default_kinds().contains(&kind)
     }
 
     /// The form of a symbol under which subscriptions and events of this market meet.
@@ -212,10 +207,11 @@ impl FromStr for Market {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|market| market.name() == text)
-            .ok_or_else(|| format!("expected one of {}", Self::ALL.map(Self::name).join(", ")))
+        let named = Self::ALL.iter().copied().find(|market| market.name() == text);
+        named.ok_or_else(|| {
+            let names: Vec<_> = Self::ALL.iter().map(|market| market.name()).collect();
+            format!("expected one of {}", names.join(", "))
+        })
     }
 }
 
@@ -262,7 +258,7 @@ mod tests {
 
     #[test]
     fn default_kinds_are_kinds_of_the_market() {
-        for market in Market::ALL {
+        for &market in Market::ALL {
             assert!(market.default_kinds().iter().all(|kind| market.kinds().contains(kind)));
             assert_eq!(market.name().parse(), Ok(market));
         }

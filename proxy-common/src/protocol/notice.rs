@@ -1,12 +1,12 @@
-//! NoticePolicy: statuses of our own that tell clients what happened to their data. The vendor has none;
+//! Notices: statuses of our own that tell clients what happened to their data. The vendor has none;
 //! its clients pass them on or log them.
 
 use std::{fmt, time::SystemTime};
 
 use serde::Serialize;
 
-use super::{channel::Channel, channel_set::ChannelSet, messages::UpstreamStatus};
-use crate::websocket::Frame;
+use super::{channel::Channel, channel_set::ChannelSet};
+use crate::{named_enum::named_enum, websocket::Frame};
 
 /// A time in which events that are wanted may be missing.
 #[derive(Debug, Clone)]
@@ -24,23 +24,17 @@ impl Outage {
     }
 }
 
-/// Which part of the chain speaks: in notices, and as the prefix of metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TierName {
-    /// The firehose.
-    Firehose,
-    /// The filtered proxy.
-    Filtered,
-}
-
-impl TierName {
+named_enum! {
+    /// Which part of the chain speaks: in notices, and as the prefix of metrics.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+    #[serde(rename_all = "lowercase")]
+    pub enum TierName by
     /// The name as it stands in notices.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Firehose => "firehose",
-            Self::Filtered => "filtered",
-        }
+    name {
+        /// The firehose.
+        Firehose = "firehose",
+        /// The filtered proxy.
+        Filtered = "filtered",
     }
 }
 
@@ -179,31 +173,6 @@ impl Notice {
     }
 }
 
-/// The begin or the end of an outage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutageNotice {
-    /// `upstream_down`.
-    Down,
-    /// `upstream_up`.
-    Up,
-}
-
-/// The outage notice in a message, if its only notice is one.
-pub fn outage_notice(message: &[u8]) -> Option<OutageNotice> {
-    let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
-    match statuses.first()?.status.as_str() {
-        "upstream_down" => Some(OutageNotice::Down),
-        "upstream_up" => Some(OutageNotice::Up),
-        _ => None,
-    }
-}
-
-/// The text for people in a message that holds one notice.
-pub fn notice_text(message: &[u8]) -> Option<String> {
-    let statuses: Vec<UpstreamStatus> = serde_json::from_slice(message).ok()?;
-    Some(statuses.into_iter().next()?.message)
-}
-
 fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -215,21 +184,6 @@ mod tests {
 
     use super::*;
     use crate::protocol::market::Kind;
-
-    #[test]
-    fn outage_notices_are_recognised() {
-        let lost = Outage { from: SystemTime::UNIX_EPOCH, reason: "upstream_up".into() };
-        let down = Notice::upstream_down(TierName::Firehose, &lost).frame();
-        assert_eq!(outage_notice(down.text()), Some(OutageNotice::Down));
-        let up = Notice::upstream_up(TierName::Firehose, &lost, SystemTime::now()).frame();
-        assert_eq!(outage_notice(up.text()), Some(OutageNotice::Up));
-        assert_eq!(outage_notice(Notice::gap(TierName::Firehose, 1, None).frame().text()), None);
-        assert_eq!(outage_notice(b"[]"), None);
-        let said =
-            "events may be missing until the upstream of the firehose tier is up: upstream_up";
-        assert_eq!(notice_text(down.text()).as_deref(), Some(said));
-        assert_eq!(notice_text(b"[]"), None);
-    }
 
     #[test]
     fn notices_are_statuses_with_a_message_and_fields_for_programs() {

@@ -30,7 +30,8 @@ use crate::{
     access::{Abuse, AcceptedConnection, Refusal},
     session::ClientInfo,
     transport::{
-        Certificate, Metered, Socket, TlsStream, concerns_one_connection, prepare_accepted,
+        Certificate, EarlySocket, Socket, TlsStream, concerns_one_connection, limit_early_bytes,
+        prepare_accepted,
     },
 };
 
@@ -63,7 +64,7 @@ enum Phase {
     /// The gate knows its client.
     Identified(TcpStream, AcceptedConnection),
     /// It speaks HTTP, over TLS where the port has a certificate.
-    Http(Either<TcpStream, TlsStream<Metered>>, AcceptedConnection),
+    Http(Either<TcpStream, Box<TlsStream<EarlySocket>>>, AcceptedConnection),
     /// It is a WebSocket.
     Upgraded(UpgradedConnection<Socket>),
 }
@@ -183,9 +184,9 @@ impl<H: Handler> ConnectionServer<H> {
         if let Err(refusal) = self.http.gate.count_tls_handshake(&mut accepted) {
             return self.drop_refused(&refusal);
         }
-        let accepting = certificate.acceptor().accept(Metered::new(socket));
+        let accepting = certificate.acceptor().accept(limit_early_bytes(socket));
         let failure = match self.unless_stopped(timeout(self.step_timeout, accepting)).await? {
-            Ok(Ok(stream)) => return Some(Phase::Http(Either::Right(stream), accepted)),
+            Ok(Ok(stream)) => return Some(Phase::Http(Either::Right(Box::new(stream)), accepted)),
             Ok(Err(error)) => error.to_string(),
             Err(elapsed) => elapsed.to_string(),
         };
@@ -196,7 +197,7 @@ impl<H: Handler> ConnectionServer<H> {
     /// Serves HTTP until the connection ends or becomes a WebSocket.
     async fn upgrade(
         &self,
-        stream: Either<TcpStream, TlsStream<Metered>>,
+        stream: Either<TcpStream, Box<TlsStream<EarlySocket>>>,
         accepted: AcceptedConnection,
     ) -> Option<Phase> {
         let answer = |request| self.http.answer(request, &accepted);
@@ -206,7 +207,7 @@ impl<H: Handler> ConnectionServer<H> {
         permits.address = permits.address.or(accepted.permit);
         let socket = match socket {
             Either::Left(socket) => socket.into(),
-            Either::Right(stream) => stream.into(),
+            Either::Right(stream) => (*stream).into(),
         };
         Some(Phase::Upgraded(UpgradedConnection { socket, early, client, permits }))
     }

@@ -20,7 +20,7 @@ use tungstenite::handshake::server::create_response_with_body;
 
 use super::handler::Handler;
 use crate::{
-    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal},
+    access::{Abuse, AcceptedConnection, AddressPermit, Gate, RETRY_AFTER_FULL, Refusal},
     health::HealthStatus,
     protocol::Market,
     session::ClientInfo,
@@ -31,14 +31,14 @@ const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client
                      GET /health tells how it is.\n";
 /// The answer to plain HTTP on a port that speaks TLS.
 const USE_TLS: &str = "This port speaks TLS: connect with wss:// or https://\n";
-/// When a client that found no room may try again.
-const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
 
 /// A response, as this service writes it.
 pub type Response = http::Response<Full<Bytes>>;
 
+/// Why a request is turned away, and the response that says so.
+type Refused = Box<(Refusal, Response)>;
+
 /// Answers the requests of one port.
-#[derive(Debug)]
 pub struct HttpService<H> {
     /// Knows what `/health` says.
     pub handler: Arc<H>,
@@ -91,7 +91,8 @@ impl<H: Handler> HttpService<H> {
     pub fn answer(&self, request: Request<Incoming>, accepted: &AcceptedConnection) -> Answer {
         match self.try_answer(request, accepted) {
             Ok(answer) => answer,
-            Err((refusal, response)) => {
+            Err(refused) => {
+                let (refusal, response) = *refused;
                 self.gate.refuse(refusal.reason, refusal.client);
                 Answer::Respond(response)
             }
@@ -102,14 +103,14 @@ impl<H: Handler> HttpService<H> {
         &self,
         request: Request<Incoming>,
         accepted: &AcceptedConnection,
-    ) -> Result<Answer, (Refusal, Response)> {
+    ) -> Result<Answer, Refused> {
         if self.upgrades {
             let client = self.gate.client(accepted, request.headers());
             Span::current().record("client", field::display(client));
             self.gate.count_request(accepted, client).map_err(by_gate)?;
             if accepted.plain_http_on_tls_port {
                 let response = text(StatusCode::BAD_REQUEST, USE_TLS);
-                return Err((Refusal::for_good(Abuse::Tls, client), response));
+                return Err(Box::new((Refusal::for_good(Abuse::Tls, client), response)));
             }
             if asks_for_websocket(&request) {
                 return self.upgrade(request, accepted, client);
@@ -123,8 +124,9 @@ impl<H: Handler> HttpService<H> {
         request: Request<Incoming>,
         accepted: &AcceptedConnection,
         client: IpAddr,
-    ) -> Result<Answer, (Refusal, Response)> {
-        let refuse = |reason, response| Err((Refusal::for_good(reason, client), response));
+    ) -> Result<Answer, Refused> {
+        let refuse =
+            |reason, response| Err(Box::new((Refusal::for_good(reason, client), response)));
         let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
         let path = request.uri().path();
         if !self.serves(path) {
@@ -226,7 +228,7 @@ impl<H: Handler> HttpService<H> {
 }
 
 /// The response to a request that the gate turned away.
-fn by_gate(refusal: Refusal) -> (Refusal, Response) {
+fn by_gate(refusal: Refusal) -> Refused {
     let response = match refusal.retry_after {
         Some(wait) => {
             retry_later("too many connections from this address: try again later\n", wait)
@@ -236,7 +238,7 @@ fn by_gate(refusal: Refusal) -> (Refusal, Response) {
             "web pages of this origin may not connect: ALLOWED_ORIGINS lists those that may\n",
         ),
     };
-    (refusal, response)
+    Box::new((refusal, response))
 }
 
 /// Other upgrades, such as to HTTP/2, may be ignored (RFC 9110).

@@ -1,37 +1,41 @@
 //! Why a session ended: one table of close code, text, metric label and log level.
 
-use crate::{access::Abuse, websocket::Violation};
+use crate::{access::Abuse, named_enum::named_enum, websocket::Violation};
 
-/// Every way in which a session ends.
-///
-/// The codes never are 1000 or 1001: the vendor's Python client takes those as "finished for good" and stops without a word
-/// (read in its source).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum CloseReason {
-    /// The client closed, or its connection ended.
-    ClientGone,
-    /// The client broke the WebSocket protocol.
-    Protocol,
-    /// The client sent as text what is no UTF-8.
-    NotText,
-    /// The client sent a message past the limit.
-    TooBig,
-    /// No right key came in time.
-    AuthTimeout,
-    /// The key was wrong.
-    AuthFailed,
-    /// The key was taken back.
-    KeyRevoked,
-    /// The client read more slowly than its data came.
-    SlowConsumer,
-    /// Nothing, not even a pong, came from the client for the idle limit.
-    Silent,
-    /// The client sent pings or commands without reading the answers.
-    ControlFlood,
-    /// This program is about to stop or restart.
-    Drain,
-    /// A fault of ours.
-    Internal,
+named_enum! {
+    /// Every way in which a session ends.
+    ///
+    /// The codes never are 1000 or 1001: the vendor's Python client takes those as "finished for good" and stops without a word
+    /// (read in its source).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum CloseReason by
+    /// The value of the metric label `reason`.
+    label {
+        /// The client closed, or its connection ended.
+        ClientGone = "client_gone",
+        /// The client broke the WebSocket protocol.
+        Protocol = "protocol",
+        /// The client sent as text what is no UTF-8.
+        NotText = "not_text",
+        /// The client sent a message past the limit.
+        TooBig = "too_big",
+        /// No right key came in time.
+        AuthTimeout = "auth_timeout",
+        /// The key was wrong.
+        AuthFailed = "auth_failed",
+        /// The key was taken back.
+        KeyRevoked = "key_revoked",
+        /// The client read more slowly than its data came.
+        SlowConsumer = "slow_consumer",
+        /// Nothing, not even a pong, came from the client for the idle limit.
+        Silent = "silent",
+        /// The client sent pings or commands without reading the answers.
+        ControlFlood = "control_flood",
+        /// This program is about to stop or restart.
+        Drain = "drain",
+        /// A fault of ours.
+        Internal = "internal",
+    }
 }
 
 impl From<Violation> for CloseReason {
@@ -53,22 +57,6 @@ pub struct CloseFrame {
 }
 
 impl CloseReason {
-    /// Every reason, for metrics that show zero before the first of a kind.
-    pub const ALL: [Self; 12] = [
-        Self::ClientGone,
-        Self::Protocol,
-        Self::NotText,
-        Self::TooBig,
-        Self::AuthTimeout,
-        Self::AuthFailed,
-        Self::KeyRevoked,
-        Self::SlowConsumer,
-        Self::Silent,
-        Self::ControlFlood,
-        Self::Drain,
-        Self::Internal,
-    ];
-
     /// The close frame to send, or `None` if the peer is gone already.
     pub const fn frame(self) -> Option<CloseFrame> {
         self.row().frame
@@ -85,11 +73,6 @@ impl CloseReason {
         self.row().abuse
     }
 
-    /// The value of the metric label `reason`.
-    pub const fn label(self) -> &'static str {
-        self.row().label
-    }
-
     /// Whether its log line is a warning for the operator; the others belong to everyday life. Abuse
     /// has a log of its own.
     pub const fn is_notable(self) -> bool {
@@ -100,48 +83,31 @@ impl CloseReason {
     const fn row(self) -> Row {
         use Abuse as A;
         match self {
-            Self::ClientGone => {
-                Row { label: "client_gone", frame: None, flushes: false, abuse: None }
-            }
-            Self::Protocol => row("protocol", 1002, "protocol error", true, Some(A::Protocol)),
-            Self::NotText => {
-                row("not_text", 1007, "text that is not UTF-8", true, Some(A::Protocol))
-            }
-            Self::TooBig => row("too_big", 1009, "message too big", true, Some(A::TooBig)),
-            Self::AuthTimeout => {
-                row("auth_timeout", 1008, "authentication timeout", true, Some(A::AuthTimeout))
-            }
-            Self::AuthFailed => {
-                row("auth_failed", 1008, "authentication failed", true, Some(A::AuthFailed))
-            }
-            Self::KeyRevoked => row("key_revoked", 1008, "key revoked", false, None),
-            Self::SlowConsumer => row("slow_consumer", 1008, "slow consumer", false, None),
-            Self::Silent => row("silent", 1008, "no answer to pings", false, None),
-            Self::ControlFlood => {
-                row("control_flood", 1008, "answers are not read", false, Some(A::ControlFlood))
-            }
-            Self::Drain => row("drain", 1012, "service restart", true, None),
-            Self::Internal => row("internal", 1011, "internal error", false, None),
+            Self::ClientGone => Row { frame: None, flushes: false, abuse: None },
+            Self::Protocol => row(1002, "protocol error", true, Some(A::Protocol)),
+            Self::NotText => row(1007, "text that is not UTF-8", true, Some(A::Protocol)),
+            Self::TooBig => row(1009, "message too big", true, Some(A::TooBig)),
+            Self::AuthTimeout => row(1008, "authentication timeout", true, Some(A::AuthTimeout)),
+            Self::AuthFailed => row(1008, "authentication failed", true, Some(A::AuthFailed)),
+            Self::KeyRevoked => row(1008, "key revoked", false, None),
+            Self::SlowConsumer => row(1008, "slow consumer", false, None),
+            Self::Silent => row(1008, "no answer to pings", false, None),
+            Self::ControlFlood => row(1008, "answers are not read", false, Some(A::ControlFlood)),
+            Self::Drain => row(1012, "service restart", true, None),
+            Self::Internal => row(1011, "internal error", false, None),
         }
     }
 }
 
 /// What follows from a reason.
 struct Row {
-    label: &'static str,
     frame: Option<CloseFrame>,
     flushes: bool,
     abuse: Option<Abuse>,
 }
 
-const fn row(
-    label: &'static str,
-    code: u16,
-    text: &'static str,
-    flushes: bool,
-    abuse: Option<Abuse>,
-) -> Row {
-    Row { label, frame: Some(CloseFrame { code, text }), flushes, abuse }
+const fn row(code: u16, text: &'static str, flushes: bool, abuse: Option<Abuse>) -> Row {
+    Row { frame: Some(CloseFrame { code, text }), flushes, abuse }
 }
 
 #[cfg(test)]
@@ -150,7 +116,7 @@ mod tests {
 
     #[test]
     fn no_client_is_told_to_stay_away_for_good() {
-        for reason in CloseReason::ALL {
+        for &reason in CloseReason::ALL {
             if let Some(frame) = reason.frame() {
                 assert!(!matches!(frame.code, 1000 | 1001), "{reason:?}");
                 assert!(frame.text.len() <= 123);
@@ -160,7 +126,7 @@ mod tests {
 
     #[test]
     fn each_reason_ends_a_session_in_its_way() {
-        let rows = CloseReason::ALL.map(|reason| {
+        let rows = CloseReason::ALL.iter().map(|reason| {
             let code = reason.frame().map_or(0, |frame| frame.code);
             (reason.label(), code, reason.flushes(), reason.is_notable())
         });
@@ -178,7 +144,7 @@ mod tests {
             ("drain", 1012, true, false),
             ("internal", 1011, false, true),
         ];
-        assert_eq!(rows, expected);
+        assert_eq!(rows.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -5,62 +5,35 @@ use std::sync::Arc;
 use prometheus_client::registry::Registry;
 
 use super::close::CloseReason;
-use crate::metrics::{
-    Count, CountByReason, Level, Reason, register, register_by_reason, register_bytes,
+use crate::{
+    metrics::{Count, CountByReason, Level, Reason, register, register_by_reason, register_bytes},
+    named_enum::named_enum,
 };
 
-/// Why an event did not reach a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LossReason {
-    /// The session read too slowly and was closed.
-    SlowConsumer,
-    /// The session ended, or unsubscribed from everything, with the event still queued.
-    SessionClosed,
-    /// The firehose's ring overwrote the event before the session read it.
-    RingOverrun,
-    /// The event alone is longer than a message may be.
-    Oversize,
-    /// The event was in a damaged frame, or has no type.
-    Malformed,
+named_enum! {
+    /// Why an event did not reach a session.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum LossReason by
+    /// The value of the metric label `reason`.
+    label {
+        /// The session read too slowly and was closed.
+        SlowConsumer = "slow_consumer",
+        /// The session ended, or unsubscribed from everything, with the event still queued.
+        SessionClosed = "session_closed",
+        /// The firehose's ring overwrote the event before the session read it.
+        RingOverrun = "ring_overrun",
+        /// The event alone is longer than a message may be.
+        Oversize = "oversize",
+        /// The event was in a damaged frame, or has no type.
+        Malformed = "malformed",
+    }
 }
 
 impl LossReason {
-    /// Every reason.
-    pub const ALL: [Self; 5] = [
-        Self::SlowConsumer,
-        Self::SessionClosed,
-        Self::RingOverrun,
-        Self::Oversize,
-        Self::Malformed,
-    ];
-
-    /// The value of the metric label `reason`.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::SlowConsumer => "slow_consumer",
-            Self::SessionClosed => "session_closed",
-            Self::RingOverrun => "ring_overrun",
-            Self::Oversize => "oversize",
-            Self::Malformed => "malformed",
-        }
-    }
-
     /// Why the queue of a session that ended with `reason` is lost.
     pub const fn of(reason: CloseReason) -> Self {
-        match reason {
-            CloseReason::SlowConsumer => Self::SlowConsumer,
-            CloseReason::ClientGone
-            | CloseReason::Protocol
-            | CloseReason::NotText
-            | CloseReason::TooBig
-            | CloseReason::AuthTimeout
-            | CloseReason::AuthFailed
-            | CloseReason::KeyRevoked
-            | CloseReason::Silent
-            | CloseReason::ControlFlood
-            | CloseReason::Drain
-            | CloseReason::Internal => Self::SessionClosed,
-        }
+        let slow = matches!(reason, CloseReason::SlowConsumer);
+        if slow { Self::SlowConsumer } else { Self::SessionClosed }
     }
 }
 
@@ -94,37 +67,20 @@ pub struct SessionMetrics {
 impl SessionMetrics {
     /// Registers all of them under the registry's prefix.
     pub fn register(registry: &mut Registry) -> Arc<Self> {
-        let closed = CloseReason::ALL.map(CloseReason::label);
-        let lost = LossReason::ALL.map(LossReason::label);
+        let closed = CloseReason::ALL.iter().map(|reason| reason.label());
+        let lost = LossReason::ALL.iter().map(|reason| reason.label());
         Arc::new(Self {
             sessions: register(registry, "sessions", "Sessions now"),
             opened: register(registry, "sessions_opened", "Sessions accepted"),
             closed: register_by_reason(registry, "sessions_closed", "Sessions ended", closed),
-            subscriptions: register(
-                registry,
-                "subscriptions",
-                "Subscriptions held by all sessions",
-            ),
+            subscriptions: register(registry, "subscriptions", "Subscriptions of all sessions"),
             commands: register(registry, "commands", "Commands received"),
-            events_owed: register(
-                registry,
-                "events_owed",
-                "Events handed out for sessions, counted for each session",
-            ),
-            events_delivered: register(
-                registry,
-                "events_delivered",
-                "Events written to sessions, counted for each session",
-            ),
+            events_owed: register(registry, "events_owed", "Events to deliver, for each session"),
+            events_delivered: register(registry, "events_delivered", "Those written to sessions"),
             bytes_out: register_bytes(registry, "out", "Bytes written to sessions"),
             queue_bytes: register_bytes(registry, "queue", "Bytes queued for sessions"),
             queue_events: register(registry, "queue_events", "Events queued for sessions"),
-            events_lost: register_by_reason(
-                registry,
-                "events_lost",
-                "Events that did not reach sessions",
-                lost,
-            ),
+            events_lost: register_by_reason(registry, "events_lost", "Events lost", lost),
         })
     }
 

@@ -214,7 +214,10 @@ impl Outbound {
             }
             () = self.wake.notified() => {}
             () = sleep_until(oldest + self.limits.max_lag), if state == State::Open => {
-                self.check_age(Instant::now());
+                let mut queue = self.lock();
+                if queue.state == State::Open {
+                    self.apply_limits(&mut queue, Instant::now());
+                }
             }
         }
         Ok(false)
@@ -234,14 +237,6 @@ impl Outbound {
             self.start_eviction(&mut queue, CloseReason::SlowConsumer);
         }
         open
-    }
-
-    /// Applies the limit on age to a session that waits for room.
-    fn check_age(&self, now: Instant) {
-        let mut queue = self.lock();
-        if queue.state == State::Open {
-            self.apply_limits(&mut queue, now);
-        }
     }
 
     /// Ends the stream: what is queued goes out if the reason lets it, then the close frame. Nothing can be sent afterwards.

@@ -1,7 +1,6 @@
 //! The proxy's own certificate: what its port shows to clients that connect with `wss://`.
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -27,12 +26,6 @@ pub struct Certificate {
     key: PathBuf,
     /// Read for each connection, written on reload; never held across an await.
     config: RwLock<Arc<ServerConfig>>,
-}
-
-impl fmt::Debug for Certificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("chain", &self.chain).finish_non_exhaustive()
-    }
 }
 
 impl Certificate {

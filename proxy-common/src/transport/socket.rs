@@ -2,15 +2,17 @@
 
 use std::{
     io::{self, BufRead, ErrorKind, IoSlice, Read, Write},
-    pin::Pin,
     sync::{Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use rustls::ServerConnection;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::{AsyncReadExt, Join, Take, join},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
 };
 pub use tokio_rustls::server::TlsStream;
 
@@ -81,67 +83,33 @@ impl From<TcpStream> for Socket {
     }
 }
 
-impl From<TlsStream<Metered>> for Socket {
-    fn from(stream: TlsStream<Metered>) -> Self {
-        let (Metered { socket: tcp, .. }, connection) = stream.into_inner();
-        let records = Records { connection, untold: 0 };
+/// A socket during its handshakes. TLS and HTTP are served by libraries that limit what they find in
+/// the records and not the records themselves, which may be empty and cost time all the same. So
+/// the socket ends after 64 KiB.
+pub type EarlySocket = Join<Take<OwnedReadHalf>, OwnedWriteHalf>;
+
+/// Limits what a socket may receive until its handshakes are over.
+pub fn limit_early_bytes(socket: TcpStream) -> EarlySocket {
+    let (read, write) = socket.into_split();
+    join(read.take(MAX_EARLY_BYTES), write)
+}
+
+impl From<TlsStream<EarlySocket>> for Socket {
+    fn from(stream: TlsStream<EarlySocket>) -> Self {
+        let (halves, connection) = stream.into_inner();
+        let (read, write) = halves.into_inner();
+        let tcp = read.into_inner().reunite(write).expect("the halves of one socket");
+        let records = Records { connection, unreported: 0 };
         Self::Tls(Box::new(TlsSocket { tcp, records: Mutex::new(records) }))
     }
 }
 
-/// What a record has beside its data, at least: a header of 5 bytes and a tag of 16 (RFC 5246 and RFC 8446).
+/// What a record has beside its data, at least: a header of 5 bytes and a tag of 16 (RFC 5246 and
+/// RFC 8446).
 const MIN_RECORD_BYTES: usize = 21;
-/// Most bytes of a client before it has a session: the longest request, and what TLS needs for it and for some more.
-const MAX_EARLY_BYTES: usize = 64 * 1024;
-
-/// A socket whose TLS and HTTP are served by libraries, which count what they find in the records and not the records: those
-/// may hold nothing and take the thread's time all the same. Past 64 KiB it is an error.
-#[derive(Debug)]
-pub struct Metered {
-    socket: TcpStream,
-    left: usize,
-}
-
-impl Metered {
-    /// A socket of which nothing has been read.
-    pub fn new(socket: TcpStream) -> Self {
-        Self { socket, left: MAX_EARLY_BYTES }
-    }
-}
-
-impl AsyncRead for Metered {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.left == 0 {
-            return Poll::Ready(Err(io::Error::other("too much before a WebSocket")));
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, buffer))?;
-        self.left = self.left.saturating_sub(buffer.filled().len() - before);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Metered {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-}
+/// Most bytes of a client before it has a session: the longest request, and what TLS needs for it and
+/// for some more.
+const MAX_EARLY_BYTES: u64 = 64 * 1024;
 
 /// A socket whose handshake is over.
 #[derive(Debug)]
@@ -156,7 +124,7 @@ struct Records {
     connection: ServerConnection,
     /// Bytes encrypted whose records have not all left: not told as written before they have, so that nothing is forgotten in
     /// here. The library takes 64 KiB at most; records add a little to that.
-    untold: usize,
+    unreported: usize,
 }
 
 impl TlsSocket {
@@ -204,7 +172,7 @@ impl TlsSocket {
                 Err(error) if error.kind() == ErrorKind::WouldBlock && told > 0 => return Ok(told),
                 Err(error) => return Err(error),
             }
-            let gone = std::mem::take(&mut records.untold);
+            let gone = std::mem::take(&mut records.unreported);
             debug_assert!(gone <= left, "what was refused was not offered again");
             told += gone;
             if gone >= left {
@@ -212,12 +180,12 @@ impl TlsSocket {
             }
             left -= gone;
             IoSlice::advance_slices(&mut parts, gone);
-            records.untold = records.connection.writer().write_vectored(parts)?;
+            records.unreported = records.connection.writer().write_vectored(parts)?;
             // A key may be used for so many records only. TLS 1.3 changes it, which takes a record of its own; 1.2 cannot, and
             // the library then says that it took what it dropped.
             let waiting = records.connection.process_new_packets().map_err(invalid)?;
-            if waiting.tls_bytes_to_write() < records.untold + MIN_RECORD_BYTES {
-                records.untold = 0;
+            if waiting.tls_bytes_to_write() < records.unreported + MIN_RECORD_BYTES {
+                records.unreported = 0;
                 return Err(ErrorKind::BrokenPipe.into());
             }
         }
@@ -283,7 +251,6 @@ mod tests {
     };
     use socket2::SockRef;
     use tokio::{
-        io::AsyncReadExt,
         net::{TcpListener, TcpSocket},
         task::JoinSet,
     };
@@ -317,7 +284,7 @@ mod tests {
         SockRef::from(&accepted).set_send_buffer_size(32 * 1024).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         let (server, client) = tokio::join!(
-            TlsAcceptor::from(Arc::new(server)).accept(Metered::new(accepted)),
+            TlsAcceptor::from(Arc::new(server)).accept(limit_early_bytes(accepted)),
             TlsConnector::from(Arc::new(client)).connect(name, connected)
         );
         (server.unwrap().into(), client.unwrap())
@@ -358,9 +325,9 @@ mod tests {
                 Ok(written) => {
                     let records = records(&socket);
                     at += written;
-                    assert!(written > 0 && at + records.untold <= end);
+                    assert!(written > 0 && at + records.unreported <= end);
                     // What is kept in here is told as not written.
-                    assert_eq!(records.untold > 0, records.connection.wants_write());
+                    assert_eq!(records.unreported > 0, records.connection.wants_write());
                 }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::WouldBlock);
