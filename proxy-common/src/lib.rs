@@ -1,12 +1,24 @@
 //! What both tiers of the proxy share, and nothing that only one of them uses.
 //!
-//! | layer | modules | may use |
-//! | --- | --- | --- |
-//! | pure: no tokio, no clock, no log | [`market`], [`channel`], [`channel_set`], [`protocol`], [`frame`], [`websocket`], [`upstream_channels`], [`carried`], [`close`], [`slow`], [`backoff`], [`pace`], [`origin`] | each other, downwards |
-//! | one side effect each | [`config`], [`keys`], [`certificate`], [`telemetry`], [`process`], [`reload`], [`metrics`], [`ledger`], [`health`], [`notice`], [`address`], [`admission`], [`abuse`] | the pure layer |
-//! | sockets and tasks | [`proxy_protocol`], [`doors`], [`socket`], [`outbound`], [`budget`], [`session`], [`http_face`], [`server`], [`link`] | everything above |
+//! Rooms, from the ground up. A room imports only rooms above it in this table, and a test holds
+//! which ones (`tests/it/tidy.rs`). The door of a room, the file that bears its name, lists what the
+//! room offers.
 //!
-//! `docs/ARCHITECTURE.md` shows how the modules work together.
+//! | room | what lives there |
+//! | --- | --- |
+//! | [`metrics`] | counters and gauges, and how an owner registers them |
+//! | [`websocket`] | WebSocket frames, and taking them out of bytes |
+//! | [`protocol`] | markets, channels, commands, statuses, notices, coverage |
+//! | [`config`] | what parses the value of a setting |
+//! | [`link`] | the one managed connection to an upstream |
+//! | [`transport`] | listeners, sockets, certificates, PROXY headers |
+//! | [`access`] | who may connect, from where and how fast |
+//! | [`session`] | one accepted WebSocket: commands in, events out, its end |
+//! | [`health`] | the `/health` document and the ledger |
+//! | [`server`] | accepting connections, HTTP, the upgrade |
+//! | [`program`] | flags, log, runtime, signals, and the wiring of a tier |
+//!
+//! `docs/ARCHITECTURE.md` shows how the rooms work together.
 
 pub mod access;
 pub mod config;

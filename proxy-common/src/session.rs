@@ -116,7 +116,7 @@ impl<T: Tier> Sessions<T> {
             self.metrics.sessions.dec();
             self.metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
             if let Some(abuse) = reason.abuse() {
-                self.abuse.note(abuse, client.address);
+                self.abuse.note(abuse, client.address, None);
             }
         }
     }
@@ -246,7 +246,7 @@ impl<'a, T: Tier> Session<'a, T> {
         let resume = self.commands.take(rate, bytes, now.into_std());
         self.paused_until = resume.map(Instant::from_std);
         if resume.is_some() {
-            self.sessions.abuse.note(Abuse::CommandRate, self.client.address);
+            self.sessions.abuse.note(Abuse::CommandRate, self.client.address, None);
         }
     }
 

@@ -78,9 +78,12 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
     }
 }
 
+/// A room and the rooms that it may import.
+type Room = (&'static str, &'static [&'static str]);
+
 /// Which folder, or file beside the folders, of a product crate may import which others. Read from
 /// the ground up: arrows go down only. The root of a crate may import all of them.
-const ROOMS: [(&str, &[(&str, &[&str])]); 3] = [
+const ROOMS: [(&str, &[Room]); 3] = [
     (
         "proxy-common",
         &[

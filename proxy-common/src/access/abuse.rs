@@ -103,17 +103,8 @@ impl AbuseLog {
         Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Notes one case.
-    pub fn note(&self, abuse: Abuse, client: IpAddr) {
-        self.note_case(abuse, client, None);
-    }
-
-    /// Notes one case and what the library said of it.
-    pub fn note_error(&self, abuse: Abuse, client: IpAddr, error: &str) {
-        self.note_case(abuse, client, Some(error));
-    }
-
-    fn note_case(&self, abuse: Abuse, client: IpAddr, error: Option<&str>) {
+    /// Counts one case, and logs it with the error of a library, if there is one.
+    pub fn note(&self, abuse: Abuse, client: IpAddr, error: Option<&str>) {
         self.counts.get_or_create(&Reason::new(abuse.label())).inc();
         let line = self.lock(abuse).note(client, Instant::now());
         if let Some(line) = line {

@@ -237,13 +237,13 @@ impl Gate {
     /// Counts and logs a connection or request that is turned away.
     pub fn refuse(&self, reason: Abuse, client: IpAddr) {
         self.count(reason.label());
-        self.abuse.note(reason, client);
+        self.abuse.note(reason, client, None);
     }
 
     /// Does the same for one that failed with an error of a library.
     pub fn refuse_failed(&self, reason: Abuse, client: IpAddr, error: &str) {
         self.count(reason.label());
-        self.abuse.note_error(reason, client, error);
+        self.abuse.note(reason, client, Some(error));
     }
 
     /// Counts a request that is turned away because the program stops.
