@@ -21,13 +21,14 @@ use proxy_common::{
     },
     program::{
         command_line::{StartupExit, parse_flags},
-        logging::{self, LogFormat},
+        logging::{self, LogFormat, log_filter},
         runtime::{self, Threads},
         wiring::BoundTier,
     },
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::Targets;
 
 use screen::{Figures, Screen};
 
@@ -63,8 +64,8 @@ struct Args {
     #[arg(long, default_value = "8766", value_parser = port)]
     market_port: u16,
     /// Log filter; the log goes to standard error
-    #[arg(long, default_value = "warn")]
-    log_level: String,
+    #[arg(long, default_value = "warn", value_parser = log_filter)]
+    log_level: Targets,
 }
 
 fn main() -> ExitCode {
@@ -72,7 +73,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(reason) => return runtime::exit(reason),
     };
-    logging::init(logging::filter(&args.log_level), Some(LogFormat::Text));
+    logging::init(args.log_level.clone(), Some(LogFormat::Text));
     runtime::block_on(Threads::PerCore, async {
         run(args).await.map_err(|e| StartupExit::system(format!("{e:#}")))
     })

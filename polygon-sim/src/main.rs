@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// A simulated Polygon.io market-data WebSocket. Everything it sends is made up.
 #[derive(Parser)]
@@ -100,17 +100,19 @@ async fn main() -> ExitCode {
 }
 
 fn start_log(args: &Args) -> Result<()> {
-    let filter = EnvFilter::try_new(&args.log_level)
-        .with_context(|| format!("LOG_LEVEL {:?} is not a log filter", args.log_level))?;
+    let filter = args.log_level.parse::<Targets>();
+    let filter =
+        filter.with_context(|| format!("LOG_LEVEL {:?} is not a log filter", args.log_level))?;
     let json = match args.log_format {
         Some(format) => format == LogFormat::Json,
         None => !io::stderr().is_terminal(),
     };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     if json {
-        log.json().flatten_event(true).init();
+        registry.with(log.json().flatten_event(true)).init();
     } else {
-        log.with_ansi(io::stderr().is_terminal()).init();
+        registry.with(log.with_ansi(io::stderr().is_terminal())).init();
     }
     Ok(())
 }

@@ -157,7 +157,7 @@ fn no_module_imports_in_a_circle() {
         "demo/src/main.rs",
         "filtered-proxy/src/lib.rs",
         "firehose-proxy/src/lib.rs",
-        "fuzz-targets/src/lib.rs",
+        "fuzz/targets/src/lib.rs",
         "polygon-sim/src/lib.rs",
         "polygon-sim/tests/vendor/main.rs",
         "proxy-common/src/lib.rs",

@@ -3,14 +3,14 @@
 use std::io::{self, IsTerminal};
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// Settings of the log, the same for both tiers.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
     /// What is logged: error, warn, info, debug, trace, or a tracing filter such as info,proxy_common::link=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = log_filter)]
-    pub log_level: String,
+    pub log_level: Targets,
     /// How log lines look [default: text on a terminal, json otherwise]
     #[arg(long, env = "LOG_FORMAT")]
     pub log_format: Option<LogFormat>,
@@ -19,7 +19,7 @@ pub struct LogArgs {
 impl LogArgs {
     /// Sets up the log of this process.
     pub fn init(&self) {
-        init(EnvFilter::new(&self.log_level), self.log_format);
+        init(self.log_level.clone(), self.log_format);
     }
 }
 
@@ -32,17 +32,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// The filter that a setting such as `info` or `info,proxy_common::link=debug` means; what is no filter means `info`.
-pub fn filter(setting: &str) -> EnvFilter {
-    EnvFilter::try_new(setting).unwrap_or_else(|_| EnvFilter::new("info"))
-}
-
 /// Sends logs to standard error; without a format, text to a terminal and JSON to anything else.
 ///
 /// # Panics
 ///
 /// Logs were set up before.
-pub fn init(filter: EnvFilter, format: Option<LogFormat>) {
+pub fn init(filter: Targets, format: Option<LogFormat>) {
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let registry = tracing_subscriber::registry().with(filter);
@@ -54,14 +49,18 @@ pub fn init(filter: EnvFilter, format: Option<LogFormat>) {
     }
 }
 
-fn log_filter(text: &str) -> Result<String, String> {
+/// Parses a level, or a filter such as `info,proxy_common::link=debug`.
+///
+/// # Errors
+///
+/// Neither of them.
+pub fn log_filter(text: &str) -> Result<Targets, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    // A filter takes a word alone for the name of a module, and then logs nothing else.
+    let expected = "expected error, warn, info, debug, trace or a tracing filter";
+    // A filter takes a single word for the name of a module, and then logs nothing else.
     let filter = text.contains([',', '=']) || LEVELS.contains(&text.to_ascii_lowercase().as_str());
     if !filter {
-        return Err("expected error, warn, info, debug, trace or a tracing filter".to_owned());
+        return Err(expected.to_owned());
     }
-    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| {
-        format!("expected error, warn, info, debug, trace or a tracing filter ({error})")
-    })
+    text.parse().map_err(|error| format!("{expected} ({error})"))
 }

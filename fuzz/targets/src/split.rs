@@ -12,7 +12,7 @@ use serde_json::{Value, value::RawValue};
 use crate::members::Members;
 
 /// An event of every kind as the vendor sends it, with the field that holds its symbol.
-const SAMPLES: &str = include_str!("../../tests/it/events.jsonl");
+const SAMPLES: &str = include_str!("../../../tests/it/events.jsonl");
 
 /// The vendor's kinds, and the symbol field of each.
 static KINDS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {

@@ -14,7 +14,7 @@ use fuzz_targets::TARGETS;
 const CHANGED: usize = 5_000;
 
 fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(name);
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus").join(name);
     let entries = fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
     paths.sort();
@@ -96,7 +96,7 @@ fn channels() {
 /// Every target must be run here and by cargo-fuzz.
 #[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let names = |dir: &str| {
         let entries = fs::read_dir(fuzz.join(dir)).expect("a directory");
         let name = |path: PathBuf| path.file_stem().expect("a name").to_string_lossy().into_owned();
