@@ -1,4 +1,4 @@
-//! The vendor's protocol: markets, channels, commands, statuses, and the notices of our own beside them.
+//! The vendor's protocol: markets, channels, commands and statuses. Our own notices are here too.
 
 mod channel;
 mod channel_set;

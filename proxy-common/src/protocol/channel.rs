@@ -6,13 +6,14 @@ use thiserror::Error;
 
 use crate::protocol::market::{Kind, Market};
 
-/// The longest symbol taken, in bytes of its form that is kept; the vendor's longest (option contracts) have 21.
+/// The longest symbol accepted, in bytes of the form that [`Market::symbol_key`] returns. The
+/// vendor's longest symbols, those of option contracts, have 21 bytes.
 pub const MAX_SYMBOL_BYTES: usize = 64;
 
-/// One subscription entry. Entries are independent of each other: holding `T.*` and `T.AAPL` is holding two.
+/// One subscription entry. Entries are independent: a session with `T.*` and `T.AAPL` holds two.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Channel {
-    /// `*`: every event of the market, of kinds unknown today too.
+    /// `*`: every event of the market, including kinds that are unknown today.
     All,
     /// `T.*`: every event of a kind.
     Kind(Kind),
@@ -20,26 +21,26 @@ pub enum Channel {
     Symbol(Kind, Box<str>),
 }
 
-/// Why an item of a subscription names no channel. The text is the message that a client gets.
+/// Why an item of a subscription names no channel. The error text is the message to the client.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ChannelError {
     /// No dot, or nothing on one side of it.
     #[error("invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.* or *, for example {example}")]
     Form {
-        /// The item as the client wrote it, trimmed.
+        /// The item as the client wrote it, trimmed and cut at 80 characters.
         item: String,
         /// A channel of this market.
         example: String,
     },
-    /// The part before the first dot is no kind of this market.
+    /// The part before the first dot is not a kind of this market.
     #[error("unknown channel type in {item:?}: expected one of {kinds} before the first dot")]
     UnknownKind {
-        /// The item as the client wrote it, trimmed.
+        /// The item as the client wrote it, trimmed and cut at 80 characters.
         item: String,
         /// The market's kinds, separated by commas.
         kinds: String,
     },
-    /// The symbol is one that cannot exist.
+    /// No such symbol can exist.
     #[error("invalid symbol in {item:?}: {reason}")]
     Symbol {
         /// The item as the client wrote it, trimmed and cut at 80 characters.
@@ -50,11 +51,13 @@ pub enum ChannelError {
 }
 
 impl Channel {
-    /// Reads one trimmed item of a subscription. The first dot ends the kind; the symbol keeps its case.
+    /// Reads one trimmed item of a subscription. The first dot ends the kind; the symbol keeps its
+    /// case.
     ///
     /// # Errors
     ///
-    /// The item is not of the form `TYPE.SYMBOL`, or `TYPE` is no kind of the market.
+    /// The item has another form than `TYPE.SYMBOL`, `TYPE.*` or `*`; or `TYPE` is not a kind of
+    /// the market, or no such symbol can exist.
     pub fn parse(item: &str, market: Market) -> Result<Self, ChannelError> {
         if item == "*" {
             return Ok(Self::All);
@@ -82,7 +85,7 @@ impl Channel {
                 refuse("blanks and control characters are not part of symbols")
             }
             _ => match market.symbol_key(symbol) {
-                // Nothing but a prefix.
+                // A prefix alone, such as `C:`.
                 key if key.is_empty() => Err(form()),
                 key if key.len() > MAX_SYMBOL_BYTES => refuse("longer than 64 bytes"),
                 key => Ok(Self::Symbol(kind, key.into())),
@@ -101,7 +104,7 @@ impl fmt::Display for Channel {
     }
 }
 
-/// Splits the `params` of a command into its items: blanks around them and empty ones are dropped.
+/// Splits the `params` of a command into items. Drops empty items and the blanks around items.
 pub fn channel_items(params: &str) -> impl Iterator<Item = &str> {
     params.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
@@ -131,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_channel_is_named_with_the_form_expected() {
+    fn an_invalid_channel_is_answered_with_the_expected_form() {
         let form = |item: &str| {
             format!("invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.* or *, for example T.*")
         };
@@ -167,7 +170,7 @@ mod tests {
         for nothing in ["C.C:", "C.X:", "CA.C:X:"] {
             assert!(matches!(channel(nothing), Err(ChannelError::Form { .. })), "{nothing}");
         }
-        // What counts is how long it is when it is shown.
+        // The limit applies to the form that is shown, which has one byte more here.
         let pair = |bytes: usize| channel(&format!("C.C:{}", "A".repeat(bytes)));
         let shown = pair(63).unwrap().to_string();
         assert_eq!((shown.len(), channel(&shown)), (2 + MAX_SYMBOL_BYTES, pair(63)));

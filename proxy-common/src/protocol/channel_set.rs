@@ -1,4 +1,5 @@
-//! Sets of channels that cost little while they are small, as nearly all sessions' are.
+//! Sets of channels that need little memory while they are small. Nearly all sessions have small
+//! ones.
 
 use std::{
     collections::BTreeSet,
@@ -7,8 +8,8 @@ use std::{
 
 use crate::protocol::channel::Channel;
 
-/// Up to this many channels stand in one piece of memory, searched by halving; more in a tree, so that changing a large set
-/// costs what changes and not what it holds.
+/// Up to this many channels are kept in a sorted vector. A larger set is a tree, so that a change
+/// does not move all that it holds.
 const MAX_FLAT: usize = 64;
 
 /// A set of channels.
@@ -59,7 +60,7 @@ impl ChannelSet {
         flat.into_iter().flatten().chain(tree.into_iter().flatten())
     }
 
-    /// Adds channels; those it holds already are passed over.
+    /// Adds channels. Skips those that it already holds.
     pub fn add(&mut self, added: impl IntoIterator<Item = Channel>) {
         let added: BTreeSet<Channel> = added.into_iter().collect();
         match &mut self.0 {
@@ -70,21 +71,21 @@ impl ChannelSet {
             Form::Flat(channels) => {
                 channels.reserve_exact(added.len());
                 for channel in added {
-                    if let Err(place) = channels.binary_search(&channel) {
-                        channels.insert(place, channel);
+                    if let Err(position) = channels.binary_search(&channel) {
+                        channels.insert(position, channel);
                     }
                 }
             }
         }
     }
 
-    /// Removes channels; those it does not hold are passed over.
+    /// Removes channels. Skips those that it does not hold.
     pub fn remove<'a>(&mut self, removed: impl IntoIterator<Item = &'a Channel>) {
         match &mut self.0 {
             Form::Flat(channels) => {
                 for channel in removed {
-                    if let Ok(place) = channels.binary_search(channel) {
-                        channels.remove(place);
+                    if let Ok(position) = channels.binary_search(channel) {
+                        channels.remove(position);
                     }
                 }
             }
@@ -92,7 +93,8 @@ impl ChannelSet {
                 for channel in removed {
                     channels.remove(channel);
                 }
-                // Well below the limit, so that a set at the limit is not turned over at each change.
+                // Well below the limit, so that a set near the limit is not converted at each
+                // change.
                 if channels.len() <= MAX_FLAT / 2 {
                     self.0 = Form::Flat(std::mem::take(channels).into_iter().collect());
                 }

@@ -1,5 +1,5 @@
-//! What a firehose carries: the status that says so downstream, and the answers to subscriptions
-//! of what it does not carry.
+//! Coverage: which channels a firehose carries. Holds the status that reports it downstream, and
+//! the answers to subscriptions of channels that are not carried.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,12 +15,12 @@ use crate::{
     websocket::Frame,
 };
 
-/// Most characters kept of an upstream's reason.
+/// The most characters kept of an upstream's reason.
 const MAX_REASON_CHARS: usize = 200;
-/// Most channels named in a sentence.
+/// The most channels named in a sentence.
 const MAX_NAMED: usize = 5;
 
-/// The channels that `*` stands for, by the upstream's answer.
+/// The channels that `*` stands for, grouped by the upstream's answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// Acknowledged by the upstream, or left without an answer.
@@ -42,7 +42,7 @@ struct Document {
     message: String,
     #[serde(default)]
     tier: String,
-    /// The three lists; absent where they would not fit a message.
+    /// The three lists; absent if they would not fit into a message.
     #[serde(flatten)]
     lists: Option<Lists>,
 }
@@ -64,7 +64,8 @@ impl Coverage {
     /// The name of the status.
     pub const STATUS: &str = "carried";
 
-    /// The status as a frame. It leaves the lists out if they do not fit a message.
+    /// The status as a frame. Leaves out the lists if they do not fit into a message of
+    /// [`MAX_MESSAGE_BYTES`].
     pub fn frame(&self, tier: TierName) -> Frame {
         let mut reasons = BTreeMap::<&str, Vec<String>>::new();
         for (channel, why) in &self.refused {
@@ -101,8 +102,8 @@ impl Coverage {
         frame(&document)
     }
 
-    /// Reads such a status object. `None` if it is another one, or came without its lists. Skips
-    /// channels that this market does not have.
+    /// Reads the status object. `None` if it is another status or has no lists. Skips channels that
+    /// this market does not have.
     pub fn read(object: &str, market: Market) -> Option<Self> {
         let document: Document = serde_json::from_str(object).ok()?;
         let lists = document.lists.filter(|_| document.status == Self::STATUS)?;
@@ -116,17 +117,18 @@ impl Coverage {
     }
 }
 
-/// What a subscription does not deliver.
+/// How far a subscription cannot be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unavailable {
-    /// It delivers nothing, for this reason.
+    /// Nothing is delivered, for this reason.
     Whole(String),
-    /// It delivers only this.
+    /// Only this part is delivered.
     Part(String),
 }
 
 impl Unavailable {
-    /// The upstream refused `channel`, which the subscription is or needs.
+    /// The upstream refused `channel`. It is the subscription itself or one that the subscription
+    /// needs.
     pub fn refused(channel: &Channel, why: &str) -> Self {
         Self::Whole(format!("upstream refused {channel}: {why}"))
     }
@@ -135,12 +137,13 @@ impl Unavailable {
     pub fn status(&self, item: &str) -> Status {
         match self {
             Self::Whole(why) => Status::error(format!("{item:?} is not carried: {why}")),
-            Self::Part(what) => Status::error(format!("{item:?} is carried in part: {what}")),
+            Self::Part(part) => Status::error(format!("{item:?} is carried in part: {part}")),
         }
     }
 }
 
-/// Frames that say which of these channels are unavailable `now`, unless the same was so `before`.
+/// Frames with an error for each of these channels that is unavailable `now`, unless it was so
+/// `before` for the same reason.
 pub fn newly_unavailable<'a>(
     channels: impl IntoIterator<Item = &'a Channel>,
     now: impl Fn(&Channel) -> Option<Unavailable>,
@@ -154,12 +157,12 @@ pub fn newly_unavailable<'a>(
     status_frames(&statuses.collect::<Vec<Status>>())
 }
 
-/// An upstream's reason, short enough to repeat.
+/// The first 200 characters of an upstream's reason, short enough to repeat.
 pub fn truncate_reason(reason: &str) -> String {
     reason.chars().take(MAX_REASON_CHARS).collect()
 }
 
-/// The first few channels, and the number of the others.
+/// Names the first five channels, and the number of the others.
 pub fn summarize_channels<'a>(channels: impl Iterator<Item = &'a Channel>) -> String {
     let mut channels = channels.fuse();
     let named: Vec<String> = channels.by_ref().take(MAX_NAMED).map(ToString::to_string).collect();
@@ -188,28 +191,28 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_is_a_status_that_every_client_can_read() {
-        let carried = Coverage {
+    fn coverage_is_a_status_that_every_client_can_read() {
+        let coverage = Coverage {
             carried: channels("T.*"),
             pending: channels("Q.*"),
             refused: refused("NOI.*,FMV.*"),
         };
         assert_eq!(
-            carried.frame(TierName::Firehose).text(),
+            coverage.frame(TierName::Firehose).text(),
             br#"[{"ev":"status","status":"carried","message":"* stands for T.*, Q.*; upstream refused NOI.*, FMV.*","tier":"firehose","carried":["T.*"],"pending":["Q.*"],"refused":[{"reason":"not authorized","channels":["NOI.*","FMV.*"]}]}]"#
         );
     }
 
     #[test]
-    fn what_is_told_is_read_back() {
-        let carried = Coverage {
+    fn coverage_is_read_back() {
+        let coverage = Coverage {
             carried: channels("T.*,AM.BRK.B"),
             pending: channels("Q.*"),
             refused: refused("FMV.*"),
         };
-        let text = String::from_utf8(carried.frame(TierName::Firehose).text().to_vec()).unwrap();
+        let text = String::from_utf8(coverage.frame(TierName::Firehose).text().to_vec()).unwrap();
         let object = &text[1..text.len() - 1];
-        assert_eq!(Coverage::read(object, Market::Stocks), Some(carried));
+        assert_eq!(Coverage::read(object, Market::Stocks), Some(coverage));
         for other in [
             r#"{"ev":"status","status":"gap","message":""}"#,
             r#"{"ev":"status","status":"carried","message":""}"#,
@@ -225,8 +228,8 @@ mod tests {
     fn lists_that_do_not_fit_are_left_out() {
         let many =
             (0..100_000).map(|n| Channel::parse(&format!("T.S{n}"), Market::Stocks).unwrap());
-        let carried = Coverage { carried: many.collect(), ..Coverage::default() };
-        let text = String::from_utf8(carried.frame(TierName::Firehose).text().to_vec()).unwrap();
+        let coverage = Coverage { carried: many.collect(), ..Coverage::default() };
+        let text = String::from_utf8(coverage.frame(TierName::Firehose).text().to_vec()).unwrap();
         assert_eq!(
             text,
             r#"[{"ev":"status","status":"carried","message":"* stands for T.S0, T.S1, T.S10, T.S100, T.S1000 and 99995 more","tier":"firehose"}]"#
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_the_item_and_the_reason() {
+    fn an_answer_names_the_item_and_the_reason() {
         let fmv = channels("FMV.*").pop_first().unwrap();
         assert_eq!(
             Unavailable::refused(&fmv, "not authorized").status("FMV.AAPL").message,
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_anew_is_what_was_not_known() {
+    fn only_new_or_changed_reasons_are_sent() {
         let lack = |why: &'static str| move |_: &Channel| Some(Unavailable::Whole(why.to_owned()));
         let held = channels("T.A,T.B");
         assert!(newly_unavailable(&held, |_| None, lack("refused")).is_empty());
@@ -263,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lists_and_reasons_are_cut() {
+    fn long_lists_and_reasons_are_shortened() {
         assert_eq!(truncate_reason(&"é".repeat(201)), "é".repeat(200));
         assert_eq!(truncate_reason("short"), "short");
         assert_eq!(summarize_channels(channels("").iter()), "nothing");

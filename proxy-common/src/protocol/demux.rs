@@ -1,7 +1,8 @@
-//! Taking an upstream's array apart: statuses from events, and arrays too long for one message.
+//! Separates the statuses of an upstream's array from its events, and splits arrays that are too
+//! long for one message.
 //!
-//! Events are not parsed. One pass over the bytes tells whether a status may be among them, and
-//! counts the objects: the first of the ledger's two counts.
+//! Events are not parsed. One pass over the bytes finds whether the array may hold a status, and
+//! counts its objects: the first of the ledger's two counts.
 
 use std::borrow::Cow;
 
@@ -13,10 +14,10 @@ use serde_json::value::RawValue;
 use super::messages::{MAX_MESSAGE_BYTES, UpstreamStatus};
 use crate::websocket::Frame;
 
-/// An upstream's array, taken apart.
+/// An upstream's array, with its statuses separated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demuxed {
-    /// The array of events, or `None` if there are none. Untouched if it held no status.
+    /// The array of events, or `None` if there are none. Unchanged if the frame held no status.
     pub data: Option<Frame>,
     /// How many objects that array holds.
     pub events: u64,
@@ -29,23 +30,24 @@ pub struct Demuxed {
 pub struct FrameStatus {
     /// Its content.
     pub status: UpstreamStatus,
-    /// Its text as it came.
+    /// Its text as received.
     pub text: String,
 }
 
-/// The frame is not text, or neither a JSON array nor an object.
+/// The frame is not UTF-8, or neither a JSON array nor an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotAnArray;
 
 /// Separates the statuses of one text frame from its events.
 ///
-/// An array without anything like a status stays as it is: its text is checked to be UTF-8 and no
-/// further. A lone object becomes an array of one. A status is an object whose `ev` is `status`,
-/// written without escapes, anywhere in the array.
+/// An array without anything like a status is returned unchanged. Its text is checked to be UTF-8,
+/// but not to be JSON. A lone object becomes an array of one. A status is an object whose `ev` is
+/// `status`, written without escapes, anywhere in the array.
 ///
 /// # Errors
 ///
-/// The frame is not text, neither an array nor an object, or seems to hold a status and is not JSON.
+/// The frame is not UTF-8, is neither an array nor an object, or seems to hold a status and is not
+/// JSON.
 pub fn demux(frame: Frame) -> Result<Demuxed, NotAnArray> {
     let text = frame.text();
     let scanned = scan(text);
@@ -60,7 +62,7 @@ pub fn demux(frame: Frame) -> Result<Demuxed, NotAnArray> {
         }
         Some(b'[') => demux_array(frame),
         Some(b'{') => {
-            // In brackets, text such as `{},{}` would be an array; alone it is no object.
+            // Text such as `{},{}` is not an object, but would be an array in brackets.
             serde_json::from_slice::<&RawValue>(text).map_err(|_| NotAnArray)?;
             demux_array(Frame::new(&[b"[", text, b"]"].concat()))
         }
@@ -68,21 +70,21 @@ pub fn demux(frame: Frame) -> Result<Demuxed, NotAnArray> {
     }
 }
 
-/// What one pass over a frame's bytes finds.
+/// The findings of one pass over a frame's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Scan {
-    /// Braces that open, wherever they stand.
+    /// Opening braces, in any position.
     braces: u64,
     /// Of these, the ones in `},{"e`.
     siblings: u64,
-    /// Whether `"sta` occurs, as it does wherever there is a status.
+    /// Whether `"sta` occurs. Every status contains it.
     may_hold_status: bool,
     ascii: bool,
 }
 
 impl Scan {
-    /// How many objects an array holds that begins with one, if its shape tells: every other object
-    /// follows an object and begins with `"e`, as the feed writes them.
+    /// How many objects an array holds that begins with an object. `None` if they are not written as
+    /// the feed writes them: each further object directly follows another and begins with `"e`.
     ///
     /// This is exact for JSON. A brace in a string is not followed by `"e`: the quote would end the
     /// string. The first object inside another object or array does not follow a `}`.
@@ -91,11 +93,11 @@ impl Scan {
     }
 }
 
-/// Bytes compared together; fewer than 256, so that a byte can count them.
+/// Bytes compared together. Fewer than 256, so that a byte can count them.
 const STRIDE: usize = 224;
 
-/// Compiled twice, for processors with wide registers and for any. Comparing all bytes of a stride
-/// beats searching for the next match, because matches stand close together.
+/// Compiled twice: for processors with AVX2 and for all others. Comparing all bytes of a stride is
+/// faster than searching for the next match, because matches are close together.
 #[multiversion(targets("x86_64+avx2"))]
 fn scan(text: &[u8]) -> Scan {
     let (mut braces, mut siblings, mut status, mut bits) = (0, 0, 0, 0);
@@ -136,7 +138,7 @@ fn holds_status(text: &[u8]) -> bool {
     })
 }
 
-/// Counts the objects of an array by following its brackets byte by byte, for arrays of any shape.
+/// Counts the objects of an array of any shape. Follows its brackets byte by byte.
 fn count_objects(text: &[u8]) -> u64 {
     let (mut depth, mut objects) = (0_u32, 0);
     let mut bytes = text.iter();
@@ -160,8 +162,8 @@ fn count_objects(text: &[u8]) -> u64 {
     objects
 }
 
-/// Counts the objects of an array with a JSON parser: slowly, and independently of [`demux`]. `None`
-/// if it is no JSON array.
+/// Counts the objects of an array with a JSON parser: slowly, and independently of [`demux`].
+/// `None` if the text is not a JSON array.
 pub fn parse_count(text: &[u8]) -> Option<u64> {
     let elements: Vec<&RawValue> = serde_json::from_slice(text).ok()?;
     Some(elements.iter().filter(|element| element.get().starts_with('{')).count() as u64)
@@ -202,15 +204,15 @@ fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
 pub struct Fitting {
     /// The arrays and how many events each holds.
     pub arrays: Vec<(Frame, u32)>,
-    /// Events left out because each alone is longer than a message may be.
+    /// Events left out, because each of them alone is longer than a message may be.
     pub oversize: u64,
 }
 
-/// Splits an array that is longer than a message may be, between its events.
+/// Splits an array between its events into arrays of at most [`MAX_MESSAGE_BYTES`].
 ///
 /// # Errors
 ///
-/// The text is no JSON array.
+/// The text is not a JSON array.
 pub fn split_oversized(text: &[u8]) -> Result<Fitting, NotAnArray> {
     let objects: Vec<&RawValue> = serde_json::from_slice(text).map_err(|_| NotAnArray)?;
     let mut arrays = Vec::new();
@@ -261,7 +263,7 @@ mod tests {
             " [ {\"ev\" : \"T\"} ,\n{\"sym\":\"status\",\"ev\":\"Q\"} ] ",
             r#"[{"ev":"T","x":"\"ev\":\"status\""},{"ev":"T"}]"#,
             r#"[{"ev":"T","nested":{"ev":"status"}}]"#,
-            // Read no further than needed to see that it holds no status.
+            // Broken after the point where it is known to hold no status.
             r#"[{"ev":"T","stage":1},{"ev":"Q""#,
         ] {
             let ev = text.matches(r#""ev""#).count() as u64;
@@ -325,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_events_is_malformed() {
+    fn a_frame_without_an_array_or_object_is_malformed() {
         for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", "{},{}", r#"[{"ev":"status"}"#]
         {
             assert_eq!(demux(Frame::new(text.as_bytes())), Err(NotAnArray), "{text:?}");
@@ -358,10 +360,10 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_sees_every_place() {
+    fn a_scan_covers_every_position() {
         for length in [0, 1, 3, 4, 130, 220, 223, 224, 225, 228, 229, 300, 460] {
             for at in 0..=length {
-                let text = |what: &[u8]| [&vec![b'x'; at], what, &vec![b' '; length - at]].concat();
+                let text = |part: &[u8]| [&vec![b'x'; at], part, &vec![b' '; length - at]].concat();
                 let expected = |braces, siblings, may_hold_status, ascii| Scan {
                     braces,
                     siblings,
@@ -381,7 +383,7 @@ mod tests {
         for near in
             ["x,{\"e", "}x{\"e", "},x\"e", "},{xe", "},{\"x", "\"stx", "\"sxa", "\"xta", "xsta"]
         {
-            // Far from the end, and near it.
+            // Once for the strides, once for the rest.
             let text = [near, &" ".repeat(2 * STRIDE), near].concat();
             let found = scan(text.as_bytes());
             assert_eq!((found.siblings, found.may_hold_status), (0, false), "{near}");

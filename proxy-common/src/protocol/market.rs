@@ -1,4 +1,5 @@
-//! Markets and event kinds: the one table that knows what a market carries and where an event keeps its symbol.
+//! Markets and event kinds: the one table of the kinds of each market and of the field that holds
+//! an event's symbol.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -27,7 +28,8 @@ named_enum! {
     }
 }
 
-/// Where an event of some kind keeps its symbol (vendor's documentation, confirmed by captures).
+/// The field of an event that holds its symbol (source: the vendor's documentation, confirmed by
+/// captures).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SymbolField {
     /// `sym`: most kinds.
@@ -65,20 +67,20 @@ macro_rules! kinds {
         }
 
         impl Kind {
-            /// How many kinds there are; `kind as usize` is below it.
+            /// How many kinds there are. Each `kind as usize` is below it.
             pub const COUNT: usize = $count;
 
             /// Every kind, in the order of their numbers.
             pub const ALL: [Self; Self::COUNT] = [$(Self::$kind,)*];
 
-            /// The vendor's code, as it stands in `ev` and in channels.
+            /// The vendor's code, as in `ev` and in channels.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$kind => stringify!($kind),)*
                 }
             }
 
-            /// The kind with this code, of whatever market.
+            /// The kind with this code, of any market.
             #[inline]
             pub const fn from_code(code: &[u8]) -> Option<Self> {
                 match code {
@@ -138,10 +140,10 @@ impl Market {
         }
     }
 
-    /// The kinds that `*` asks of the vendor when `UPSTREAM_CHANNELS` names none.
+    /// The kinds that `*` requests from the vendor if `UPSTREAM_CHANNELS` names none.
     ///
-    /// Without the kinds of the Launchpad product, which other hosts serve, and without option quotes, which the
-    /// vendor does not serve by wildcard.
+    /// Leaves out the kinds of the Launchpad product, which other hosts serve, and option quotes,
+    /// which the vendor does not serve by wildcard.
     pub const fn default_kinds(self) -> &'static [Kind] {
         use Kind::*;
         match self {
@@ -159,12 +161,13 @@ impl Market {
         self.default_kinds().contains(&kind)
     }
 
-    /// The form of a symbol under which subscriptions and events of this market meet.
+    /// The form of a symbol in which subscriptions and events of this market are compared.
     ///
-    /// Stocks, options, indices and futures spell a symbol one way, and it is kept as it is. Pairs come as `EUR/USD`,
-    /// `EUR-USD`, `C:EUR-USD`, `C:EURUSD` or `X:BTC-USD`, the subscription often otherwise than the event
-    /// (protocol facts: documentation, clients and users); their form is `EUR-USD`. A pair written without separator
-    /// is cut before its last three letters.
+    /// Symbols of stocks, options, indices and futures have one spelling and stay unchanged. Pairs
+    /// are spelled `EUR/USD`, `EUR-USD`, `C:EUR-USD`, `C:EURUSD` or `X:BTC-USD`, often differently
+    /// in the subscription and in its events (sources: the vendor's documentation, its clients, and
+    /// users). Their form is `EUR-USD`. A pair without a separator is split before its last three
+    /// letters.
     #[inline]
     pub fn symbol_key(self, symbol: &str) -> Cow<'_, str> {
         match self {
@@ -231,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_a_pair_meet() {
+    fn all_spellings_of_a_pair_have_one_form() {
         for spelling in ["EUR/USD", "EUR-USD", "C:EUR-USD", "C:EUR/USD", "C:EURUSD", "EURUSD"] {
             assert_eq!(Market::Forex.symbol_key(spelling), "EUR-USD", "{spelling}");
         }
@@ -241,7 +244,7 @@ mod tests {
         for odd in ["", "USD", "C:", "é"] {
             assert_eq!(Market::Forex.symbol_key(odd), odd.trim_start_matches("C:"), "{odd}");
         }
-        // The form of a form is itself, whatever it was made of.
+        // The form of a form is the form itself, even for odd input.
         for odd in ["EUR/U/USD", "EUR-U/USD", "/", "C:X:/C:", "ABCDEFG"] {
             let form = Market::Crypto.symbol_key(odd);
             assert_eq!(Market::Crypto.symbol_key(&form), form, "{odd}");

@@ -1,6 +1,8 @@
-//! The vendor's session protocol: what clients say (commands) and what they are told (statuses).
+//! The vendor's session protocol: the commands that clients send, and the statuses that answer
+//! them.
 //!
-//! The texts are the vendor's own, captured from the live service or taken from its documentation, unless marked as ours.
+//! The texts are the vendor's own, captured from the live service or taken from its documentation,
+//! unless they are marked as ours.
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -8,22 +10,23 @@ use thiserror::Error;
 
 use crate::websocket::Frame;
 
-/// Most bytes of one message to a client. The vendor's Go client dies at 1,000,000, its Python client at 1 MiB.
+/// The most bytes in one message to a client. The vendor's Go client fails at 1,000,000 bytes, its
+/// Python client at 1 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 900_000;
 
-/// What a client asks for.
+/// A client's command.
 #[derive(Debug)]
 pub enum Command {
     /// `{"action":"auth","params":KEY}`.
     Auth(SecretString),
-    /// `{"action":"subscribe","params":"T.AAPL,Q.*"}`: the params as they came.
+    /// `{"action":"subscribe","params":"T.AAPL,Q.*"}`: the params as received.
     Subscribe(String),
-    /// `{"action":"unsubscribe","params":"T.AAPL,Q.*"}`: the params as they came.
+    /// `{"action":"unsubscribe","params":"T.AAPL,Q.*"}`: the params as received.
     Unsubscribe(String),
 }
 
-/// Why a text is no command. The text of the error is the message that a client gets; it never repeats the params, which
-/// may hold a key.
+/// Why a text is not a command. The error text is the message to the client. It never repeats the
+/// params, which may hold a key.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum CommandError {
     /// Not JSON, or not an object with a string `action`.
@@ -37,10 +40,10 @@ pub enum CommandError {
         /// The action that lacks them.
         action: &'static str,
     },
-    /// An action nobody knows.
+    /// The action is unknown.
     #[error("unknown action {action:?}: expected auth, subscribe or unsubscribe")]
     UnknownAction {
-        /// What the client wrote, cut at 32 characters.
+        /// The action as the client wrote it, cut at 32 characters.
         action: String,
     },
 }
@@ -48,18 +51,19 @@ pub enum CommandError {
 impl Command {
     /// Reads one text frame of a client.
     ///
-    /// Official clients differ in blanks and may add keys, so this reads JSON and ignores keys it does not know.
+    /// Official clients differ in their blanks and may add keys. So this parses JSON and ignores
+    /// unknown keys.
     ///
     /// # Errors
     ///
-    /// The text is no JSON object, lacks `action` or `params`, or names an unknown action.
+    /// The text is not a JSON object, lacks `action` or `params`, or names an unknown action.
     pub fn parse(text: &str) -> Result<Self, CommandError> {
         #[derive(Deserialize)]
         struct Raw {
             action: String,
             params: Option<serde_json::Value>,
         }
-        // A sequence would fill the struct by position.
+        // A JSON array would fill the struct by position.
         if !text.trim_start().starts_with('{') {
             return Err(CommandError::Malformed);
         }
@@ -77,7 +81,7 @@ impl Command {
     }
 }
 
-/// A command as this side sends it to its upstream.
+/// The text of a command to an upstream.
 pub fn command_text(action: &'static str, params: &str) -> String {
     #[derive(Serialize)]
     struct Out<'a> {
@@ -93,7 +97,8 @@ pub struct Status {
     ev: &'static str,
     /// The machine-readable name, for example `success`.
     pub status: &'static str,
-    /// The text for people; always there, because the vendor's Python client reads it unasked.
+    /// The text for people. Always present, because the vendor's Python client reads it without
+    /// checking.
     pub message: String,
 }
 
@@ -103,17 +108,17 @@ impl Status {
         Self { ev: "status", status, message: message.into() }
     }
 
-    /// The greeting, sent unprompted and alone.
+    /// The greeting, sent unprompted in a message of its own.
     pub fn connected() -> Self {
         Self::new("connected", "Connected Successfully")
     }
 
-    /// The verdict on a right key.
+    /// The answer to a valid key.
     pub fn auth_success() -> Self {
         Self::new("auth_success", "authenticated")
     }
 
-    /// The verdict on a wrong key.
+    /// The answer to an invalid key.
     pub fn auth_failed() -> Self {
         Self::new("auth_failed", "authentication failed")
     }
@@ -123,7 +128,7 @@ impl Status {
         Self::new("auth_required", "authentication required: send auth before subscribing")
     }
 
-    /// Sent before closing on a client that did not authenticate in time.
+    /// Sent before the close to a client that did not authenticate in time.
     pub fn auth_timeout() -> Self {
         Self::new("auth_timeout", "No authentication request received.")
     }
@@ -138,13 +143,14 @@ impl Status {
         Self::new("success", format!("unsubscribed to: {item}"))
     }
 
-    /// A refusal (ours: the vendor says nothing or `not authorized`).
+    /// A refusal. The texts are ours: the vendor sends nothing, or `not authorized`.
     pub fn error(message: impl Into<String>) -> Self {
         Self::new("error", message)
     }
 }
 
-/// Frames holding these statuses: one array, or several where one would pass [`MAX_MESSAGE_BYTES`].
+/// Frames that hold these statuses: one array, or several if one would exceed
+/// [`MAX_MESSAGE_BYTES`].
 pub fn status_frames(statuses: &[Status]) -> Vec<Frame> {
     let mut frames = Vec::with_capacity(1);
     let mut text = String::new();
@@ -165,12 +171,12 @@ pub fn status_frames(statuses: &[Status]) -> Vec<Frame> {
     frames
 }
 
-/// A frame holding this status alone.
+/// A frame that holds this status alone.
 pub fn status_frame(status: &Status) -> Frame {
     Frame::of_object(&json(status))
 }
 
-/// A status as an upstream sent it.
+/// A status received from an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct UpstreamStatus {
     /// The machine-readable name; empty if absent.
@@ -223,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn many_statuses_are_cut_into_messages_below_the_limit() {
+    fn many_statuses_are_split_into_messages_below_the_limit() {
         let statuses = vec![Status::subscribed(&"A".repeat(1_000)); 2_000];
         let frames = status_frames(&statuses);
         assert!(frames.len() > 1);
@@ -240,7 +246,7 @@ mod tests {
     #[test]
     fn a_message_of_statuses_may_be_exactly_as_long_as_the_limit() {
         let alone = status_frame(&Status::error("")).text().len();
-        // Brackets once, and a comma.
+        // Two statuses share one pair of brackets and need a comma.
         let room = MAX_MESSAGE_BYTES - (2 * alone - 1);
         let of = |bytes: usize| {
             let statuses = [1_000, bytes - 1_000].map(|bytes| Status::error("x".repeat(bytes)));
@@ -271,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_is_named() {
+    fn each_invalid_command_is_named() {
         let error = |text: &str| Command::parse(text).unwrap_err();
         for text in ["", "hello", "[]", "7", "{}", r#"{"action":7}"#, r#"["subscribe","T.A"]"#] {
             assert_eq!(error(text), CommandError::Malformed, "{text}");

@@ -1,5 +1,5 @@
-//! Notices: statuses of our own that tell clients what happened to their data. The vendor has none;
-//! its clients pass them on or log them.
+//! Notices: statuses of our own that tell clients what happened to their data. The vendor sends
+//! none. Its clients pass them on or log them.
 
 use std::{fmt, time::SystemTime};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{channel::Channel, channel_set::ChannelSet};
 use crate::{named_enum::named_enum, websocket::Frame};
 
-/// A time in which events that are wanted may be missing.
+/// A span of time in which wanted events may be missing.
 #[derive(Debug, Clone)]
 pub struct Outage {
     /// When it began.
@@ -25,11 +25,11 @@ impl Outage {
 }
 
 named_enum! {
-    /// Which part of the chain speaks: in notices, and as the prefix of metrics.
+    /// A tier, as notices and the prefix of metrics name it.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
     #[serde(rename_all = "lowercase")]
     pub enum TierName by
-    /// The name as it stands in notices.
+    /// The name, as notices show it.
     name {
         /// The firehose.
         Firehose = "firehose",
@@ -49,7 +49,7 @@ impl fmt::Display for TierName {
 pub enum NoticePolicy {
     /// Every session.
     Everyone,
-    /// Sessions that hold `*`, as filtered proxies do, which pass notices on.
+    /// Sessions that hold `*`. Filtered proxies hold it, and they pass notices on.
     HoldersOfAll,
     /// No session.
     Off,
@@ -75,7 +75,7 @@ pub struct Notice {
     tier: TierName,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
-    /// Milliseconds since 1970, as the vendor's own times.
+    /// Milliseconds since 1970, like the vendor's own times.
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,7 +87,7 @@ pub struct Notice {
 }
 
 impl Notice {
-    /// The tier misses events of its upstream from now on, or may.
+    /// From now on, the tier may miss events of its upstream.
     pub fn upstream_down(tier: TierName, outage: &Outage) -> Self {
         Self {
             message: format!(
@@ -100,7 +100,7 @@ impl Notice {
         }
     }
 
-    /// The tier gets everything again that it asked for. Events of the outage are missed.
+    /// The tier receives everything again that it asked for. The events of the outage stay lost.
     pub fn upstream_up(tier: TierName, outage: &Outage, to: SystemTime) -> Self {
         let (from, to) = (millis(outage.from), millis(to));
         Self {
@@ -140,7 +140,7 @@ impl Notice {
         }
     }
 
-    /// Events were left out because each alone is longer than a message may be.
+    /// The tier left out events, because each of them alone is longer than a message may be.
     pub fn oversize(tier: TierName, events: u64) -> Self {
         Self {
             message: format!(
