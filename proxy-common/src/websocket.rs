@@ -1,4 +1,4 @@
-//! The WebSocket protocol (RFC 6455): whole frames, and taking them out of bytes.
+//! The WebSocket protocol (RFC 6455): whole frames, and a decoder that takes them out of bytes.
 
 mod decoder;
 mod frame;

@@ -1,7 +1,7 @@
-//! WebSocket frames out of a buffer (RFC 6455), the same for both ends: pure, no socket.
+//! Decodes WebSocket frames from a buffer (RFC 6455), for both ends. Pure: it knows no socket.
 //!
-//! Made for what the WebSocket library has no room for: an upstream's flood, of which each frame goes on as the bytes it came
-//! as, and ten thousand quiet clients, none of which should keep a buffer.
+//! The WebSocket library does not serve two needs. An upstream's flood is passed on frame by frame,
+//! in the bytes received. Ten thousand quiet clients should not keep a buffer each.
 
 use bytes::{Buf, BytesMut};
 use thiserror::Error;
@@ -18,13 +18,13 @@ use crate::websocket::frame::MAX_HEADER_BYTES;
 /// The longest payload of a control frame.
 const MAX_CONTROL_BYTES: usize = 125;
 
-/// Takes messages out of what one peer sends.
+/// Decodes the messages of one peer.
 #[derive(Debug)]
 pub struct Decoder {
-    /// Which side the peer is on: clients mask what they send, servers do not.
+    /// Whether the peer masks its frames: clients must, servers must not.
     masked: bool,
     max_bytes: usize,
-    /// A message that comes in several frames, as far as it came.
+    /// The part received so far of a message in several frames.
     fragments: Option<Fragments>,
 }
 
@@ -34,36 +34,37 @@ struct Fragments {
     payload: BytesMut,
 }
 
-/// What stands at the beginning of a buffer.
+/// The beginning of a buffer, decoded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decoded {
-    /// A text message, not yet known to be text: its last frame, of which the first `head` bytes are the header. A message
-    /// that came in several frames has no header any more.
+    /// A text message, not yet checked to be UTF-8. It keeps its header if it is one frame. A
+    /// message in several frames has no header any more: `head` is 0.
     Text {
         /// Header and payload.
         bytes: BytesMut,
-        /// Bytes of the header.
+        /// Length of the header in bytes.
         head: usize,
     },
     /// A binary message.
     Binary(BytesMut),
-    /// A ping to be answered with the same payload.
+    /// A ping. The answer must hold the same payload.
     Ping(BytesMut),
     /// The answer to a ping.
     Pong,
-    /// The peer closes; `None` if it does not say why.
+    /// The peer closes. `None` if it gives no code.
     Close(Option<CloseFrame>),
-    /// No whole frame yet: at least this many bytes more are needed.
+    /// No whole frame yet. Make room for this many bytes: the rest of the frame, or the longest
+    /// header if the header is not complete.
     Missing(usize),
 }
 
-/// How a peer broke the rules. Nothing that it sends afterwards can be understood.
+/// How a peer broke the protocol. Nothing that it sends afterwards can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Violation {
-    /// It broke the protocol, and how.
+    /// A rule is broken; the text names it.
     #[error("WebSocket protocol broken: {0}")]
     Protocol(&'static str),
-    /// Its message is longer than this.
+    /// Its message is longer than this many bytes.
     #[error("a message of more than {0} bytes")]
     TooBig(usize),
 }
@@ -79,12 +80,12 @@ impl Violation {
 }
 
 impl Decoder {
-    /// For what a server sends.
+    /// A decoder for the frames of a server, whose messages have at most `max_bytes`.
     pub fn of_server(max_bytes: usize) -> Self {
         Self { masked: false, max_bytes, fragments: None }
     }
 
-    /// For what a client sends.
+    /// A decoder for the frames of a client, whose messages have at most `max_bytes`.
     pub fn of_client(max_bytes: usize) -> Self {
         Self { masked: true, max_bytes, fragments: None }
     }
@@ -93,19 +94,19 @@ impl Decoder {
     ///
     /// # Errors
     ///
-    /// The peer broke the protocol or sends a message that is too long.
+    /// The peer broke the protocol or sent a message that is too long.
     pub fn decode(&mut self, buffer: &mut BytesMut) -> Result<Decoded, Violation> {
         loop {
             let Some((header, head, length)) = parse(buffer)? else {
                 return Ok(Decoded::Missing(MAX_HEADER_BYTES));
             };
             if header.mask.is_some() != self.masked {
-                return Err(Violation::Protocol("masked by a server, or not by a client"));
+                return Err(Violation::Protocol("wrong masking: clients mask, servers do not"));
             }
             if let OpCode::Control(_) = header.opcode
                 && (length > MAX_CONTROL_BYTES as u64 || !header.is_final)
             {
-                return Err(Violation::Protocol("a control frame too long, or in pieces"));
+                return Err(Violation::Protocol("a control frame is too long or fragmented"));
             }
             let held = match (header.opcode, &self.fragments) {
                 (OpCode::Data(_), Some(fragments)) => fragments.payload.len(),
@@ -168,21 +169,22 @@ impl Decoder {
                 }))
             }
             (Data::Continue, None) | (Data::Text | Data::Binary, Some(_)) => {
-                Err(Violation::Protocol("pieces of messages out of order"))
+                Err(Violation::Protocol("fragments are out of order"))
             }
-            (Data::Reserved(_), _) => Err(Violation::Protocol("an unknown kind of frame")),
+            (Data::Reserved(_), _) => Err(Violation::Protocol("a frame has an unknown opcode")),
         }
     }
 }
 
-/// The header at the beginning, its length, and the length of the payload.
+/// The header at the beginning, its length, and the length of the payload. `None` if the header is
+/// not complete.
 fn parse(buffer: &BytesMut) -> Result<Option<(FrameHeader, usize, u64)>, Violation> {
     let mut cursor = std::io::Cursor::new(&buffer[..]);
     let parsed = FrameHeader::parse(&mut cursor)
-        .map_err(|_| Violation::Protocol("an unknown kind of frame"))?;
+        .map_err(|_| Violation::Protocol("a frame has an unknown opcode"))?;
     let Some((header, length)) = parsed else { return Ok(None) };
     if header.rsv1 || header.rsv2 || header.rsv3 {
-        return Err(Violation::Protocol("an extension that was not agreed upon"));
+        return Err(Violation::Protocol("an extension is used that was not negotiated"));
     }
     Ok(Some((header, cursor.position() as usize, length)))
 }
@@ -192,7 +194,7 @@ fn on_control(control: Control, payload: BytesMut) -> Result<Decoded, Violation>
         Control::Ping => Ok(Decoded::Ping(payload)),
         Control::Pong => Ok(Decoded::Pong),
         Control::Close => close_frame(&payload).map(Decoded::Close),
-        Control::Reserved(_) => Err(Violation::Protocol("an unknown kind of frame")),
+        Control::Reserved(_) => Err(Violation::Protocol("a frame has an unknown opcode")),
     }
 }
 
@@ -200,19 +202,19 @@ fn close_frame(payload: &[u8]) -> Result<Option<CloseFrame>, Violation> {
     let Some((code, reason)) = payload.split_first_chunk() else {
         return match payload {
             [] => Ok(None),
-            _ => Err(Violation::Protocol("half a close code")),
+            _ => Err(Violation::Protocol("a close code has one byte")),
         };
     };
     let code = CloseCode::from(u16::from_be_bytes(*code));
-    let reason = str::from_utf8(reason)
-        .map_err(|_| Violation::Protocol("a close reason that is no text"))?;
+    let reason =
+        str::from_utf8(reason).map_err(|_| Violation::Protocol("a close reason is not UTF-8"))?;
     if !code.is_allowed() {
-        return Err(Violation::Protocol("a close code that nobody may send"));
+        return Err(Violation::Protocol("a close code is not allowed"));
     }
     Ok(Some(CloseFrame { code, reason: reason.into() }))
 }
 
-/// Masks or unmasks.
+/// Masks a payload, or unmasks it.
 pub(crate) fn apply_mask(mask: [u8; 4], payload: &mut [u8]) {
     for part in payload.chunks_mut(4) {
         for (byte, mask) in part.iter_mut().zip(mask) {
@@ -240,7 +242,7 @@ mod tests {
     const MORE: OpCode = OpCode::Data(Data::Continue);
     const MASK: [u8; 4] = [1, 2, 3, 200];
 
-    /// What a peer says whose bytes come in portions of this size.
+    /// Decodes the bytes of a peer, which arrive in portions of this size.
     fn decoded(
         decoder: &mut Decoder,
         bytes: &[u8],
@@ -272,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_come_whole_however_they_are_cut() {
+    fn messages_are_whole_however_the_stream_is_split() {
         let ping = OpCode::Control(Control::Ping);
         let long = vec![b'x'; 70_000];
         for masks in [None, Some(MASK)] {
@@ -293,7 +295,7 @@ mod tests {
                     None => Decoder::of_server(70_000),
                 };
                 let mut found = decoded(&mut decoder, &stream, portion);
-                // Headers are of no interest here.
+                // The headers are not compared.
                 for message in &mut found {
                     if let Ok(Decoded::Text { bytes, head }) = message {
                         bytes[..*head].fill(0);
@@ -315,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_told_to_the_byte() {
+    fn missing_bytes_are_counted_exactly() {
         let whole = frame(TEXT, true, &[b'x'; 300], Some(MASK));
         let (head, all) = (8, whole.len());
         for length in 0..all {
@@ -352,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn a_close_may_say_why_or_not() {
+    fn a_close_may_hold_a_code_or_nothing() {
         let close = |payload: &[u8]| {
             let bytes = frame(OpCode::Control(Control::Close), true, payload, None);
             Decoder::of_server(100).decode(&mut bytes[..].into())
@@ -363,21 +365,21 @@ mod tests {
     }
 
     #[test]
-    fn a_violation_is_told_in_words() {
-        let told = |violation: Violation| violation.to_string();
-        assert_eq!(told(Violation::Protocol("so")), "WebSocket protocol broken: so");
-        assert_eq!(told(Violation::TooBig(7)), "a message of more than 7 bytes");
+    fn a_violation_has_a_text() {
+        let shown = |violation: Violation| violation.to_string();
+        assert_eq!(shown(Violation::Protocol("so")), "WebSocket protocol broken: so");
+        assert_eq!(shown(Violation::TooBig(7)), "a message of more than 7 bytes");
     }
 
     #[test]
-    fn what_breaks_the_protocol_is_told() {
+    fn every_broken_rule_is_a_violation() {
         let close = OpCode::Control(Control::Close);
         let reserved = |bit: u8| {
             let mut bytes = frame(TEXT, true, b"a", Some(MASK));
             bytes[0] |= bit;
             bytes
         };
-        for (what, bytes) in [
+        for (rule, bytes) in [
             ("not masked", frame(TEXT, true, b"a", None)),
             ("an extension", reserved(0x40)),
             ("another", reserved(0x20)),
@@ -397,14 +399,14 @@ mod tests {
         ] {
             let mut decoder = Decoder::of_client(100);
             let found = decoded(&mut decoder, &bytes, bytes.len());
-            assert!(matches!(found[..], [Err(Violation::Protocol(_))]), "{what}: {found:?}");
+            assert!(matches!(found[..], [Err(Violation::Protocol(_))]), "{rule}: {found:?}");
         }
         let masked = frame(TEXT, true, b"a", Some(MASK));
         assert!(decoded(&mut Decoder::of_server(100), &masked, 99)[0].is_err());
     }
 
     #[test]
-    fn a_message_too_long_is_told_before_it_has_come() {
+    fn a_message_that_is_too_long_is_refused_before_it_has_arrived() {
         let whole = frame(TEXT, true, &[b'x'; 101], Some(MASK));
         assert_eq!(
             decoded(&mut Decoder::of_client(100), &whole[..8], 8),

@@ -9,7 +9,7 @@ use tungstenite::protocol::frame::{
 /// The longest header of a frame.
 pub(crate) const MAX_HEADER_BYTES: usize = 14;
 
-/// One whole frame as a server sends it, so that it can be sent on as it came.
+/// One whole frame as a server sends it. It can be passed on unchanged.
 ///
 /// Cloning shares the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,12 +33,12 @@ impl Frame {
         Self { bytes: bytes.into(), head }
     }
 
-    /// A text frame with an array of this object alone.
+    /// A text frame that holds an array of this object alone.
     pub fn of_object(object: &str) -> Self {
         Self::new(format!("[{object}]").as_bytes())
     }
 
-    /// The frame that these bytes are; its header is `head` bytes long.
+    /// The frame in these received bytes. Its header is `head` bytes long.
     pub(crate) fn received(bytes: Bytes, head: usize) -> Self {
         Self { bytes, head }
     }
@@ -48,7 +48,7 @@ impl Frame {
         &self.bytes[self.head..]
     }
 
-    /// The text, shared.
+    /// The text. Shares the frame's memory.
     pub fn shared_text(&self) -> Bytes {
         self.bytes.slice(self.head..)
     }
