@@ -1,4 +1,4 @@
-//! Settings, from their text to a value. Nothing here knows a program or its flags.
+//! Parses settings from their texts. Nothing here knows a program or its flags.
 
 mod error;
 pub mod pem;

@@ -1,6 +1,6 @@
-//! Counters and gauges in Prometheus' conventions, and how an owner registers its own.
+//! Counters and gauges that follow Prometheus' conventions, and functions that register them.
 //!
-//! Labels come from enums and from the operator's file of keys, so no peer can add to them.
+//! Labels come from enums and from the operator's file of keys, so no peer can add labels.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -24,7 +24,7 @@ pub struct Reason {
 }
 
 impl Reason {
-    /// A label with this value, which comes from an enum.
+    /// A label with this value, which must come from an enum.
     pub fn new(reason: &'static str) -> Self {
         Self { reason }
     }

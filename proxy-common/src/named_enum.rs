@@ -1,4 +1,4 @@
-//! Enums whose variants have a name on the wire or in a metric label, each in one table.
+//! Enums whose variants have names, on the wire or as metric labels. Each enum is one table.
 
 /// Declares an enum with `ALL`, every variant in order, and with a method that names a variant.
 macro_rules! named_enum {

@@ -1,16 +1,17 @@
-//! The error of a setting: one line for whoever has to correct it.
+//! The error of a setting: one line for the operator, who has to correct it.
 
 use std::fmt::Display;
 
 use thiserror::Error;
 
-/// A setting that is missing or wrong: one line that names the variable, the value unless secret, and what is expected.
+/// A setting is missing or wrong. One line names the variable, the value unless it is secret, and
+/// the values expected.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct ConfigError(String);
 
 impl ConfigError {
-    /// A sentence that names what is wrong itself.
+    /// An error in a sentence of its own.
     pub fn other(sentence: impl Into<String>) -> Self {
         Self(sentence.into())
     }

@@ -13,7 +13,7 @@ use super::error::ConfigError;
 ///
 /// # Errors
 ///
-/// The file cannot be read or holds none.
+/// The file cannot be read, is damaged, or holds no certificate.
 pub fn certificates(
     variable: &str,
     path: &Path,
@@ -31,8 +31,8 @@ pub fn certificates(
     Ok(certificates)
 }
 
-/// What is wrong with a file in PEM form, without a word of what it holds: the parser's own errors show lines of it, and they
-/// may be those of a private key.
+/// Describes the fault of a file in PEM form without showing its content. The parser's own errors
+/// show lines of the file, which may be part of a private key.
 pub fn pem_fault(error: pem::Error) -> String {
     match error {
         pem::Error::Io(error) => error.to_string(),

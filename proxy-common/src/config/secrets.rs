@@ -6,7 +6,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::error::ConfigError;
 
-/// Reads a secret given as a value or as a file, without blanks around it. An empty value counts as none.
+/// Reads a secret from a value or from a file, and removes the blanks around it. An empty value
+/// counts as none.
 ///
 /// # Errors
 ///
@@ -17,7 +18,7 @@ pub fn secret(
     file: Option<&Path>,
 ) -> Result<Option<SecretString>, ConfigError> {
     let file_variable = format!("{variable}_FILE");
-    // A variable that is there but empty, as in a copied example, is not set.
+    // A variable may be present but empty, as in a copied example.
     let value = value.filter(|value| !value.expose_secret().trim().is_empty());
     let secret = match (value, file) {
         (Some(_), Some(_)) => {

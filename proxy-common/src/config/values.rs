@@ -1,4 +1,4 @@
-//! What parses the value of a setting. The error of each says what was expected.
+//! Parsers of settings. The error of each says what was expected.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,7 +16,7 @@ pub fn port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| "expected a port number from 0 (any free one) to 65535".to_owned())
 }
 
-/// Parses a number of things, at least one.
+/// Parses a count of 1 or more.
 ///
 /// # Errors
 ///
@@ -28,11 +28,11 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Parses a time such as `10s`, `500ms` or `15min`, more than zero.
+/// Parses a time such as `10s`, `500ms` or `15min`, longer than zero.
 ///
 /// # Errors
 ///
-/// Not of that form.
+/// The text has another form.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(time) if !time.is_zero() => Ok(time),
@@ -44,12 +44,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 ///
 /// # Errors
 ///
-/// Not of that form.
+/// The text has another form.
 pub fn duration_or_none(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| "expected a time such as 2s, or 0s".to_owned())
 }
 
-/// Parses a switch.
+/// Parses `on` or `off`.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub fn path(text: &str) -> Result<PathBuf, String> {
 ///
 /// # Errors
 ///
-/// Not a URL of the scheme `ws` or `wss` with a host.
+/// Not a URL with the scheme `ws` or `wss` and a host, or one with a user or password.
 pub fn websocket_url(text: &str) -> Result<Url, String> {
     let expected =
         "expected a WebSocket URL such as wss://socket.polygon.io/stocks or ws://localhost:8767";
@@ -89,7 +89,7 @@ pub fn websocket_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Parses a rate: a number of things a second.
+/// Parses a rate per second.
 ///
 /// # Errors
 ///
@@ -105,7 +105,7 @@ pub fn rate(text: &str) -> Result<u32, String> {
 ///
 /// # Errors
 ///
-/// It does.
+/// The URL ends in the name of another market.
 pub fn check_market(variable: &str, url: &Url, market: Market) -> Result<Url, ConfigError> {
     let last = url.path().rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
     match last.parse::<Market>() {
