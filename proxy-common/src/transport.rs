@@ -1,4 +1,4 @@
-//! Sockets of clients: PROXY headers, TLS, reading and writing without waiting.
+//! The sockets of clients: listeners, PROXY headers, TLS, and reads and writes that never wait.
 
 mod certificate;
 mod listener;

@@ -1,4 +1,4 @@
-//! The proxy's own certificate: what its port shows to clients that connect with `wss://`.
+//! The proxy's own certificate, for clients that connect with `wss://`.
 
 use std::{
     path::{Path, PathBuf},
@@ -20,7 +20,7 @@ use crate::config::{
 const CERTIFICATE: &str = "TLS_CERT";
 const KEY: &str = "TLS_KEY";
 
-/// A certificate, its private key, and the files to read them from again.
+/// A certificate with its private key, and the files to reload them from.
 pub struct Certificate {
     chain: PathBuf,
     key: PathBuf,
@@ -29,12 +29,13 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// Reads the certificate and the chain above it from one file in PEM form, and its private key from another, which may be
-    /// the same; none if neither is named.
+    /// Reads a certificate and the chain above it from one file in PEM form, and its private key
+    /// from another, which may be the same file. `None` if neither file is named.
     ///
     /// # Errors
     ///
-    /// Only one is named, a file cannot be read or lacks what it should hold, or the key belongs to another certificate.
+    /// Only one is named, a file cannot be read or lacks what it should hold, or the key belongs to
+    /// another certificate.
     pub fn read(chain: Option<&Path>, key: Option<&Path>) -> Result<Option<Self>, ConfigError> {
         let (chain, key) = match (chain, key) {
             (None, None) => return Ok(None),
@@ -50,24 +51,25 @@ impl Certificate {
         Ok(Some(Self { chain, key, config }))
     }
 
-    /// Reads the files again, for connections to come; those that stand keep what they have. Blocks while it reads.
+    /// Reads the files again. New connections get the new certificate, open ones keep the old one.
+    /// Blocks while it reads.
     ///
     /// # Errors
     ///
-    /// As of [`Certificate::read`]; the certificate stays as it was.
+    /// Those of [`Certificate::read`]. The old certificate stays in use.
     pub fn reload(&self) -> Result<(), ConfigError> {
         let config = load(&self.chain, &self.key)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
     }
 
-    /// Takes connections as the certificate is now.
+    /// An acceptor that uses the current certificate.
     pub fn acceptor(&self) -> TlsAcceptor {
         Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner)).into()
     }
 }
 
-/// TLS 1.2 and 1.3, which are all that the library knows.
+/// Loads both files. Enables TLS 1.2 and 1.3, the only versions that the library has.
 fn load(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, ConfigError> {
     let certificates = certificates(CERTIFICATE, chain)?;
     let wrong = |why: String| ConfigError::invalid(KEY, key.display(), why);
@@ -81,7 +83,7 @@ fn load(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, ConfigError> {
         .map_err(|error| {
             wrong(format!("expected the private key of the certificate in {CERTIFICATE}: {error}"))
         })?;
-    // Browsers ask for HTTP/2 as well, where there are no WebSockets of this kind.
+    // Browsers also offer HTTP/2, which has no upgrade of this kind.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -11,10 +11,10 @@ use tracing::debug;
 
 use crate::config::ConfigError;
 
-/// Connections that the system holds for us while we are busy.
+/// Connections that the system queues for us while we are busy.
 const BACKLOG: i32 = 4_096;
-/// Most bytes that the system holds for a peer that does not read. Pongs wait behind them, and the
-/// limit on age does not see them.
+/// The most unsent bytes that the system holds for a peer that does not read. Pongs queue after
+/// them, and the limit on age does not count them.
 const UNSENT_BYTES: u32 = 256 * 1024;
 
 /// The addresses to listen on, and the variables that name them.
@@ -22,7 +22,7 @@ const UNSENT_BYTES: u32 = 256 * 1024;
 pub struct ListenConfig {
     /// The variable of `host`, for errors.
     pub host_variable: &'static str,
-    /// Host name or address of the data port: every address that it stands for.
+    /// Host name or address of the data port, which is bound on every address of the host.
     pub host: String,
     /// The variable of `port`, for errors.
     pub port_variable: &'static str,
@@ -42,14 +42,14 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds the data port, the same on all of these addresses, and the admin port. An IPv6 address
-    /// is left out on a machine without IPv6 if another address could be bound.
+    /// Binds the data port on all of these addresses, with the same number on each, and the admin
+    /// port. On a machine without IPv6, skips an IPv6 address if an address before it was bound.
     ///
     /// # Errors
     ///
-    /// A port is taken. The error names the variable.
+    /// A port cannot be bound, most likely because it is in use. The error names the variable.
     pub fn bind(config: &ListenConfig, addresses: &[SocketAddr]) -> Result<Self, ConfigError> {
-        let taken = |variable, address: SocketAddr, error: io::Error| {
+        let bind_error = |variable, address: SocketAddr, error: io::Error| {
             let expected = format!("expected a port free at {address}: {error}");
             ConfigError::invalid(variable, address.port(), expected)
         };
@@ -65,13 +65,13 @@ impl Listeners {
                 Err(error) if lacks_ipv6(address, &error) && !data.is_empty() => {
                     debug!(%address, %error, "address left out");
                 }
-                Err(error) => return Err(taken(config.port_variable, address, error)),
+                Err(error) => return Err(bind_error(config.port_variable, address, error)),
             }
         }
         let admin = match config.admin_port {
             Some(port) => {
                 let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-                Some(listen(address).map_err(|error| taken("ADMIN_PORT", address, error))?)
+                Some(listen(address).map_err(|error| bind_error("ADMIN_PORT", address, error))?)
             }
             None => None,
         };
@@ -82,7 +82,7 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// The system does not know them.
+    /// The system fails to report one.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         self.data.iter().map(TcpListener::local_addr).collect()
     }
@@ -97,7 +97,7 @@ impl ListenConfig {
         Self { host_variable, host: host.to_owned(), port_variable, port, admin_port: None }
     }
 
-    /// Finds every address that the host stands for, 127.0.0.1 before ::1.
+    /// Resolves the host to all of its addresses, sorted: 127.0.0.1 comes before ::1.
     ///
     /// # Errors
     ///
@@ -119,10 +119,10 @@ impl ListenConfig {
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        // Each address of a host name is bound by itself; :: alone means both families.
+        // Each address of a host name has its own socket. Only the address :: serves both families.
         socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
-    // A restart must not wait until the system has forgotten old connections.
+    // A restart must not wait until the system forgets old connections.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -135,12 +135,12 @@ fn lacks_ipv6(address: SocketAddr, error: &io::Error) -> bool {
         && !matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied)
 }
 
-/// Sets the options of an accepted connection: small messages leave at once, and the system holds
-/// little for a peer that does not read, so that pongs can overtake what waits.
+/// Sets the options of an accepted connection. Small messages leave at once. The system holds few
+/// unsent bytes, so that pongs can overtake the data in our own queue.
 ///
 /// # Errors
 ///
-/// The connection is lost already.
+/// The connection is already lost.
 pub fn prepare_accepted(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     #[cfg(any(target_os = "android", target_os = "linux"))]

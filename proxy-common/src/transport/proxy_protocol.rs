@@ -1,4 +1,5 @@
-//! The PROXY protocol, versions 1 and 2: the line or block in which a load balancer that passes bytes on says whose they are.
+//! The PROXY protocol, versions 1 and 2: the header in which a load balancer names the client whose
+//! bytes it passes on.
 
 use std::{io, net::SocketAddr};
 
@@ -6,25 +7,27 @@ use proxy_header::{ParseConfig, ProxyHeader};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What begins a header of version 2.
+/// The first bytes of a header of version 2.
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// The longest header of version 2 taken. Addresses need 52 bytes; the rest are extensions that nobody here reads.
+/// The longest header of version 2 accepted. Addresses need 52 bytes. The rest are extensions,
+/// which we ignore.
 const MAX_V2: usize = 4_096;
-/// The longest line of version 1, by the specification.
+/// The longest line of version 1 (source: the specification).
 const MAX_V1: usize = 107;
 
-/// Why a connection that was to begin with a header is of no use.
+/// Why no header could be read from a connection.
 #[derive(Debug, Error)]
 pub enum BadHeader {
     /// The connection ended before the header did.
     #[error("no PROXY header: {0}")]
     Lost(#[from] io::Error),
-    /// What came is no header.
+    /// The bytes received are not a header.
     #[error("no PROXY header")]
     Malformed,
 }
 
-/// Reads a header, and not a byte more. Gives the client's address, or none for a connection of the proxy's own.
+/// Reads a header and not a byte more. Returns the client's address, or `None` if the connection is
+/// the proxy's own, such as a health check.
 ///
 /// # Errors
 ///
@@ -44,7 +47,8 @@ pub async fn read_header(
         header.resize(16 + rest, 0);
         socket.read_exact(&mut header[16..]).await?;
     } else if header.starts_with(b"PROXY ") {
-        // Byte by byte, once for each connection: what follows the line is not ours.
+        // Byte by byte, because the bytes after the line belong to the next reader. This is
+        // affordable once for each connection.
         while !header.ends_with(b"\r\n") {
             if header.len() == MAX_V1 {
                 return Err(BadHeader::Malformed);
@@ -66,7 +70,7 @@ pub async fn read_header(
 mod tests {
     use super::*;
 
-    /// What is read of these bytes, and how many are left.
+    /// Reads a header from these bytes. Returns it, and how many bytes are left.
     async fn read(mut bytes: &[u8]) -> (Result<Option<SocketAddr>, BadHeader>, usize) {
         let header = read_header(&mut bytes).await;
         (header, bytes.len())
@@ -98,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_proxys_own_connections_name_nobody() {
+    async fn a_proxys_own_connections_name_no_client() {
         for header in [v2(0x20, 0x00, &[]), b"PROXY UNKNOWN\r\n".to_vec()] {
             let (read, left) = read(&header).await;
             assert_eq!(read.unwrap(), None, "{header:?}");

@@ -1,4 +1,4 @@
-//! A client's socket, encrypted or not, as a session uses it: whoever has data writes without waiting, one task reads.
+//! A client's socket, encrypted or not. Any task may write, without waiting; one task reads.
 
 use std::{
     io::{self, BufRead, ErrorKind, IoSlice, Read, Write},
@@ -16,7 +16,7 @@ use tokio::{
 };
 pub use tokio_rustls::server::TlsStream;
 
-/// A client's socket. Reading and writing never wait; both may be done at once.
+/// A client's socket. Reads and writes never wait, and may happen at the same time.
 #[derive(Debug)]
 pub enum Socket {
     /// Bytes as they are.
@@ -26,7 +26,8 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Waits for something to read, which may turn out to be nothing: the task is woken when to ask again.
+    /// Waits until a read may find something. If it finds nothing, call this again: the task is
+    /// woken for the next try.
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(socket) => socket.poll_read_ready(cx),
@@ -34,17 +35,19 @@ impl Socket {
         }
     }
 
-    /// Waits for room to write, which may turn out to be none: the task is woken when to ask again.
+    /// Waits until a write may find room. If it finds none, call this again: the task is woken for
+    /// the next try.
     pub fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.tcp().poll_write_ready(cx)
     }
 
-    /// Reads what has come; 0 is the end. Adds to `cost` the bytes that were taken from the wire for it: records may hold
-    /// little data, or none.
+    /// Reads the bytes that have arrived; 0 means the end. Adds to `cost` the bytes that were read
+    /// from the wire for them, because TLS records may hold little data or none.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if nothing has come, `InvalidData` if it is no TLS; others are the end of the connection.
+    /// `WouldBlock` if nothing has arrived, `InvalidData` if it is not valid TLS. Any other error
+    /// ends the connection.
     pub fn try_read(&self, buffer: &mut [u8], cost: &mut usize) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => socket.try_read(buffer).inspect(|read| *cost += read),
@@ -52,13 +55,13 @@ impl Socket {
         }
     }
 
-    /// Writes what there is room for, and tells how many bytes of these parts that was.
+    /// Writes as much as there is room for. Returns how many bytes of these parts have left.
     ///
-    /// Bytes it was given and did not take must come first in the next call: they may be encrypted already.
+    /// The next call must begin with the bytes that have not left: they may be encrypted already.
     ///
     /// # Errors
     ///
-    /// `WouldBlock` if there is no room; others are the end of the connection.
+    /// `WouldBlock` if there is no room. Any other error ends the connection.
     pub fn try_write(&self, parts: &mut [IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => match parts {
@@ -83,9 +86,8 @@ impl From<TcpStream> for Socket {
     }
 }
 
-/// A socket during its handshakes. TLS and HTTP are served by libraries that limit what they find in
-/// the records and not the records themselves, which may be empty and cost time all the same. So
-/// the socket ends after 64 KiB.
+/// A socket during its handshakes. Its input ends after 64 KiB. The libraries for TLS and HTTP
+/// limit the content of records but not their number, and even empty records cost time.
 pub type EarlySocket = Join<Take<OwnedReadHalf>, OwnedWriteHalf>;
 
 /// Limits what a socket may receive until its handshakes are over.
@@ -104,26 +106,28 @@ impl From<TlsStream<EarlySocket>> for Socket {
     }
 }
 
-/// What a record has beside its data, at least: a header of 5 bytes and a tag of 16 (RFC 5246 and
-/// RFC 8446).
+/// The least that a record adds to its data: a header of 5 bytes and a tag of 16 (RFC 5246 and RFC
+/// 8446).
 const MIN_RECORD_BYTES: usize = 21;
-/// Most bytes of a client before it has a session: the longest request, and what TLS needs for it and
-/// for some more.
+/// The most bytes received from a client before it has a session: the longest request, its TLS
+/// records, and a reserve.
 const MAX_EARLY_BYTES: u64 = 64 * 1024;
 
 /// A socket whose handshake is over.
 #[derive(Debug)]
 pub struct TlsSocket {
     tcp: TcpStream,
-    /// Held for a non-blocking read or write, never across an await. Only the session's task and the router meet at it.
+    /// Locked for one read or write, which do not block, and never across an await. Only the
+    /// session's task and the router use it.
     records: Mutex<Records>,
 }
 
 #[derive(Debug)]
 struct Records {
     connection: ServerConnection,
-    /// Bytes encrypted whose records have not all left: not told as written before they have, so that nothing is forgotten in
-    /// here. The library takes 64 KiB at most; records add a little to that.
+    /// Bytes that are encrypted, but not yet reported as written, because not all of their records
+    /// have left. So no byte can get lost in here. The library takes 64 KiB at most; records add a
+    /// little to that.
     unreported: usize,
 }
 
@@ -149,11 +153,11 @@ impl TlsSocket {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             end_or_data => return end_or_data,
         }
-        // Once: records that hold no data should not keep the thread.
+        // Only once: a peer that sends records without data must not occupy the thread.
         *cost += records.connection.read_tls(&mut Wire(&self.tcp))?;
         let understood = records.connection.process_new_packets();
-        // The alert that says what was not understood. If there is no room, it leaves with what is written next, as answers of
-        // the protocol itself do.
+        // Sends the alert that names an error. If there is no room, the alert leaves with the next
+        // write, like every answer of TLS itself.
         match records.push(&self.tcp) {
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
             _ => {}
@@ -164,25 +168,26 @@ impl TlsSocket {
 
     fn try_write(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<usize> {
         let mut left: usize = parts.iter().map(|part| part.len()).sum();
-        let mut told = 0;
+        let mut done = 0;
         let mut records = self.lock();
         loop {
             match records.push(&self.tcp) {
                 Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock && told > 0 => return Ok(told),
+                Err(error) if error.kind() == ErrorKind::WouldBlock && done > 0 => return Ok(done),
                 Err(error) => return Err(error),
             }
-            let gone = std::mem::take(&mut records.unreported);
-            debug_assert!(gone <= left, "what was refused was not offered again");
-            told += gone;
-            if gone >= left {
-                return Ok(told);
+            let sent = std::mem::take(&mut records.unreported);
+            debug_assert!(sent <= left, "the caller must offer refused bytes again");
+            done += sent;
+            if sent >= left {
+                return Ok(done);
             }
-            left -= gone;
-            IoSlice::advance_slices(&mut parts, gone);
+            left -= sent;
+            IoSlice::advance_slices(&mut parts, sent);
             records.unreported = records.connection.writer().write_vectored(parts)?;
-            // A key may be used for so many records only. TLS 1.3 changes it, which takes a record of its own; 1.2 cannot, and
-            // the library then says that it took what it dropped.
+            // A key may encrypt only a limited number of records. TLS 1.3 then changes the key,
+            // which takes a record of its own. TLS 1.2 cannot: the library drops the data, but
+            // reports it as taken.
             let waiting = records.connection.process_new_packets().map_err(invalid)?;
             if waiting.tls_bytes_to_write() < records.unreported + MIN_RECORD_BYTES {
                 records.unreported = 0;
@@ -207,7 +212,7 @@ impl Records {
 impl Drop for TlsSocket {
     fn drop(&mut self) {
         let records = self.records.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // Without it the end looks to the peer as if someone had cut the connection.
+        // Without this alert, the peer could not distinguish the end from a cut connection.
         records.connection.send_close_notify();
         let _ = records.push(&self.tcp);
     }
@@ -217,7 +222,7 @@ fn invalid(error: rustls::Error) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, error)
 }
 
-/// The socket as the library wants it.
+/// The socket with the traits that the library needs.
 struct Wire<'a>(&'a TcpStream);
 
 impl Read for Wire<'_> {
@@ -258,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    /// Both ends of a fresh connection that takes little at a time.
+    /// Both ends of a new connection with small buffers.
     async fn ends() -> (Socket, client::TlsStream<TcpStream>) {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
@@ -297,13 +302,13 @@ mod tests {
         }
     }
 
-    /// Text of which no part is like another.
+    /// Text in which every eight bytes are different.
     fn text(bytes: usize) -> Vec<u8> {
         (0..bytes / 8 + 1).flat_map(|n| format!("{n:08}").into_bytes()).take(bytes).collect()
     }
 
     #[tokio::test]
-    async fn what_is_told_as_written_has_left_and_nothing_is_sent_twice() {
+    async fn bytes_reported_as_written_have_left_and_none_is_sent_twice() {
         let (socket, client) = ends().await;
         let sent = text(6_000_000);
         let mut readers = JoinSet::new();
@@ -317,7 +322,8 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(7);
         let (mut at, mut end, mut blocked) = (0, 0, 0);
         while at < sent.len() {
-            // Now less, now more than the library's buffer holds; what was refused comes first again.
+            // Sometimes less, sometimes more than the library's buffer holds. Refused bytes come
+            // first.
             end = sent.len().min(end.max(at + rng.usize(1..200_000)));
             let (one, two) = sent[at..end].split_at((end - at) / 3);
             let mut parts = [IoSlice::new(one), IoSlice::new(&[]), IoSlice::new(two)];
@@ -326,7 +332,7 @@ mod tests {
                     let records = records(&socket);
                     at += written;
                     assert!(written > 0 && at + records.unreported <= end);
-                    // What is kept in here is told as not written.
+                    // Bytes kept in here are not yet reported as written.
                     assert_eq!(records.unreported > 0, records.connection.wants_write());
                 }
                 Err(error) => {
@@ -342,10 +348,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_decrypted_is_ready_although_the_wire_is_silent() {
+    async fn decrypted_bytes_are_ready_although_the_wire_is_silent() {
         let (socket, client) = ends().await;
         let (mut tcp, mut client): (_, ClientConnection) = client.into_inner();
-        // Two messages and the farewell in one flight.
+        // Two messages and the closing alert in one flight.
         for message in ["one", "two"] {
             client.writer().write_all(message.as_bytes()).unwrap();
         }
