@@ -1,9 +1,9 @@
 //! The link: our one managed connection to an upstream, over its reconnects.
 //!
 //! The firehose's link to the vendor and the filtered proxy's link to the firehose are this same
-//! code. A link connects, logs in, subscribes to the channels wanted, and yields what happens as
-//! [`LinkEvent`]s. After a loss it does all of that again by itself. It reads without waiting for
-//! its consumer, as long as the consumer keeps calling [`Link::next`].
+//! code. A link connects, logs in, subscribes to the channels wanted, and yields [`LinkEvent`]s.
+//! After a loss it does all of that again by itself. It reads without waiting for its consumer, as
+//! long as the consumer keeps calling [`Link::next`].
 
 mod backoff;
 mod client_socket;
@@ -47,7 +47,7 @@ use crate::{
     protocol::{Channel, Outage},
 };
 
-/// One link. Yields events to whoever calls [`next`](Self::next); makes no progress otherwise.
+/// One link. Yields events to the caller of [`next`](Self::next). Makes no progress otherwise.
 pub struct Link {
     config: Arc<LinkConfig>,
     wanted: watch::Receiver<Wanted>,
@@ -56,7 +56,7 @@ pub struct Link {
     metrics: Arc<LinkMetrics>,
     backoff: Backoff,
     phase: Phase,
-    /// The outage that lasts.
+    /// The outage that is going on, if any.
     outage: Option<Outage>,
     /// Events known but not yet yielded; a frame brings at most a few notices.
     ready: VecDeque<LinkEvent>,
@@ -70,7 +70,7 @@ enum Phase {
     Up(Box<Connection>),
 }
 
-/// Shows a link's state, and can end its wait between attempts.
+/// Shows the state of a link, and can end its wait between attempts.
 #[derive(Debug, Clone)]
 pub struct LinkHandle {
     status: watch::Receiver<LinkStatus>,
@@ -78,12 +78,12 @@ pub struct LinkHandle {
 }
 
 impl LinkHandle {
-    /// The state of this moment.
+    /// The current state.
     pub fn status(&self) -> LinkStatus {
         self.status.borrow().clone()
     }
 
-    /// Ends a wait between attempts, even the long one after a refused key. Without effect while
+    /// Ends a wait between attempts, even the long one after a refused key. Has no effect while
     /// connected.
     pub fn retry_now(&self) {
         self.retry.notify_waiters();
@@ -115,7 +115,7 @@ impl Link {
         (link, handle)
     }
 
-    /// The outage that lasts: at first the one that begins with the program.
+    /// The outage that is going on, if any. The first one begins with the program.
     pub fn outage(&self) -> Option<&Outage> {
         self.outage.as_ref()
     }
@@ -132,11 +132,11 @@ impl Link {
     /// Cancel-safe: events are only taken when the future completes.
     pub async fn next_batch(&mut self, events: &mut Vec<LinkEvent>, bytes: usize) {
         future::poll_fn(|cx| {
-            let mut taken = 0;
-            while taken < bytes {
+            let mut held = 0;
+            while held < bytes {
                 let Poll::Ready(event) = self.poll_next(cx) else { break };
                 if let LinkEvent::Frame { frame, .. } = &event {
-                    taken += frame.bytes().len();
+                    held += frame.bytes().len();
                 }
                 events.push(event);
             }
@@ -178,13 +178,13 @@ impl Link {
         }
     }
 
-    /// Adds what the link alone knows to an event of its connection.
+    /// Adds to an event of the connection what only the link knows.
     fn on_event(&mut self, event: LinkEvent) -> LinkEvent {
         match event {
             LinkEvent::AllAnswered => {
                 // An unsubscription has no answer, so the state is published here.
                 self.publish_channels();
-                // Events could be missed until now, before every channel was answered.
+                // Until every channel was answered, events could be missed.
                 self.outage.take().map_or(LinkEvent::AllAnswered, LinkEvent::Up)
             }
             LinkEvent::Subscriptions(outcomes) => {
@@ -257,7 +257,7 @@ impl Link {
             );
         } else {
             let failures = self.backoff.failures();
-            warn!(upstream, %error, next_try = ?wait, failures, "no link");
+            warn!(upstream, %error, next_try = ?wait, failures, "link is down");
         }
         self.status.send_modify(|status| {
             if status.state == LinkState::Up {
@@ -308,7 +308,7 @@ impl Link {
     }
 }
 
-/// A URL without what may be a secret in it.
+/// A URL without the parts that may hold a secret.
 fn redacted(url: &Url) -> String {
     let (scheme, path) = (url.scheme(), url.path());
     let host = url.host_str().unwrap_or_default();

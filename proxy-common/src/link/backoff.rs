@@ -1,4 +1,4 @@
-//! When to try an upstream again: pure rules, chance given from outside.
+//! When to try an upstream again. Pure: the caller passes in the time and chance.
 
 use std::time::Duration;
 
@@ -8,19 +8,23 @@ const FIRST: Duration = Duration::from_millis(250);
 const BASE: Duration = Duration::from_millis(500);
 /// No retry waits longer.
 const CAP: Duration = Duration::from_secs(30);
-/// After an eviction the slot is left to the other process for this long, and up to half as much again.
+/// After an eviction we leave the connection to the other process for this long, plus up to half of
+/// it by chance.
 const EVICTED: Duration = Duration::from_secs(60);
-/// Each further eviction doubles that, up to this.
+/// Each further eviction doubles that time, up to this.
 const EVICTED_CAP: Duration = Duration::from_secs(5 * 60);
-/// A connection that lived this long was not taken by a process that waits as we do: the next eviction counts as the first.
+/// A connection that lived this long was not in dispute: a process that waits as we do would have
+/// taken it sooner. The next eviction counts as the first.
 const UNDISPUTED_LIFE: Duration = Duration::from_secs(10 * 60);
-/// A connection that lived this long after its login was a good one: the next loss counts as the first.
+/// A connection that lived this long after its login was a good one. The next loss counts as the
+/// first.
 pub const USEFUL_LIFE: Duration = Duration::from_secs(10);
 
-/// Exponential back-off with full jitter, reset only by a connection of useful life.
+/// Exponential back-off with full jitter. Only a connection that lived for [`USEFUL_LIFE`] resets
+/// it.
 ///
-/// The vendor answers `auth_success` before it evicts a connection too many (measured by several users), so neither connecting
-/// nor logging in proves anything.
+/// The vendor answers `auth_success` before it evicts a surplus connection (measured by several
+/// users). So neither a connection nor a login proves that the link works.
 #[derive(Debug, Default, Clone)]
 pub struct Backoff {
     failures: u32,
@@ -28,7 +32,8 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Notes that a connection ended after `life` of being logged in (zero if it never was), and returns how long to wait.
+    /// Records that a connection ended. Returns how long to wait. `life` is how long it had been
+    /// logged in, zero if it never was.
     ///
     /// `chance` is evenly spread over `0.0..1.0`.
     pub fn after(&mut self, life: Duration, chance: f64) -> Duration {
@@ -46,17 +51,18 @@ impl Backoff {
         ceiling.mul_f64(chance)
     }
 
-    /// Notes that it was another process that took the account's connection, and returns how long to wait. To be called behind
-    /// [`Self::after`].
+    /// Records that another process took the account's connection. Returns how long to wait. Call
+    /// it after [`Self::after`].
     ///
-    /// Two processes that share a key evict each other for as long as both try. `chance` is evenly spread over `0.0..1.0`.
+    /// Two processes that share a key evict each other for as long as both try. `chance` is evenly
+    /// spread over `0.0..1.0`.
     pub fn after_eviction(&mut self, chance: f64) -> Duration {
         let factor = 1_u32.checked_shl(self.evictions).unwrap_or(u32::MAX);
         self.evictions = self.evictions.saturating_add(1);
         EVICTED.saturating_mul(factor).min(EVICTED_CAP).mul_f64(1.0 + chance / 2.0)
     }
 
-    /// How many tries in a row have failed.
+    /// How many attempts in a row have failed.
     pub fn failures(&self) -> u32 {
         self.failures
     }

@@ -1,4 +1,5 @@
-//! The client's side of a WebSocket: whole frames out of one buffer, none of them copied, and a few small ones back.
+//! The client's side of a WebSocket. Takes whole frames out of one buffer without copying them, and
+//! sends few and small ones.
 
 use std::{
     collections::VecDeque,
@@ -25,43 +26,45 @@ use crate::websocket::{Decoded, Decoder, Frame, Violation, apply_mask};
 /// A connection to an upstream, encrypted or not.
 pub type Stream = MaybeTlsStream<TcpStream>;
 
-/// The longest message taken. The vendor names no limit; a consumer that lags gets larger ones.
+/// The longest message accepted. The vendor names no limit, and sends larger messages to a consumer
+/// that lags.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Bytes of a fresh buffer. Frames that are still in use keep theirs, and a new one is begun.
+/// The size of a new buffer. Frames in use keep their buffer, and reading goes on in another one.
 const BUFFER_BYTES: usize = 256 << 10;
-/// With less room than this, a read would bring too little.
+/// The least room for a read. With less, it would bring too little.
 const MIN_ROOM: usize = 32 << 10;
-/// Buffers kept for when their frames are out of use: fresh memory has to be cleared by the system.
+/// The most buffers kept for use after their frames. The system must clear new memory, which costs
+/// time.
 const MAX_SPARE_BUFFERS: usize = 4;
-/// A buffer that grew larger for one long frame is not kept.
+/// A buffer that grew beyond this size for one long frame is not kept.
 const MAX_KEPT_BYTES: usize = 4 * BUFFER_BYTES;
-/// Answers to pings beyond this wait for the upstream to read; what is dropped is only pongs to a peer that does not.
+/// With this many bytes unsent, pongs are dropped: the upstream does not read them.
 const MAX_UNSENT_BYTES: usize = 64 << 10;
 
-/// A WebSocket to an upstream. Nothing happens on it but while it is polled.
+/// A WebSocket to an upstream. It makes progress only while it is polled.
 pub struct ClientSocket {
     stream: Stream,
     decoder: Decoder,
-    /// What was read and is not taken yet.
+    /// Bytes read, but not yet decoded.
     incoming: BytesMut,
-    /// Whether that buffer is short enough to be kept.
+    /// Whether `incoming` is small enough to be kept.
     keeps: bool,
-    /// Buffers read before, whose frames may still be in use.
+    /// Earlier buffers, whose frames may still be in use.
     spare_buffers: VecDeque<BytesMut>,
-    /// Framed and masked, to be written.
+    /// Frames to be written, already masked.
     outgoing: BytesMut,
 }
 
-/// What an upstream sends.
+/// A message from an upstream.
 #[derive(Debug)]
 pub enum UpstreamMessage {
-    /// A text message, not yet known to be text.
+    /// A text message, not yet checked to be UTF-8.
     Text(Frame),
     /// A binary message.
     Binary(BytesMut),
-    /// The upstream closes, and what it says about it.
+    /// The upstream closes. Holds a text with its code and reason.
     Close(String),
-    /// A sign of life. Pings are answered already.
+    /// A ping or a pong. The pong to a ping is already queued.
     Control,
 }
 
@@ -71,7 +74,7 @@ pub enum SocketError {
     /// The socket failed.
     #[error("{0}")]
     Socket(io::Error),
-    /// The upstream left without a word.
+    /// The stream ended without a close frame.
     #[error("end of stream without a close frame")]
     Ended,
     /// The upstream broke the WebSocket protocol.
@@ -80,7 +83,7 @@ pub enum SocketError {
 }
 
 impl ClientSocket {
-    /// Over a stream that was upgraded; `early` came with the upgrade.
+    /// A WebSocket over an upgraded stream. `early` holds the bytes that arrived with the upgrade.
     pub fn new(stream: Stream, early: &[u8]) -> Self {
         let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
         incoming.extend_from_slice(early);
@@ -89,7 +92,7 @@ impl ClientSocket {
         Self { stream, decoder, incoming, keeps: true, spare_buffers, outgoing }
     }
 
-    /// Waits for the next message, writing meanwhile what is to be written.
+    /// Waits for the next message. Meanwhile writes the queued frames.
     ///
     /// Cancel-safe.
     pub async fn next(&mut self) -> Result<UpstreamMessage, SocketError> {
@@ -102,7 +105,7 @@ impl ClientSocket {
         .await
     }
 
-    /// The next message, if it is there; otherwise the task is woken when more comes.
+    /// The next message, if it has arrived. Otherwise the task is woken when more bytes arrive.
     pub fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
@@ -145,8 +148,8 @@ impl ClientSocket {
         }
     }
 
-    /// Makes room for what is missing of the frame at hand, and more: in the same buffer if nobody uses its frames any more, in
-    /// an earlier one of which that is true, or else in a new one.
+    /// Makes room for the missing bytes of the current frame, and more. Uses the same buffer if its
+    /// frames are no longer in use, or an earlier buffer of which that is true, or else a new one.
     fn make_room(&mut self, missing: usize) {
         let room = self.incoming.capacity() - self.incoming.len();
         if room >= missing.max(MIN_ROOM) {
@@ -184,10 +187,10 @@ impl ClientSocket {
         UpstreamMessage::Close(format!("closed with code {code} {:?}", reason.as_str()))
     }
 
-    /// Writes a close frame, as far as the socket has room: nobody will poll it any more.
+    /// Writes a close frame, as far as the socket has room. Nothing polls the socket after this.
     fn close(&mut self, code: &[u8], cx: &mut Context<'_>) {
         self.send(OpCode::Control(Control::Close), code);
-        // A socket that fails tells nobody anything, and the caller has a better reason for the end.
+        // An error is ignored: the caller has a better reason for the end.
         let _ = self.poll_flush(cx);
     }
 
@@ -214,7 +217,7 @@ impl ClientSocket {
         apply_mask(mask, &mut self.outgoing[start..]);
     }
 
-    /// Writes what is to be written, as far as the socket takes it; the task is woken when it takes more.
+    /// Writes the queued frames, as far as the socket has room. The task is woken when it has more.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
         if self.outgoing.is_empty() {
             return Poll::Ready(Ok(()));
@@ -239,7 +242,8 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of these bytes of an upstream, and the payload of the close frame that it gets back.
+    /// Sends these bytes as an upstream. Returns the message or error that they yield, and the
+    /// payload of the close frame that answers them.
     async fn answered(bytes: &[u8]) -> (Result<UpstreamMessage, SocketError>, Vec<u8>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! What a link needs to know.
+//! The configuration of a link.
 
 use std::time::Duration;
 
@@ -15,9 +15,10 @@ pub struct LinkConfig {
     pub url: Url,
     /// The key presented.
     pub key: SecretString,
-    /// Certificate authorities trusted for `wss`, beside the public ones built in. Default: none.
+    /// Certificate authorities trusted for `wss`, in addition to the public ones built in. Default:
+    /// none.
     pub extra_roots: Vec<CertificateDer<'static>>,
-    /// Most time for each step: connecting, the greeting, the answer to the key. Default: 10 s.
+    /// The most time for each step: connecting, the greeting, the answer to the key. Default: 10 s.
     pub login_timeout: Duration,
     /// Time between attempts after the upstream refused the key. Default: 15 min.
     pub refused_interval: Duration,

@@ -28,11 +28,11 @@ use crate::{
     websocket::Frame,
 };
 
-/// Pings without a sign of life after which the connection counts as dead.
+/// After this many pings during which nothing arrived, the connection counts as dead.
 const MAX_SILENT_PINGS: u8 = 2;
 
-/// In a flood, timers and requests have their turn this often. Reading 64 messages uses only a part
-/// of the runtime's budget.
+/// In a flood, timers and requests get their turn after this many messages. Reading 64 messages
+/// uses only a part of the runtime's budget.
 const MESSAGES_BETWEEN_HOUSEKEEPING: u32 = 64;
 
 /// A logged-in connection.
@@ -40,7 +40,7 @@ pub(super) struct Connection {
     socket: ClientSocket,
     since: Instant,
     subscriptions: UpstreamSubscriptions,
-    /// Resolves when other channels are wanted.
+    /// Resolves when the wanted channels change.
     wanted: Pin<Box<dyn Future<Output = watch::Receiver<Wanted>> + Send>>,
     /// Whether a request to the upstream may be due.
     request_due: bool,
@@ -52,7 +52,7 @@ pub(super) struct Connection {
     messages_since_housekeeping: u32,
     /// Why the connection ends, to be yielded after the events before it.
     end: Option<LinkError>,
-    /// The status with which upstream announced the end.
+    /// The status with which the upstream announced the end.
     closing_status: Option<String>,
 }
 
@@ -90,14 +90,14 @@ impl Connection {
         self.since.elapsed()
     }
 
-    /// The channels by the upstream's answer; `None` while an answer is awaited that would change
-    /// them at once.
+    /// The channels, grouped by the upstream's answer. `None` while a request is in flight, because
+    /// its answer changes them soon.
     pub(super) fn channels(&self) -> Option<ChannelStatus> {
         self.subscriptions.deadline().is_none().then(|| self.subscriptions.status())
     }
 
-    /// The next event. Frames come first, so that upstream never waits for us; timers and requests
-    /// have their turn when no frame is there, and regularly in a flood.
+    /// The next event. Frames come first, so that the upstream never waits for us. Timers and
+    /// requests get their turn when no frame is there, and regularly in a flood.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<LinkEvent, LinkError>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -228,7 +228,8 @@ impl Connection {
     fn on_outcomes(&mut self, outcomes: Vec<SubscriptionOutcome>) {
         if !outcomes.is_empty() {
             self.request_due = true;
-            // Before the next frame: from here on the data may be complete, and `AllAnswered` says so.
+            // Housekeeping comes before the next frame. From here on the data may be complete, and
+            // `AllAnswered` must say so first.
             self.messages_since_housekeeping = MESSAGES_BETWEEN_HOUSEKEEPING;
             self.ready.push_back(LinkEvent::Subscriptions(outcomes));
         }
@@ -236,7 +237,7 @@ impl Connection {
 
     fn report_malformed(&mut self, bytes: usize, what: &str) {
         self.ready.push_back(LinkEvent::Malformed);
-        // The metric counts them all; one line in a thousand is enough for the log.
+        // The metric counts each of them. One log line for a thousand is enough.
         if self.metrics.malformed.inc().is_multiple_of(1_000) {
             warn!(bytes, what, "upstream frame without events dropped");
         }

@@ -17,10 +17,10 @@ pub enum LinkError {
     /// Another process took the account's connection; the text is the upstream's.
     #[error("max_connections: another process uses this account's connection: {0}")]
     MaxConnections(String),
-    /// The upstream answered otherwise than expected.
+    /// The upstream gave an unexpected answer.
     #[error("unexpected answer: {0}")]
     Protocol(String),
-    /// Nothing came for two pings: a half-open connection.
+    /// Nothing arrived during two pings: the connection is half-open.
     #[error("half-open connection: nothing received during two pings")]
     Silent,
     /// The connection ended.

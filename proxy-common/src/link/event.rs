@@ -1,4 +1,4 @@
-//! What a link yields.
+//! The events that a link yields.
 
 use super::subscriptions::SubscriptionOutcome;
 use crate::{
@@ -6,7 +6,7 @@ use crate::{
     websocket::Frame,
 };
 
-/// What happens on a link.
+/// An event of a link.
 #[derive(Debug)]
 pub enum LinkEvent {
     /// Logged in, and the upstream has answered for every channel wanted. Holds the outage that
@@ -14,9 +14,9 @@ pub enum LinkEvent {
     Up(Outage),
     /// The connection is lost. The link reconnects by itself.
     Down(Outage),
-    /// The upstream has answered for every channel wanted by now, without an outage before.
+    /// The upstream has answered for every channel wanted by now, and no outage was going on.
     AllAnswered,
-    /// An array of events, byte for byte as upstream sent it.
+    /// An array of events. Unless it held statuses, byte for byte as the upstream sent it.
     Frame {
         /// The frame.
         frame: Frame,
@@ -25,9 +25,9 @@ pub enum LinkEvent {
     },
     /// A message without events arrived and was dropped; events may be missing.
     Malformed,
-    /// A notice of the upstream for the clients: a frame that holds it alone, and its content.
+    /// A notice of the upstream for the clients: a frame that holds it alone, and its status.
     Notice(Frame, UpstreamStatus),
-    /// A firehose says what it carries: its status object, for
+    /// A firehose reports its coverage: the status object, for
     /// [`Coverage::read`](crate::protocol::Coverage::read).
     Coverage(String),
     /// The upstream answered subscriptions.

@@ -1,4 +1,4 @@
-//! From nothing to a logged-in connection: TCP, TLS, upgrade, greeting, key, verdict.
+//! Opens a connection and logs in: TCP, TLS, upgrade, greeting, key, answer.
 
 use std::{io, pin::pin, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ use crate::protocol::{UpstreamStatus, command_text, demux};
 /// How long one address of the host may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Opens a WebSocket to the upstream: TCP, TLS where the URL says `wss`, and the upgrade.
+/// Opens a WebSocket to the upstream: TCP, TLS if the URL's scheme is `wss`, and the upgrade.
 ///
 /// # Errors
 ///
@@ -60,7 +60,7 @@ pub async fn connect(config: &LinkConfig) -> Result<ClientSocket, LinkError> {
     within(config.login_timeout, "connection", open).await
 }
 
-/// Asks for a WebSocket.
+/// Requests the upgrade to a WebSocket.
 async fn upgrade(stream: Stream, url: &Url) -> Result<ClientSocket, LinkError> {
     let key = generate_key();
     let request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
@@ -82,20 +82,21 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<ClientSocket, LinkError> {
         }
         let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
         if accept.is_none_or(|accept| *accept != derive_accept_key(key.as_bytes())) {
-            let why = "an upgrade to something else than a WebSocket".to_owned();
+            let why = "an upgrade to something other than a WebSocket".to_owned();
             return Err(LinkError::Unreachable(why));
         }
         hyper::upgrade::on(response).await.map_err(unreachable)
     };
     let mut asking = pin!(asking);
-    // The connection moves the bytes, and ends with the upgrade; what else may end it is in the answer.
+    // The connection moves the bytes and ends with the upgrade. If anything else ends it, `asking`
+    // yields the error.
     let upgraded = tokio::select! {
         upgraded = &mut asking => upgraded?,
         _ = connection.with_upgrades() => asking.await?,
     };
     let parts = upgraded
         .downcast::<TokioIo<Stream>>()
-        .map_err(|_| LinkError::Unreachable("the connection was lost to HTTP".to_owned()))?;
+        .map_err(|_| LinkError::Unreachable("HTTP did not hand over the connection".to_owned()))?;
     Ok(ClientSocket::new(parts.io.into_inner(), &parts.read_buf))
 }
 
@@ -103,7 +104,8 @@ fn unreachable(error: impl std::fmt::Display) -> LinkError {
     LinkError::Unreachable(error.to_string())
 }
 
-/// Tries each address of a host for a while, so that one that swallows packets does not hide the others.
+/// Tries each address of a host for a limited time, so that one that never answers does not block
+/// the others.
 async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in lookup_host((host, port)).await? {
@@ -111,8 +113,8 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
             Ok(Ok(tcp)) => return Ok(tcp),
             Ok(Err(error)) => failure = error,
             Err(_) => {
-                let what = format!("no answer from {address}");
-                failure = io::Error::new(io::ErrorKind::TimedOut, what);
+                let why = format!("no answer from {address}");
+                failure = io::Error::new(io::ErrorKind::TimedOut, why);
             }
         }
     }
@@ -130,7 +132,7 @@ fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError
     Ok(Arc::new(config))
 }
 
-/// Waits for the greeting, presents the key and waits for the verdict.
+/// Waits for the greeting, presents the key and waits for the answer.
 pub(super) async fn authenticate(
     config: &LinkConfig,
     mut socket: ClientSocket,
@@ -142,7 +144,7 @@ pub(super) async fn authenticate(
     Ok(socket)
 }
 
-/// Reads until this status comes, or one that ends the login. Other frames and statuses are passed over.
+/// Reads until this status arrives, or one that ends the login. Skips other frames and statuses.
 async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkError> {
     let mut found = false;
     loop {
@@ -156,7 +158,7 @@ async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkErr
         let demuxed = demux(frame).map_err(|_| {
             LinkError::Protocol(format!("{bytes} bytes that are no JSON array during login"))
         })?;
-        // The whole array is read: an eviction may stand behind the success.
+        // Reads the whole array: an eviction may follow the success.
         for frame_status in demuxed.statuses {
             found |= frame_status.status.status == expected;
             if let Some(error) = login_error(frame_status.status) {
@@ -169,7 +171,7 @@ async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkErr
     }
 }
 
-/// The status as the end of a connection, if it is one.
+/// The error for a status that ends the connection. `None` for any other status.
 pub(super) fn login_error(status: UpstreamStatus) -> Option<LinkError> {
     match status.status.as_str() {
         "auth_failed" => Some(LinkError::AuthFailed(status.message)),

@@ -18,7 +18,7 @@ pub struct LinkMetrics {
     pub disconnects: CountByReason,
     /// Data frames received.
     pub frames: Count,
-    /// Objects in the arrays received, statuses excepted: the ledger's first count.
+    /// Objects in the arrays received, without statuses: the ledger's first count.
     pub events: Count,
     /// Bytes of data frames received.
     pub bytes: Count,

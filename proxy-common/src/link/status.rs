@@ -1,4 +1,4 @@
-//! The state of a link, for `/health` and for whoever may hurry it.
+//! The state of a link, as `/health` shows it.
 
 use std::time::SystemTime;
 
@@ -31,7 +31,7 @@ pub struct LinkStatus {
     pub last_error: Option<String>,
     /// Successful logins.
     pub connects: u64,
-    /// The channels asked of the upstream.
+    /// The channels requested from the upstream.
     pub channels: ChannelStatus,
 }
 
@@ -48,13 +48,13 @@ impl Default for LinkStatus {
     }
 }
 
-/// The channels asked of an upstream, by its answer.
+/// The channels requested from an upstream, grouped by its answer.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ChannelStatus {
     /// Acknowledged.
     pub carried: Vec<String>,
     /// Refused, most likely because the plan does not include them.
     pub refused: Vec<String>,
-    /// Not yet answered, or never.
+    /// Not answered yet, or not in time.
     pub pending: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! The channels wanted of an upstream, and its answers to the subscriptions. Pure: the connection
+//! The channels wanted from an upstream, and its answers to the subscriptions. Pure: the connection
 //! feeds it statuses and sends its requests.
 
 use std::{
@@ -9,12 +9,12 @@ use std::{
 use super::status::ChannelStatus;
 use crate::protocol::{Channel, UpstreamStatus};
 
-/// The channels that a link is to subscribe to.
+/// The channels that a link should subscribe to.
 pub type Wanted = BTreeSet<Channel>;
 
 /// How long an upstream may take to answer a subscription before the next one is sent.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most symbols in one request.
+/// The most symbols in one request.
 const BATCH: usize = 500;
 
 /// The upstream's answer to a subscription.
@@ -22,7 +22,7 @@ const BATCH: usize = 500;
 enum Answer {
     Carried,
     Refused,
-    /// None came in time. The vendor does not answer for types that it does not know.
+    /// No answer came in time. The vendor does not answer for types that it does not know.
     Silence,
 }
 
@@ -35,7 +35,7 @@ pub struct Request {
     pub params: String,
 }
 
-/// What became of a subscription.
+/// The outcome of a subscription.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SubscriptionOutcome {
     /// The upstream carries this channel.
@@ -85,7 +85,7 @@ impl UpstreamSubscriptions {
         Some(Request { action: "subscribe", params })
     }
 
-    /// Unsubscribing comes last, so that a wildcard and its symbols replace each other without a gap.
+    /// Unsubscribes last, so that a wildcard and its symbols replace each other without a gap.
     fn next_surplus(&mut self) -> Option<Request> {
         let surplus: Vec<Channel> = self
             .answers
@@ -205,7 +205,7 @@ impl UpstreamSubscriptions {
         self.in_flight.is_none() && self.next_batch().is_empty()
     }
 
-    /// The channels by answer.
+    /// The wanted channels, grouped by answer.
     pub fn status(&self) -> ChannelStatus {
         let with = |answer: Option<Answer>| {
             let wanted = self.wanted.iter();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards_are_asked_one_by_one_and_refusals_attributed() {
+    fn wildcards_are_requested_one_by_one_and_refusals_attributed() {
         let now = Instant::now();
         let mut up = UpstreamSubscriptions::default();
         up.want(channels("T.*,Q.*,FMV.*"));
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_ends_after_a_while_and_may_be_broken_late() {
+    fn a_request_without_an_answer_ends_and_may_be_answered_late() {
         let now = Instant::now();
         let mut up = UpstreamSubscriptions::default();
         up.want(channels("NOI.*,*"));
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_wanted_any_more_is_dropped() {
+    fn a_channel_that_is_no_longer_wanted_is_unsubscribed() {
         let now = Instant::now();
         let mut up = UpstreamSubscriptions::default();
         up.want(channels("T.A"));
