@@ -1,4 +1,4 @@
-//! Parsers of settings. The error of each says what was expected.
+//! Parsers of settings. Each error names the form expected.
 
 use std::{path::PathBuf, time::Duration};
 

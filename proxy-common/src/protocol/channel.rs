@@ -1,4 +1,4 @@
-//! Channels: what can be subscribed to, `*`, `T.*` or `T.AAPL`.
+//! The channels that a client can subscribe to: `*`, `T.*` or `T.AAPL`.
 
 use std::fmt;
 

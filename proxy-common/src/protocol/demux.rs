@@ -83,8 +83,8 @@ struct Scan {
 }
 
 impl Scan {
-    /// How many objects an array holds that begins with an object. `None` if they are not written as
-    /// the feed writes them: each further object directly follows another and begins with `"e`.
+    /// How many objects an array holds that begins with an object. `None` if they are not written
+    /// as the feed writes them: each further object directly follows another and begins with `"e`.
     ///
     /// This is exact for JSON. A brace in a string is not followed by `"e`: the quote would end the
     /// string. The first object inside another object or array does not follow a `}`.

@@ -34,8 +34,8 @@ impl Certificate {
     ///
     /// # Errors
     ///
-    /// Only one is named, a file cannot be read or lacks what it should hold, or the key belongs to
-    /// another certificate.
+    /// Only one is named, a file cannot be read or lacks its certificate or key, or the key belongs
+    /// to another certificate.
     pub fn read(chain: Option<&Path>, key: Option<&Path>) -> Result<Option<Self>, ConfigError> {
         let (chain, key) = match (chain, key) {
             (None, None) => return Ok(None),
