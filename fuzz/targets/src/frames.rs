@@ -70,7 +70,7 @@ fn check_demux(text: &[u8]) {
         let (name, message) = name_and_message(&status.text);
         assert_eq!((&status.status.status, &status.status.message), (&name, &message));
     }
-    assert_eq!(events as usize, rest.len());
+    assert_eq!(events as usize, rest.iter().filter(|text| text.starts_with('{')).count());
     let left = if expected.is_empty() { whole } else { format!("[{}]", rest.join(",")) };
     let left = (!rest.is_empty()).then_some(left);
     assert_eq!(data.map(|data| data.text().to_owned()), left.map(String::into_bytes));

@@ -190,7 +190,7 @@ fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
             _ => data.push(object.get()),
         }
     }
-    let events = data.len() as u64;
+    let events = data.iter().filter(|element| element.starts_with('{')).count() as u64;
     let data = match (data.is_empty(), statuses.is_empty()) {
         (true, _) => None,
         (false, true) => Some(frame),
@@ -282,6 +282,7 @@ mod tests {
             &["success"],
         );
         check(r#"[{"ev":"status"},{"ev":"status","status":7}]"#, None, 0, &["", ""]);
+        check(r#"[7,{"ev":"status"}]"#, Some("[7]"), 0, &[""]);
     }
 
     #[test]
