@@ -1,4 +1,5 @@
-//! Types of event that fall silent while their market is open: reported, never acted upon.
+//! Reports types of event that fall silent while their market is open. Nothing else follows from a
+//! silence.
 
 pub mod market_hours;
 pub mod monitor;

@@ -1,9 +1,11 @@
-//! When markets are open: pure rules on the time in New York.
+//! Computes when markets are open, by pure rules on the time in New York.
 //!
-//! US stocks, options and indices follow the calendar of the New York Stock Exchange, computed by the rules behind its published
-//! list (NYSE, "Holidays & Trading Hours", <https://www.nyse.com/markets/hours-calendars>). Closures that no rule foresees, such
-//! as a day of mourning, are unknown here. The other markets' hours are simplified to the quiet side: what is open by these rules
-//! is open, while the edges of holidays count as closed.
+//! US stocks, options and indices follow the calendar of the New York Stock Exchange. The rules
+//! yield its published list (NYSE, "Holidays & Trading Hours",
+//! <https://www.nyse.com/markets/hours-calendars>). They do not know closures that no rule
+//! foresees, such as a day of mourning. The hours of the other markets are simplified, and err on
+//! the closed side: a market that the rules call open is open, but the edges of holidays count as
+//! closed.
 
 use std::time::SystemTime;
 
@@ -16,20 +18,20 @@ use proxy_common::protocol::Market;
 
 static NEW_YORK: TimeZone = tz::get!("America/New_York");
 
-/// What kind of hour it is.
+/// How a market trades at some time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hours {
-    /// Nothing is traded.
+    /// No trading.
     Closed,
-    /// Before or after the regular session: traded thinly.
+    /// Before or after the regular session, with thin trading.
     Extended,
-    /// The regular session, or simply open where there is no other.
+    /// The regular session; in a market without sessions, all its open hours.
     Regular,
 }
 
-/// What kind of hour it is in a market at this time.
+/// How this market trades at this time.
 pub fn hours(market: Market, at: SystemTime) -> Hours {
-    // Times beyond the calendar have no trading.
+    // A time outside the calendar's range has no trading.
     let Ok(at) = Timestamp::try_from(at) else { return Hours::Closed };
     let at = NEW_YORK.to_datetime(at);
     let (day, clock) = (at.date(), at.time());
@@ -61,7 +63,7 @@ fn us_hours(day: Date, clock: Time) -> Hours {
     }
 }
 
-/// Sunday 17:00 to Friday 17:00, but for Christmas and New Year's Day.
+/// Open from Sunday 17:00 to Friday 17:00, except on Christmas and New Year's Day.
 fn forex_open(day: Date, clock: Time) -> bool {
     let five = hm(17, 0);
     if matches!((day.month(), day.day()), (1, 1) | (12, 25)) {
@@ -75,8 +77,8 @@ fn forex_open(day: Date, clock: Time) -> bool {
     }
 }
 
-/// Sunday 18:00 to Friday 17:00 without the hour from 17:00 each day; not on days on which stocks are closed or close early, nor
-/// the evening before a closed one.
+/// Open from Sunday 18:00 to Friday 17:00, except for the hour from 17:00 each day. Closed on
+/// weekdays on which stocks are closed or close early, and on the evening before a stock holiday.
 fn futures_open(day: Date, clock: Time) -> bool {
     let (five, six) = (hm(17, 0), hm(18, 0));
     let holiday = |day: Date| !is_weekend(day) && session(day) == Session::None;
@@ -112,8 +114,8 @@ fn is_weekend(day: Date) -> bool {
     matches!(day.weekday(), Weekday::Saturday | Weekday::Sunday)
 }
 
-/// For days of the week: a holiday on a Sunday moves to Monday, one on a Saturday to Friday, but for New Year's Day, since that
-/// Friday ends a year.
+/// Whether stocks are closed on a weekday. A holiday on a Sunday moves to Monday, one on a Saturday
+/// to Friday. New Year's Day does not move to Friday, because that Friday ends the old year.
 fn is_holiday(day: Date) -> bool {
     let fixed =
         |day: Date| matches!((day.month(), day.day()), (1, 1) | (6, 19) | (7, 4) | (12, 25));
@@ -133,7 +135,8 @@ fn is_holiday(day: Date) -> bool {
     fixed(day) || moved || floating || is_good_friday(day)
 }
 
-/// The day after Thanksgiving; Christmas Eve and the eve of Independence Day where the feast is a day of the week itself.
+/// Whether stocks close early: on the day after Thanksgiving, and on Christmas Eve and the eve of
+/// Independence Day if the holiday itself is a weekday.
 fn is_short(day: Date) -> bool {
     let before_weekday = !matches!(day.weekday(), Weekday::Friday);
     match (day.month(), day.day()) {
@@ -145,7 +148,7 @@ fn is_short(day: Date) -> bool {
     }
 }
 
-/// Two days before Easter, by the Gregorian computus.
+/// Whether Easter, by the Gregorian computus, is two days later.
 fn is_good_friday(day: Date) -> bool {
     let year = i32::from(day.year());
     let (a, b, c) = (year % 19, year / 100, year % 100);
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn stocks_are_traded_by_the_clock_of_new_york() {
+    fn stocks_follow_the_clock_of_new_york() {
         use Hours::{Closed, Extended, Regular};
         check(
             Market::Stocks,
@@ -254,7 +257,7 @@ mod tests {
                 ("2026-01-13T23:00:00Z", Regular),
                 ("2026-01-16T22:00:00Z", Closed),
                 ("2026-01-17T15:00:00Z", Closed),
-                // Thanksgiving, its eve after the close, and the short day behind it.
+                // Thanksgiving, its eve after the close, and the short day after it.
                 ("2026-11-25T21:59:59Z", Regular),
                 ("2026-11-25T23:30:00Z", Closed),
                 ("2026-11-26T15:00:00Z", Closed),

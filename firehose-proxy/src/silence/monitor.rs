@@ -1,7 +1,8 @@
-//! Watches over what the upstream sends: which kinds come, and which have fallen silent.
+//! Watches which kinds the upstream sends, and reports those that have fallen silent.
 //!
-//! The firehose does not look into frames. To know that a kind still comes, about a thousand frames a second are looked at, spread
-//! evenly, and only until each kind expected has been seen in that second.
+//! The firehose does not open frames. To see which kinds still come, the sampler inspects about a
+//! thousand frames a second, spread evenly. Once it has seen every expected kind, it rests until
+//! the next second.
 
 use std::{
     sync::{
@@ -26,14 +27,14 @@ use super::{
 };
 use crate::entitlements::Refusals;
 
-/// Most frames looked at in a second.
+/// Most frames inspected in a second.
 const FRAMES_INSPECTED: u64 = 1_000;
 
-/// Tells which kinds have fallen silent.
+/// Reports which kinds have fallen silent.
 #[derive(Debug)]
 pub struct SilenceMonitor {
     market: Market,
-    /// `None` if silence is nobody's concern.
+    /// `None` if the alarm is off.
     watch: Option<Mutex<Watch>>,
     seen_kinds: Arc<SeenKinds>,
     /// How many kinds are silent.
@@ -48,16 +49,16 @@ struct Watch {
     silent: Vec<(Kind, Duration)>,
 }
 
-/// What the reader of frames and the monitor share. Bits are those of [`Kinds`].
+/// What the sampler and the monitor share. The bits are those of [`Kinds`].
 #[derive(Debug)]
 struct SeenKinds {
     expected: AtomicU32,
     seen: AtomicU32,
-    /// One in so many frames is looked at.
+    /// The sampler inspects one frame in this many.
     stride: AtomicU32,
 }
 
-/// Looks at some of the frames.
+/// Inspects some of the frames for their kinds.
 #[derive(Debug)]
 pub struct Sampler {
     seen_kinds: Arc<SeenKinds>,
@@ -65,21 +66,22 @@ pub struct Sampler {
     ev: Finder<'static>,
 }
 
-/// What there is at one tick of the clock.
+/// The state of the upstream at one tick.
 #[derive(Debug)]
 pub struct UpstreamSnapshot<'a> {
     /// Whether the upstream is up.
     pub up: bool,
-    /// What is asked of it.
+    /// The channels that the link asks for.
     pub wanted: &'a Wanted,
-    /// What it refused.
+    /// The channels that the vendor refuses.
     pub refused: &'a Refusals,
     /// Frames received since the start.
     pub frames: u64,
 }
 
 impl SilenceMonitor {
-    /// A monitor that raises its alarm after this time, or never, and what looks at frames for it.
+    /// Creates a monitor that raises its alarm after this time, or never, and the sampler that
+    /// inspects frames for it. Registers `upstream_silent_kinds` under the registry's prefix.
     pub fn register(
         market: Market,
         alarm: Option<Duration>,
@@ -107,7 +109,7 @@ impl SilenceMonitor {
         (Self { market, watch, seen_kinds, silent_kinds }, sampler)
     }
 
-    /// Judges what was seen since the last call. To be called about once a second.
+    /// Evaluates the kinds seen since the last call, and logs changes. Call it about once a second.
     pub fn tick(&self, now: Instant, time: SystemTime, snapshot: &UpstreamSnapshot<'_>) {
         let Some(watch) = &self.watch else { return };
         let watch = &mut *watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -127,7 +129,7 @@ impl SilenceMonitor {
         (watch.silent, watch.frames, watch.hours) = (silent, snapshot.frames, hours);
     }
 
-    /// A sentence for each kind that is silent.
+    /// One sentence for each silent kind.
     pub fn problems(&self) -> Vec<String> {
         let Some(watch) = &self.watch else { return Vec::new() };
         let watch = &*watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -142,9 +144,9 @@ impl SilenceMonitor {
     }
 }
 
-/// The kinds asked for with all their symbols and not refused.
+/// The kinds that are asked for with all their symbols, and are not refused.
 fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = Kind> + 'a {
-    // Whole kinds stand before symbols.
+    // Channels of whole kinds are sorted before those of symbols.
     let whole = wanted.iter().take_while(|channel| !matches!(channel, Channel::Symbol(..)));
     whole.filter(|channel| !refused.reasons.contains_key(*channel)).filter_map(|channel| {
         match channel {
@@ -155,27 +157,27 @@ fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = 
 }
 
 fn report(before: &[(Kind, Duration)], now: &[(Kind, Duration)]) {
-    let among = |list: &[(Kind, Duration)], kind| list.iter().any(|(other, _)| *other == kind);
-    for (kind, quiet) in now.iter().filter(|(kind, _)| !among(before, *kind)) {
+    let lists = |list: &[(Kind, Duration)], kind| list.iter().any(|(other, _)| *other == kind);
+    for (kind, quiet) in now.iter().filter(|(kind, _)| !lists(before, *kind)) {
         warn!(%kind, ?quiet, "nothing of this kind comes though its market is open");
     }
-    for (kind, _) in before.iter().filter(|(kind, _)| !among(now, *kind)) {
+    for (kind, _) in before.iter().filter(|(kind, _)| !lists(now, *kind)) {
         info!(%kind, "no longer silent, or no longer expected");
     }
 }
 
 impl Sampler {
-    /// Passes a frame by, or looks at it.
+    /// Skips a frame, or inspects it.
     #[inline]
     pub fn frame(&mut self, text: &[u8]) {
         self.countdown -= 1;
         if self.countdown == 0 {
-            self.look(text);
+            self.inspect(text);
         }
     }
 
     #[cold]
-    fn look(&mut self, text: &[u8]) {
+    fn inspect(&mut self, text: &[u8]) {
         self.countdown = self.seen_kinds.stride.load(Ordering::Relaxed);
         let expected = Kinds::from_bits(self.seen_kinds.expected.load(Ordering::Relaxed));
         let seen = Kinds::from_bits(self.seen_kinds.seen.load(Ordering::Relaxed));
@@ -185,7 +187,7 @@ impl Sampler {
         }
         let mut found = Kinds::default();
         for at in self.ev.find_iter(text) {
-            if let Some(kind) = kind_behind(&text[at + 4..]) {
+            if let Some(kind) = kind_after_ev(&text[at + 4..]) {
                 found.insert(kind);
                 if missing.without(found).is_empty() {
                     break;
@@ -196,8 +198,8 @@ impl Sampler {
     }
 }
 
-/// The kind that is the value behind the key `ev`; blanks may stand around the colon.
-fn kind_behind(rest: &[u8]) -> Option<Kind> {
+/// The kind in the text after the key `ev`. Blanks may surround the colon.
+fn kind_after_ev(rest: &[u8]) -> Option<Kind> {
     let rest = rest.trim_ascii_start().strip_prefix(b":")?;
     let code = rest.trim_ascii_start().strip_prefix(b"\"")?;
     Kind::from_code(code.split(|byte| *byte == b'"').next()?)
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_told_in_a_sentence_and_counted() {
+    fn silence_is_reported_in_a_sentence_and_counted() {
         let mut registry = Registry::default();
         let alarm = Some(Duration::from_secs(60));
         let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_frames_few_are_looked_at_spread_evenly() {
+    fn few_of_many_frames_are_inspected_spread_evenly() {
         let mut registry = Registry::default();
         let alarm = Some(Duration::from_secs(60));
         let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
@@ -252,16 +254,16 @@ mod tests {
         let refused = Refusals::default();
         let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
         monitor.tick(now, time, &snapshot(&wanted, &refused, 100_000));
-        let mut looks = 0;
+        let mut inspected = 0;
         for _ in 0..100_000 {
-            looks += u32::from(sampler.countdown == 1);
+            inspected += u32::from(sampler.countdown == 1);
             sampler.frame(br#"[{"ev":"XT"}]"#);
         }
-        assert!((999..=1_001).contains(&looks), "{looks}");
+        assert!((999..=1_001).contains(&inspected), "{inspected}");
     }
 
     #[test]
-    fn what_is_refused_or_asked_by_symbol_is_not_expected() {
+    fn a_kind_refused_or_asked_by_symbol_is_not_expected() {
         let wanted = Wanted::from([
             Channel::Kind(Kind::T),
             Channel::Kind(Kind::Q),
@@ -282,7 +284,7 @@ mod tests {
             (":", None),
             (":\"T", Some(Kind::T)),
         ] {
-            assert_eq!(kind_behind(rest.as_bytes()), expected, "{rest}");
+            assert_eq!(kind_after_ev(rest.as_bytes()), expected, "{rest}");
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Kinds that fall silent while their market is open. A silent kind is reported and nothing else: no connection is dropped for it.
+//! Decides which kinds have fallen silent while their market is open. A silent kind is only
+//! reported; no connection is dropped for it.
 //!
-//! Pure: the time comes from outside, and so do the kinds that were seen.
+//! Pure: the caller passes the time and the kinds seen.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use super::market_hours::Hours;
 pub struct Kinds(u32);
 
 impl Kinds {
-    /// The set with these bits, of [`bits`](Self::bits).
+    /// The set whose [`bits`](Self::bits) are these.
     pub fn from_bits(bits: u32) -> Self {
         Self(bits)
     }
@@ -28,12 +29,12 @@ impl Kinds {
         self.0 |= 1 << kind as u32;
     }
 
-    /// Whether a kind is among them.
+    /// Whether the set holds a kind.
     pub fn contains(self, kind: Kind) -> bool {
         self.0 & (1 << kind as u32) != 0
     }
 
-    /// Those that are not among `others`.
+    /// The kinds that are not in `others`.
     pub fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
     }
@@ -43,7 +44,7 @@ impl Kinds {
         Kind::ALL.into_iter().filter(move |kind| self.contains(*kind))
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
@@ -58,10 +59,11 @@ impl FromIterator<Kind> for Kinds {
     }
 }
 
-/// For how many times the alarm's time all symbols of a kind together may be quiet; `None` where quiet means nothing.
+/// How many alarm periods a kind may stay silent, in all its symbols together, before it is
+/// reported; `None` if its silence is normal.
 ///
-/// Bars of a minute come once a minute. Forex and futures have thin hours. Before and after the session a delayed feed is still
-/// empty for a quarter of an hour.
+/// Minute bars come once a minute. Forex and futures have thin hours. Before and after the session,
+/// a delayed feed is still empty for a quarter of an hour.
 pub fn silence_factor(market: Market, kind: Kind, hours: Hours) -> Option<u32> {
     use Kind::{A, AM, C, CA, CAS, Q, T, V, XA, XAS, XQ, XT};
     match (market, hours, kind) {
@@ -80,7 +82,7 @@ pub fn silence_factor(market: Market, kind: Kind, hours: Hours) -> Option<u32> {
     }
 }
 
-/// Since when which kind has been quiet.
+/// Measures how long each kind has been quiet.
 #[derive(Debug)]
 pub struct Silence {
     market: Market,
@@ -89,15 +91,18 @@ pub struct Silence {
 }
 
 impl Silence {
-    /// Nothing has been quiet yet. `alarm` is the time of a kind that comes all the time, in the regular session.
+    /// Starts with no kind quiet. `alarm` is the alarm period: how long a busy kind may stay silent
+    /// in the regular session.
     pub fn new(market: Market, alarm: Duration) -> Self {
         Self { market, alarm, quiet_since: [None; Kind::COUNT] }
     }
 
-    /// Takes in which kinds were `seen` since the last call, of those `asked` for with all their symbols from an upstream that is
-    /// up. Returns how long those have been quiet that are silent now.
+    /// Records the kinds `seen` since the last call. `asked` holds the kinds that are asked for
+    /// with all their symbols; pass none while the upstream is down. Returns the kinds that are
+    /// silent now, and how long each has been quiet.
     ///
-    /// A kind's time begins anew when its market opens or the kind of hour changes for it, and when the upstream comes back.
+    /// The time of a kind starts again when the kind becomes expected, for example when its market
+    /// opens, and when the upstream comes back.
     pub fn tick(
         &mut self,
         now: Instant,
@@ -127,7 +132,7 @@ impl Silence {
         silent
     }
 
-    /// The kinds that are watched for now, of those asked for.
+    /// The kinds of those `asked` for that are expected to come in these hours.
     pub fn expected(&self, hours: Hours, asked: Kinds) -> Kinds {
         asked.iter().filter(|kind| silence_factor(self.market, *kind, hours).is_some()).collect()
     }
@@ -166,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nights_and_outages_are_no_silence_and_the_time_begins_anew_after_them() {
+    fn nights_and_outages_are_no_silence_and_restart_the_time() {
         let mut silence = Silence::new(Market::Stocks, MINUTE);
         let (start, none, trades) = (Instant::now(), Kinds::default(), kinds(&[Kind::T]));
         let mut at = |minutes: u32, hours, asked| {
@@ -183,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn only_kinds_of_the_market_are_waited_for() {
+    fn only_kinds_of_the_market_are_expected() {
         for &market in Market::ALL {
             for hours in [Hours::Closed, Hours::Extended, Hours::Regular] {
                 for kind in Kind::ALL {
