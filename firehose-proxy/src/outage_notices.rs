@@ -1,22 +1,24 @@
-//! What one session knows of outages, and so which notices it still needs. Pure.
+//! Decides which outage notices a session needs, from the outages that it knows of. Pure.
 
 use std::time::SystemTime;
 
 use proxy_common::protocol::{Notice, Outage, TierName};
 
-/// What one session knows of outages.
+/// The outages that one session knows of.
 #[derive(Debug, Default)]
 pub struct OutageNotices {
-    /// The outage that it knows of, and the first position in the ring where its end may be.
+    /// The outage that has not ended for the session, and the first position in the ring where its
+    /// end may be.
     outage: Option<(Outage, u64)>,
 }
 
 impl OutageNotices {
-    /// An outage begins at this position in the ring, or lasts while the session subscribes there.
+    /// Records an outage that begins at this position in the ring, or that the session finds there
+    /// when it subscribes. Returns the notice of it.
     pub fn down(&mut self, outage: Outage, position: u64) -> Notice {
         let outage = match self.outage.take() {
-            // One pair of notices for both: from the earlier begin to the later end, with the newer
-            // reason.
+            // One pair of notices covers both outages: from the earlier start to the later end,
+            // with the newer reason.
             Some((known, first)) => {
                 let from = known.from.min(outage.from);
                 (Outage { from, ..outage }, first.max(position))
@@ -27,15 +29,16 @@ impl OutageNotices {
         Notice::upstream_down(TierName::Firehose, outage)
     }
 
-    /// Everything wanted arrives since then, says the control message at this position. `None` if
-    /// the session knows of no outage, or of one that began later in the ring.
+    /// Records that everything wanted arrives since `since`, as the control message at `position`
+    /// says. Returns the notice of it; `None` if the session knows of no outage, or of one that
+    /// began later in the ring.
     pub fn up(&mut self, since: SystemTime, position: u64) -> Option<Notice> {
         let (outage, _) = self.outage.take_if(|(_, first)| *first <= position)?;
         Some(Notice::upstream_up(TierName::Firehose, &outage, since))
     }
 
-    /// Control messages may be among messages that the session lost. The message after them, at
-    /// `position`, was published during `outage`, and the last outage before it ended at
+    /// Catches up after a gap, in which control messages may have been lost. The next message, at
+    /// `position`, was published during `outage`, if any. The last outage before it ended at
     /// `last_complete`. Later control messages carry the rest.
     pub fn catch_up(
         &mut self,
@@ -61,7 +64,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn says(notice: Option<Notice>, status: &str, reason: &str) {
+    fn check(notice: Option<Notice>, status: &str, reason: &str) {
         let frame = notice.expect("a notice").frame();
         let text = str::from_utf8(frame.text()).unwrap();
         assert!(text.contains(&format!(r#""status":"{status}""#)), "{text}");
@@ -71,28 +74,29 @@ mod tests {
     #[test]
     fn an_outage_ends_once_and_not_before_it_began() {
         let mut notices = OutageNotices::default();
-        assert!(notices.up(SystemTime::now(), 7).is_none(), "of which it knew nothing");
-        says(Some(notices.down(outage("subscribing"), 10)), "upstream_down", "subscribing");
-        assert!(notices.up(SystemTime::now(), 9).is_none(), "the end of an earlier one");
-        says(Some(notices.down(outage("lost"), 12)), "upstream_down", "lost");
-        assert!(notices.up(SystemTime::now(), 11).is_none(), "the end of the first");
-        says(notices.up(SystemTime::now(), 13), "upstream_up", "lost");
+        assert!(notices.up(SystemTime::now(), 7).is_none(), "it knew of no outage");
+        check(Some(notices.down(outage("subscribing"), 10)), "upstream_down", "subscribing");
+        assert!(notices.up(SystemTime::now(), 9).is_none(), "the end of an earlier outage");
+        check(Some(notices.down(outage("lost"), 12)), "upstream_down", "lost");
+        assert!(notices.up(SystemTime::now(), 11).is_none(), "the end of the first outage");
+        check(notices.up(SystemTime::now(), 13), "upstream_up", "lost");
         assert!(notices.up(SystemTime::now(), 14).is_none());
     }
 
     #[test]
-    fn what_was_lost_on_the_way_is_made_up_for() {
+    fn lost_control_messages_are_caught_up_with() {
         let (mut notices, now) = (OutageNotices::default(), SystemTime::now());
         assert!(notices.catch_up(None, None, 3, now).is_none());
         assert!(notices.catch_up(None, Some(2), 3, now).is_none());
-        says(notices.catch_up(Some(outage("lost")), Some(2), 5, now), "upstream_down", "lost");
+        check(notices.catch_up(Some(outage("lost")), Some(2), 5, now), "upstream_down", "lost");
         assert!(notices.catch_up(Some(outage("lost")), Some(2), 6, now).is_none());
-        assert!(notices.catch_up(None, Some(2), 7, now).is_none(), "an end that stood before");
-        assert!(notices.up(now, 4).is_none(), "another");
-        says(notices.catch_up(None, Some(8), 9, now), "upstream_up", "lost");
-        // Who waits for its subscription is notices by the sign, wherever the ring has been overrun meanwhile.
+        assert!(notices.catch_up(None, Some(2), 7, now).is_none(), "an end before the outage");
+        assert!(notices.up(now, 4).is_none(), "the end of another outage");
+        check(notices.catch_up(None, Some(8), 9, now), "upstream_up", "lost");
+        // A session whose subscription waits for the vendor gets its notice from the control
+        // message, even after a gap.
         notices.down(outage("subscribing"), 20);
         assert!(notices.catch_up(None, Some(8), 25, now).is_none());
-        says(notices.up(now, 30), "upstream_up", "subscribing");
+        check(notices.up(now, 30), "upstream_up", "subscribing");
     }
 }

@@ -1,5 +1,5 @@
-//! The publisher: moves what the link yields into the ring. It never waits for a session, so
-//! upstream is read as fast as it sends.
+//! The publisher: moves the link's events into the ring. It never waits for a session, so the link
+//! reads as fast as the upstream sends.
 
 use std::{
     sync::{
@@ -27,13 +27,13 @@ use crate::{
     subscriber::Feed,
 };
 
-/// The writing side of the ring, and the counts of what goes in.
+/// Writes into the ring, and counts the events that go in.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     pub(crate) ring: Ring,
     pub(crate) sampler: Sampler,
     pub(crate) feed: Feed,
-    /// The outage that lasts, for sessions that subscribe meanwhile.
+    /// The current outage, for sessions that subscribe during it.
     pub(crate) outage: watch::Sender<Option<Outage>>,
     pub(crate) intake: IntakeMetrics,
     /// How many frames may still be recounted in this second.
@@ -76,13 +76,14 @@ impl Publisher {
                     self.ring.control(Content::EntitlementsChanged);
                 }
             }
-            // Another firehose says so of its `*`, which a firehose never asks for.
+            // Only another firehose sends its coverage, to a link that asks for `*`. This link
+            // never does.
             LinkEvent::Coverage(_) => {}
         }
     }
 
-    /// Counts the events of a frame again, if it is one of the first of this second: the link's count
-    /// must hold against a JSON parser.
+    /// Counts the events of a frame again, if it is one of the first of this second. A JSON parser
+    /// must find as many as the link.
     fn recounted(&self, text: &[u8]) -> Option<u64> {
         if self.recounts.load(Ordering::Relaxed) == 0 {
             return None;
@@ -91,18 +92,18 @@ impl Publisher {
         parse_count(text)
     }
 
-    /// Publishes one frame of events, counted where the ring takes it.
+    /// Publishes one frame of events, and counts them as the ring counts them.
     fn publish_events(&mut self, frame: Frame, events: u32) {
-        let taken = self.ring.publish(frame, events);
-        self.intake.routed.inc_by(taken.events);
-        if taken.readers == 0 {
-            self.intake.unwanted.inc_by(taken.events);
+        let receipt = self.ring.publish(frame, events);
+        self.intake.routed.inc_by(receipt.events);
+        if receipt.readers == 0 {
+            self.intake.unwanted.inc_by(receipt.events);
         }
-        self.feed.metrics.events_owed.inc_by(taken.events * taken.readers);
+        self.feed.metrics.events_owed.inc_by(receipt.events * receipt.readers);
     }
 
-    /// Publishes a frame that is longer than a message to clients may be: rare enough to be parsed.
-    /// `received` is how many events the link counted in it.
+    /// Publishes a frame that is longer than a message to clients may be, in parts. Such frames are
+    /// rare enough to be parsed. `received` is how many events the link counted in it.
     fn publish_oversized(&mut self, text: &[u8], received: u64) {
         match split_oversized(text) {
             Ok(Fitting { arrays, oversize }) => {
@@ -110,7 +111,7 @@ impl Publisher {
                     self.publish_events(array, events);
                 }
                 if oversize > 0 {
-                    warn!(oversize, "events longer than a message may be dropped");
+                    warn!(oversize, "dropped events that are too long for a message");
                     self.intake.routed.inc_by(oversize);
                     self.feed.metrics.lost(LossReason::Oversize, oversize);
                     self.notify(&Notice::oversize(TierName::Firehose, oversize));

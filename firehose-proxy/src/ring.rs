@@ -1,7 +1,7 @@
 //! The ring: gives the same frame to every session, with a cursor for each reader.
 //!
 //! The ring is a tokio broadcast channel, which bounds messages. To bound bytes as well, a long
-//! message takes more than one slot: empty slots follow it and push out what stood there.
+//! message takes more than one slot: empty slots follow it and push out older messages.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,13 +18,14 @@ pub struct Published {
     pub frame: Frame,
     /// How many events it holds.
     pub events: u32,
-    /// What it is.
+    /// What kind of message it is.
     pub content: Content,
-    /// What was published before it since the start, from which a reader knows what it missed.
+    /// How much was published before it since the start. A reader derives from it how much it
+    /// missed.
     before: Total,
 }
 
-/// What a message is.
+/// The content of a message.
 #[derive(Debug, Clone)]
 pub enum Content {
     /// Events of the upstream.
@@ -33,9 +34,9 @@ pub enum Content {
     Notice,
     /// Control message: events may be missing from now on.
     Down(Outage),
-    /// Control message: since this time, everything wanted before arrives.
+    /// Control message: since this time, the upstream delivers every channel wanted before it.
     Complete(SystemTime),
-    /// Control message: what the vendor refuses has changed, or is complete.
+    /// Control message: the vendor's refusals have changed, or are complete.
     EntitlementsChanged,
 }
 
@@ -45,7 +46,7 @@ impl Published {
         self.before.messages
     }
 
-    /// Whether it was published during an outage, by the control messages before it.
+    /// Whether it was published during an outage, according to the control messages before it.
     pub fn is_in_outage(&self) -> bool {
         self.before.down > self.before.complete
     }
@@ -84,11 +85,12 @@ pub struct Ring {
     slot_bytes: usize,
 }
 
-/// Creates readers, wherever sessions are.
+/// Creates readers for sessions. Can be cloned.
 #[derive(Debug, Clone)]
 pub struct Readers {
     ring: broadcast::Sender<Slot>,
-    /// Held while the ring or its readers change, so that each reader knows exactly what it is owed.
+    /// Locked while the ring or its readers change, so that each reader knows exactly which
+    /// messages it is owed.
     published: Arc<Mutex<Total>>,
     unread: Level,
 }
@@ -98,14 +100,14 @@ pub struct Readers {
 pub struct Reader {
     ring: broadcast::Receiver<Slot>,
     published: Arc<Mutex<Total>>,
-    /// Everything published up to here is read or missed.
+    /// The reader has read or missed everything published up to here.
     seen: Total,
-    /// How many of the events seen are still in the gauge of unread ones.
+    /// How many of the events seen the gauge of unread events still counts.
     unreported: u64,
     unread: Level,
 }
 
-/// What a reader finds.
+/// What a reader gets next.
 #[derive(Debug)]
 pub enum Next {
     /// The next message.
@@ -121,19 +123,19 @@ pub enum Next {
     },
 }
 
-/// What the ring took of a message.
+/// How a published message was counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Taken {
-    /// How many events, by the ring's own total.
+pub struct Receipt {
+    /// How many events it holds, by the ring's own total.
     pub events: u64,
-    /// How many readers get them.
+    /// How many readers get it.
     pub readers: u64,
 }
 
 impl Ring {
-    /// A ring for this many messages, rounded up to a power of two, that hold this many bytes
-    /// together; it always holds one message. A reader that lags further loses the oldest. Only the
-    /// ring and its readers write the gauge of `unread` events.
+    /// Creates a ring for this many messages, rounded up to a power of two, and this many bytes in
+    /// all. It always holds one message, whatever its size. A reader that lags further loses the
+    /// oldest messages. Only the ring and its readers write `unread`, the gauge of unread events.
     pub fn new(messages: usize, bytes: usize, unread: Level) -> Self {
         let slots = messages.next_power_of_two();
         let (ring, _) = broadcast::channel(slots);
@@ -146,22 +148,22 @@ impl Ring {
         self.readers.clone()
     }
 
-    /// Publishes events to every reader there is.
-    pub fn publish(&mut self, frame: Frame, events: u32) -> Taken {
+    /// Publishes events to every current reader.
+    pub fn publish(&mut self, frame: Frame, events: u32) -> Receipt {
         self.send(frame, events, Content::Data)
     }
 
-    /// Publishes a notice to every reader there is.
+    /// Publishes a notice to every current reader.
     pub fn notify(&mut self, frame: Frame) {
         self.send(frame, 0, Content::Notice);
     }
 
-    /// Publishes a control message to every reader there is.
+    /// Publishes a control message to every current reader.
     pub fn control(&mut self, content: Content) {
         self.send(Frame::new(b""), 0, content);
     }
 
-    fn send(&mut self, frame: Frame, events: u32, content: Content) -> Taken {
+    fn send(&mut self, frame: Frame, events: u32, content: Content) -> Receipt {
         let bytes = frame.bytes().len();
         let mut published = lock(&self.readers.published);
         let before = *published;
@@ -174,7 +176,7 @@ impl Ring {
         let message = Published { frame, events, content, before };
         published.events += u64::from(events);
         let events = published.events - before.events;
-        // Without a reader nobody misses anything, so it is no error.
+        // The only error is that there are no readers, which does no harm.
         let readers = self.readers.ring.send(Slot::Message(message)).unwrap_or(0) as u64;
         self.readers.unread.inc_by((events * readers) as i64);
         if bytes > self.slot_bytes && readers > 0 {
@@ -182,12 +184,12 @@ impl Ring {
                 let _ = self.readers.ring.send(Slot::Empty);
             }
         }
-        Taken { events, readers }
+        Receipt { events, readers }
     }
 }
 
 impl Readers {
-    /// A reader of everything published from now on.
+    /// Creates a reader of everything published from now on.
     pub fn reader(&self) -> Reader {
         let published = lock(&self.published);
         Reader {
@@ -212,14 +214,14 @@ impl Reader {
         loop {
             match self.ring.recv().await {
                 Ok(Slot::Message(message)) => return Some(self.take(message)),
-                // The counts of the next message tell what was overwritten.
+                // The counts of the next message show how much was overwritten.
                 Ok(Slot::Empty) | Err(RecvError::Lagged(_)) => {}
                 Err(RecvError::Closed) => return None,
             }
         }
     }
 
-    /// The next message if there is one.
+    /// The next message; `None` if there is none yet.
     pub fn try_next(&mut self) -> Option<Next> {
         loop {
             match self.ring.try_recv() {
@@ -230,8 +232,8 @@ impl Reader {
         }
     }
 
-    /// Takes what was read or missed since the last call out of the gauge of unread events: once
-    /// for a batch of messages, once it is queued elsewhere.
+    /// Takes the events read or missed since the last call out of the gauge of unread events. Call
+    /// it once for each batch, when the batch is queued for the client.
     pub fn report(&mut self) {
         self.unread.dec_by(std::mem::take(&mut self.unreported) as i64);
     }
@@ -275,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_lags_learns_exactly_what_it_missed() {
+    fn a_lagging_reader_gets_the_exact_size_of_its_gap() {
         let (mut ring, readers) = ring(4, 1_000);
         let mut reader = readers.reader();
         let mut quick = readers.reader();
@@ -297,8 +299,8 @@ mod tests {
         assert_eq!(unread.get(), 10 + 5);
         assert_eq!((reader.leave(), quick.leave()), (10, 5));
         assert_eq!(unread.get(), 0);
-        let taken = ring.publish(Frame::new(b"nobody"), 1);
-        assert_eq!(taken, Taken { events: 1, readers: 0 });
+        let receipt = ring.publish(Frame::new(b"unread"), 1);
+        assert_eq!(receipt, Receipt { events: 1, readers: 0 });
     }
 
     #[test]
@@ -320,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_is_owed_what_comes_after_it_came() {
+    fn a_reader_is_owed_only_later_messages() {
         let (mut ring, readers) = ring(2, 1_000);
         ring.publish(Frame::new(b"before"), 100);
         let mut reader = readers.reader();
@@ -336,7 +338,8 @@ mod tests {
         Frame::new(&vec![b'x'; bytes - head])
     }
 
-    /// What a reader that reads nothing keeps in a ring of 8 messages and 800 bytes, after frames of these sizes.
+    /// Publishes frames of these sizes to a ring of 8 messages and 800 bytes before its reader
+    /// reads. Returns how many frames the reader missed, and the sizes of those it still gets.
     fn kept(sizes: &[usize]) -> (u64, Vec<usize>) {
         let (mut ring, readers) = ring(8, 800);
         let mut reader = readers.reader();
@@ -370,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_reads_any_more_is_not_kept() {
+    fn a_frame_is_freed_once_no_reader_needs_it() {
         let (mut ring, readers) = ring(8, 800);
         let (mut one, mut two) = (readers.reader(), readers.reader());
         let held = long(300);

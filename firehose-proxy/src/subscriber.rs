@@ -21,16 +21,16 @@ use crate::{
     ring::{Content, Next, Published, Reader, Readers},
 };
 
-/// Most messages, and most bytes but for one message more, that a session takes out of the ring
-/// before it writes them.
+/// Most messages that a session takes out of the ring before it writes them.
 const BATCH: usize = 64;
+/// The same in bytes. The last message may exceed it.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// What all sessions of the firehose share.
+/// The parts of the firehose that all sessions share.
 #[derive(Debug, Clone)]
 pub struct Feed {
     pub(crate) ring: Readers,
-    /// The outage that lasts.
+    /// The current outage.
     pub(crate) outage: watch::Receiver<Option<Outage>>,
     pub(crate) demand: Arc<UpstreamDemand>,
     pub(crate) entitlements: Arc<Entitlements>,
@@ -57,7 +57,7 @@ impl Tier for Feed {
     }
 }
 
-/// One session's side. It reads the ring while it holds any channel.
+/// One session's side of the firehose. It reads the ring while it holds any channel.
 #[derive(Debug)]
 pub struct FirehoseSubscriber {
     outbound: Arc<Outbound>,
@@ -72,10 +72,10 @@ pub struct FirehoseSubscriber {
 }
 
 impl FirehoseSubscriber {
-    /// Adds channels, unless what the vendor refuses has changed since the decision.
+    /// Adds channels, unless the vendor's refusals have changed since the decision.
     fn subscribe(&mut self, channels: BTreeSet<Channel>, version: u64) -> ChangeOutcome {
-        // The cursor comes first: before the upstream is asked, so that no event is missed, and
-        // before the refusals are read, so that no change of them is.
+        // Take the cursor first: before the upstream is asked, so that no event is missed, and
+        // before the refusals are read, so that no change of them is missed.
         let enters = self.reader.is_none();
         if enters {
             self.reader = Some(self.feed.ring.reader());
@@ -112,7 +112,7 @@ impl FirehoseSubscriber {
         self.feed.metrics.lost(LossReason::SessionClosed, unread);
     }
 
-    /// The notice for a session that subscribes while events may be missing, if they may.
+    /// The notice for a session that subscribes while events may be missing; `None` at other times.
     fn outage_notice(&mut self) -> Option<Frame> {
         let end = self.reader.as_ref()?.end();
         let subscribing = || (!self.feed.demand.all_answered()).then(|| Outage::now("subscribing"));
@@ -170,8 +170,8 @@ impl FirehoseSubscriber {
         }
     }
 
-    /// Tells the client which of its channels the vendor refuses, unless it knows, and a filtered
-    /// proxy what the firehose carries.
+    /// Reports to the client which of its channels the vendor has newly refused. A client that
+    /// holds `*`, such as a filtered proxy, also gets the coverage.
     fn enqueue_entitlements(&mut self) {
         let entitlements = Arc::clone(&self.feed.entitlements);
         let refused = entitlements.refused();
@@ -233,11 +233,11 @@ impl Subscriber for FirehoseSubscriber {
     async fn pull(&mut self) -> Result<(), CloseReason> {
         let Some(reader) = &mut self.reader else { return std::future::pending().await };
         let Some(next) = reader.next().await else {
-            // The publisher ends only with the program, whose stop every session sees.
+            // The publisher ends only with the program. Every session sees that stop by itself.
             return std::future::pending().await;
         };
         self.enqueue_next(next);
-        // One batch must not make a session slow that was not behind.
+        // One batch must not make a session slow that has kept up.
         let max_bytes = MAX_BATCH_BYTES.min(self.feed.queue_bytes / 2);
         while self.batch.len() < BATCH
             && self.batch_bytes < max_bytes
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(ring.publish(Frame::new(b"[{}]"), 1).readers, 0, "its cursor is gone");
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
 
-        assert!(subscriber.unavailable(&trades).is_some(), "decided anew");
+        assert!(subscriber.unavailable(&trades).is_some(), "decided again");
         let carried = SubscriptionOutcome::Carried(trades.clone());
         assert!(feed.entitlements.update(&[carried]));
         let version = subscriber.coverage_version();
