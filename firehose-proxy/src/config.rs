@@ -1,4 +1,4 @@
-//! The firehose's settings: what can be typed, and what it means.
+//! The firehose's settings: parses flags and variables, and checks their values.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -24,9 +24,11 @@ use proxy_common::{
 use secrecy::SecretString;
 use url::Url;
 
-/// Holds the one WebSocket connection that a Polygon.io (Massive) account may have, and broadcasts its raw frames.
+/// Holds the one WebSocket connection that a Polygon.io (Massive) account may have, and broadcasts
+/// its raw frames.
 ///
-/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above it.
+/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
+/// it.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
@@ -35,19 +37,22 @@ pub struct Args {
     /// Where the market data comes from [default: wss://socket.polygon.io/MARKET]
     #[arg(long, env = "POLYGON_WS_URL", hide_env_values = true, value_parser = websocket_url)]
     polygon_ws_url: Option<Url>,
-    /// Certificates (PEM) of authorities to trust at POLYGON_WS_URL, beside the public ones [default: none]
+    /// Certificates (PEM) of authorities to trust at POLYGON_WS_URL, beside the public ones
+    /// [default: none]
     #[arg(long, env = "POLYGON_CA", value_parser = path)]
     polygon_ca: Option<PathBuf>,
-    /// What * stands for upstream: event types or channels, separated by commas [default: all types of the market]
+    /// Event types or channels that * stands for upstream, separated by commas [default: all types
+    /// of the market]
     #[arg(long, env = "UPSTREAM_CHANNELS")]
     upstream_channels: Option<String>,
-    /// Time for which channels that nobody wants any more stay subscribed upstream
+    /// How long a channel stays subscribed upstream after its last subscriber has left
     #[arg(long, env = "UPSTREAM_LINGER", default_value = "30s", value_parser = duration)]
     upstream_linger: Duration,
-    /// Time without an event of a busy type, while its market is open, after which /health says so; or off
+    /// How long a busy type may send no event, while its market is open, before /health reports it;
+    /// or off
     #[arg(long, env = "SILENCE_ALARM", default_value = "60s", value_parser = silence_alarm)]
     silence_alarm: Alarm,
-    /// Host name or address to listen on, at every address that it stands for
+    /// Host name or address to listen on; a name stands for all its addresses
     #[arg(long, env = "FIREHOSE_HOST", default_value = "localhost")]
     host: String,
     /// Port to listen on; 0 takes any free one
@@ -56,13 +61,14 @@ pub struct Args {
     /// Keys that downstreams may present, separated by commas [default: the account's key]
     #[arg(long, env = "FIREHOSE_API_KEYS", hide_env_values = true)]
     firehose_api_keys: Option<SecretString>,
-    /// File holding those keys, separated by commas or lines, or lines of a label and the digest that hash-key prints
+    /// File holding those keys, separated by commas or lines, or lines of a label and the digest
+    /// that hash-key prints
     #[arg(long, env = "FIREHOSE_API_KEYS_FILE", value_parser = path)]
     firehose_api_keys_file: Option<PathBuf>,
-    /// Frames a downstream may lag behind before it loses some, which it is told
+    /// Frames that a downstream may lag before it loses some; a notice reports the loss
     #[arg(long, env = "RING_FRAMES", default_value = "16384", value_parser = count)]
     ring_frames: usize,
-    /// Bytes that a downstream may lag behind before it loses some, which it is told
+    /// Bytes that a downstream may lag before it loses some; a notice reports the loss
     #[arg(long, env = "RING_BYTES", default_value = "268435456", value_parser = count)]
     ring_bytes: usize,
     #[command(flatten)]
@@ -87,17 +93,18 @@ impl ProgramArgs for Args {
 pub struct Config {
     /// The link to the vendor.
     pub link: LinkConfig,
-    /// What `*` stands for there.
+    /// The channels that `*` stands for upstream.
     pub upstream_channels: BTreeSet<Channel>,
-    /// How long channels stay subscribed there that are not wanted any more.
+    /// How long a channel stays subscribed upstream after its last subscriber has left.
     pub upstream_linger: Duration,
-    /// After which time without events a busy type counts as silent, if ever.
+    /// How long a busy type may send no event before it counts as silent; `None` turns the alarm
+    /// off.
     pub silence_alarm: Option<Duration>,
-    /// Messages a downstream may lag behind.
+    /// Most messages that a downstream may lag.
     pub ring_frames: usize,
-    /// Bytes that these may hold together.
+    /// Most bytes that these messages may hold together.
     pub ring_bytes: usize,
-    /// What both tiers have.
+    /// The settings that both tiers share.
     pub server: ServerConfig,
 }
 
@@ -114,7 +121,7 @@ impl TryFrom<&Args> for Config {
             args.firehose_api_keys_file.as_deref(),
         )?;
         let keys = keys.unwrap_or_else(|| Keys::account("FIREHOSE_API_KEYS", &key));
-        // Filtered proxies pass notices on, so they get them in any case.
+        // Filtered proxies hold `*` and pass notices on, so they get them in any case.
         let notices = match args.server.client_notices {
             true => NoticePolicy::Everyone,
             false => NoticePolicy::HoldersOfAll,
@@ -163,7 +170,8 @@ fn check_ring(frames: usize, bytes: usize) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// A time, or never. The name keeps clap from taking the setting for one that may be absent.
+/// A time, or `None` for never. If a field's type reads `Option`, clap takes the setting for one
+/// that may be absent; the alias prevents that.
 type Alarm = Option<Duration>;
 
 fn silence_alarm(text: &str) -> Result<Alarm, String> {
@@ -176,9 +184,9 @@ fn silence_alarm(text: &str) -> Result<Alarm, String> {
     }
 }
 
-/// The places for a million frames take a hundred megabytes while they are empty.
+/// The slots for a million frames take a hundred megabytes even while they are empty.
 const MAX_RING_FRAMES: usize = 1 << 20;
-/// With less, frames of usual size would take many places in the ring.
+/// With fewer bytes, a frame of usual size would take many slots of the ring.
 const MIN_BYTES_PER_FRAME: usize = 1 << 10;
 
 /// Reads `T,Q.*,AM.SPY`: a bare type stands for all its symbols.
@@ -219,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_asked_upstream_is_refused() {
+    fn channels_that_cannot_be_asked_upstream_are_refused() {
         for list in ["", " , ", "*", "T,*", "ZZ", "XT", "AAPL", "T."] {
             let error = parse_channels(list, Market::Stocks).unwrap_err().to_string();
             assert!(error.starts_with("UPSTREAM_CHANNELS: invalid value "), "{error}");

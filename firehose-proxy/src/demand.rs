@@ -1,4 +1,5 @@
-//! What all sessions together want of the upstream, counted, with `*` spelt out.
+//! The union of the channels that all sessions hold, with the number of their holders. In place of
+//! `*` it asks upstream for the channels that `*` stands for.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -19,10 +20,10 @@ use tokio::{sync::watch, time::Instant};
 #[derive(Debug)]
 pub struct UpstreamDemand {
     market: Market,
-    /// Held only for the length of one change: sessions change rarely and none waits for another here.
+    /// Locked only during one change. Changes are rare and short.
     channels: Mutex<BTreeMap<Channel, Count>>,
     wanted: watch::Sender<Wanted>,
-    /// Whether the vendor has answered all of that.
+    /// Whether the vendor has answered every channel wanted.
     all_answered: AtomicBool,
     all: BTreeSet<Channel>,
     linger: Duration,
@@ -31,12 +32,13 @@ pub struct UpstreamDemand {
 #[derive(Debug)]
 enum Count {
     Held(usize),
-    /// Nobody holds it any more; it stays subscribed until then.
+    /// No session holds the channel any more. It stays subscribed until this time.
     Lingering(Instant),
 }
 
 impl UpstreamDemand {
-    /// An empty union. `all` is what `*` stands for upstream, where `*` itself means nothing.
+    /// Creates an empty union. `all` holds the channels that `*` stands for upstream, where `*`
+    /// itself means nothing.
     pub fn new(
         market: Market,
         all: BTreeSet<Channel>,
@@ -60,7 +62,7 @@ impl UpstreamDemand {
         });
     }
 
-    /// Counts one holder less of each channel. The last leaver's channels linger.
+    /// Counts one holder less of each channel. A channel without holders lingers from `now` on.
     pub fn remove<'a>(&self, channels: impl IntoIterator<Item = &'a Channel>, now: Instant) {
         self.change(|counts| {
             for channel in channels {
@@ -68,16 +70,16 @@ impl UpstreamDemand {
                     match entry.get_mut() {
                         Count::Held(n) if *n > 1 => *n -= 1,
                         last @ Count::Held(_) => *last = Count::Lingering(now + self.linger),
-                        Count::Lingering(_) => debug_assert!(false, "{channel} removed by nobody"),
+                        Count::Lingering(_) => debug_assert!(false, "{channel} has no holder"),
                     }
                 }
             }
-            // Everything goes on lingering.
+            // A channel that lingers is still wanted.
             false
         });
     }
 
-    /// Drops channels that have lingered long enough. To be called about once a second.
+    /// Drops channels that have lingered long enough. Call it about once a second.
     pub fn expire(&self, now: Instant) {
         self.change(|counts| {
             let before = counts.len();
@@ -86,22 +88,22 @@ impl UpstreamDemand {
         });
     }
 
-    /// Notes that the vendor has answered all that is wanted.
+    /// Records that the vendor has answered every channel wanted.
     pub fn set_all_answered(&self) {
         self.all_answered.store(true, Ordering::Release);
     }
 
-    /// Whether it has, since what is wanted changed last.
+    /// Whether the vendor has answered every channel since the wanted channels last changed.
     pub fn all_answered(&self) -> bool {
         self.all_answered.load(Ordering::Acquire)
     }
 
-    /// What is wanted now.
+    /// The channels wanted now.
     pub fn wanted(&self) -> watch::Ref<'_, Wanted> {
         self.wanted.borrow()
     }
 
-    /// `change` tells whether it may have changed what is wanted.
+    /// Applies `change`, which returns whether the wanted channels may have changed.
     fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>) -> bool) {
         let mut counts = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if !change(&mut counts) {
@@ -111,8 +113,9 @@ impl UpstreamDemand {
         if wanted.remove(&Channel::All) {
             wanted.extend(self.all.iter().cloned());
         }
-        // Whether the vendor would send an event twice for two subscriptions that match it is
-        // unknown. Of a kind without a wildcard, such as option quotes, symbols are asked for.
+        // It is unknown whether the vendor sends an event twice if two subscriptions match it. So
+        // symbols are left out while their kind is wanted. A kind without a wildcard, such as
+        // option quotes, is asked for by symbol.
         for kind in Kind::ALL {
             if self.market.serves_whole(kind) && wanted.contains(&Channel::Kind(kind)) {
                 wanted.retain(|other| !matches!(other, Channel::Symbol(k, _) if *k == kind));
@@ -159,11 +162,11 @@ mod tests {
         union.remove(&b, now);
         union.add(&b);
         union.expire(now + 2 * linger);
-        assert_eq!(wanted(&receiver), "T.AAPL", "taken up again while lingering");
+        assert_eq!(wanted(&receiver), "T.AAPL", "wanted again while lingering");
     }
 
     #[test]
-    fn star_is_spelt_out_and_never_passed_on() {
+    fn star_is_replaced_and_never_passed_on() {
         let (union, receiver) =
             UpstreamDemand::new(Market::Stocks, channels("T.*,Q.*"), Duration::from_secs(1));
         let star = channels("*,Q.*");
@@ -187,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn who_wants_something_new_waits_for_the_vendor() {
+    fn a_new_channel_waits_for_the_vendors_answer() {
         let (union, _receiver) =
             UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         assert!(!union.all_answered());
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unchanged_union_wakes_nobody() {
+    fn an_unchanged_union_wakes_no_receiver() {
         let (union, mut receiver) =
             UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A"));

@@ -1,5 +1,5 @@
-//! What the vendor grants: which of the channels asked for it refuses, and for which of those that `*`
-//! stands for it has answered.
+//! The account's entitlements: the channels that the vendor refuses, and the channels of `*` that
+//! it has answered.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,22 +21,22 @@ pub struct Refusals {
     pub reasons: BTreeMap<Channel, String>,
 }
 
-/// What is known of the vendor's grants. It outlives the connection, because the plan does.
+/// The vendor's answers so far. They outlive the connection, because the account's plan does.
 #[derive(Debug)]
 pub struct Entitlements {
     market: Market,
-    /// What `*` stands for.
+    /// The channels that `*` stands for.
     all: BTreeSet<Channel>,
-    /// Held for one look or change.
+    /// Locked for one read or change.
     known: Mutex<Known>,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    /// Of what `*` stands for, what was answered at least once.
+    /// The channels of `*` that the vendor has answered at least once.
     answered: BTreeSet<Channel>,
-    /// Of what is wanted now, what was refused. Shared with sessions, which compare it with what
-    /// they know.
+    /// The wanted channels that the vendor refuses. Sessions keep a clone, and compare it to see a
+    /// change.
     refused: Arc<Refusals>,
 }
 
@@ -47,13 +47,13 @@ impl Known {
 }
 
 impl Entitlements {
-    /// Nothing is known yet. `all` is what `*` stands for.
+    /// Starts without an answer. `all` holds the channels that `*` stands for.
     pub fn new(market: Market, all: BTreeSet<Channel>) -> Self {
         Self { market, all, known: Mutex::default() }
     }
 
-    /// Applies the vendor's answers. Returns whether sessions have to know: the refusals changed, or
-    /// the last channel that `*` stands for is answered.
+    /// Applies the vendor's answers. Returns whether sessions must be notified: the refusals
+    /// changed, or the last channel of `*` was answered.
     pub fn update(&self, outcomes: &[SubscriptionOutcome]) -> bool {
         let known = &mut *self.known();
         let mut reasons = known.refused.reasons.clone();
@@ -68,7 +68,8 @@ impl Entitlements {
                     reasons.remove(channel);
                     channel
                 }
-                // The vendor may be slow, or not answer for a type that it does not know.
+                // Counts as answered: the vendor may be slow, or may not answer for a type that it
+                // does not know.
                 SubscriptionOutcome::Unanswered(channel) => channel,
             };
             if self.all.contains(channel) {
@@ -83,8 +84,8 @@ impl Entitlements {
         changed
     }
 
-    /// Forgets refusals of channels that are not wanted any more; the vendor is asked again when
-    /// they are.
+    /// Forgets refusals of channels that are not wanted any more. Once they are wanted again, the
+    /// link asks the vendor again.
     pub fn retain(&self, wanted: &Wanted) {
         let known = &mut *self.known();
         if known.refused.reasons.keys().any(|channel| !wanted.contains(channel)) {
@@ -94,12 +95,13 @@ impl Entitlements {
         }
     }
 
-    /// The refusals of this moment.
+    /// The current refusals.
     pub fn refused(&self) -> Arc<Refusals> {
         Arc::clone(&self.known().refused)
     }
 
-    /// Why a subscription of this channel delivers nothing under these refusals, if so.
+    /// Why a subscription of this channel delivers nothing under these refusals; `None` if they do
+    /// not concern it.
     pub fn unavailable(&self, channel: &Channel, refused: &Refusals) -> Option<Unavailable> {
         let by = |channel: &Channel| {
             refused.reasons.get(channel).map(|why| Unavailable::refused(channel, why))
@@ -108,14 +110,15 @@ impl Entitlements {
             Channel::All => None,
             Channel::Kind(_) => by(channel),
             Channel::Symbol(kind, _) => {
-                // Of a kind without a wildcard, such as option quotes, symbols are asked for instead.
+                // A kind without a wildcard, such as option quotes, is asked for by symbol. Its
+                // refusal says nothing about its symbols.
                 let whole = || self.market.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
                 by(channel).or_else(|| whole()?)
             }
         }
     }
 
-    /// The status for sessions that hold `*`: what it stands for.
+    /// The status for sessions that hold `*`: the channels that `*` stands for.
     pub fn coverage_frame(&self) -> Frame {
         let known = &*self.known();
         let mut coverage = Coverage::default();
@@ -163,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_and_the_last_answer_are_news() {
+    fn refusals_and_the_last_answer_are_reported() {
         let entitlements = entitlements_of(Market::Stocks, &["T.*", "FMV.*"]);
         assert!(!entitlements.update(&[carried("T.*")]), "FMV.* is awaited");
         assert!(entitlements.update(&[refused("FMV.*")]));
@@ -177,20 +180,20 @@ mod tests {
                 && !lacks(&entitlements, "*")
                 && !lacks(&entitlements, "NOI.AAPL")
         );
-        assert!(entitlements.update(&[carried("FMV.*")]), "another plan");
+        assert!(entitlements.update(&[carried("FMV.*")]), "the plan has changed");
         assert!(!lacks(&entitlements, "FMV.*"));
         let silent = channel("NOI.*", Market::Stocks);
         assert!(!entitlements.update(&[SubscriptionOutcome::Unanswered(silent)]));
     }
 
     #[test]
-    fn what_nobody_wants_any_more_is_asked_again() {
+    fn a_refusal_is_forgotten_once_its_channel_is_unwanted() {
         let entitlements = entitlements_of(Market::Stocks, &["T.*"]);
         entitlements.update(&[refused("LV.AAPL"), refused("T.*")]);
         entitlements.retain(&Wanted::from([channel("T.*", Market::Stocks)]));
         assert!(!lacks(&entitlements, "LV.AAPL"));
         assert!(lacks(&entitlements, "T.AAPL"));
-        assert!(entitlements.update(&[refused("LV.AAPL")]), "refused anew");
+        assert!(entitlements.update(&[refused("LV.AAPL")]), "refused again");
     }
 
     #[test]
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_coverage_says_what_was_answered() {
+    fn the_coverage_lists_the_answers() {
         let entitlements = entitlements_of(Market::Stocks, &["T.*", "Q.*", "FMV.*"]);
         entitlements.update(&[carried("T.*"), refused("FMV.*"), refused("LV.AAPL")]);
         assert_eq!(

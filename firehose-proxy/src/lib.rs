@@ -31,7 +31,7 @@ use self::{
     publisher::Publisher, ring::Ring, silence::monitor::SilenceMonitor, subscriber::Feed,
 };
 
-/// A firehose behind its server.
+/// A firehose with its server.
 pub type FirehoseTier = TierHandler<Feed, FirehoseMonitor>;
 
 /// Binds the ports of a firehose.

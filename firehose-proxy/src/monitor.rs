@@ -1,4 +1,4 @@
-//! What the firehose does every second, and what it knows of its own condition.
+//! The firehose's monitor: its work of every second, and the problems that `/health` shows.
 
 use std::{
     sync::{
@@ -16,11 +16,11 @@ use crate::{
     subscriber::Feed,
 };
 
-/// Frames a second whose events are counted again by a JSON parser, as evidence for the ledger. A
-/// frame of 50 events takes about 20 us.
+/// How many frames a second the publisher counts again with a JSON parser, as evidence for the
+/// ledger. A frame of 50 events takes about 20 us.
 const RECOUNTS: u32 = 32;
 
-/// Watches over the firehose.
+/// Does the firehose's work of every second, and reports its problems.
 #[derive(Debug)]
 pub struct FirehoseMonitor {
     pub(crate) feed: Feed,
