@@ -1,27 +1,29 @@
-//! Walks an upstream frame once and finds its events: where each begins and ends, its kind and its symbol.
+//! Walks an upstream frame once and finds its events: the start and end of each, its kind and its
+//! symbol.
 //!
-//! Borders are found with masks of 64 bytes at a time that know strings and nesting, for any JSON. Kind and symbol are read
-//! at a glance where an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), and by walking its keys otherwise.
-//! Nothing is decoded, copied or allocated, but for strings with escapes. Values are not checked: an event goes out as it came.
+//! Bit masks over 64 bytes at a time find the borders of events in any JSON, with its strings and
+//! nesting. If an event begins as the feed writes it (`{"ev":"T","sym":"AAPL"`), its kind and
+//! symbol are read directly; otherwise its keys are walked. Only strings with escapes are decoded,
+//! copied or allocated. Values are not checked: an event goes out as it came.
 
 mod brackets;
 pub mod event;
 mod head;
 
 use self::{
-    brackets::{BLOCK, Brackets, GROUP, QuotePlaces},
+    brackets::{BLOCK, Brackets, GROUP, QuotePositions},
     event::{Event, Malformed},
     head::{any_head, feed_head, flat_head, trim_start},
 };
 
 /// Calls `visit` with each event of a frame, in order.
 ///
-/// Where a key stands twice in an event, the first one counts.
+/// If an event has a key twice, the first one counts.
 ///
 /// # Errors
 ///
-/// The frame is not an array of objects with balanced brackets and closed strings, and nothing but blanks around them; or it
-/// has 4 GiB or more.
+/// The frame is not an array of objects with balanced brackets and closed strings, or bytes other
+/// than blanks stand around it; or it has 4 GiB or more.
 #[inline]
 pub fn split(frame: &[u8], mut visit: impl FnMut(Event<'_>)) -> Result<(), Malformed> {
     if u32::try_from(frame.len()).is_err() {
@@ -51,34 +53,34 @@ pub fn split(frame: &[u8], mut visit: impl FnMut(Event<'_>)) -> Result<(), Malfo
 struct Walk<'a> {
     frame: &'a [u8],
     depth: u32,
-    /// Where the event at hand began.
+    /// The start of the current event.
     start: usize,
-    /// Whether it holds another object.
+    /// Whether the current event holds another object.
     nested: bool,
-    /// Where what was understood last ended.
+    /// The end of the last event or bracket that was accepted.
     last: usize,
     done: bool,
-    /// Room for [`flat_head`].
-    quotes: QuotePlaces,
+    /// Room for the quotes that [`flat_head`] finds.
+    quotes: QuotePositions,
 }
 
 impl Walk<'_> {
     #[inline(always)]
     fn follow(
         &mut self,
-        mut places: &[u32],
+        mut positions: &[u32],
         visit: &mut impl FnMut(Event<'_>),
     ) -> Result<(), Malformed> {
-        while let Some((&place, rest)) = places.split_first() {
-            let at = place as usize;
+        while let Some((&position, rest)) = positions.split_first() {
+            let at = position as usize;
             if self.depth != 1 || self.frame[at] != b'{' {
                 self.step(at, visit)?;
-                places = rest;
+                positions = rest;
                 continue;
             }
             self.separator(at)?;
-            // Most events hold no bracket, or one array without any.
-            let byte = |i: usize| rest.get(i).map(|&place| self.frame[place as usize]);
+            // Most events hold no bracket, or one array without a bracket inside.
+            let byte = |i: usize| rest.get(i).map(|&position| self.frame[position as usize]);
             let (end, rest) = match byte(0) {
                 Some(b'}') => (rest[0], &rest[1..]),
                 Some(b'[') if (byte(1), byte(2)) == (Some(b']'), Some(b'}')) => {
@@ -88,12 +90,12 @@ impl Walk<'_> {
                     self.start = at;
                     self.nested = false;
                     self.depth = 2;
-                    places = rest;
+                    positions = rest;
                     continue;
                 }
             };
             self.last = end as usize + 1;
-            places = rest;
+            positions = rest;
             match feed_head(&self.frame[at..self.last]) {
                 Some((kind, symbol)) => visit(Event { start: at, end: self.last, kind, symbol }),
                 None => self.visit_other(at, false, visit),
@@ -102,7 +104,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Any bracket, but one that begins an event.
+    /// Follows any bracket, except one that begins an event.
     #[inline]
     fn step(&mut self, at: usize, visit: &mut impl FnMut(Event<'_>)) -> Result<(), Malformed> {
         match (self.depth, self.frame[at]) {
@@ -132,7 +134,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The event from `start` to where was understood last.
+    /// Visits the event from `start` to `last`.
     fn visit_any(&mut self, start: usize, nested: bool, visit: &mut impl FnMut(Event<'_>)) {
         match feed_head(&self.frame[start..self.last]) {
             Some((kind, symbol)) => visit(Event { start, end: self.last, kind, symbol }),
@@ -140,7 +142,7 @@ impl Walk<'_> {
         }
     }
 
-    /// The same for one that does not begin as the feed writes it.
+    /// Visits an event that does not begin as the feed writes it.
     fn visit_other(&mut self, start: usize, nested: bool, visit: &mut impl FnMut(Event<'_>)) {
         let (text, end) = (&self.frame[start..self.last], self.last);
         if !nested && let Some((kind, symbol)) = flat_head(text, &mut self.quotes) {
@@ -150,7 +152,8 @@ impl Walk<'_> {
         visit(Event { start, end, kind, symbol: symbol.as_deref() });
     }
 
-    /// Between two events stands one comma, before the first none; blanks may surround it.
+    /// Checks that one comma stands between two events, and none before the first. Blanks may
+    /// surround it.
     #[inline]
     fn separator(&self, at: usize) -> Result<(), Malformed> {
         if at == self.last + 1 && self.frame[self.last] == b',' && self.frame[self.last - 1] == b'}'
@@ -169,7 +172,7 @@ impl Walk<'_> {
     }
 }
 
-/// Without the blanks that JSON knows.
+/// The text without the blanks that JSON allows around it.
 fn trim(text: &[u8]) -> &[u8] {
     let mut text = trim_start(text);
     while let [rest @ .., b' ' | b'\t' | b'\n' | b'\r'] = text {
@@ -254,9 +257,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_array_of_objects_is_noticed_behind_the_good_events() {
+    fn a_fault_is_found_after_the_good_events() {
         let good = r#"{"ev":"T","sym":"A"}"#;
-        // What stands for `_`, how many events are found, and what is left where the fault is noticed.
+        // The frame, in which `_` is a good event; the number of events found; and the rest from
+        // the fault on.
         for (frame, events, rest) in [
             ("", 0, ""),
             (" ", 0, ""),
@@ -289,7 +293,7 @@ mod tests {
     fn runs_of_backslashes_are_followed_across_blocks() {
         for padding in 0..130 {
             for run in 0..6 {
-                // An even run leaves the quote behind it bare: the string ends there.
+                // The quote after an even run is not escaped, so the string ends there.
                 let filler = "x".repeat(padding);
                 let slashes = "\\".repeat(run);
                 let inner = if run % 2 == 0 { "" } else { "\"]}" };

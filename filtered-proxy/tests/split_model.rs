@@ -1,4 +1,5 @@
-//! `split` against a model on a real JSON parser: any frame of any shape, and any bytes at all.
+//! Checks `split` against a model on a real JSON parser, with frames of any shape and with any
+//! bytes.
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
@@ -43,21 +44,21 @@ static EVENTS: LazyLock<Vec<String>> = LazyLock::new(|| {
     SAMPLES.lines().map(sample).collect()
 });
 
-/// What a frame holds, by whichever reader.
+/// An event of a frame, as the model or `split` finds it.
 #[derive(Debug, PartialEq)]
 struct Found {
     start: usize,
     end: usize,
-    kind: Says,
+    kind: Ev,
     symbol: Option<String>,
 }
 
-/// What `ev` says.
+/// The kind that `ev` names.
 #[derive(Debug, PartialEq)]
-enum Says {
+enum Ev {
     Kind(String),
     Unknown,
-    Nothing,
+    Missing,
 }
 
 /// The members of an object in their order, repeated keys and all.
@@ -85,7 +86,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// The events of a frame, by the parser; none if it is no array of objects.
+/// The events of a frame, as the parser finds them; `None` if it is no array of objects.
 fn model(frame: &[u8]) -> Option<Vec<Found>> {
     let elements: Vec<&RawValue> = serde_json::from_slice(frame).ok()?;
     elements.into_iter().map(|element| model_event(frame, element.get())).collect()
@@ -100,23 +101,23 @@ fn model_event(frame: &[u8], text: &str) -> Option<Found> {
     };
     let start = text.as_ptr() as usize - frame.as_ptr() as usize;
     let (kind, symbol) = match first("ev") {
-        None => (Says::Nothing, None),
+        None => (Ev::Missing, None),
         Some(code) => match KINDS.get(&code) {
-            None => (Says::Unknown, None),
-            Some(field) => (Says::Kind(code), first(field)),
+            None => (Ev::Unknown, None),
+            Some(field) => (Ev::Kind(code), first(field)),
         },
     };
     Some(Found { start, end: start + text.len(), kind, symbol })
 }
 
-/// The events of a frame, by the code under test.
+/// The events of a frame, as the code under test finds them.
 fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
     let mut events = Vec::new();
     let end = split(frame, |event| {
         let kind = match event.kind {
-            EventKind::Known(kind) => Says::Kind(kind.name().to_owned()),
-            EventKind::Unknown => Says::Unknown,
-            EventKind::Missing => Says::Nothing,
+            EventKind::Known(kind) => Ev::Kind(kind.name().to_owned()),
+            EventKind::Unknown => Ev::Unknown,
+            EventKind::Missing => Ev::Missing,
         };
         let symbol = event.symbol.map(|symbol| String::from_utf8_lossy(symbol).into_owned());
         events.push(Found { start: event.start, end: event.end, kind, symbol });
@@ -124,7 +125,7 @@ fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
     (events, end)
 }
 
-/// What holds for any bytes.
+/// Checks the properties that hold for any bytes.
 fn check(frame: &[u8]) -> Result<(), TestCaseError> {
     let (events, end) = found(frame);
     let mut last = 0;
@@ -145,12 +146,13 @@ fn check(frame: &[u8]) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Blanks where JSON allows them: mostly none.
+/// Blanks where JSON allows them; mostly none.
 fn blank() -> impl Strategy<Value = String> {
     prop_oneof![6 => Just(String::new()), 1 => "[ \t\n\r]{1,3}"]
 }
 
-/// The inside of a string as JSON text: all that could be taken for structure, and runs that cross blocks of 64 bytes.
+/// The inside of a string as JSON text. It may hold anything that looks like structure, and runs
+/// that cross blocks of 64 bytes.
 fn string_body() -> impl Strategy<Value = String> {
     let traps = [
         r#"\"sym\":\"AAPL\""#,
@@ -226,7 +228,7 @@ fn value() -> impl Strategy<Value = String> {
     })
 }
 
-/// The text of an array, these blanks taken in turn between its tokens.
+/// The text of an array, with these blanks in turn between its tokens.
 fn array(items: &[String], blanks: &[String]) -> String {
     let mut tokens = vec!["["];
     for item in items {
@@ -235,7 +237,7 @@ fn array(items: &[String], blanks: &[String]) -> String {
     finish(tokens, "]", blanks)
 }
 
-/// The text of an object, likewise.
+/// The text of an object, with blanks in the same way.
 fn object(members: &[(String, String)], blanks: &[String]) -> String {
     let mut tokens = vec!["{"];
     for (key, value) in members {
@@ -251,7 +253,7 @@ fn finish(mut tokens: Vec<&str>, close: &'static str, blanks: &[String]) -> Stri
     tokens.push(close);
     let blanks = blanks.iter().map(String::as_str).cycle();
     let mut text: Vec<&str> = tokens.into_iter().zip(blanks).flat_map(<[&str; 2]>::from).collect();
-    // Blanks behind it are the surrounding text's business.
+    // The surrounding text adds the blanks after it.
     text.pop();
     text.concat()
 }
@@ -270,7 +272,7 @@ fn event() -> impl Strategy<Value = String> {
     let disguised = (sample(), vec(member(), 0..4)).prop_flat_map(|(event, more)| {
         Just(members_of(&event).into_iter().chain(more).collect::<Vec<_>>()).prop_shuffle()
     });
-    // A sample with one value changed: an `ev` or a symbol that is no string, or another one.
+    // A sample with one value changed: an `ev` or a symbol that is no string, or any other value.
     let changed =
         (sample(), any::<Index>(), 0..3_usize, value()).prop_map(|(event, at, head, value)| {
             let mut members = members_of(&event);
@@ -282,7 +284,7 @@ fn event() -> impl Strategy<Value = String> {
             members[at].1 = value;
             members
         });
-    // What begins as the feed writes it, and may go on otherwise.
+    // An event that begins as the feed writes it, and may go on in another way.
     let codes: Vec<String> = KINDS.keys().cloned().chain(["ZZ".into(), "LULDX".into()]).collect();
     let like_feed = (select(codes), key(), string_body(), vec(member(), 0..4)).prop_map(
         |(code, key, symbol, more)| {
@@ -306,7 +308,7 @@ fn event() -> impl Strategy<Value = String> {
     ]
 }
 
-/// A frame of a few events; blanks before it move it against the borders of blocks.
+/// A frame of a few events. The blanks before it shift it against the borders of blocks.
 fn frame() -> impl Strategy<Value = String> {
     let around = (0..70_usize, blank());
     (around, vec(event(), 0..8), vec(blank(), 1..8)).prop_map(
@@ -316,7 +318,7 @@ fn frame() -> impl Strategy<Value = String> {
     )
 }
 
-/// A change to bytes, at a place that is a share of their length.
+/// A change to bytes, at a position that is a share of their length.
 #[derive(Debug, Clone)]
 enum Mutation {
     Truncate(Index),
@@ -337,21 +339,21 @@ fn mutation() -> impl Strategy<Value = Mutation> {
 
 impl Mutation {
     fn apply(self, bytes: &mut Vec<u8>) {
-        // One place more than there are bytes: the end.
-        let places = bytes.len() + 1;
+        // One position more than there are bytes: the end.
+        let positions = bytes.len() + 1;
         match self {
-            Self::Truncate(at) => bytes.truncate(at.index(places)),
+            Self::Truncate(at) => bytes.truncate(at.index(positions)),
             Self::Set(at, byte) => {
-                if let Some(place) = bytes.get_mut(at.index(places)) {
-                    *place = byte;
+                if let Some(changed) = bytes.get_mut(at.index(positions)) {
+                    *changed = byte;
                 }
             }
             Self::Insert(at, more) => {
-                let at = at.index(places);
+                let at = at.index(positions);
                 bytes.splice(at..at, more);
             }
             Self::Remove(at, length) => {
-                let at = at.index(places);
+                let at = at.index(positions);
                 bytes.drain(at..bytes.len().min(at + length));
             }
         }
@@ -377,7 +379,7 @@ proptest! {
     }
 
     #[test]
-    fn a_frame_cut_off_still_gives_its_whole_events(frame in frame(), at in any::<Index>()) {
+    fn a_truncated_frame_still_gives_its_whole_events(frame in frame(), at in any::<Index>()) {
         let frame = frame.as_bytes();
         let at = at.index(frame.trim_ascii_end().len());
         let whole = model(frame).into_iter().flatten().filter(|event| event.end <= at);
@@ -409,9 +411,10 @@ proptest! {
         check(&[b"[{\"ev\":\"T\",\"sym\":\"", &bytes[..], b"\"}]"].concat())?;
     }
 
-    /// The head that is read at a glance, and the same event written so that its keys have to be walked.
+    /// Compares the head that is read directly with the same event in spellings whose keys must be
+    /// walked.
     #[test]
-    fn every_spelling_of_an_event_says_the_same(
+    fn every_spelling_of_an_event_is_read_alike(
         (code, field) in select(KINDS.iter().collect::<Vec<_>>()),
         symbol in "[A-Z0-9.:/é-]{0,12}",
         more in vec(("\"x[a-z]{0,3}\"", value()), 0..4),
@@ -437,7 +440,7 @@ proptest! {
                 let (events, end) = found(format!("[{event}]").as_bytes());
                 prop_assert_eq!(end, Ok(()));
                 let [event] = &events[..] else { panic!("one event") };
-                prop_assert_eq!(&event.kind, &Says::Kind(code.clone()));
+                prop_assert_eq!(&event.kind, &Ev::Kind(code.clone()));
                 prop_assert_eq!(event.symbol.as_ref(), Some(&symbol));
             }
         }
@@ -465,7 +468,7 @@ fn every_sample_is_found_with_its_kind_and_symbol() {
     assert_eq!((Some(&events), end), (model(frame.as_bytes()).as_ref(), Ok(())));
     let texts: Vec<_> = events.iter().map(|event| &frame[event.start..event.end]).collect();
     assert_eq!(texts, *EVENTS);
-    let known = events.iter().filter(|event| matches!(event.kind, Says::Kind(_)));
+    let known = events.iter().filter(|event| matches!(event.kind, Ev::Kind(_)));
     assert_eq!(
         known.filter(|event| event.symbol.is_some()).count(),
         EVENTS.len() - 1,
@@ -473,7 +476,7 @@ fn every_sample_is_found_with_its_kind_and_symbol() {
     );
 }
 
-/// Half a character of UTF-16 is JSON, though no text: it may hide nothing but itself.
+/// Half a character of UTF-16 is valid JSON, but no text. It must hide only itself.
 #[test]
 fn half_a_character_hides_nothing_else() {
     for object in [
@@ -488,7 +491,8 @@ fn half_a_character_hides_nothing_else() {
     }
 }
 
-/// A run of backslashes of every length, ended at every place of a block: what follows it is inside the string or not.
+/// Runs of backslashes of every length end at every position of a block. The length decides whether
+/// the text after them is inside the string.
 #[test]
 fn backslashes_at_the_borders_of_blocks() {
     for padding in 0..64 {

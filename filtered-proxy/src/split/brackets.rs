@@ -1,76 +1,81 @@
-//! Where the brackets of a text stand that are not part of its strings: 64 bytes at a time, by masks with one bit a byte.
+//! Finds the brackets of a text that are not part of its strings: 64 bytes at a time, by masks with
+//! one bit for each byte.
 
 use multiversion::multiversion;
 use wide::u8x16;
 
-/// Bytes looked at together.
+/// Bytes inspected together.
 pub(super) const BLOCK: usize = 64;
-/// Blocks whose brackets are found before they are followed: the more, the fewer branches that cannot be foreseen, as long as
-/// the list stays in the processor's nearest cache.
+/// Blocks whose brackets are found before they are followed. The more, the fewer branches the
+/// processor predicts wrongly, as long as the list stays in its nearest cache.
 pub(super) const GROUP: usize = 16;
-/// Brackets noted at once; seldom a block has more.
-const NOTED: usize = 4;
+/// Positions stored at once. A block seldom has more.
+const STORED: usize = 4;
 
 /// Finds brackets, from the beginning of a text to its end.
 pub(super) struct Brackets {
-    places: [u32; GROUP * BLOCK + NOTED],
+    positions: [u32; GROUP * BLOCK + STORED],
     strings: Strings,
 }
 
 impl Brackets {
-    /// For a text of which nothing has been seen.
+    /// Starts at the beginning of a text.
     pub(super) fn new() -> Self {
-        Self { places: [0; GROUP * BLOCK + NOTED], strings: Strings::default() }
+        Self { positions: [0; GROUP * BLOCK + STORED], strings: Strings::default() }
     }
 
-    /// Finds the brackets of the next blocks, [`GROUP`] at most, the first of which begins at `base`.
+    /// Finds the brackets of the next blocks, [`GROUP`] at most. The first of them begins at
+    /// `base`.
     #[inline(always)]
     pub(super) fn find(&mut self, blocks: &[[u8; BLOCK]], base: u32) -> &[u32] {
         let count = find(self, blocks, base);
-        &self.places[..count]
+        &self.positions[..count]
     }
 }
 
-/// Tells how many places were noted. Compiled twice, for processors with wide registers and for any.
+/// Returns how many positions it stored. Compiled twice, for processors with wide registers and for
+/// any.
 #[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
 fn find(brackets: &mut Brackets, blocks: &[[u8; BLOCK]], mut base: u32) -> usize {
     let mut count = 0;
     for block in blocks {
         let mask = brackets.strings.outside(&Masks::of(block));
-        count = note(&mut brackets.places, count, base, mask);
+        count = store(&mut brackets.positions, count, base, mask);
         base = base.wrapping_add(BLOCK as u32);
     }
     count
 }
 
-/// Adds the places of a block's mask to a list that holds `count` of them and has room for [`NOTED`] more than there can be.
+/// Adds the positions of a block's mask to a list that holds `count` of them. The list has room for
+/// [`STORED`] more than there can be.
 #[inline(always)]
-fn note(places: &mut [u32], count: usize, base: u32, mut mask: u64) -> usize {
+fn store(positions: &mut [u32], count: usize, base: u32, mut mask: u64) -> usize {
     let end = count + mask.count_ones() as usize;
     let mut at = count;
-    // A fixed number of stores, some in vain, costs less than a branch on how many there are.
+    // A fixed number of stores, some of them useless, costs less than a branch on how many there
+    // are.
     loop {
-        let room: &mut [u32; NOTED] =
-            places[at..].first_chunk_mut().expect("room for what a block can hold");
-        for place in room {
-            *place = base.wrapping_add(mask.trailing_zeros());
+        let room: &mut [u32; STORED] =
+            positions[at..].first_chunk_mut().expect("room for what a block can hold");
+        for position in room {
+            *position = base.wrapping_add(mask.trailing_zeros());
             mask &= mask.wrapping_sub(1);
         }
         if mask == 0 {
             return end;
         }
-        at += NOTED;
+        at += STORED;
     }
 }
 
-/// The longest text that [`quotes`] looks through.
+/// The longest text that [`quotes`] searches.
 pub(super) const MAX_QUOTED: usize = 8 * BLOCK;
-/// Room for the places of its quotes.
-pub(super) type QuotePlaces = [u32; MAX_QUOTED + NOTED];
+/// Room for the positions of its quotes.
+pub(super) type QuotePositions = [u32; MAX_QUOTED + STORED];
 
-/// Where the quotes of a text stand that has no backslash; `None` if it has one or is too long.
+/// The positions of the quotes of a text; `None` if it has a backslash or is too long.
 #[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
-pub(super) fn quotes<'a>(text: &[u8], places: &'a mut QuotePlaces) -> Option<&'a [u32]> {
+pub(super) fn quotes<'a>(text: &[u8], positions: &'a mut QuotePositions) -> Option<&'a [u32]> {
     if text.len() > MAX_QUOTED {
         return None;
     }
@@ -84,10 +89,10 @@ pub(super) fn quotes<'a>(text: &[u8], places: &'a mut QuotePlaces) -> Option<&'a
         if masks.backslashes != 0 {
             return None;
         }
-        count = note(places, count, base, masks.quotes);
+        count = store(positions, count, base, masks.quotes);
         base += BLOCK as u32;
     }
-    Some(&places[..count])
+    Some(&positions[..count])
 }
 
 /// Which of 64 bytes are quotes, backslashes and brackets; the first byte is the lowest bit.
@@ -113,7 +118,7 @@ impl Masks {
             backslashes[i] = bytes.simd_eq(u8x16::splat(b'\\'));
         }
         let [a, b, c, d] = backslashes;
-        // Hardly ever.
+        // Backslashes are rare.
         if (a | b | c | d).any() {
             for (i, lane) in backslashes.into_iter().enumerate() {
                 masks.backslashes |= bits(lane, i);
@@ -128,12 +133,12 @@ fn bits(found: u8x16, lane: usize) -> u64 {
     u64::from(found.to_bitmask()) << (16 * lane)
 }
 
-/// What is carried from one block to the next about strings.
+/// The state of strings that one block passes to the next.
 #[derive(Debug, Default)]
 struct Strings {
-    /// All ones if the block before ended inside a string.
+    /// All ones if the previous block ended inside a string.
     inside: u64,
-    /// 1 if the block before ended with a backslash that escapes.
+    /// 1 if the previous block ended with a backslash that escapes the next byte.
     escaping: u64,
 }
 
@@ -145,7 +150,7 @@ impl Strings {
         if masks.backslashes | self.escaping != 0 {
             quotes &= !self.escaped(masks.backslashes);
         }
-        // Bit i of the running xor tells whether an odd number of quotes stands at or before byte i.
+        // Bit i of the running xor is set if an odd number of quotes stands at or before byte i.
         let mut inside = quotes;
         for shift in [1, 2, 4, 8, 16, 32] {
             inside ^= inside << shift;
@@ -155,13 +160,14 @@ impl Strings {
         masks.brackets & !inside
     }
 
-    /// Which bytes are escaped by a backslash before them that is not escaped itself: those behind an odd run of backslashes.
+    /// The bytes that a backslash before them escapes: those after an odd run of backslashes.
     fn escaped(&mut self, backslashes: u64) -> u64 {
         const EVEN: u64 = 0x5555_5555_5555_5555;
         let active = backslashes & !self.escaping;
         let follows = (active << 1) | self.escaping;
         let odd_starts = active & !EVEN & !follows;
-        // Adding a run's start to the run carries just past its end; whether the end is even or odd tells the run's length.
+        // Adding a run's start to the run carries just past its end. So an even or odd end shows
+        // whether the run's length is even or odd.
         let (ends, carry) = odd_starts.overflowing_add(active);
         self.escaping = u64::from(carry);
         (EVEN ^ (ends << 1)) & follows
@@ -198,10 +204,10 @@ mod tests {
     }
 
     #[test]
-    fn brackets_are_those_that_a_walk_byte_by_byte_finds() {
+    fn brackets_are_those_of_a_walk_byte_by_byte() {
         let mut random = fastrand::Rng::with_seed(5);
         for _ in 0..5_000 {
-            // Where blocks meet, backslashes and quotes are many; elsewhere they are few.
+            // Backslashes and quotes are frequent where blocks meet, and rare elsewhere.
             let text: [[u8; BLOCK]; 4] = std::array::from_fn(|_| {
                 std::array::from_fn(|at| match (random.u8(..), at) {
                     (..128, 0 | 63) | (..4, _) => b'\\',
@@ -229,13 +235,13 @@ mod tests {
     fn quotes_are_found_in_texts_of_any_length() {
         for length in [0, 1, 63, 64, 65, 128, MAX_QUOTED - 1, MAX_QUOTED] {
             let text: Vec<u8> = (0..length).map(|i| if i % 3 == 0 { b'"' } else { b'x' }).collect();
-            let mut places = [0; _];
+            let mut positions = [0; _];
             let expected: Vec<u32> = (0..length as u32).step_by(3).collect();
-            assert_eq!(quotes(&text, &mut places), Some(&expected[..]), "{length}");
+            assert_eq!(quotes(&text, &mut positions), Some(&expected[..]), "{length}");
         }
-        let mut places = [0; _];
-        assert_eq!(quotes(&[b'"'; MAX_QUOTED], &mut places).map(<[u32]>::len), Some(MAX_QUOTED));
-        assert_eq!(quotes(&[b'x'; MAX_QUOTED + 1], &mut places), None);
-        assert_eq!(quotes(br#""\""#, &mut places), None);
+        let mut positions = [0; _];
+        assert_eq!(quotes(&[b'"'; MAX_QUOTED], &mut positions).map(<[u32]>::len), Some(MAX_QUOTED));
+        assert_eq!(quotes(&[b'x'; MAX_QUOTED + 1], &mut positions), None);
+        assert_eq!(quotes(br#""\""#, &mut positions), None);
     }
 }

@@ -1,34 +1,36 @@
-//! An event as it is found in a frame.
+//! An event in a frame, as `split` finds it.
 
 use proxy_common::protocol::Kind;
 
 /// One event of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event<'a> {
-    /// Where its object begins in the frame.
+    /// The start of its object in the frame.
     pub start: usize,
-    /// Where its object ends.
+    /// The end of its object.
     pub end: usize,
     /// Its kind.
     pub kind: EventKind,
-    /// Its symbol, from the field that its kind keeps it in; `None` where that field is missing or no string.
+    /// Its symbol, from the field that holds the symbol for its kind; `None` if that field is
+    /// missing or no string.
     pub symbol: Option<&'a [u8]>,
 }
 
-/// What the `ev` of an event says.
+/// The kind that the `ev` of an event names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
     /// A kind of the vendor's.
     Known(Kind),
-    /// A kind that this program does not know; only `*` brings it.
+    /// A kind that this program does not know. Only sessions with `*` get such an event.
     Unknown,
-    /// There is no `ev`, or it is no string: no event at all. Official clients die of such objects.
+    /// There is no `ev`, or it is no string. Such an object is no event, and official clients crash
+    /// on it.
     Missing,
 }
 
-/// The frame stops being an array of objects here. Events before it are good.
+/// The position from which the frame is no array of objects. Events before it are good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed {
-    /// The byte at which it was noticed.
+    /// The byte at which the fault was found.
     pub at: usize,
 }

@@ -1,15 +1,17 @@
-//! Kind and symbol of one event: at a glance where it begins as the feed writes it, by walking its keys otherwise.
+//! Reads the kind and symbol of one event, which are its head: directly if the event begins as the
+//! feed writes it, and by walking its keys otherwise.
 
 use std::borrow::Cow;
 
 use proxy_common::protocol::{Kind, SymbolField};
 
 use super::{
-    brackets::{QuotePlaces, quotes},
+    brackets::{QuotePositions, quotes},
     event::EventKind,
 };
 
-/// The head of an event that begins as the feed writes most of them: `ev`, then the symbol. `None` for any other.
+/// The head of an event that begins as the feed writes most events: `ev`, then the symbol. `None`
+/// for any other.
 #[inline(always)]
 pub(super) fn feed_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
     let rest = text.strip_prefix(br#"{"ev":""#)?;
@@ -31,11 +33,11 @@ pub(super) fn feed_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
     (rest[end] == b'"').then(|| (EventKind::Known(kind), Some(&rest[..end])))
 }
 
-/// The first quote or backslash.
+/// The position of the first quote or backslash.
 #[inline(always)]
 fn string_end(text: &[u8]) -> Option<usize> {
     const LOW: u64 = 0x0101_0101_0101_0101;
-    // Exact for the lowest byte that is zero; what a borrow makes of those above it does not matter.
+    // Exact for the lowest zero byte. A borrow may change the bytes above it, which do not matter.
     const fn zero_bytes(word: u64) -> u64 {
         word.wrapping_sub(LOW) & !word & (LOW << 7)
     }
@@ -50,18 +52,19 @@ fn string_end(text: &[u8]) -> Option<usize> {
     text.iter().position(|&byte| matches!(byte, b'"' | b'\\'))
 }
 
-/// The head of an event with no object inside it, whatever the order of its keys and the blanks between them; goes from quote
-/// to quote. `None` for one with escapes, or too long. The first of equal keys counts.
+/// The head of an event with no object inside it, for any order of its keys and any blanks between
+/// them. Goes from quote to quote. `None` if the event has escapes or is too long. The first of
+/// equal keys counts.
 pub(super) fn flat_head<'a>(
     text: &'a [u8],
-    places: &mut QuotePlaces,
+    positions: &mut QuotePositions,
 ) -> Option<(EventKind, Option<&'a [u8]>)> {
-    let mut quotes = quotes(text, places)?;
+    let mut quotes = quotes(text, positions)?;
     let mut kind = None;
     let mut symbols = [None; 4];
-    // The quotes of one string and those behind it.
-    while let [opening, closing, behind @ ..] = quotes {
-        quotes = behind;
+    // The two quotes of one string, and those after it.
+    while let [opening, closing, following @ ..] = quotes {
+        quotes = following;
         let (key, rest) = (&text[*opening as usize + 1..*closing as usize], *closing as usize + 1);
         let field = match key {
             b"ev" => None,
@@ -71,14 +74,14 @@ pub(super) fn flat_head<'a>(
             b"p" => Some(SymbolField::P),
             _ => continue,
         };
-        // Strings inside arrays, and values, are no keys.
+        // Only a key has a colon after it; strings inside arrays, and values, have none.
         let [b':', value @ ..] = trim_start(&text[rest..]) else { continue };
         let mut string = None;
         if trim_start(value).first() == Some(&b'"')
-            && let [opening, closing, behind @ ..] = quotes
+            && let [opening, closing, following @ ..] = quotes
         {
             string = Some(&text[*opening as usize + 1..*closing as usize]);
-            quotes = behind;
+            quotes = following;
         }
         match field {
             Some(field) => _ = symbols[field as usize].get_or_insert(string),
@@ -133,7 +136,7 @@ pub(super) fn any_head(text: &[u8]) -> (EventKind, Option<Cow<'_, [u8]>>) {
     (kind.map_or(EventKind::Missing, EventKind::Known), None)
 }
 
-/// Without the blanks that JSON knows.
+/// The text without the blanks that JSON allows before it.
 #[inline(always)]
 pub(super) fn trim_start(mut text: &[u8]) -> &[u8] {
     while let [b' ' | b'\t' | b'\n' | b'\r', rest @ ..] = text {
@@ -142,7 +145,7 @@ pub(super) fn trim_start(mut text: &[u8]) -> &[u8] {
     text
 }
 
-/// What stands between two quotes.
+/// The text between two quotes.
 #[derive(Clone, Copy)]
 struct Quoted<'a> {
     text: &'a [u8],
@@ -150,7 +153,7 @@ struct Quoted<'a> {
 }
 
 impl<'a> Quoted<'a> {
-    /// What the string says; `None` if that is no text, as with half of a surrogate pair.
+    /// The decoded string; `None` if that is no text, as with half of a surrogate pair.
     #[inline]
     fn decode(self) -> Option<Cow<'a, [u8]>> {
         if !self.escapes {
@@ -168,7 +171,7 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The next key and its value. `None` at the end, or where this is no object.
+    /// The next key and its value. `None` at the end, or if the text is no object.
     #[inline]
     fn next(&mut self) -> Option<(Quoted<'a>, Option<Quoted<'a>>)> {
         self.skip_blanks();
@@ -192,14 +195,14 @@ impl<'a> Fields<'a> {
         self.rest = trim_start(self.rest);
     }
 
-    /// Takes the string at hand.
+    /// Takes the string at the start of the rest.
     #[inline(always)]
     fn string(&mut self) -> Option<Quoted<'a>> {
         let text = self.rest.strip_prefix(b"\"")?;
         let mut end = string_end(text)?;
         let escapes = text[end] == b'\\';
         while text[end] == b'\\' {
-            // Past the escaped byte.
+            // Skips the escaped byte.
             end += 2;
             end += string_end(text.get(end..)?)?;
         }
@@ -207,7 +210,7 @@ impl<'a> Fields<'a> {
         Some(Quoted { text: &text[..end], escapes })
     }
 
-    /// Passes a value that is no string: up to the comma or bracket that ends it on its own level.
+    /// Skips a value that is no string, up to the comma or bracket that ends it.
     #[inline(always)]
     fn skip_value(&mut self) {
         let mut depth = 0_usize;
@@ -240,12 +243,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_way_of_reading_says_the_same() {
+    fn all_readers_find_the_same_head() {
         let kinds = ["T", "LULD", "XT", "C", "V", "status", "ZZ"];
         let keys = ["ev", "sym", "T", "pair", "p", "t"];
         let values = [r#""A""#, r#""""#, "7", "-1.5e3", "null", r#"["x",7]"#];
         let mut random = fastrand::Rng::with_seed(3);
-        let mut glances = 0;
+        let mut direct = 0;
         for _ in 0..20_000 {
             let colon = random.choice([":", " : ", ":\t"]).unwrap();
             let comma = random.choice([",", " ,\r\n"]).unwrap();
@@ -257,17 +260,17 @@ mod tests {
                 })
                 .collect();
             let kind = random.choice(kinds).unwrap();
-            let place = if random.bool() { 0 } else { random.usize(0..=members.len()) };
-            members.insert(place, format!("\"ev\"{colon}\"{kind}\""));
+            let position = if random.bool() { 0 } else { random.usize(0..=members.len()) };
+            members.insert(position, format!("\"ev\"{colon}\"{kind}\""));
             let event = format!("{{{}}}", members.join(comma));
             let (kind, symbol) = any_head(event.as_bytes());
             let expected = (kind, symbol.as_deref());
             assert_eq!(flat_head(event.as_bytes(), &mut [0; _]), Some(expected), "{event}");
             if let Some(head) = feed_head(event.as_bytes()) {
                 assert_eq!(head, expected, "{event}");
-                glances += 1;
+                direct += 1;
             }
         }
-        assert!(glances > 30, "{glances}");
+        assert!(direct > 30, "{direct}");
     }
 }
