@@ -1,6 +1,7 @@
-//! From frames to chunks: which events of a batch go to which cohort, rendered once for each.
+//! Sorts the events of a batch of frames by cohort, and renders chunks once for each cohort.
 //!
-//! Pure: frames in, deliveries out. A batch is what the link had ready at once; nothing is kept from one batch to the next.
+//! Pure: frames in, chunks out. A batch holds the frames that the link had ready at once. Nothing
+//! but empty buffers is kept from one batch to the next.
 
 use bytes::Bytes;
 use proxy_common::{
@@ -19,10 +20,11 @@ use crate::{
 /// Most bytes of one chunk: a message less its brackets.
 const MAX_CHUNK_BYTES: usize = MAX_MESSAGE_BYTES - 2;
 
-/// Room that a cohort keeps from one batch to the next; what a burst took beyond is given back.
+/// Room for spans that a cohort keeps from one batch to the next. Room that a burst took beyond it
+/// is freed.
 const KEPT_SPANS: usize = 256;
 
-/// Where events stand in a batch: one, or several that follow each other in a frame.
+/// The position of events in a batch: of one, or of several that follow each other in a frame.
 #[derive(Debug, Clone, Copy)]
 struct Span {
     frame: u32,
@@ -31,11 +33,11 @@ struct Span {
     events: u32,
 }
 
-/// What a batch holds for one cohort.
+/// The events of a batch for one cohort.
 #[derive(Debug, Default)]
 struct Pending {
     spans: Vec<Span>,
-    /// The number of the last event put here, so that no event is put here twice.
+    /// The number of the last event added, so that no event is added twice.
     last: u64,
 }
 
@@ -44,15 +46,15 @@ struct Pending {
 pub struct Tally {
     /// Events found in the frames.
     pub events: u64,
-    /// Events that nobody wanted.
+    /// Events that no session wanted.
     pub unwanted: u64,
-    /// Events longer than a message may be, delivered to nobody.
+    /// Events longer than a message may be, delivered to no session.
     pub oversize: u64,
-    /// Objects without an `ev`, delivered to nobody.
+    /// Objects without an `ev`, delivered to no session.
     pub missing_ev: u64,
 }
 
-/// What one frame held.
+/// The counts of one frame.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
     /// Events.
@@ -63,18 +65,18 @@ pub struct Found {
     pub damage: Option<Malformed>,
 }
 
-/// The frames at hand, and which cohort gets which of their events.
+/// The frames of one batch, and which cohort gets which of their events.
 #[derive(Debug, Default)]
 pub struct Batch {
     frames: Vec<Bytes>,
     bytes: usize,
     /// By cohort. Buffers are kept for the cohort's next batch.
     pending: Vec<Pending>,
-    /// Cohorts with something pending.
+    /// Cohorts with pending events.
     touched: Vec<CohortId>,
-    /// Everything, for cohorts that hold `*`.
+    /// All events, for cohorts that hold `*`.
     all: Vec<Span>,
-    /// Whether an event was left out since the last one, so that what follows cannot join it.
+    /// Whether an event was left out after the last span, so that the next event cannot extend it.
     skipped: bool,
     event_number: u64,
     tally: Tally,
@@ -82,7 +84,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds a frame: finds its events and notes which cohorts want them. Returns what it found.
+    /// Adds a frame: finds its events, and records which cohorts want them. Returns the frame's
+    /// counts.
     pub fn add<M>(&mut self, frame: Bytes, market: Market, index: &Index<M>) -> Found {
         let number = self.frames.len() as u32;
         let (events, missing_ev) = (self.tally.events, self.tally.missing_ev);
@@ -96,7 +99,7 @@ impl Batch {
         }
     }
 
-    /// Bytes of the frames at hand.
+    /// Bytes of the frames added since the last delivery.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -118,22 +121,22 @@ impl Batch {
         }
         let mut wanted = !index.all().is_empty();
         if wanted {
-            let joined = !std::mem::take(&mut self.skipped) && extend(&mut self.all, span);
-            if !joined {
+            let extended = !std::mem::take(&mut self.skipped) && extend(&mut self.all, span);
+            if !extended {
                 self.all.push(span);
             }
         }
         if let EventKind::Known(kind) = event.kind {
-            let mut put = |cohort| {
+            let mut add = |cohort| {
                 wanted = true;
                 self.pending_of(cohort, span);
             };
             match event.symbol {
                 Some(symbol) if market.has_symbol_forms() => {
                     let symbol = String::from_utf8_lossy(symbol);
-                    index.lookup(kind, Some(market.symbol_key(&symbol).as_bytes()), &mut put);
+                    index.lookup(kind, Some(market.symbol_key(&symbol).as_bytes()), &mut add);
                 }
-                symbol => index.lookup(kind, symbol, &mut put),
+                symbol => index.lookup(kind, symbol, &mut add),
             }
         }
         self.tally.unwanted += u64::from(!wanted);
@@ -155,8 +158,9 @@ impl Batch {
         pending.spans.push(span);
     }
 
-    /// Hands out the chunks of each cohort that gets anything, none longer than a message may be, in the order of the events;
-    /// then forgets the batch. Returns what became of its events.
+    /// Calls `send` with the chunks of each cohort that gets events, in the order of the events. No
+    /// chunk is longer than a message may be. Then clears the batch, and returns what became of its
+    /// events.
     pub fn deliver<M>(
         &mut self,
         index: &Index<M>,
@@ -185,7 +189,7 @@ impl Batch {
         std::mem::take(&mut self.tally)
     }
 
-    /// Cohorts with `*` get the frames' own bytes.
+    /// Sends the frames' own bytes to cohorts that hold `*`.
     fn deliver_all<M>(&mut self, index: &Index<M>, send: &mut impl FnMut(CohortId, &[Chunk<'_>])) {
         if self.all.is_empty() {
             return;
@@ -207,7 +211,8 @@ impl Batch {
     }
 }
 
-/// Lengthens the last span by the event behind it in the same frame, if the chunk does not get too long.
+/// Extends the last span by the next event of the same frame, unless the chunk would get too long.
+/// Returns whether it did.
 #[inline]
 fn extend(spans: &mut [Span], span: Span) -> bool {
     match spans.last_mut() {
@@ -285,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_stay_below_the_limit_and_what_cannot_is_counted() {
+    fn chunks_stay_below_the_limit_and_longer_events_are_counted() {
         let event = |size: usize| format!(r#"{{"ev":"T","sym":"A","x":"{}"}}"#, "x".repeat(size));
         let (small, huge) = (event(400_000), event(900_000));
         let frame = format!("[{small},{huge},{small},{small}]");
@@ -313,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_without_a_kind_reach_nobody() {
+    fn objects_without_a_kind_reach_no_session() {
         let frame = r#"[{"ev":"T","sym":"A"},{"sym":"A"},{},{"ev":"T","sym":"B"},{"ev":"ZZ"}]"#;
         let (got, tally) = delivered(Market::Stocks, &["T.*", "*"], &[frame]);
         assert_eq!(got[0], [r#"{"ev":"T","sym":"A"},{"ev":"T","sym":"B"}"#]);

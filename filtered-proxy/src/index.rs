@@ -1,7 +1,9 @@
-//! The index: who wants this (kind, symbol)? Pure, no locks; the router owns it.
+//! The index: finds the sessions that want an event, by its kind and symbol. Pure and without
+//! locks; the router owns it.
 //!
-//! Sessions that hold the same channels form a cohort, which costs as much as one session. An event is looked up once,
-//! however many sessions there are; the cost follows the cohorts that want it.
+//! Sessions that hold the same channels form a cohort, which costs as much as one session. An event
+//! is looked up once, however many sessions there are. The cost grows with the cohorts that want
+//! it.
 
 pub mod table;
 
@@ -14,23 +16,23 @@ use slab::Slab;
 
 use self::table::{CohortId, HolderLists, Holders, ShortSymbol};
 
-/// Names a session.
+/// Identifies a session.
 pub type SessionId = u64;
 
 type Table<K> = HashMap<K, Holders, RandomState>;
 
-/// Sets up to this size are looked for among other sessions; a larger one is a cohort of its own, so that changing it
-/// costs what changes and not what is held.
+/// Most channels that sessions may share as a cohort. A session with more is a cohort of its own.
+/// So the cost of a change depends on the channels that change, not on the channels held.
 const SHARED_CHANNELS: usize = 64;
 
-/// Which sessions hold which channels. `M` is what the caller keeps for each session.
+/// Which sessions hold which channels. `M` is the caller's value for each session.
 #[derive(Debug)]
 pub struct Index<M> {
     cohorts: Slab<Cohort<M>>,
     sessions: HashMap<SessionId, CohortId, RandomState>,
     /// Cohorts of up to [`SHARED_CHANNELS`] channels, by their channels.
     by_channels: HashTable<CohortId>,
-    /// Cohorts that hold `*`; they stand in no other list.
+    /// Cohorts that hold `*`. They are in no other list.
     all: Vec<CohortId>,
     by_kind: [Vec<CohortId>; Kind::COUNT],
     by_symbol: [Table<ShortSymbol>; Kind::COUNT],
@@ -67,11 +69,12 @@ impl<M> Default for Index<M> {
 impl<M> Index<M> {
     /// Adds a session that holds nothing yet.
     pub fn join(&mut self, session: SessionId, member: M) {
-        self.place(session, member, ChannelSet::default());
+        self.assign(session, member, ChannelSet::default());
     }
 
-    /// Adds or removes channels of a session; what it holds already, or does not hold, is passed over. Returns how many it
-    /// holds now, or `None` if there is no such session.
+    /// Adds or removes channels of a session. Skips channels to add that it holds, and channels to
+    /// remove that it does not. Returns how many it holds now, or `None` if there is no such
+    /// session.
     pub fn change(
         &mut self,
         session: SessionId,
@@ -93,12 +96,13 @@ impl<M> Index<M> {
             let mut channels = held.clone();
             apply(&mut channels, delta, subscribe);
             let member = self.take_member(id, session);
-            self.place(session, member, channels);
+            self.assign(session, member, channels);
         }
         Some(count)
     }
 
-    /// Removes a session and all it holds. Returns what the caller kept for it.
+    /// Removes a session and all its channels. Returns the caller's value for it, or `None` if
+    /// there is no such session.
     pub fn leave(&mut self, session: SessionId) -> Option<M> {
         let id = self.sessions.remove(&session)?;
         self.subscriptions -= self.cohorts[id].channels.len();
@@ -109,13 +113,13 @@ impl<M> Index<M> {
         Some(member)
     }
 
-    /// The cohorts that hold `*`. [`lookup`](Self::lookup) passes them over.
+    /// The cohorts that hold `*`. [`lookup`](Self::lookup) skips them.
     pub fn all(&self) -> &[CohortId] {
         &self.all
     }
 
-    /// Calls `visit` with each cohort that wants this event for another reason than `*`; twice with one that holds both the
-    /// kind and the symbol.
+    /// Calls `visit` with each cohort that wants this event and does not hold `*`. Visits a cohort
+    /// twice if it holds both the kind and the symbol.
     #[inline]
     pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
         for &cohort in &self.by_kind[kind as usize] {
@@ -132,26 +136,26 @@ impl<M> Index<M> {
         }
     }
 
-    /// What the caller keeps for the sessions of a cohort.
+    /// The caller's values for the sessions of a cohort.
     #[inline]
     pub fn members(&self, cohort: CohortId) -> impl Iterator<Item = &M> {
         self.cohorts.get(cohort).into_iter().flat_map(|cohort| &cohort.members).map(|(_, m)| m)
     }
 
-    /// What the caller keeps for every session that holds anything.
+    /// The caller's values for all sessions that hold any channel.
     pub fn holders(&self) -> impl Iterator<Item = &M> {
         let holding = self.cohorts().filter(|(channels, _)| !channels.is_empty());
         holding.flat_map(|(_, members)| members)
     }
 
-    /// The channels of each cohort, and what the caller keeps for its sessions.
+    /// The channels of each cohort, and the caller's values for its sessions.
     pub fn cohorts(&self) -> impl Iterator<Item = (&ChannelSet, impl Iterator<Item = &M>)> {
         self.cohorts
             .iter()
             .map(|(_, cohort)| (&cohort.channels, cohort.members.iter().map(|(_, member)| member)))
     }
 
-    /// What the caller keeps for one session.
+    /// The caller's value for one session.
     pub fn member(&self, session: SessionId) -> Option<&M> {
         let id = self.sessions.get(&session)?;
         self.cohorts[*id].members.iter().find(|(other, _)| *other == session).map(|(_, m)| m)
@@ -162,7 +166,7 @@ impl<M> Index<M> {
         self.subscriptions
     }
 
-    /// How many lists the index keeps; zero once everybody has left.
+    /// How many entries all tables and lists hold; zero once every session has left.
     pub fn entries(&self) -> usize {
         self.cohorts.len()
             + self.by_channels.len()
@@ -173,12 +177,12 @@ impl<M> Index<M> {
             + self.lists.len()
     }
 
-    /// Changes the channels of a cohort of one.
+    /// Changes the channels of a cohort with one session.
     fn change_alone(&mut self, id: CohortId, delta: BTreeSet<Channel>, subscribe: bool) {
         self.forget_channels(id);
         let had_all = self.cohorts[id].channels.contains(&Channel::All);
         if delta.contains(&Channel::All) || had_all {
-            // A cohort that holds `*` stands in no other table.
+            // A cohort that holds `*` is in no other table.
             self.remove_from_tables(id);
             apply(&mut self.cohorts[id].channels, delta, subscribe);
             self.add_to_tables(id);
@@ -203,8 +207,8 @@ impl<M> Index<M> {
         }
     }
 
-    /// Puts a session into the cohort with these channels, founding it if there is none.
-    fn place(&mut self, session: SessionId, member: M, channels: ChannelSet) {
+    /// Puts a session into the cohort with these channels, which it creates if there is none.
+    fn assign(&mut self, session: SessionId, member: M, channels: ChannelSet) {
         let id = match self.find(&channels) {
             Some(id) => {
                 self.cohorts[id].members.push((session, member));
@@ -330,9 +334,9 @@ mod tests {
         channel_items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
     }
 
-    const NOBODY: [u64; 0] = [];
+    const NO_SESSION: [u64; 0] = [];
 
-    /// The sessions that get an event, in order of their names.
+    /// The sessions that get an event, in order of their ids.
     fn wanting(index: &Index<u64>, kind: Kind, symbol: &str) -> Vec<u64> {
         let mut cohorts: BTreeSet<CohortId> = index.all().iter().copied().collect();
         index.lookup(kind, Some(symbol.as_bytes()), |cohort| {
@@ -359,10 +363,10 @@ mod tests {
         assert_eq!(wanting(&index, Kind::T, "AAPL"), [0, 1]);
         assert_eq!(index.change(0, channels("*"), false), Some(2));
         assert_eq!(wanting(&index, Kind::T, "MSFT"), [0]);
-        assert_eq!(wanting(&index, Kind::Q, "AAPL"), NOBODY);
+        assert_eq!(wanting(&index, Kind::Q, "AAPL"), NO_SESSION);
         index.change(0, channels("T.*"), false);
         assert_eq!(wanting(&index, Kind::T, "AAPL"), [0, 1]);
-        assert_eq!(wanting(&index, Kind::T, "MSFT"), NOBODY);
+        assert_eq!(wanting(&index, Kind::T, "MSFT"), NO_SESSION);
         index.change(0, channels("T.AAPL,T.AAPL,Q.X"), false);
         assert_eq!(wanting(&index, Kind::T, "AAPL"), [1]);
     }
@@ -390,7 +394,7 @@ mod tests {
         index.change(0, most.clone(), false);
         index.change(1, most, false);
         assert_eq!(index.cohorts.len(), 1, "small again, and equal");
-        assert_eq!(wanting(&index, Kind::T, "S7"), NOBODY);
+        assert_eq!(wanting(&index, Kind::T, "S7"), NO_SESSION);
         assert_eq!(wanting(&index, Kind::T, "S0"), [0, 1]);
     }
 
@@ -404,11 +408,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_left_when_everybody_has_left() {
+    fn no_entry_is_left_when_every_session_has_left() {
         let long = "T.A,T.O:SPY251219C00650000";
         let mut index = with_sessions(&["*", "T.*,T.A", long, "T.A,Q.B", "T.A,Q.B", ""]);
         assert_eq!(index.subscriptions(), 9);
-        // Cohorts, twice; `*`; `T.*`; `T.A` and `Q.B`; the long symbol; the list of who holds `T.A`.
+        // Cohorts, twice; `*`; `T.*`; `T.A` and `Q.B`; the long symbol; the list of holders of
+        // `T.A`.
         assert_eq!(index.entries(), 5 + 5 + 1 + 1 + 2 + 1 + 1);
         for session in 0..6 {
             assert_eq!(index.leave(session), Some(session));

@@ -1,9 +1,9 @@
 //! The filtered proxy: takes everything from one firehose and gives each client exactly the events
 //! that it subscribed to.
 //!
-//! A frame passes four modules: [`split`] finds its events, [`index`] says which sessions want each,
-//! [`batch`] renders one chunk for all sessions with equal subscriptions, and [`router`] writes it.
-//! The proxy never talks to the vendor and passes no subscription on.
+//! A frame passes four modules: [`split`] finds its events, [`index`] finds the sessions that want
+//! each, [`batch`] renders one chunk for all sessions with equal subscriptions, and [`router`]
+//! writes it. The proxy never talks to the vendor and passes no subscription on.
 
 pub mod batch;
 pub mod config;
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 pub use self::config::{Args, Config};
 use self::router::{Router, RouterHandle};
 
-/// A filtered proxy behind its server.
+/// A filtered proxy with its server.
 pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 
 /// Binds the ports of a filtered proxy.
@@ -46,7 +46,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let (router, routes) = Router::new(&sessions, intake, malformed, session_metrics);
     let feed = async move {
         router.run(link).await;
-        // What the link asks for never changes; the sender only has to live as long.
+        // The link never asks for other channels; the sender only has to live as long as the link.
         drop(wanted);
     };
     Ok(foundation.complete(routes.clone(), routes, handle, feed))

@@ -1,9 +1,9 @@
 //! The router: one task that owns the index, takes frames off the link and writes each session's
 //! events.
 //!
-//! Changes of subscriptions come to it one at a time, and it answers them between batches. So a
-//! session's events and acknowledgements stand in one order: a subscription enables nothing before
-//! its acknowledgement, and nothing matches an unsubscribed channel after its acknowledgement.
+//! It applies changes of subscriptions one at a time, and answers them between batches. So a
+//! session's events and acknowledgements have one order. No event of a new subscription comes
+//! before its acknowledgement, and none of a removed subscription comes after its acknowledgement.
 
 use std::{
     sync::{
@@ -41,52 +41,53 @@ use crate::{
     index::{Index, SessionId},
 };
 
-/// Inputs waiting for the router. A session whose change finds no room waits, and so reads no
-/// further commands.
+/// Most inputs that wait for the router. A session whose change finds no room waits, and so reads
+/// no further commands.
 const INPUTS: usize = 1_024;
-/// Most bytes of frames taken before their events are written. The rest waits in the link's socket.
-/// A router that is behind takes this much at once, and so writes fewer and longer messages.
+/// Most bytes of frames that the router takes before it writes their events. The rest waits in the
+/// link's socket. A router that lags takes this much at once, and so writes fewer and longer
+/// messages.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
-/// What sessions ask of the router.
+/// A request of a session to the router.
 #[derive(Debug)]
 enum Input {
     Join(SessionId, Arc<Outbound>),
-    /// Answered once it holds, or once it is clear that it does not.
+    /// The router answers once it has applied or refused the change.
     Change(SessionId, SubscriptionChange, oneshot::Sender<ChangeOutcome>),
 }
 
-/// What sessions and router share.
+/// The state that sessions and the router share.
 #[derive(Debug)]
 struct Shared {
     next_session: AtomicU64,
-    /// Sessions that ended, for the router to remove. Held for a push or a swap only; bounded by the
-    /// number of sessions.
+    /// Sessions that ended, for the router to remove. Locked for a push or a swap only. Bounded by
+    /// the number of sessions.
     closed: Mutex<Vec<SessionId>>,
     some_closed: Notify,
-    /// What the firehose carries. Only the router writes it.
+    /// The coverage of the firehose. Only the router writes it.
     coverage: watch::Sender<KnownCoverage>,
-    /// The notices of outages that last. Only the router writes them.
+    /// The notices of current outages. Only the router writes them.
     outages: watch::Sender<Outages>,
 }
 
-/// The notices of outages that last.
+/// The notices of current outages.
 #[derive(Debug, Default)]
 struct Outages {
-    /// Of our link.
+    /// The notice for our link.
     ours: Option<Frame>,
-    /// Of the firehose's link, as the firehose said, and its text for people.
+    /// The notice for the firehose's link, as the firehose sent it, and its text for `/health`.
     firehoses: Option<(Frame, String)>,
 }
 
-/// A session's way to the router.
+/// A handle to the router, for sessions and for `/health`.
 #[derive(Debug, Clone)]
 pub struct RouterHandle {
     inputs: mpsc::Sender<Input>,
     shared: Arc<Shared>,
 }
 
-/// The task that routes.
+/// The router's task.
 #[derive(Debug)]
 pub struct Router {
     market: Market,
@@ -103,7 +104,7 @@ pub struct Router {
 }
 
 impl Router {
-    /// A router without sessions, and the way to it.
+    /// Creates a router without sessions, and a handle to it.
     pub fn new(
         config: &SessionConfig,
         intake: IntakeMetrics,
@@ -124,7 +125,7 @@ impl Router {
             notices: config.notices,
             index: Index::default(),
             batch: Batch::default(),
-            // One batch must not make a session slow that was not behind.
+            // One batch must not make a session slow that has kept up.
             batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
             inputs,
             shared,
@@ -201,10 +202,10 @@ impl Router {
         }
     }
 
-    /// Books what was found in a frame in which the link had counted `received` objects.
+    /// Records the counts of a frame in which the link had counted `received` objects.
     ///
-    /// Only a damaged frame, or an object without a type, explains a difference. An event that a
-    /// sound frame lost in here stays missing in the ledger.
+    /// Only a damaged frame, or an object without a type, explains a difference. If this program
+    /// loses an event of a sound frame, the event stays missing in the ledger.
     fn account(&self, received: u64, found: Found) {
         self.intake.routed.inc_by(found.events);
         let lost = match found.damage {
@@ -216,15 +217,15 @@ impl Router {
 
     /// Counts data that was dropped because it is no event, and notifies the clients.
     fn report_malformed(&mut self, what: &str, count: u64) {
-        // The metric counts them all; one line in a thousand is enough for the log.
+        // The metric counts them all. One log line in a thousand is enough.
         if self.malformed.inc_by(count).is_multiple_of(1_000) {
             warn!(what, "malformed data from upstream dropped");
         }
         self.notify(&Notice::malformed(TierName::Filtered).frame());
     }
 
-    /// Takes over what the firehose carries, and tells sessions which of their channels it does not,
-    /// unless they know.
+    /// Stores the coverage that the firehose reports, and sends each session the statuses of its
+    /// channels that have become unavailable.
     fn on_coverage(&mut self, object: &str) {
         self.deliver();
         let before = self.shared.coverage.borrow().clone();
@@ -247,7 +248,7 @@ impl Router {
     }
 
     /// Sends a notice to every session that gets notices and holds a channel, in order with the
-    /// events around it.
+    /// events before and after it.
     fn notify(&mut self, frame: &Frame) {
         self.deliver();
         if self.notices == NoticePolicy::Off {
@@ -278,7 +279,7 @@ impl Router {
             self.report_malformed("objects without a type", tally.missing_ev);
         }
         if tally.oversize > 0 {
-            warn!(events = tally.oversize, "events longer than a message may be dropped");
+            warn!(events = tally.oversize, "dropped events that are too long for a message");
             self.sessions.lost(LossReason::Oversize, tally.oversize);
             self.notify(&Notice::oversize(TierName::Filtered, tally.oversize).frame());
         }
@@ -303,7 +304,8 @@ impl Router {
         self.index.change(session, channels, subscribe);
         self.count_subscriptions();
         if let Some(outbound) = self.index.member(session) {
-            // A session that subscribes while events may be missing gets the notice of that, too.
+            // A session that subscribes while events may be missing also gets the notices of the
+            // outages.
             let notified = subscribe && self.notices != NoticePolicy::Off;
             let outages = self.shared.outages.borrow();
             let firehoses = outages.firehoses.as_ref().map(|(frame, _)| frame);
@@ -314,7 +316,8 @@ impl Router {
         ChangeOutcome::Applied
     }
 
-    /// Removes sessions that ended. Each has joined before, so the inputs up to now come first.
+    /// Removes sessions that ended. Their joins may still wait, so the inputs so far are applied
+    /// first.
     fn remove_closed(&mut self) {
         let closed = std::mem::take(&mut *self.shared.closed());
         for _ in 0..self.inputs.len() {
@@ -340,7 +343,7 @@ impl Shared {
 }
 
 impl Monitor for RouterHandle {
-    /// Those that the firehose reports of its own upstream.
+    /// The outage that the firehose reports of its own upstream.
     fn problems(&self) -> Vec<String> {
         let outages = self.shared.outages.borrow();
         outages.firehoses.iter().map(|(_, text)| text.clone()).collect()
@@ -352,7 +355,7 @@ impl Tier for RouterHandle {
 
     async fn admit(&self, outbound: &Arc<Outbound>) -> RouterSubscriber {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
-        // If the router is gone, the first change says so.
+        // If the router is gone, the session's first change fails.
         let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound))).await;
         RouterSubscriber { session, router: self.clone(), held: ChannelSet::default() }
     }
@@ -448,21 +451,21 @@ mod tests {
         Router::new(&config(), intake, Count::default(), sessions)
     }
 
-    /// The ledger after a frame in which `split` is made to lose the events at these places.
+    /// The ledger after a frame, if `split` loses the events at these positions.
     fn ledger_after_losing(frame: &str, lost: &[usize]) -> Ledger {
         let (router, _) = router();
         let link = LinkMetrics::default();
         let received = demux(Frame::new(frame.as_bytes())).unwrap().events;
         link.events.inc_by(received);
-        let (mut found, mut place) = (Found::default(), 0);
+        let (mut found, mut position) = (Found::default(), 0);
         let end = split(frame.as_bytes(), |event| {
-            if !lost.contains(&place) {
+            if !lost.contains(&position) {
                 match event.kind {
                     EventKind::Missing => found.missing_ev += 1,
                     EventKind::Known(_) | EventKind::Unknown => found.events += 1,
                 }
             }
-            place += 1;
+            position += 1;
         });
         found.damage = end.err();
         router.account(received, found);

@@ -1,4 +1,5 @@
-//! `Index` and `Batch` against models that know nothing but strings: who wants an event, and who gets which bytes.
+//! Checks `Index` and `Batch` against models that hold only strings: which sessions want an event,
+//! and which bytes each session gets.
 
 use std::collections::BTreeSet;
 
@@ -10,20 +11,20 @@ use filtered_proxy::{
 use proptest::{
     collection::vec,
     prelude::*,
-    sample::{Index as Place, select},
+    sample::{Index as Position, select},
     test_runner::FileFailurePersistence,
 };
 use proxy_common::protocol::{Channel, Kind, MAX_MESSAGE_BYTES, Market};
 use serde_json::{Value, value::RawValue};
 
-/// Sessions take turns, so that they come to hold the same channels often.
+/// Few sessions, so that they often hold the same channels.
 const SESSIONS: u64 = 7;
 const KINDS: [&str; 4] = ["T", "Q", "LULD", "FMV"];
-/// Short and long, the longest that counts as short, and one byte more.
+/// Short and long symbols, the longest that counts as short, and one that is a byte longer.
 const SYMBOLS: [&str; 8] =
     ["A", "B", "BRK.B", "X:Y", "S3", "ABCDEFG", "ABCDEFGH", "O:SPY251219C00650000"];
 
-/// What the caller does.
+/// A call of the caller.
 #[derive(Debug, Clone)]
 enum Step {
     Join(SessionId),
@@ -40,7 +41,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Few channels, or more than the sets that sessions share may have.
+/// A few channels, or more than a cohort of several sessions may hold.
 fn channels() -> impl Strategy<Value = Vec<String>> {
     let channel = prop_oneof![
         1 => Just("*".to_owned()),
@@ -60,7 +61,7 @@ fn parse(channels: &[String], market: Market) -> Vec<Channel> {
     channels.iter().map(parse).collect()
 }
 
-/// Who holds what, as text.
+/// The channels of each session, as text.
 #[derive(Debug, Default)]
 struct Model(Vec<(SessionId, BTreeSet<String>)>);
 
@@ -69,7 +70,7 @@ impl Model {
         self.0.iter_mut().find(|(other, _)| *other == session).map(|(_, held)| held)
     }
 
-    /// The sessions that want an event, in order of their names.
+    /// The sessions that want an event, in order of their ids.
     fn wanting(&self, kind: &str, symbol: Option<&str>) -> Vec<SessionId> {
         let wants = |held: &BTreeSet<String>| {
             held.contains("*")
@@ -87,7 +88,7 @@ impl Model {
     }
 }
 
-/// The index, and the model beside it. What is kept for a session is its name.
+/// The index and its model. The value kept for a session is its id.
 #[derive(Debug, Default)]
 struct Pair {
     index: Index<SessionId>,
@@ -95,8 +96,8 @@ struct Pair {
 }
 
 impl Pair {
-    /// Does the same to both; the answers agree.
-    fn take(&mut self, step: &Step, market: Market) -> Result<(), TestCaseError> {
+    /// Applies a step to both, and checks that the answers agree.
+    fn apply(&mut self, step: &Step, market: Market) -> Result<(), TestCaseError> {
         match step {
             Step::Join(session) => {
                 if self.model.get(*session).is_none() {
@@ -150,7 +151,8 @@ impl Pair {
         Ok(())
     }
 
-    /// The sessions that get an event, each once: cohorts with `*` are in one list, all others come from the lookup.
+    /// The sessions that get an event, each once. `all` lists the cohorts with `*`, and `lookup`
+    /// finds the others.
     fn wanting(&self, kind: Kind, symbol: Option<&str>) -> Result<Vec<SessionId>, TestCaseError> {
         let mut found = Vec::new();
         self.index.lookup(kind, symbol.map(str::as_bytes), |cohort| found.push(cohort));
@@ -168,7 +170,7 @@ impl Pair {
     }
 }
 
-/// An event's text and what a reader of it knows: kind (none if it names none) and symbol.
+/// An event's text, and the kind and symbol that a JSON parser reads in it, if any.
 #[derive(Debug, Clone)]
 struct Event {
     text: String,
@@ -210,7 +212,7 @@ fn stock_event() -> impl Strategy<Value = Event> {
     })
 }
 
-/// Frames of a batch, each with blanks between its events or without.
+/// The frames of a batch, each with or without blanks between its events.
 fn frames(
     event: impl Strategy<Value = Event>,
     most: usize,
@@ -223,8 +225,8 @@ fn frame_text(events: &[Event], blanks: bool) -> String {
     if blanks { format!(" [ {} ]\n", texts.join(" ,\n")) } else { format!("[{}]", texts.join(",")) }
 }
 
-/// Delivers a batch of frames, and checks what each session gets and what is counted. `name` is the text under which a
-/// channel's symbol and an event's meet.
+/// Delivers a batch of frames, and checks the events of each session and the counts. `name` turns
+/// an event's symbol into the text that the model's channels use for it.
 fn deliver(
     batch: &mut Batch,
     pair: &Pair,
@@ -269,7 +271,7 @@ fn deliver(
             let events: Vec<&RawValue> =
                 serde_json::from_slice(&array).expect("a chunk is the inside of an array");
             assert!(!events.is_empty(), "an empty chunk");
-            assert_eq!(chunk.events() as usize, events.len(), "what the ledger counts");
+            assert_eq!(chunk.events() as usize, events.len(), "the count for the ledger");
             for &session in pair.index.members(cohort) {
                 got[session as usize].extend(events.iter().map(|event| event.get().to_owned()));
             }
@@ -310,11 +312,11 @@ proptest! {
     fn the_index_agrees_with_a_list_of_texts(steps in vec(step(), 0..50)) {
         let mut pair = Pair::default();
         for step in &steps {
-            pair.take(step, Market::Stocks)?;
+            pair.apply(step, Market::Stocks)?;
             pair.agree()?;
         }
         for session in 0..SESSIONS {
-            pair.take(&Step::Leave(session), Market::Stocks)?;
+            pair.apply(&Step::Leave(session), Market::Stocks)?;
         }
         prop_assert_eq!((pair.index.subscriptions(), pair.index.entries()), (0, 0));
     }
@@ -325,27 +327,27 @@ proptest! {
     ) {
         let (mut pair, mut batch) = (Pair::default(), Batch::default());
         for session in 0..SESSIONS {
-            pair.take(&Step::Join(session), Market::Stocks)?;
+            pair.apply(&Step::Join(session), Market::Stocks)?;
         }
         for (steps, frames) in &rounds {
             for step in steps {
-                pair.take(step, Market::Stocks)?;
+                pair.apply(step, Market::Stocks)?;
             }
             deliver(&mut batch, &pair, frames, Market::Stocks, str::to_owned)?;
         }
     }
 
-    /// Subscriptions and events of pairs meet, however each is written.
+    /// A subscription and an event of the same pair match, however each is written.
     #[test]
     fn pairs_meet_in_every_spelling(
-        wishes in vec((0..SESSIONS, select(vec!["C", "CA", "FMV"]), 0..PAIRS.len(), 0..6_usize), 0..12),
+        requests in vec((0..SESSIONS, select(vec!["C", "CA", "FMV"]), 0..PAIRS.len(), 0..6_usize), 0..12),
         frames in frames(pair_event(), 8),
     ) {
         let (mut pair, mut batch) = (Pair::default(), Batch::default());
         for session in 0..SESSIONS {
-            pair.take(&Step::Join(session), Market::Forex)?;
+            pair.apply(&Step::Join(session), Market::Forex)?;
         }
-        for (session, kind, symbol, spelling) in wishes {
+        for (session, kind, symbol, spelling) in requests {
             let channel = format!("{kind}.{}", spell(symbol, spelling));
             pair.index.change(session, parse(&[channel], Market::Forex), true);
             let held = pair.model.get(session).expect("it has joined");
@@ -355,13 +357,13 @@ proptest! {
     }
 
     #[test]
-    fn a_frame_cut_off_gives_its_whole_events(
-        events in vec(stock_event(), 1..12), blanks in any::<bool>(), at in any::<Place>(),
+    fn a_truncated_frame_gives_its_whole_events(
+        events in vec(stock_event(), 1..12), blanks in any::<bool>(), at in any::<Position>(),
     ) {
         let (mut pair, mut batch) = (Pair::default(), Batch::default());
         for (session, channel) in (0..).zip(["*", "T.*"]) {
-            pair.take(&Step::Join(session), Market::Stocks)?;
-            pair.take(&Step::Change(session, vec![channel.to_owned()], true), Market::Stocks)?;
+            pair.apply(&Step::Join(session), Market::Stocks)?;
+            pair.apply(&Step::Change(session, vec![channel.to_owned()], true), Market::Stocks)?;
         }
         let text = frame_text(&events, blanks);
         let at = at.index(text.trim_end().len());
@@ -401,14 +403,14 @@ proptest! {
             6 => 1..400_000_usize,
             1 => MAX_MESSAGE_BYTES - 60..MAX_MESSAGE_BYTES + 60,
         ]), 1..8),
-        split_at in any::<Place>(),
+        split_at in any::<Position>(),
         blanks in any::<bool>(),
     ) {
         let mut pair = Pair::default();
         for (session, list) in (0..).zip(["*", "T.*", "T.A,Q.A", "LULD.*,T.A"]) {
-            pair.take(&Step::Join(session), Market::Stocks)?;
+            pair.apply(&Step::Join(session), Market::Stocks)?;
             let channels = list.split(',').map(str::to_owned).collect();
-            pair.take(&Step::Change(session, channels, true), Market::Stocks)?;
+            pair.apply(&Step::Change(session, channels, true), Market::Stocks)?;
         }
         let mut events: Vec<Event> = sizes
             .iter()
@@ -440,7 +442,7 @@ fn spell(pair: usize, spelling: usize) -> String {
     }
 }
 
-/// The letters of a pair alone: what all its spellings share, and what no two of [`PAIRS`] do.
+/// Only the letters of a pair: all its spellings share them, and no two of [`PAIRS`] do.
 fn letters(symbol: &str) -> String {
     symbol.trim_start_matches("C:").replace(['/', '-'], "")
 }
@@ -467,7 +469,7 @@ fn a_message_is_filled_to_the_last_byte() {
             pair.index.join(session, session);
             pair.index.change(session, parse(&[channel.to_owned()], Market::Stocks), true);
         }
-        // The brackets and the comma are three.
+        // The brackets and the comma take three bytes.
         let events = [event(500_000), event(MAX_MESSAGE_BYTES - 500_000 - 3 + more)];
         let mut batch = Batch::default();
         let frame = Bytes::from(frame_text(&events, false));

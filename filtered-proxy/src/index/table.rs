@@ -1,4 +1,5 @@
-//! Keys and lists of the index, small enough that a busy market's whole table stays in the processor's caches.
+//! Keys and lists of the index, small enough that a busy market's whole table stays in the
+//! processor's caches.
 
 use std::{
     hash::{Hash, Hasher},
@@ -9,10 +10,11 @@ use foldhash::fast::RandomState;
 use hashbrown::hash_map::Entry;
 use slab::Slab;
 
-/// Names a cohort, densely from 0; names of cohorts that ended are used again.
+/// Identifies a cohort. Numbers are dense from 0: those of cohorts that ended are used again.
 pub type CohortId = usize;
 
-/// A symbol of up to [`ShortSymbol::MAX`] bytes as one number: compared and hashed without following a pointer.
+/// A symbol of up to [`ShortSymbol::MAX`] bytes as one number, which is compared and hashed without
+/// following a pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ShortSymbol(u64);
 
@@ -24,7 +26,7 @@ impl ShortSymbol {
     #[inline(always)]
     pub(super) fn of(symbol: &[u8]) -> Option<Self> {
         let length = symbol.len();
-        // Two reads that overlap, instead of one of each byte.
+        // Two overlapping reads, instead of one for each byte.
         let word = match length {
             4..=Self::MAX => {
                 let first = u32::from_le_bytes(*symbol.first_chunk()?);
@@ -50,25 +52,25 @@ impl Hash for ShortSymbol {
     }
 }
 
-/// The cohorts that hold a channel: the one there is, or the place of a list of several.
+/// The cohorts that hold a channel: the only one, or the number of a list of several.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Holders(u32);
 
-/// Marks the place of a list.
+/// Marks the number of a list.
 const LISTED: u32 = 1 << 31;
 
-/// Lists of the channels that several cohorts hold.
+/// The lists of holders, for channels that several cohorts hold.
 #[derive(Debug, Default)]
 pub(super) struct HolderLists(Slab<Vec<u32>>);
 
 impl HolderLists {
-    /// One cohort.
+    /// Holders with one cohort.
     fn one(id: CohortId) -> Holders {
         let id = u32::try_from(id).ok().filter(|id| id & LISTED == 0);
         Holders(id.expect("fewer cohorts than 2^31"))
     }
 
-    /// The cohorts, in no order.
+    /// The cohorts, in no particular order.
     #[inline(always)]
     pub(super) fn get<'a>(&'a self, holders: &'a Holders) -> &'a [u32] {
         if holders.0 & LISTED == 0 {
@@ -78,7 +80,7 @@ impl HolderLists {
         }
     }
 
-    /// Adds a cohort to the holders of a channel, among which it is not yet.
+    /// Adds a cohort to the holders of a channel. It must not be one of them yet.
     pub(super) fn insert<K: Hash>(
         &mut self,
         entry: Entry<'_, K, Holders, RandomState>,
@@ -102,23 +104,23 @@ impl HolderLists {
     fn add(&mut self, holders: &mut Holders, id: CohortId) {
         let Holders(added) = Self::one(id);
         if holders.0 & LISTED == 0 {
-            let place = self.0.insert(vec![holders.0, added]);
-            holders.0 = Self::one(place).0 | LISTED;
+            let number = self.0.insert(vec![holders.0, added]);
+            holders.0 = Self::one(number).0 | LISTED;
         } else {
             self.0[(holders.0 ^ LISTED) as usize].push(added);
         }
     }
 
-    /// Removes a cohort. False if none is left, which says that the channel is to be forgotten.
+    /// Removes a cohort. Returns false if none is left, so that the caller removes the channel.
     fn remove_from(&mut self, holders: &mut Holders, id: CohortId) -> bool {
         if holders.0 & LISTED == 0 {
             return holders.0 as CohortId != id;
         }
-        let place = (holders.0 ^ LISTED) as usize;
-        let list = &mut self.0[place];
+        let number = (holders.0 ^ LISTED) as usize;
+        let list = &mut self.0[number];
         list.retain(|&other| other as CohortId != id);
         if let [last] = list[..] {
-            self.0.remove(place);
+            self.0.remove(number);
             holders.0 = last;
         }
         true
