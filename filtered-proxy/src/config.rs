@@ -1,4 +1,4 @@
-//! The filtered proxy's settings: what can be typed, and what it means.
+//! The filtered proxy's settings: parses flags and variables, and checks their values.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -27,14 +27,16 @@ use url::Url;
 
 /// Gives each client exactly the events it subscribed to, out of one firehose.
 ///
-/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above it.
+/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
+/// it.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
-    /// Where the firehose is
+    /// URL of the firehose
     #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]
     firehose_url: Url,
-    /// Certificates (PEM) of authorities to trust at FIREHOSE_URL, beside the public ones [default: none]
+    /// Certificates (PEM) of authorities to trust at FIREHOSE_URL, beside the public ones [default:
+    /// none]
     #[arg(long, env = "FIREHOSE_CA", value_parser = path)]
     firehose_ca: Option<PathBuf>,
     /// Key presented to the firehose [default: the account's key]
@@ -46,12 +48,13 @@ pub struct Args {
     /// Keys that clients may present, separated by commas [default: the account's key]
     #[arg(long, env = "CLIENT_API_KEYS", hide_env_values = true)]
     client_api_keys: Option<SecretString>,
-    /// File holding those keys, separated by commas or lines, or lines of a label and the digest that hash-key prints
+    /// File holding those keys, separated by commas or lines, or lines of a label and the digest
+    /// that hash-key prints
     #[arg(long, env = "CLIENT_API_KEYS_FILE", value_parser = path)]
     client_api_keys_file: Option<PathBuf>,
     #[command(flatten)]
     account: AccountArgs,
-    /// Host name or address to listen on, at every address that it stands for
+    /// Host name or address to listen on; a name stands for all its addresses
     #[arg(long, env = "FILTERED_PROXY_HOST", default_value = "localhost")]
     host: String,
     /// Port to listen on; 0 takes any free one
@@ -75,15 +78,15 @@ impl ProgramArgs for Args {
     }
 }
 
-/// Time between attempts after the firehose refused the key. It is our own, so asking often does no
-/// harm, and it may have been given the right keys meanwhile.
+/// Time between attempts after the firehose refused the key. The firehose is our own, so frequent
+/// attempts do no harm, and it may have got the right keys meanwhile.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A checked configuration.
 pub struct Config {
     /// The link to the firehose.
     pub link: LinkConfig,
-    /// What both tiers have.
+    /// The settings that both tiers share.
     pub server: ServerConfig,
 }
 
@@ -132,7 +135,7 @@ impl TryFrom<&Args> for Config {
         let market = args.server.market;
         let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
         if firehose.path() == "/" {
-            // A firehose of another market then refuses the connection.
+            // The market in the path lets a firehose of another market refuse the connection.
             firehose.set_path(market.name());
         }
         let mut link = LinkConfig::new("firehose", firehose, key);
@@ -143,6 +146,7 @@ impl TryFrom<&Args> for Config {
         Ok(Self { link, server })
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

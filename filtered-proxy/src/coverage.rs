@@ -1,53 +1,53 @@
-//! What the firehose carries, as far as it is known, and what a subscription misses because of it.
-//! Pure.
+//! The channels that the firehose carries, as far as they are known, and why a subscription misses
+//! events because of that. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use proxy_common::protocol::{Channel, Coverage, Unavailable, summarize_channels};
 
-/// What the firehose carries, as far as it is known.
+/// The coverage that the firehose reported last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KnownCoverage {
-    /// Changes whenever the rest may.
+    /// Changes with every report.
     version: u64,
-    /// `None` until the firehose has said so.
-    carried: Option<Carried>,
+    /// `None` if the firehose did not report any.
+    reported: Option<Reported>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Carried {
-    /// Carried, or asked for and not yet answered.
+struct Reported {
+    /// Channels that are carried, or asked for and not yet answered.
     offered: BTreeSet<Channel>,
     refused: BTreeMap<Channel, String>,
 }
 
 impl KnownCoverage {
-    /// What is known after a firehose has said this; `None` if it did not say what it carries.
+    /// The coverage after this report of a firehose; `None` if the firehose did not report one.
     ///
-    /// A refusal outlasts a later state in which the answer is awaited again: the firehose may have
-    /// restarted, and the plan is most likely the same.
-    pub fn after(&self, said: Option<Coverage>) -> Self {
-        let carried = said.map(|Coverage { carried: mut offered, pending, mut refused }| {
+    /// A refused channel stays refused if a later report has it pending again: the firehose may
+    /// have restarted, and the account's plan is most likely the same.
+    pub fn after(&self, report: Option<Coverage>) -> Self {
+        let reported = report.map(|Coverage { carried: mut offered, pending, mut refused }| {
             for channel in pending {
-                match self.carried.as_ref().and_then(|before| before.refused.get(&channel)) {
+                match self.reported.as_ref().and_then(|before| before.refused.get(&channel)) {
                     Some(why) => _ = refused.insert(channel, why.clone()),
                     None => _ = offered.insert(channel),
                 }
             }
-            Carried { offered, refused }
+            Reported { offered, refused }
         });
-        Self { version: self.version + 1, carried }
+        Self { version: self.version + 1, reported }
     }
 
-    /// The version, which changes whenever the coverage may.
+    /// The version of the coverage, which changes with every report.
     pub fn version(&self) -> u64 {
         self.version
     }
 
-    /// Why a subscription of this channel delivers nothing, or only a part. `*` misses nothing: it
-    /// stands for what is carried.
+    /// Why a subscription of this channel delivers nothing, or only a part; `None` if it misses
+    /// nothing, as far as known. `*` misses nothing, because it stands for the channels carried.
     pub fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
-        let Carried { offered, refused } = self.carried.as_ref()?;
+        let Reported { offered, refused } = self.reported.as_ref()?;
         let kind = match channel {
             Channel::All => return None,
             Channel::Kind(kind) | Channel::Symbol(kind, _) => *kind,
@@ -89,7 +89,7 @@ mod tests {
         channel_items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
     }
 
-    fn said(carried: &str, pending: &str, refused: &str) -> Coverage {
+    fn report(carried: &str, pending: &str, refused: &str) -> Coverage {
         let why = "not authorized".to_owned();
         let refused = channels(refused).into_iter().map(|channel| (channel, why.clone())).collect();
         Coverage { carried: channels(carried), pending: channels(pending), refused }
@@ -98,14 +98,14 @@ mod tests {
     #[track_caller]
     fn check(coverage: &KnownCoverage, item: &str, expected: &str) {
         let channel = channels(item).pop_first().unwrap();
-        let said =
+        let message =
             coverage.unavailable(&channel).map(|unavailable| unavailable.status(item).message);
-        assert_eq!(said.unwrap_or_default(), expected);
+        assert_eq!(message.unwrap_or_default(), expected);
     }
 
     #[test]
-    fn what_a_subscription_lacks_is_said_with_the_reason() {
-        let coverage = KnownCoverage::default().after(Some(said(
+    fn an_unavailable_subscription_gets_the_reason() {
+        let coverage = KnownCoverage::default().after(Some(report(
             "T.*,AM.SPY,AM.QQQ",
             "Q.*",
             "FMV.*,A.SPY,AM.IWM",
@@ -127,16 +127,16 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_holds_on_until_it_is_answered_anew() {
-        let before = KnownCoverage::default().after(Some(said("T.*", "", "FMV.*,NOI.*")));
-        let restarted = before.after(Some(said("", "T.*,FMV.*,LULD.*", "")));
+    fn a_refusal_lasts_until_a_new_answer() {
+        let before = KnownCoverage::default().after(Some(report("T.*", "", "FMV.*,NOI.*")));
+        let restarted = before.after(Some(report("", "T.*,FMV.*,LULD.*", "")));
         let refused = r#""FMV.*" is not carried: upstream refused FMV.*: not authorized"#;
         check(&restarted, "FMV.*", refused);
         check(&restarted, "T.*", "");
         check(&restarted, "LULD.*", "");
         let none = r#""NOI.*" is not carried: the firehose takes no NOI from upstream"#;
         check(&restarted, "NOI.*", none);
-        let answered = restarted.after(Some(said("T.*,FMV.*", "LULD.*", "")));
+        let answered = restarted.after(Some(report("T.*,FMV.*", "LULD.*", "")));
         check(&answered, "FMV.*", "");
     }
 }
