@@ -1,8 +1,9 @@
-//! What a port does with a stranger's bytes before a session begins: PROXY header, HTTP, upgrade.
+//! Sends arbitrary bytes to a port, as a connection before its session: PROXY header, HTTP,
+//! upgrade.
 //!
-//! It is the product's own code, from [`Gate::identify`](proxy_common::access::Gate::identify)
-//! to [`serve_http`], over a stream in memory. Every kind of port gets the same bytes, and a model
-//! says what each answer has to be.
+//! The product's own code serves them, from
+//! [`Gate::identify`](proxy_common::access::Gate::identify) to [`serve_http`], over a stream in
+//! memory. Every kind of port gets the same bytes, and a model predicts each answer.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -28,40 +29,41 @@ use self::idle::Idle;
 mod idle;
 mod model;
 
-/// Whose connections are nobody's but their own.
+/// A client that is no trusted proxy.
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9));
-/// Who may speak for others.
+/// A proxy that may name the client it speaks for.
 const PROXY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
-/// No input takes as long.
+/// A time that no input takes.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Bytes that may be on the way in one direction.
+/// Bytes that the stream buffers in each direction.
 const ROOM: usize = 1 << 20;
-/// Turns in which the other side comes to what was said last.
+/// How often one side yields, so that the other side reads all bytes sent so far.
 const TURNS: usize = 8;
 
 thread_local! {
-    static STAGE: Stage = Stage::new();
+    static PORTS: Ports = Ports::new();
 }
 
-/// Answers are those of the model, each refusal is counted once, and nothing is left over of a connection.
+/// Checks that the answers are those of the model, that each refusal is counted once, and that no
+/// permit stays taken.
 ///
 /// # Panics
 ///
-/// They are not, or it is not.
+/// One of these does not hold.
 pub fn of_every_port(input: &[u8]) {
-    STAGE.with(|stage| stage.runtime.block_on(stage.check(input)));
+    PORTS.with(|ports| ports.runtime.block_on(ports.check(input)));
 }
 
-struct Stage {
+struct Ports {
     runtime: Runtime,
-    /// A data port, with the admin port beside it.
+    /// A data port that has an admin port beside it.
     data: HttpService<Idle>,
     admin: HttpService<Idle>,
-    /// A data port behind a balancer that sends PROXY headers.
+    /// A data port whose balancer sends PROXY headers.
     balanced: HttpService<Idle>,
 }
 
-impl Stage {
+impl Ports {
     fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
         let (data, admin) = (idle::port(true, false), idle::port(false, false));
@@ -75,89 +77,91 @@ impl Stage {
         let sum =
             input.iter().fold(0, |sum: usize, &byte| sum.wrapping_mul(31) + usize::from(byte));
         let (whole, cut) = (input.len(), sum % (input.len() + 1));
-        let heard = hear(&self.data, STRANGER, input, whole).await.expect("anyone may enter");
-        let in_two = hear(&self.data, STRANGER, input, cut).await.expect("anyone may enter");
-        assert!(heard.agrees(&in_two), "cut at {cut}: {in_two:?} in place of {heard:?}");
-        if let Some(early) = &heard.early {
-            let head = input.strip_suffix(&early[..]).expect("what was said behind the head");
+        let reply = send(&self.data, STRANGER, input, whole).await.expect("anyone may enter");
+        let in_two = send(&self.data, STRANGER, input, cut).await.expect("anyone may enter");
+        assert!(reply.agrees(&in_two), "cut at {cut}: {in_two:?}, not {reply:?}");
+        if let Some(early) = &reply.early {
+            let head = input.strip_suffix(&early[..]).expect("the bytes after the head");
             assert!(head.ends_with(b"\n\r\n") || head.ends_with(b"\n\n"), "the end of a head");
         }
-        hear(&self.data, PROXY, input, whole).await.expect("a proxy may enter");
-        hear(&self.admin, STRANGER, input, whole).await.expect("the operator may enter");
-        let behind = hear(&self.balanced, PROXY, input, cut).await;
-        match (model::proxy_header(input), behind) {
-            (None, behind) => assert_eq!(behind, None, "without a PROXY header"),
-            (Some((client, length)), behind) => {
-                let behind = behind.expect("a PROXY header lets enter");
+        send(&self.data, PROXY, input, whole).await.expect("a proxy may enter");
+        send(&self.admin, STRANGER, input, whole).await.expect("the operator may enter");
+        let balanced = send(&self.balanced, PROXY, input, cut).await;
+        match (model::proxy_header(input), balanced) {
+            (None, balanced) => assert_eq!(balanced, None, "without a PROXY header"),
+            (Some((client, length)), balanced) => {
+                let balanced = balanced.expect("a proxy may enter");
                 let client = client.map_or(PROXY, |client| client.ip().to_canonical());
-                let heard = hear(&self.data, client, &input[length..], whole).await;
-                let heard = heard.expect("anyone may enter");
-                assert!(heard.agrees(&behind), "cut at {cut}: {behind:?} in place of {heard:?}");
+                let reply = send(&self.data, client, &input[length..], whole).await;
+                let reply = reply.expect("anyone may enter");
+                assert!(reply.agrees(&balanced), "cut at {cut}: {balanced:?}, not {reply:?}");
             }
         }
     }
 }
 
-/// What came of a connection.
+/// The replies of a port on one connection.
 #[derive(Debug, PartialEq)]
-struct Heard {
+struct Reply {
     answers: Vec<Exchange>,
-    /// What was said behind an upgrade.
+    /// The bytes after an upgrade.
     early: Option<Vec<u8>>,
 }
 
-impl Heard {
-    /// Whether both are the same, as far as hyper goes: behind a body that nobody reads it takes the next request only if the body is
-    /// there already, and closes the connection otherwise.
+impl Reply {
+    /// Whether both are the same, as far as hyper allows. After a body that the port does not read,
+    /// hyper takes the next request only if the whole body has arrived; otherwise it closes the
+    /// connection.
     fn agrees(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.answers, &other.answers);
         let common = ours.len().min(theirs.len());
-        let broken_off = common > 0 && ours[common - 1].body_unread;
-        ours[..common] == theirs[..common] && (broken_off || self == other)
+        let may_end = common > 0 && ours[common - 1].body_unread;
+        ours[..common] == theirs[..common] && (may_end || self == other)
     }
 }
 
-/// One request, and what matters of its answer.
+/// One request, and the parts of its answer that are checked.
 #[derive(Debug, PartialEq)]
 struct Exchange {
     method: Method,
     path: String,
     status: StatusCode,
-    /// Bytes of the body, whether it goes out or not.
+    /// Bytes of the answer's body, whether it is sent or not.
     body: u64,
-    /// Whether a WebSocket was asked for and not given.
+    /// Whether the request asked for a WebSocket and got none.
     refused: bool,
     /// Whether the request had a body.
     body_unread: bool,
 }
 
-/// Lets a port hear these bytes, in two portions if `cut` is inside them. `None` if it drops the connection at once.
-async fn hear(port: &HttpService<Idle>, peer: IpAddr, input: &[u8], cut: usize) -> Option<Heard> {
+/// Sends these bytes to a port, in two portions if `cut` is inside them. `None` if the port drops
+/// the connection at once.
+async fn send(port: &HttpService<Idle>, peer: IpAddr, input: &[u8], cut: usize) -> Option<Reply> {
     let refused = refusals(port);
     let (client, server) = duplex(ROOM);
-    let (said, served) = tokio::join!(speak(client, input, cut), serve(port, peer, server));
+    let (received, served) = tokio::join!(write(client, input, cut), serve(port, peer, server));
     let (answers, early) = served?;
     let expected = answers.iter().filter(|answer| answer.refused).count() as u64;
     assert_eq!(refusals(port) - refused, expected, "each refusal is counted once");
-    assert_eq!(port.session_permits.available_permits(), 1, "the session's place is free again");
-    read(&said, &answers);
-    Some(Heard { answers, early })
+    assert_eq!(port.session_permits.available_permits(), 1, "the session's permit is free again");
+    check_received(&received, &answers);
+    Some(Reply { answers, early })
 }
 
-/// The client's side: gives what was said to it.
-async fn speak(mut stream: DuplexStream, input: &[u8], cut: usize) -> Vec<u8> {
+/// The client's side. Returns the bytes that it received.
+async fn write(mut stream: DuplexStream, input: &[u8], cut: usize) -> Vec<u8> {
     let (first, second) = input.split_at(cut.min(input.len()));
     for portion in [first, second] {
-        // The port may have heard enough.
+        // The port may have closed the connection already.
         let _ = stream.write_all(portion).await;
         for _ in 0..TURNS {
             yield_now().await;
         }
     }
     let _ = stream.shutdown().await;
-    let mut said = Vec::new();
-    stream.read_to_end(&mut said).await.expect("a stream in memory");
-    said
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).await.expect("a stream in memory");
+    received
 }
 
 /// The port's side.
@@ -190,7 +194,7 @@ async fn serve(
     Some((exchanges.into_inner().unwrap_or_else(PoisonError::into_inner), early))
 }
 
-/// Has the port answer a request, and compares the answer with the model's.
+/// Lets the port answer a request, and compares the answer with the model's.
 fn exchange(
     port: &HttpService<Idle>,
     request: Request<Incoming>,
@@ -210,7 +214,7 @@ fn exchange(
     let status = response.status();
     assert_eq!(status, expected, "{method} {path}");
     let upgraded = status == StatusCode::SWITCHING_PROTOCOLS;
-    assert_eq!(upgraded, matches!(answer, Answer::Upgrade(..)), "an upgrade says so");
+    assert_eq!(upgraded, matches!(answer, Answer::Upgrade(..)), "the status of an upgrade");
     if upgraded {
         let key = response.headers()["sec-websocket-accept"].to_str();
         assert_eq!(key.ok(), accept.as_deref());
@@ -220,10 +224,10 @@ fn exchange(
     (answer, Exchange { method, path, status, body, refused, body_unread })
 }
 
-/// Looks for the answers in what was said, one behind the other, and at the end perhaps what hyper itself objects to bytes that
-/// are no request. When it does depends on how they come.
-fn read(said: &[u8], answers: &[Exchange]) {
-    let mut rest = str::from_utf8(said).expect("answers are text");
+/// Checks that the received bytes are these answers in order. After them, hyper itself may have
+/// answered bytes that are no request. Whether it does depends on how they arrive.
+fn check_received(received: &[u8], answers: &[Exchange]) {
+    let mut rest = str::from_utf8(received).expect("answers are text");
     for Exchange { method, status, body, .. } in answers {
         let code = head(&mut rest);
         assert!(code.starts_with(status.as_str()), "{code}: {status}");
@@ -237,10 +241,10 @@ fn read(said: &[u8], answers: &[Exchange]) {
     }
 }
 
-/// Takes the head of a response and gives its status.
+/// Takes the head of a response, and returns its status code.
 fn head<'a>(rest: &mut &'a str) -> &'a str {
-    let (head, behind) = rest.split_once("\r\n\r\n").expect("a whole head");
-    *rest = behind;
+    let (head, after) = rest.split_once("\r\n\r\n").expect("a whole head");
+    *rest = after;
     let line = head.lines().next().unwrap_or_default();
     let code = line.strip_prefix("HTTP/1.1 ").or_else(|| line.strip_prefix("HTTP/1.0 "));
     code.unwrap_or_else(|| panic!("{line}"))

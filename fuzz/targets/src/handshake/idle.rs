@@ -1,4 +1,4 @@
-//! A port of a tier that has nothing to do.
+//! A port of a tier that serves no session.
 
 use std::{future::ready, sync::Arc};
 
@@ -19,8 +19,7 @@ use super::model::{LISTED_ORIGIN, MARKET, TRUSTED_PROXIES};
 /// A tier that is up.
 pub(super) struct Idle(HealthReporter);
 
-/// A port with room for one session, of one address: a data port if it upgrades, an admin port
-/// otherwise.
+/// A port that has room for one session: a data port if it upgrades, an admin port otherwise.
 pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
     let mut registry = Registry::default();
     let upstream = LinkMetrics::register(&mut registry);
@@ -36,7 +35,7 @@ pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
         trusted_proxies: TrustedProxies::parse(TRUSTED_PROXIES).expect("a network"),
         proxy_headers,
         max_per_address: 1,
-        // Faster than requests can come here.
+        // More than the requests that can come here.
         request_rate: 1_000_000,
     };
     let abuse = Arc::new(AbuseLog::register(&mut registry));
@@ -53,7 +52,7 @@ pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
 }
 
 impl Handler for Idle {
-    /// No connection comes so far.
+    /// No connection comes this far.
     fn serve<'a>(
         &'a self,
         _socket: Socket,

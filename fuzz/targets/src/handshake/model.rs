@@ -1,4 +1,4 @@
-//! What the documentation says of every request, written once more: the path, the origin, whose it is, what the answer is.
+//! Implements the documented rules for requests a second time: path, origin, client and status.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,7 +6,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Version, header};
 use proxy_common::protocol::Market;
 use url::{Origin, Url};
 
-/// What the ports are set to.
+/// The settings of the ports.
 pub(super) const MARKET: Market = Market::Stocks;
 pub(super) const LISTED_ORIGIN: &str = "https://desk.example.com";
 pub(super) const TRUSTED_PROXIES: &str = "10.0.0.0/8";
@@ -41,13 +41,13 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Whether any of the upgrades that are asked for is one to a WebSocket.
+/// Whether the request asks for an upgrade to a WebSocket, perhaps among others.
 pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     let asked = text(headers, "upgrade").unwrap_or_default().to_ascii_lowercase();
     asked.split(',').any(|upgrade| upgrade.trim() == "websocket")
 }
 
-/// A whole handshake of RFC 6455, section 4.2.1, with no upgrade beside it and no body behind it.
+/// Whether this is a whole handshake of RFC 6455, section 4.2.1, with no other upgrade and no body.
 fn is_handshake<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let connection = text(headers, "connection").unwrap_or_default().to_ascii_lowercase();
@@ -65,7 +65,7 @@ fn brings_body(headers: &HeaderMap) -> bool {
     headers.contains_key(header::TRANSFER_ENCODING) || length.contains(|digit| digit != '0')
 }
 
-/// 16 bytes in base64. The library takes padding inside as well, which harms nobody.
+/// Whether this is 16 bytes in base64. The library also accepts padding inside, which does no harm.
 fn is_key(key: &str) -> bool {
     let bytes: Option<usize> = key.as_bytes().chunks(4).map(base64_bytes).sum();
     key.len() == 24 && bytes == Some(16)
@@ -79,7 +79,7 @@ fn base64_bytes(four: &[u8]) -> Option<usize> {
     if !digits.iter().all(known) || padding.iter().any(|&c| c != b'=') {
         return None;
     }
-    // What a last digit tells beyond whole bytes is nothing.
+    // The last digit must hold no bits beyond whole bytes.
     match digits {
         [_, _, _, _] => Some(3),
         [_, _, last] if b"AEIMQUYcgkosw048".contains(last) => Some(2),
@@ -88,7 +88,8 @@ fn base64_bytes(four: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether it is no page that asks, or one of the listed origin or of the very host.
+/// Whether the request comes from no web page, or from one of the listed origin or of the same
+/// host.
 fn may_connect(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
     let Some(origin) = origin.to_str().ok().and_then(page) else { return false };
@@ -101,7 +102,7 @@ fn may_connect(headers: &HeaderMap) -> bool {
         || page(LISTED_ORIGIN).is_some_and(|listed| listed == origin)
 }
 
-/// The origin that an URL without anything else stands for.
+/// The origin of a URL that holds nothing else.
 fn page(text: &str) -> Option<Origin> {
     let url = Url::parse(text).ok()?;
     let mut bare = url.clone();
@@ -115,7 +116,8 @@ pub(super) fn is_trusted(address: IpAddr) -> bool {
     matches!(address.to_canonical(), IpAddr::V4(v4) if v4.octets()[0] == 10)
 }
 
-/// The last address of the chain that is not trusted; where it breaks, the one before.
+/// The last address of the chain that is not trusted. If the chain breaks before it, the last
+/// address before the break.
 pub(super) fn client(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let values = headers.get_all("x-forwarded-for").iter();
     let chain: Vec<&str> = values.map(|value| value.to_str().unwrap_or_default()).collect();
@@ -136,7 +138,8 @@ pub(super) fn client(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     client
 }
 
-/// The client that a PROXY header names, if it names any, and how long the header is.
+/// The client that a PROXY header names, if any, and the length of the header. `None` if there is
+/// no valid header.
 pub(super) fn proxy_header(input: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
     if input.starts_with(b"\r\n\r\n\0\r\nQUIT\n") {
         return second_version(input);
