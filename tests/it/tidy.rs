@@ -1,4 +1,4 @@
-//! What the project promises of its own sources: layers, boundaries, nothing left undone, no key.
+//! Checks the project's own sources: layers, boundaries, no open task, no key.
 
 use std::{
     fs,
@@ -16,7 +16,8 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All text files of the project but what is built, installed, pinned or hidden.
+/// All text files of the project, except build results, installed packages, lock files, `.env` and
+/// git.
 fn files() -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut dirs = vec![root()];
@@ -39,7 +40,7 @@ fn files() -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The code of a module: without its tests and comments.
+/// The code of a module, without its tests and comments.
 fn code(text: &str) -> String {
     let code = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -201,7 +202,7 @@ fn a_planted_import_is_found() {
         ("low::one", "use super::super::middle::Middle;", "low::one -> middle"),
         ("low::one", "fn f(_: &crate::top::Top) {}", "low::one -> top"),
         ("low", "pub mod one;\npub mod two;\npub use super::middle::Middle;", "low -> middle"),
-        // By way of a re-export of the crate's root.
+        // Through a re-export of the crate's root.
         ("low::one", "use crate::Middle;", "low::one -> crate"),
         ("middle", "use crate::top::Top;", "middle -> top"),
     ] {
@@ -248,7 +249,7 @@ fn tiers_know_neither_each_other_nor_the_simulator() {
 
 #[test]
 fn nothing_is_left_undone() {
-    // Put together here, so that this file is not found.
+    // The marks are put together here, so that this file holds none.
     let marks =
         ["TO", "FIX", "XX", "unimplemented", "to"].into_iter().zip(["DO", "ME", "X", "!", "do!("]);
     let marks: Vec<_> = marks.map(|(begin, end)| format!("{begin}{end}")).collect();
@@ -261,9 +262,10 @@ fn nothing_is_left_undone() {
     }
 }
 
-/// The vendor's keys are words of 32 letters and digits, mixed.
+/// The vendor's keys are words of 32 characters: digits, capitals, small letters and underscores,
+/// mixed.
 #[test]
-fn no_key_lies_about() {
+fn no_file_holds_a_key() {
     let is_key = |word: &str| {
         word.len() == 32
             && word.contains(|c: char| c.is_ascii_digit())

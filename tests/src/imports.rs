@@ -1,5 +1,5 @@
-//! Which module of a crate imports which, read from the sources: for the tests that keep arrows
-//! between rooms going down.
+//! Reads from the sources which module of a crate imports which. The tests check with it that rooms
+//! import only rooms below them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -71,7 +71,7 @@ impl Imports {
         self.0.keys().map(String::as_str)
     }
 
-    /// Circles of imports, each as the modules on it in order; one for each module that closes one.
+    /// Circles of imports, one for each import that closes one. Each lists its modules in order.
     #[must_use]
     pub fn circles(&self) -> Vec<Vec<String>> {
         let mut circles = Vec::new();
@@ -85,22 +85,22 @@ impl Imports {
     fn visit<'a>(
         &'a self,
         module: &'a str,
-        way: &mut Vec<&'a str>,
+        trail: &mut Vec<&'a str>,
         done: &mut BTreeSet<&'a str>,
         circles: &mut Vec<Vec<String>>,
     ) {
-        if let Some(start) = way.iter().position(|passed| *passed == module) {
-            circles.push(way[start..].iter().map(ToString::to_string).collect());
+        if let Some(start) = trail.iter().position(|passed| *passed == module) {
+            circles.push(trail[start..].iter().map(ToString::to_string).collect());
             return;
         }
         if done.contains(module) {
             return;
         }
-        way.push(module);
+        trail.push(module);
         for imported in self.0.get(module).into_iter().flatten() {
-            self.visit(imported, way, done, circles);
+            self.visit(imported, trail, done, circles);
         }
-        way.pop();
+        trail.pop();
         done.insert(module);
     }
 
@@ -180,7 +180,7 @@ fn paths(source: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Reads one path or group of paths and returns the place after it.
+/// Reads one path or group of paths, and returns the position after it.
 fn path(
     tokens: &[String],
     mut at: usize,
@@ -194,7 +194,7 @@ fn path(
                 at += 1;
                 while tokens.get(at).is_some_and(|token| token != "}") {
                     let next = path(tokens, at, prefix, found);
-                    // What is no path, such as a comma, is passed over.
+                    // Skips a token that begins no path, such as a comma.
                     at = next.max(at + 1);
                 }
                 at += 1;
@@ -221,7 +221,7 @@ fn path(
     at
 }
 
-/// Names, `::` and single signs, without comments and literals.
+/// Names, `::` and single characters, without comments and literals.
 fn tokens(source: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = source;
@@ -266,7 +266,7 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// The length of a raw string literal such as `br#"["]"#`, if one stands at the beginning.
+/// The length of a raw string literal such as `br#"["]"#`; `None` if the text begins with none.
 fn raw_string_length(text: &str) -> Option<usize> {
     let after_r = text.strip_prefix("br").or_else(|| text.strip_prefix('r'))?;
     let hashes = after_r.bytes().take_while(|&byte| byte == b'#').count();
