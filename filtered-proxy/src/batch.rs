@@ -41,7 +41,7 @@ struct Pending {
     last: u64,
 }
 
-/// What became of the events of a batch.
+/// The counts of a batch's events.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
     /// Events found in the frames.
@@ -159,7 +159,7 @@ impl Batch {
     }
 
     /// Calls `send` with the chunks of each cohort that gets events, in the order of the events. No
-    /// chunk is longer than a message may be. Then clears the batch, and returns what became of its
+    /// chunk is longer than a message may be. Then clears the batch, and returns the counts of its
     /// events.
     pub fn deliver<M>(
         &mut self,

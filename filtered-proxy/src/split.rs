@@ -189,7 +189,7 @@ mod tests {
     };
     use proxy_common::protocol::Kind;
 
-    /// What `split` finds, one line an event: text, kind, symbol.
+    /// The events that `split` finds, one line for each: text, kind, symbol.
     fn found(frame: &str) -> (Vec<String>, Result<(), Malformed>) {
         let mut lines = Vec::new();
         let end = split(frame.as_bytes(), |event| {

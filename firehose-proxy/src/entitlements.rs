@@ -111,7 +111,7 @@ impl Entitlements {
             Channel::Kind(_) => by(channel),
             Channel::Symbol(kind, _) => {
                 // A kind without a wildcard, such as option quotes, is asked for by symbol. Its
-                // refusal says nothing about its symbols.
+                // refusal does not concern its symbols.
                 let whole = || self.market.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
                 by(channel).or_else(|| whole()?)
             }

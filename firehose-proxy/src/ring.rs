@@ -18,7 +18,7 @@ pub struct Published {
     pub frame: Frame,
     /// How many events it holds.
     pub events: u32,
-    /// What kind of message it is.
+    /// The kind of message.
     pub content: Content,
     /// How much was published before it since the start. A reader derives from it how much it
     /// missed.
@@ -107,7 +107,7 @@ pub struct Reader {
     unread: Level,
 }
 
-/// What a reader gets next.
+/// The next item of a reader.
 #[derive(Debug)]
 pub enum Next {
     /// The next message.
@@ -221,7 +221,7 @@ impl Reader {
         }
     }
 
-    /// The next message; `None` if there is none yet.
+    /// The next message; `None` if none is ready.
     pub fn try_next(&mut self) -> Option<Next> {
         loop {
             match self.ring.try_recv() {

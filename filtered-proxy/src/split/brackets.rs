@@ -56,7 +56,7 @@ fn store(positions: &mut [u32], count: usize, base: u32, mut mask: u64) -> usize
     // are.
     loop {
         let room: &mut [u32; STORED] =
-            positions[at..].first_chunk_mut().expect("room for what a block can hold");
+            positions[at..].first_chunk_mut().expect("room for a block's positions");
         for position in room {
             *position = base.wrapping_add(mask.trailing_zeros());
             mask &= mask.wrapping_sub(1);

@@ -49,7 +49,7 @@ struct Watch {
     silent: Vec<(Kind, Duration)>,
 }
 
-/// What the sampler and the monitor share. The bits are those of [`Kinds`].
+/// The state that the sampler and the monitor share. The bits are those of [`Kinds`].
 #[derive(Debug)]
 struct SeenKinds {
     expected: AtomicU32,
