@@ -218,7 +218,8 @@ impl Router {
     /// Counts data that was dropped because it is no event, and notifies the clients.
     fn report_malformed(&mut self, what: &str, count: u64) {
         // The metric counts them all. One log line in a thousand is enough.
-        if self.malformed.inc_by(count).is_multiple_of(1_000) {
+        let before = self.malformed.inc_by(count);
+        if before == 0 || before / 1_000 != (before + count) / 1_000 {
             warn!(what, "malformed data from upstream dropped");
         }
         self.notify(&Notice::malformed(TierName::Filtered).frame());

@@ -88,21 +88,23 @@ pub struct Silence {
     market: Market,
     alarm: Duration,
     quiet_since: [Option<Instant>; Kind::COUNT],
+    /// The kind of hour at the last call.
+    hours: Option<Hours>,
 }
 
 impl Silence {
     /// Starts with no kind quiet. `alarm` is the alarm period: how long a busy kind may stay silent
     /// in the regular session.
     pub fn new(market: Market, alarm: Duration) -> Self {
-        Self { market, alarm, quiet_since: [None; Kind::COUNT] }
+        Self { market, alarm, quiet_since: [None; Kind::COUNT], hours: None }
     }
 
     /// Records the kinds `seen` since the last call. `asked` holds the kinds that are asked for
     /// with all their symbols; pass none while the upstream is down. Returns the kinds that are
     /// silent now, and how long each has been quiet.
     ///
-    /// The time of a kind starts again when the kind becomes expected, for example when its market
-    /// opens, and when the upstream comes back.
+    /// The time of a kind starts again when its market opens, when the kind of hour changes, and when
+    /// the upstream comes back.
     pub fn tick(
         &mut self,
         now: Instant,
@@ -110,6 +112,7 @@ impl Silence {
         asked: Kinds,
         seen: Kinds,
     ) -> Vec<(Kind, Duration)> {
+        let same_hours = self.hours.replace(hours) == Some(hours);
         let mut silent = Vec::new();
         for kind in Kind::ALL {
             let since = &mut self.quiet_since[kind as usize];
@@ -120,7 +123,7 @@ impl Silence {
                 continue;
             };
             let begin = match *since {
-                Some(since) if !seen.contains(kind) => since,
+                Some(since) if same_hours && !seen.contains(kind) => since,
                 Some(_) | None => now,
             };
             *since = Some(begin);
@@ -185,6 +188,8 @@ mod tests {
         assert_eq!(at(604, Hours::Regular, trades), [""; 0], "back");
         assert_eq!(at(623, Hours::Extended, trades), [""; 0], "thin hours");
         assert_eq!(at(624, Hours::Extended, trades), ["T"]);
+        assert_eq!(at(630, Hours::Regular, trades), [""; 0], "the bell, after thin hours");
+        assert_eq!(at(631, Hours::Regular, trades), ["T"]);
     }
 
     #[test]
