@@ -1,4 +1,4 @@
-//! Access: who may connect, from where, how many and how fast.
+//! Access: decides which clients may connect, how many at once, and how fast they may send.
 
 mod abuse;
 mod address_limits;

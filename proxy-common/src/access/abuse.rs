@@ -1,4 +1,4 @@
-//! What hostile and clumsy clients do: counted each time, logged once a minute for each kind.
+//! Abuse by hostile or faulty clients. Counts every case, and logs each kind once a minute.
 
 use std::{
     net::IpAddr,
@@ -14,62 +14,62 @@ use crate::{
     named_enum::named_enum,
 };
 
-/// A kind is logged once in this time at most.
+/// Each kind is logged at most once in this time.
 const QUIET: Duration = Duration::from_secs(60);
 
 named_enum! {
-    /// What a client, or all of them together, was stopped from.
+    /// A rule that a client broke, or a limit that all clients together reached.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Abuse by
     /// The value of the metric label `reason`.
     label {
         /// More sessions at once than `MAX_CONNECTIONS`.
         Full = "full",
-        /// More connections at once than are kept for anything.
+        /// More connections at once than the server keeps, sessions and others together.
         Connections = "connections",
         /// More connections at once than `MAX_CONNECTIONS_PER_ADDRESS`.
         AddressFull = "address_full",
         /// Requests faster than `HANDSHAKE_RATE`.
         HandshakeRate = "handshake_rate",
-        /// A web page from elsewhere.
+        /// A web page whose origin `ALLOWED_ORIGINS` does not list.
         Origin = "origin",
-        /// A trusted proxy's connection without a PROXY header that can be read.
+        /// A connection of a trusted proxy without a readable PROXY header.
         ProxyHeader = "proxy_header",
-        /// No TLS on a port that speaks nothing else, or a TLS handshake that failed.
+        /// No TLS on a port that speaks only TLS, or a failed TLS handshake.
         Tls = "tls",
         /// A path that leads to no market.
         Path = "path",
-        /// A handshake that is none.
+        /// An invalid WebSocket handshake.
         Handshake = "handshake",
-        /// No key in time.
+        /// No key within `AUTH_TIMEOUT`.
         AuthTimeout = "auth_timeout",
         /// A wrong key.
         AuthFailed = "auth_failed",
         /// Commands faster than `COMMAND_RATE`: the session is read more slowly.
         CommandRate = "command_rate",
-        /// A break of the WebSocket protocol.
+        /// A violation of the WebSocket protocol.
         Protocol = "protocol",
-        /// A message past the limit.
+        /// A message longer than the limit.
         TooBig = "too_big",
-        /// Pings or commands whose answers are not read.
+        /// Pings or commands from a client that does not read the answers.
         ControlFlood = "control_flood",
     }
 }
 
 impl Abuse {
-    /// The kinds for which a connection or request is turned away before it becomes a session: the
-    /// first of all.
+    /// The kinds that turn a connection or request away before it becomes a session. They stand
+    /// first in the enum.
     pub const REFUSALS: &[Self] = Self::ALL.split_at(9).0;
 
-    /// What the log says of it.
+    /// The log message.
     const fn sentence(self) -> &'static str {
         match self {
-            Self::Full => "turned away: MAX_CONNECTIONS sessions are here",
-            Self::Connections => "dropped: no room even to answer",
-            Self::AddressFull => "turned away: MAX_CONNECTIONS_PER_ADDRESS connections from there",
-            Self::HandshakeRate => "turned away: faster than HANDSHAKE_RATE",
+            Self::Full => "turned away: MAX_CONNECTIONS sessions are open",
+            Self::Connections => "dropped: too many connections even to answer",
+            Self::AddressFull => "turned away: more than MAX_CONNECTIONS_PER_ADDRESS connections",
+            Self::HandshakeRate => "turned away: requests faster than HANDSHAKE_RATE",
             Self::Origin => "turned away: a web page that ALLOWED_ORIGINS does not list",
-            Self::ProxyHeader => "dropped: a trusted proxy sent no PROXY header that can be read",
+            Self::ProxyHeader => "dropped: a trusted proxy sent no readable PROXY header",
             Self::Tls => "turned away: no TLS, or none that both sides accept",
             Self::Path => "turned away: no market at that path",
             Self::Handshake => "turned away: no WebSocket handshake",
@@ -87,7 +87,7 @@ impl Abuse {
 #[derive(Debug)]
 pub struct AbuseLog {
     counts: CountByReason,
-    /// One for each kind. Locked for a few instructions, by whoever is about to turn a client away.
+    /// One for each kind. The lock is held for a few instructions.
     quiet: [Mutex<Quiet>; Abuse::ALL.len()],
 }
 
@@ -97,13 +97,14 @@ impl AbuseLog {
         let counts = register_by_reason(
             registry,
             "abuse",
-            "What hostile, clumsy or too many clients were stopped from",
+            "Cases of abuse by clients",
             Abuse::ALL.iter().map(|abuse| abuse.label()),
         );
         Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Counts one case, and logs it with the error of a library, if there is one.
+    /// Counts one case. Logs it, with the error of a library if there is one, unless its kind was
+    /// logged less than a minute ago.
     pub fn note(&self, abuse: Abuse, client: IpAddr, error: Option<&str>) {
         self.counts.get_or_create(&Reason::new(abuse.label())).inc();
         let line = self.lock(abuse).note(client, Instant::now());
@@ -112,7 +113,8 @@ impl AbuseLog {
         }
     }
 
-    /// Logs what was kept back; to be called about once a second.
+    /// Logs the cases that were not logged yet, once their minute is over. Call it about once a
+    /// second.
     pub fn tick(&self, now: Instant) {
         for &abuse in Abuse::ALL {
             let line = self.lock(abuse).tick(now);
@@ -127,7 +129,7 @@ impl AbuseLog {
     }
 }
 
-/// A line to be logged: the last client, and how many cases before it were kept back.
+/// A log line: the last client, and how many cases before it were not logged.
 #[derive(Debug, PartialEq, Eq)]
 struct Line {
     client: IpAddr,
@@ -145,7 +147,7 @@ impl Line {
 #[derive(Debug, Default)]
 struct Quiet {
     until: Option<Instant>,
-    /// The last case that was kept back, and how many there were.
+    /// The client of the last case not logged yet, and the number of such cases.
     kept: Option<(IpAddr, u64)>,
 }
 
@@ -161,7 +163,7 @@ impl Quiet {
         Some(Line { client, suppressed })
     }
 
-    /// The line for cases kept back, once the time for the next one has come.
+    /// The line for the cases not logged yet, once the next line is due.
     fn tick(&mut self, now: Instant) -> Option<Line> {
         if self.until.is_none_or(|until| now < until) {
             return None;
@@ -177,17 +179,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kind_has_a_place_and_a_label_of_its_own() {
+    fn every_kind_has_its_own_index_and_label() {
         let labels: std::collections::BTreeSet<_> =
             Abuse::ALL.iter().map(|abuse| abuse.label()).collect();
         assert_eq!(labels.len(), Abuse::ALL.len());
-        for (place, &abuse) in Abuse::ALL.iter().enumerate() {
-            assert_eq!(abuse as usize, place);
+        for (index, &abuse) in Abuse::ALL.iter().enumerate() {
+            assert_eq!(abuse as usize, index);
         }
     }
 
     #[test]
-    fn one_line_a_minute_tells_how_many_were_kept_back() {
+    fn one_line_a_minute_counts_the_cases_that_were_not_logged() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let [one, two] = [IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2])];

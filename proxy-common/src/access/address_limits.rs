@@ -1,6 +1,6 @@
-//! How much one address may take: connections at once, and requests a second.
+//! Limits for each client address: connections at once, and requests a second.
 //!
-//! Loopback addresses are not limited: there, one address stands for every program of the machine.
+//! Loopback addresses are not limited, because one of them stands for every program of the machine.
 
 use std::{
     collections::HashMap,
@@ -19,38 +19,46 @@ use governor::{
 
 use super::{client_address::AddressKey, command_rate::BURST_SECONDS};
 
-/// Connections of one address beyond its sessions, for probes and for telling it that there is no room.
+/// Connections of one address beyond its limit of sessions, for probes and for answers that refuse
+/// a request.
 const SPARE_CONNECTIONS: usize = 32;
-/// Addresses whose requests are told apart. What comes on top shares one budget: memory stays bounded whoever comes.
+/// Addresses that have a request budget of their own. While there are this many, all requests share
+/// one more budget, so that memory stays bounded.
 const MAX_ADDRESSES: usize = 65_536;
 
-/// Connections of each address.
+/// Counts the connections of each address.
 #[derive(Debug)]
 pub struct AddressLimit {
     most: usize,
-    /// Holds an entry for as long as a connection, which are bounded in all. Locked for a few instructions.
+    /// Has an entry only while its address has a connection, so the limit on connections bounds it.
+    /// The lock is held for a few instructions.
     held: Mutex<HashMap<AddressKey, usize>>,
 }
 
-/// A connection that is counted for its address. Dropping it ends that.
+/// Counts a connection for its address until it is dropped.
 #[derive(Debug)]
 pub struct AddressPermit {
     limit: Arc<AddressLimit>,
     key: AddressKey,
 }
 
-/// The address has as many connections as it may.
+/// The address has reached its limit of connections.
 #[derive(Debug)]
 pub struct AddressFull;
 
 impl AddressLimit {
-    /// At most so many sessions of one address.
+    /// Allows each address `most` sessions, which must be at least one.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
-    /// Counts a connection that was accepted, whatever it will ask. `Full` comes later than for sessions, so that some room is
-    /// left for answers.
+    /// Counts an accepted connection before its request is known. `None` for loopback.
+    ///
+    /// The limit is higher than for sessions, so that requests beyond that limit get an answer.
+    ///
+    /// # Errors
+    ///
+    /// The address has no spare connection left.
     pub fn connect(
         self: &Arc<Self>,
         address: IpAddr,
@@ -58,7 +66,12 @@ impl AddressLimit {
         self.count(address, self.most.saturating_add(SPARE_CONNECTIONS))
     }
 
-    /// Counts a session that came through a proxy's connection, which itself is not counted.
+    /// Counts a session that came through a trusted proxy, whose connection is not counted. `None`
+    /// for loopback.
+    ///
+    /// # Errors
+    ///
+    /// The address has reached its limit of sessions.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Option<AddressPermit>, AddressFull> {
         self.count(address, self.most)
     }
@@ -71,7 +84,7 @@ impl AddressLimit {
         let Some(key) = AddressKey::of(address) else { return Ok(None) };
         let mut held = self.lock();
         let count = held.entry(key).or_insert(0);
-        // The limit is one or more, so an entry of zero never stays.
+        // A limit is at least one, so a refusal never leaves an entry of zero.
         if *count >= most {
             return Err(AddressFull);
         }
@@ -98,7 +111,7 @@ impl Drop for AddressPermit {
             *count -= 1;
             if *count == 0 {
                 held.remove(&self.key);
-                // A crowd that has left should not keep its room.
+                // Give back the memory of a crowd that has left.
                 if held.capacity() > 1_024 && held.len() < held.capacity() / 8 {
                     held.shrink_to_fit();
                 }
@@ -114,15 +127,15 @@ type Limiter<C> = RateLimiter<
     NoOpMiddleware<<C as Clock>::Instant>,
 >;
 
-/// Requests of each address. Time comes from the clock that is passed in.
+/// Limits the requests of each address, by the time of its clock.
 pub struct RequestRate<C: Clock = MonotonicClock> {
-    /// No key stands for all addresses that found no room.
+    /// `None` is the budget that addresses share while there are too many.
     limiter: Limiter<C>,
     clock: C,
 }
 
 impl RequestRate {
-    /// This many a second, at least one, and ten times as many at once.
+    /// Allows each address `count` requests a second, at least one, and ten times as many at once.
     pub fn per_second(count: u32) -> Self {
         Self::with_clock(count, MonotonicClock)
     }
@@ -136,18 +149,18 @@ impl<C: Clock + Clone> RequestRate<C> {
         Self { limiter: RateLimiter::hashmap_with_clock(quota, clock.clone()), clock }
     }
 
-    /// Takes one request of an address.
+    /// Takes one request from the budget of an address.
     ///
     /// # Errors
     ///
-    /// It came too soon, by so much.
+    /// The budget is empty. The value is the time to wait.
     pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
         let Some(key) = AddressKey::of(address) else { return Ok(()) };
         let key = (self.limiter.len() < MAX_ADDRESSES).then_some(key);
         self.limiter.check_key(&key).map_err(|refusal| refusal.wait_time_from(self.clock.now()))
     }
 
-    /// Forgets addresses whose budget is full again; to be called about once a second.
+    /// Forgets the addresses whose budget is full again. Call it about once a second.
     pub fn tick(&self) {
         if !self.limiter.is_empty() {
             self.limiter.retain_recent();
@@ -174,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_so_many_sessions_and_some_connections_more() {
+    fn an_address_has_a_limit_of_sessions_and_some_spare_connections() {
         let limit = AddressLimit::new(2);
         let one = address("192.0.2.1");
         let first = permit(limit.admit(one));
@@ -184,7 +197,7 @@ mod tests {
         let spare: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| permit(limit.connect(one))).collect();
         assert!(spare[0].is_beyond_limit());
         assert!(matches!(limit.connect(one), Err(AddressFull)));
-        // Others do not notice.
+        // Another address is not affected.
         drop(permit(limit.admit(address("192.0.2.2"))));
         drop((spare, first));
         let third = permit(limit.admit(one));
@@ -219,13 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_forgotten_and_never_more_than_so_many_are_kept() {
+    fn addresses_are_forgotten_and_their_number_is_bounded() {
         let clock = FakeRelativeClock::default();
         let rate = RequestRate::with_clock(1, clock.clone());
         for n in 0..MAX_ADDRESSES as u32 + 100 {
-            let taken = rate.take(IpAddr::V4((0x0b00_0000 + n).into()));
-            // Those beyond share one budget.
-            assert_eq!(taken.is_ok(), n < MAX_ADDRESSES as u32 + 10, "{n}");
+            let result = rate.take(IpAddr::V4((0x0b00_0000 + n).into()));
+            // Addresses beyond the limit share one budget.
+            assert_eq!(result.is_ok(), n < MAX_ADDRESSES as u32 + 10, "{n}");
         }
         assert_eq!(rate.limiter.len(), MAX_ADDRESSES + 1);
         rate.tick();

@@ -1,18 +1,20 @@
-//! Whose request it is: the address of a client, past the proxies that may speak for it.
+//! Finds the address of a client, even if trusted proxies stand between.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
-/// What the limits take for one client: an IPv4 address, or the /64 that a household or machine has of IPv6.
+/// The key that stands for one client in the limits: an IPv4 address, or an IPv6 /64, the usual
+/// share of one household or machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AddressKey(IpAddr);
 
 impl AddressKey {
-    /// Bits of an IPv6 address that tell one site from another.
+    /// How many leading bits of an IPv6 address identify a site.
     const SITE_BITS: u32 = 64;
 
-    /// The key of an address; none for loopback, where one address stands for every program of the machine.
+    /// The key of an address. `None` for loopback, where one address stands for every program of
+    /// the machine.
     pub fn of(address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
         if address.is_loopback() {
@@ -27,7 +29,7 @@ impl AddressKey {
     }
 }
 
-/// The peers that may say for whom they speak. Default: none.
+/// The proxies that may name the client of a connection or request. Default: none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
@@ -36,7 +38,7 @@ impl TrustedProxies {
     ///
     /// # Errors
     ///
-    /// An item is neither; it is named.
+    /// An item is neither. The error names it.
     pub fn parse(list: &str) -> Result<Self, String> {
         let network = |item: &str| {
             match item.parse::<IpNet>() {
@@ -50,22 +52,23 @@ impl TrustedProxies {
         items.map(network).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether nobody is trusted.
+    /// Whether no proxy is trusted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether this peer may speak for others.
+    /// Whether this peer may name its client.
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// The client behind a peer: the rightmost address of its `X-Forwarded-For` that is not trusted itself, or the leftmost
-    /// if all are. A peer that is not trusted is the client, whatever it says.
+    /// The client that sent a request through `peer`: the rightmost address of `X-Forwarded-For`
+    /// that is not trusted itself, or the leftmost if all are trusted. A peer that is not trusted
+    /// is the client, whatever its header says.
     ///
-    /// `forwarded` holds the values of the header in their order. What stands left of an entry that is no address is not
-    /// believed.
+    /// `forwarded` holds the values of the header in their order. Entries left of one that is no
+    /// address are ignored.
     pub fn client<'a>(
         &self,
         peer: IpAddr,
@@ -83,7 +86,7 @@ impl TrustedProxies {
     }
 }
 
-/// An entry of `X-Forwarded-For`; some proxies add the port.
+/// Parses an entry of `X-Forwarded-For`. Some proxies add the port.
 fn hop_address(hop: &str) -> Option<IpAddr> {
     let bare = hop.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(hop);
     bare.parse().ok().or_else(|| hop.parse::<SocketAddr>().ok().map(|address| address.ip()))
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_trusted_speaks_for_nobody_and_nonsense_is_not_believed() {
+    fn an_untrusted_peer_is_the_client_and_invalid_entries_are_ignored() {
         check("192.0.2.1", &["203.0.113.1"], "192.0.2.1");
         check("192.0.2.1", &[], "192.0.2.1");
         check("127.0.0.1", &[], "127.0.0.1");

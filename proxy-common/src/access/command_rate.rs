@@ -1,22 +1,25 @@
-//! How fast a session may talk: a budget that refills, and a pause when it is spent. Time is an argument.
+//! Limits how fast a session may send commands: a budget that refills, and a pause when it is
+//! spent. Time is an argument.
 
 use std::time::{Duration, Instant};
 
-/// A budget holds this many seconds' worth: official clients send all their subscriptions at once.
+/// A full budget holds the commands of this many seconds, because official clients send all their
+/// subscriptions at once.
 pub const BURST_SECONDS: u32 = 10;
-/// No pause is longer, so that a client's pings are answered before it gives up: the official ones wait 20 s and more.
+/// The longest pause. It is short enough to answer a client's ping before the client gives up:
+/// official clients wait 20 s and more.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
-/// What is sent counts as a command for each of so many bytes begun.
+/// A message counts as one command, plus one for each full block of this many bytes.
 const BYTES_PER_COMMAND: usize = 1_024;
 
-/// How fast sessions may talk.
+/// How fast sessions may send commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CommandRate {
     interval: Duration,
 }
 
 impl CommandRate {
-    /// This many a second, at least one, and [`BURST_SECONDS`] times as many at once.
+    /// Allows `count` commands a second, at least one, and [`BURST_SECONDS`] times as many at once.
     pub fn per_second(count: u32) -> Self {
         Self { interval: Duration::from_secs(1) / count.max(1) }
     }
@@ -26,10 +29,10 @@ impl CommandRate {
     }
 }
 
-/// What one session has spent.
+/// The budget of one session.
 #[derive(Debug, Clone, Copy)]
 pub struct CommandBudget {
-    /// When everything spent is refilled.
+    /// When the budget is full again.
     full_at: Instant,
 }
 
@@ -39,8 +42,8 @@ impl CommandBudget {
         Self { full_at: now }
     }
 
-    /// Pays for one message, or a part of one, of this many bytes. Says until when nothing more is to be read, if the budget
-    /// is spent.
+    /// Charges one message, or a part of one, of this many bytes. If the budget is spent, returns
+    /// the time until which the session must not be read.
     pub fn take(&mut self, rate: CommandRate, bytes: usize, now: Instant) -> Option<Instant> {
         let count = u32::try_from(bytes / BYTES_PER_COMMAND + 1).unwrap_or(u32::MAX);
         let cost = rate.interval.saturating_mul(count);

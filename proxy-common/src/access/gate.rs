@@ -1,5 +1,5 @@
-//! The gate: decides who may connect. The server asks it twice: whose connection it has accepted,
-//! and whether a request may become a session.
+//! The gate: decides which clients may connect. The server asks it twice: to identify a connection
+//! that it has accepted, and before a request becomes a session.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -30,9 +30,9 @@ use crate::{
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// When a client that found no room may try again.
+/// How long a client should wait before it tries again, if the proxy was full or stopping.
 pub const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
-/// The refusal that is nobody's fault, as a value of the metric label `reason`.
+/// The refusal because the program stops, as a value of the metric label `reason`. It is no abuse.
 const STOPPING: &str = "stopping";
 
 /// The rules of the gate.
@@ -50,7 +50,7 @@ pub struct GateConfig {
     pub request_rate: u32,
 }
 
-/// Decides who may connect, and counts every refusal.
+/// Decides which clients may connect, and counts every refusal.
 pub struct Gate {
     origins: Origins,
     trusted_proxies: TrustedProxies,
@@ -70,7 +70,7 @@ pub struct AcceptedConnection {
     pub permit: Option<AddressPermit>,
     /// Whether the client speaks plain HTTP to a port that speaks TLS.
     pub plain_http_on_tls_port: bool,
-    /// Whether each request names its own client.
+    /// Whether the peer is a trusted proxy, so that each request names its own client.
     via_trusted_proxy: bool,
     /// Whether the first request was counted already, with the TLS handshake.
     rate_counted: AtomicBool,
@@ -121,8 +121,8 @@ impl Gate {
         }
     }
 
-    /// The first question: identifies the peer of a fresh connection, within `limit`, and counts
-    /// the connection for its address.
+    /// The first question: identifies the peer of a new connection within `limit`, and counts the
+    /// connection for its address.
     ///
     /// # Errors
     ///
@@ -137,7 +137,7 @@ impl Gate {
         if self.proxy_headers && self.trusted_proxies.contains(peer) {
             match timeout(limit, read_header(socket)).await {
                 Ok(Ok(Some(client))) => peer = client.ip().to_canonical(),
-                // The proxy's own health check.
+                // The proxy speaks for itself, as in a health check.
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
                     debug!(%error, "connection dropped");
@@ -155,7 +155,7 @@ impl Gate {
         }
     }
 
-    /// The client that sends a request.
+    /// The client that sends a request through this connection.
     pub fn client(&self, accepted: &AcceptedConnection, headers: &HeaderMap) -> IpAddr {
         let values = headers.get_all(X_FORWARDED_FOR).iter();
         // A value that is no text is no address either.
@@ -163,8 +163,8 @@ impl Gate {
         self.trusted_proxies.client(accepted.peer, values)
     }
 
-    /// Counts a TLS handshake as the first request of its connection: it costs more than the
-    /// request. Behind a trusted proxy the client is not known yet, so nothing is counted.
+    /// Counts a TLS handshake as the first request of its connection, because it costs more than
+    /// the request. Counts nothing for a trusted proxy, because the client is not known yet.
     ///
     /// # Errors
     ///
@@ -227,7 +227,7 @@ impl Gate {
         }
     }
 
-    /// Programs that are no browsers send no `Origin`.
+    /// A request without an `Origin` comes from a program that is no browser.
     fn allows_origin(&self, headers: &HeaderMap) -> bool {
         let Some(origin) = headers.get(ORIGIN) else { return true };
         let host = headers.get(HOST).and_then(|host| host.to_str().ok());
@@ -240,7 +240,7 @@ impl Gate {
         self.abuse.note(reason, client, None);
     }
 
-    /// Does the same for one that failed with an error of a library.
+    /// Counts and logs a connection that failed with this error of a library.
     pub fn refuse_failed(&self, reason: Abuse, client: IpAddr, error: &str) {
         self.count(reason.label());
         self.abuse.note(reason, client, Some(error));

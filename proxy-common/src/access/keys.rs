@@ -1,6 +1,7 @@
-//! The keys that open sessions: several, each with a label that may be shown where a key may not.
+//! The keys that open sessions. Each has a label, which may be shown where a key may not.
 //!
-//! Only SHA-256 digests are kept. A file of keys is read again on request, without touching sessions whose key stays.
+//! Only SHA-256 digests are kept. A file of keys can be read again, without an effect on sessions
+//! whose key stays.
 
 use std::{
     collections::BTreeMap,
@@ -23,9 +24,9 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::config::{ConfigError, secrets::secret};
 
-/// What stands before a digest in a file of keys.
+/// The prefix of a digest in a file of keys.
 const SCHEME: &str = "sha256:";
-/// The label of the account's key, where clients present that.
+/// The label of the account's key, if clients present that one.
 const ACCOUNT: &str = "account";
 /// The longest label.
 const MAX_LABEL: usize = 64;
@@ -37,7 +38,7 @@ pub struct Keys {
     variable: &'static str,
     /// The file to read them from again.
     file: Option<PathBuf>,
-    /// Read at each login, written on reload; never held across an await.
+    /// Locked at each login and reload, never across an await.
     entries: RwLock<Vec<Entry>>,
 }
 
@@ -60,7 +61,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A session's use of a key, counted for the key until it is dropped.
+/// Counts a session for the key that it uses, until it is dropped.
 #[derive(Debug)]
 pub struct KeyLease {
     key: Arc<Key>,
@@ -73,7 +74,7 @@ impl KeyLease {
         &self.label
     }
 
-    /// Whether the key has been taken out of the file since.
+    /// Whether the key has been removed from the file since then.
     pub fn is_revoked(&self) -> bool {
         self.key.revoked.load(Ordering::Relaxed)
     }
@@ -92,16 +93,16 @@ pub struct Reloaded {
     pub keys: usize,
     /// Keys that are new.
     pub added: usize,
-    /// Keys that are gone: their sessions end soon.
+    /// Keys that were removed. Their sessions end soon.
     pub removed: usize,
 }
 
 impl Keys {
-    /// Reads the keys given by a variable or by a file; none if neither is set.
+    /// Reads the keys from a variable or from a file. `None` if neither is set.
     ///
     /// # Errors
     ///
-    /// Both are set, the file cannot be read, a line of it makes no sense, or there is no key.
+    /// Both are set, the file cannot be read, a line is invalid, or there is no key.
     pub fn read(
         variable: &'static str,
         value: Option<&SecretString>,
@@ -120,13 +121,13 @@ impl Keys {
         Ok(Some(Self { variable, file: file.map(Path::to_owned), entries: RwLock::new(entries) }))
     }
 
-    /// The account's key alone, where none is set for `variable`.
+    /// The account's key as the only one, for a program where `variable` is not set.
     pub fn account(variable: &'static str, key: &SecretString) -> Self {
         let entry = Entry::new(ACCOUNT, digest(key.expose_secret()));
         Self { variable, file: None, entries: RwLock::new(vec![entry]) }
     }
 
-    /// Whether it is the account's key for want of others.
+    /// Whether the account's key is the only one, because no others are set.
     pub fn is_account(&self) -> bool {
         self.entries().iter().any(|entry| &*entry.label == ACCOUNT) && self.file.is_none()
     }
@@ -136,13 +137,14 @@ impl Keys {
         self.variable
     }
 
-    /// Authenticates a client by the key that it presents. The time it takes tells nothing but the length of that key and the number of keys.
+    /// Authenticates a client by the key that it presents. The time this takes depends only on the
+    /// length of that key and the number of keys.
     pub fn authenticate(&self, presented: &SecretString) -> Option<KeyLease> {
         let presented = digest(presented.expose_secret());
         let entries = self.entries();
         let mut found = u32::MAX;
-        for (place, entry) in (0..u32::MAX).zip(entries.iter()) {
-            found.conditional_assign(&place, entry.key.digest.ct_eq(&presented));
+        for (index, entry) in (0..u32::MAX).zip(entries.iter()) {
+            found.conditional_assign(&index, entry.key.digest.ct_eq(&presented));
         }
         let entry = entries.get(found as usize)?;
         entry.key.sessions.fetch_add(1, Ordering::Relaxed);
@@ -159,12 +161,12 @@ impl Keys {
         sessions
     }
 
-    /// Reads the file again, if the keys come from one. Sessions whose key is gone are told at their next look at the clock.
-    /// Blocks while it reads.
+    /// Reads the file again, if the keys come from one. Sessions whose key was removed end at their
+    /// next timer. Blocks while it reads.
     ///
     /// # Errors
     ///
-    /// As of [`Keys::read`]; the keys stay as they were.
+    /// As for [`Keys::read`]. The keys stay as they were.
     pub fn reload(&self) -> Result<Option<Reloaded>, ConfigError> {
         let Some(path) = &self.file else { return Ok(None) };
         let mut fresh = read_file(self.variable, path)?;
@@ -172,7 +174,7 @@ impl Keys {
         let mut added = 0;
         for entry in &mut fresh {
             match entries.iter().find(|old| old.key.digest == entry.key.digest) {
-                // Sessions stay with their key, under whatever label it has now.
+                // Sessions keep their key, even if its label has changed.
                 Some(old) => entry.key = Arc::clone(&old.key),
                 None => added += 1,
             }
@@ -209,11 +211,11 @@ impl Collector for KeyMetrics {
     }
 }
 
-/// Parses a label.
+/// Parses a label: 1 to 64 letters, digits, dots, hyphens and underscores.
 ///
 /// # Errors
 ///
-/// Not of the form expected.
+/// The text has another form.
 pub fn parse_label(text: &str) -> Result<String, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if text.is_empty() || text.len() > MAX_LABEL || !text.chars().all(allowed) {
@@ -224,7 +226,7 @@ pub fn parse_label(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The line of a file of keys that stands for this key.
+/// The line for this key in a file of keys.
 pub fn key_file_line(label: &str, key: &SecretString) -> String {
     let digest = base16ct::lower::encode_string(&digest(key.expose_secret()));
     format!("{label} {SCHEME}{digest}")
@@ -241,7 +243,7 @@ fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-/// Why a text gives no keys. What stands in it is never shown.
+/// Why a text is no list of keys. Never holds a part of the text, which may be a key.
 #[derive(Debug, PartialEq, Eq)]
 enum KeyFileError {
     Empty,
@@ -360,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_told_by_its_number_and_never_shown() {
+    fn a_bad_line_is_reported_by_its_number_and_never_shown() {
         let good = format!("desk-a sha256:{ABC}");
         for (error, why) in [
             (format!("sha256:{ABC}"), "expected a label"),
@@ -374,13 +376,13 @@ mod tests {
             (format!("b sha256:{ABC}"), "the key of line 1 again"),
             ("abc".to_owned(), "the key of line 1 again"),
         ] {
-            let Err(KeyFileError::Line { number, why: told }) =
+            let Err(KeyFileError::Line { number, why: reason }) =
                 parse(&format!("{good}\n#\n{error}\n"))
             else {
-                panic!("{error} was taken")
+                panic!("{error} was accepted")
             };
             assert_eq!(number, 3, "{error}");
-            assert!(told.contains(why) && !told.contains(&error), "{error}: {told}");
+            assert!(reason.contains(why) && !reason.contains(&error), "{error}: {reason}");
         }
         for empty in ["", " , ,\n", "# abc\n"] {
             assert_eq!(parse(empty).unwrap_err(), KeyFileError::Empty);
@@ -419,7 +421,7 @@ mod tests {
             assert!(keys.reload().unwrap_err().to_string().starts_with("KEYS_FILE: "));
             assert!(!one.is_revoked() && label_of(&keys, "three").is_some());
         }
-        // A key that comes back is a new one: its old sessions are still to go.
+        // A key that comes back is a new one: sessions of the old one still end.
         write("two");
         assert!(keys.reload().is_ok() && two.is_revoked() && !lease("two").is_revoked());
     }

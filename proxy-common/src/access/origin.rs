@@ -1,5 +1,5 @@
-//! Which web pages may connect. Browsers say in `Origin` where a page is from, and let no page forge it; programs that are no
-//! browsers send none.
+//! Decides which web pages may connect. A browser sends the origin of a page in `Origin`, and no
+//! page can forge it. Most other programs send none.
 
 use url::Url;
 
@@ -15,7 +15,7 @@ impl Origins {
     ///
     /// # Errors
     ///
-    /// An item is no origin; it is named.
+    /// An item is no origin. The error names it.
     pub fn parse(list: &str) -> Result<Self, String> {
         let mut origins = Self::default();
         for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -34,7 +34,8 @@ impl Origins {
 
     /// Whether a page of this origin may connect to this host, as the request names them.
     ///
-    /// An origin of the very host asked for passes as well: some libraries that are no browsers send it always.
+    /// The origin of the requested host itself passes as well, because some libraries always send
+    /// it.
     pub fn allow(&self, origin: &str, host: Option<&str>) -> bool {
         if self.any {
             return true;
@@ -67,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn without_a_list_only_the_very_host_asked_for_passes() {
+    fn without_a_list_only_the_requested_host_passes() {
         let none = Origins::default();
         for (origin, host) in [
             ("http://127.0.0.1:8765", "127.0.0.1:8765"),
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_origin_is_refused() {
+    fn an_invalid_origin_is_refused() {
         for bad in ["desk.example.com", "https://", "https://x/path", "null", "https://u@x", "*.x"]
         {
             assert!(Origins::parse(bad).unwrap_err().contains(bad), "{bad}");
