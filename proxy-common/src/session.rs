@@ -1,5 +1,5 @@
 //! Sessions: one for each accepted downstream WebSocket, from the greeting to the close. They speak
-//! the vendor's protocol, the same on both ports.
+//! the vendor's protocol, which is the same at both tiers.
 
 mod close;
 mod config;
@@ -46,9 +46,9 @@ use crate::{
     transport::Socket,
 };
 
-/// A client silent for this many pings is closed.
+/// A client that is silent for this many ping intervals is closed.
 const SILENT_PINGS: u32 = 3;
-/// How long a client with a wrong key may take to read the answer and leave by itself, as some
+/// How long a client with a wrong key may take to read the answer and to close by itself, as some
 /// clients expect.
 const AUTH_FAILED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -64,13 +64,13 @@ pub struct ClientInfo {
 pub struct Sessions<T> {
     /// The tier that they subscribe to.
     pub tier: T,
-    /// How they are served.
+    /// Their settings.
     pub config: SessionConfig,
     /// Their counters.
     pub metrics: Arc<SessionMetrics>,
     /// Counts and logs their abuse.
     pub abuse: Arc<AbuseLog>,
-    /// What they may queue together.
+    /// Bounds the bytes that they queue together.
     pub budget: Arc<QueueBudget>,
 }
 
@@ -80,11 +80,11 @@ struct Session<'a, T: Tier> {
     outbound: Arc<Outbound>,
     inbound: Inbound,
     subscriber: Option<T::Subscriber>,
-    /// The key that opened it.
+    /// The key of its last `auth` command.
     key: Option<KeyLease>,
     client: ClientInfo,
     commands: CommandBudget,
-    /// Until when nothing more is read.
+    /// Nothing is read until then.
     paused_until: Option<Instant>,
     started: Instant,
     last_heard: Instant,
@@ -95,7 +95,7 @@ struct Session<'a, T: Tier> {
 
 impl<T: Tier> Sessions<T> {
     /// Serves an upgraded connection until it ends. `early` holds bytes that arrived with the
-    /// upgrade; `stop` begins to drain the session.
+    /// upgrade. Cancelling `stop` begins to drain the session.
     pub fn serve<'a>(
         &'a self,
         socket: Socket,
@@ -107,7 +107,7 @@ impl<T: Tier> Sessions<T> {
         session.reply(&Status::connected());
         self.metrics.opened.inc();
         self.metrics.sessions.inc();
-        // Not an `async fn`, which would keep its arguments beside the session made of them.
+        // An `async fn` would keep its arguments in addition to the session made of them.
         async move {
             let entry = self.budget.enter(&session.outbound);
             let reason = session.run(stop).await;
@@ -147,7 +147,8 @@ impl<'a, T: Tier> Session<'a, T> {
             let deadline = self.next_deadline();
             let outbound = &self.outbound;
             let may_read = self.paused_until.is_none();
-            // Data is fetched only when nothing is queued: unread data stays where it is bounded.
+            // Fetch data only when nothing is queued, so that unread data waits in the tier's
+            // bounded buffer.
             let may_pull = self.subscriber.is_some() && outbound.is_idle();
             let step = tokio::select! {
                 biased; // Timers before data: the last branches may always be ready.
@@ -160,8 +161,7 @@ impl<'a, T: Tier> Session<'a, T> {
                 () = sleep_until(deadline) => self.on_time(Instant::now()),
                 written = outbound.run_writer() => written,
                 message = self.inbound.next(outbound), if may_read => {
-                    // Boxed: an idle session, which most are, should not carry the room that a
-                    // command needs.
+                    // Boxed: most sessions are idle, and should not hold the memory for a command.
                     Box::pin(self.on_message(message)).await
                 }
                 pulled = pull(&mut self.subscriber), if may_pull => pulled,
@@ -172,7 +172,7 @@ impl<'a, T: Tier> Session<'a, T> {
         }
     }
 
-    /// When to look at the clock again.
+    /// When [`on_time`](Self::on_time) is due next.
     fn next_deadline(&self) -> Instant {
         let mut deadline = self.next_ping;
         if self.subscriber.is_none() {
@@ -219,8 +219,8 @@ impl<'a, T: Tier> Session<'a, T> {
         &mut self,
         message: Result<ClientMessage, CloseReason>,
     ) -> Result<(), CloseReason> {
-        // Reading and writing on the spot never yield by themselves, so a client that talks without
-        // pause would keep its thread.
+        // Reads and writes that succeed at once never yield. A client that sends without pause
+        // would keep the thread.
         match &message {
             Ok(ClientMessage::Part) => yield_now().await,
             _ => consume_budget().await,
@@ -260,7 +260,8 @@ impl<'a, T: Tier> Session<'a, T> {
                 debug!(client = %self.client.address, key = key.label(), "authenticated");
                 self.key = Some(key);
                 self.reply(&Status::auth_success());
-                // A second auth is answered like the first and changes nothing.
+                // A second auth is answered like the first. It changes the key, not the
+                // subscriptions.
                 if self.subscriber.is_none() {
                     self.subscriber = Some(self.sessions.tier.admit(&self.outbound).await);
                 }
@@ -280,7 +281,7 @@ impl<'a, T: Tier> Session<'a, T> {
             self.reply(&Status::auth_required());
             return Ok(());
         };
-        // Decided again if the coverage has changed meanwhile, which is rare.
+        // Decide again if the coverage has changed meanwhile, which is rare.
         loop {
             let Some(change) = decide(&self.sessions.config, subscriber, params, subscribe) else {
                 let action = if subscribe { "subscribe" } else { "unsubscribe" };
@@ -310,7 +311,7 @@ impl<'a, T: Tier> Session<'a, T> {
             Some(subscriber) => policy.includes(subscriber.held()),
             None => policy == NoticePolicy::Everyone,
         };
-        // First of all: nothing more is routed to a session that ends.
+        // First, so that nothing more is routed to a session that ends.
         self.subscriber = None;
         let status = closing_status(reason, wants_notices);
         if reason == CloseReason::AuthFailed {
@@ -361,7 +362,7 @@ fn decide(
     params: &str,
     subscribe: bool,
 ) -> Option<SubscriptionChange> {
-    // Before the first look at the coverage.
+    // Read first: any later change of the coverage makes the decision outdated.
     let coverage_version = subscriber.coverage_version();
     let limit = config.max_subscriptions;
     let held = subscriber.held();

@@ -1,12 +1,13 @@
-//! Why a session ended: one table of close code, text, metric label and log level.
+//! Close reasons: why a session ended, and the close code, text, metric label and log level of
+//! each.
 
 use crate::{access::Abuse, named_enum::named_enum, websocket::Violation};
 
 named_enum! {
     /// Every way in which a session ends.
     ///
-    /// The codes never are 1000 or 1001: the vendor's Python client takes those as "finished for good" and stops without a word
-    /// (read in its source).
+    /// No code is 1000 or 1001: the vendor's Python client takes those as "finished for good" and
+    /// stops silently (read in its source).
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub enum CloseReason by
     /// The value of the metric label `reason`.
@@ -15,25 +16,25 @@ named_enum! {
         ClientGone = "client_gone",
         /// The client broke the WebSocket protocol.
         Protocol = "protocol",
-        /// The client sent as text what is no UTF-8.
+        /// The client sent a text message that is not UTF-8.
         NotText = "not_text",
-        /// The client sent a message past the limit.
+        /// The client sent a message longer than the limit.
         TooBig = "too_big",
-        /// No right key came in time.
+        /// No valid key came in time.
         AuthTimeout = "auth_timeout",
         /// The key was wrong.
         AuthFailed = "auth_failed",
-        /// The key was taken back.
+        /// The key was removed from the file of keys.
         KeyRevoked = "key_revoked",
         /// The client read more slowly than its data came.
         SlowConsumer = "slow_consumer",
-        /// Nothing, not even a pong, came from the client for the idle limit.
+        /// The client sent nothing, not even a pong, for three ping intervals.
         Silent = "silent",
         /// The client sent pings or commands without reading the answers.
         ControlFlood = "control_flood",
         /// This program is about to stop or restart.
         Drain = "drain",
-        /// A fault of ours.
+        /// A fault of this program.
         Internal = "internal",
     }
 }
@@ -47,23 +48,23 @@ impl From<Violation> for CloseReason {
     }
 }
 
-/// What the peer is told when it is closed.
+/// The content of a close frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CloseFrame {
     /// The WebSocket close code.
     pub code: u16,
-    /// The reason beside it, at most 123 bytes.
+    /// The reason as text, at most 123 bytes.
     pub text: &'static str,
 }
 
 impl CloseReason {
-    /// The close frame to send, or `None` if the peer is gone already.
+    /// The close frame to send. `None` if the peer has left already.
     pub const fn frame(self) -> Option<CloseFrame> {
         self.row().frame
     }
 
-    /// Whether data still queued is written before the close frame. Not for peers that do not read,
-    /// or that must not read on.
+    /// Whether data still queued is written before the close frame. False for peers that do not
+    /// read, or that may not read any more.
     pub const fn flushes(self) -> bool {
         self.row().flushes
     }
@@ -73,8 +74,8 @@ impl CloseReason {
         self.row().abuse
     }
 
-    /// Whether its log line is a warning for the operator; the others belong to everyday life. Abuse
-    /// has a log of its own.
+    /// Whether the log line is a warning for the operator. The other ends are routine, and abuse
+    /// has its own log lines.
     pub const fn is_notable(self) -> bool {
         matches!(self, Self::SlowConsumer | Self::Internal)
     }
@@ -99,7 +100,7 @@ impl CloseReason {
     }
 }
 
-/// What follows from a reason.
+/// How a session ends for a reason.
 struct Row {
     frame: Option<CloseFrame>,
     flushes: bool,
@@ -115,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_client_is_told_to_stay_away_for_good() {
+    fn no_close_code_keeps_a_client_from_coming_back() {
         for &reason in CloseReason::ALL {
             if let Some(frame) = reason.frame() {
                 assert!(!matches!(frame.code, 1000 | 1001), "{reason:?}");

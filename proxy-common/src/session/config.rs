@@ -1,4 +1,4 @@
-//! What a session needs to know.
+//! The settings of sessions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ pub struct SessionConfig {
     pub market: Market,
     /// The keys that open a session.
     pub keys: Arc<Keys>,
-    /// How fast commands may come. Default: 1,000 a second.
+    /// How fast a session may send commands. Default: 1,000 a second.
     pub command_rate: CommandRate,
     /// Most time from the greeting to the auth command. Default: 10 s.
     pub auth_timeout: Duration,
@@ -23,7 +23,7 @@ pub struct SessionConfig {
     pub ping_interval: Duration,
     /// Most subscriptions held. Default: 50,000.
     pub max_subscriptions: usize,
-    /// How far a session may fall behind.
+    /// How far a session may fall behind. Default: 16 MiB and 5 s.
     pub slow: SlowLimits,
     /// When the program stops, it closes sessions spread over this time. Default: 2 s.
     pub drain_spread: Duration,

@@ -50,7 +50,7 @@ impl DrainSchedule {
 }
 
 /// Ends a session as the reason demands: sends `closing_status` and the close frame, lets the peer
-/// take what is queued, and waits for its close frame. Afterwards nothing more is sent.
+/// read what is queued, and waits for its close frame. Afterwards nothing more is sent.
 pub async fn close_session(
     outbound: &Outbound,
     inbound: &mut Inbound,
@@ -73,7 +73,7 @@ pub async fn close_session(
     outbound.abandon(reason);
 }
 
-/// What a session that ends waits for.
+/// The event that an ending session waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     /// Everything is written.
@@ -83,8 +83,8 @@ pub enum Until {
 }
 
 /// Keeps writing, and reads and drops commands, until the limit or `until`. Closing a socket with
-/// unread input would reset the connection and could destroy our last words. Returns whether the
-/// peer is still there.
+/// unread input would reset the connection and could destroy the last data sent. Returns whether
+/// the peer is still there.
 pub async fn drain(
     outbound: &Outbound,
     inbound: &mut Inbound,

@@ -1,4 +1,4 @@
-//! The read half of a session: messages out of the socket, and the answers that the WebSocket protocol itself asks for.
+//! The read half of a session: reads messages from the socket, and answers pings and close frames.
 
 use std::{future, io};
 
@@ -12,52 +12,54 @@ use crate::{
     websocket::{Decoded, Decoder},
 };
 
-/// The longest command taken: room for 50,000 subscriptions.
+/// The longest command accepted, in bytes: enough for 50,000 subscriptions.
 const MAX_COMMAND_BYTES: usize = 1 << 20;
-/// Bytes read at a time from a client; clients say little.
+/// Bytes read at a time. It is small because clients send little.
 const READ_BYTES: usize = 4 << 10;
-/// Bytes read for one message, or a part of it, before the clock is looked at again.
+/// Bytes read of one message before the session checks its timers again.
 const SLICE_BYTES: usize = 16 << 10;
 
-/// What a client says.
+/// A message of a client, or a part of one.
 pub enum ClientMessage {
     /// A text message.
     Text(Utf8Bytes),
     /// A binary message.
     Binary(BytesMut),
-    /// A sign of life. Pings are answered already.
+    /// A ping or pong. A ping is answered already.
     Control,
-    /// So much of a message that others deserve their turn.
+    /// A part of a long message. The session should let others run.
     Part,
-    /// The client leaves. It is answered already.
+    /// A close frame. It is answered already.
     Close,
 }
 
-/// The read half of a session. It keeps no buffer while nothing is half read.
+/// The read half of a session. It holds no buffer while no message is half read.
 pub struct Inbound {
     decoder: Decoder,
     buffer: BytesMut,
-    /// Bytes read that the caller has not accounted for yet.
+    /// Bytes read that the caller has not charged yet.
     pub uncharged: usize,
 }
 
 impl Inbound {
-    /// Takes commands. `early` holds bytes that arrived before the session began.
+    /// Accepts commands of up to 1 MiB. `early` holds bytes that arrived before the session began.
     pub fn new(early: &[u8]) -> Self {
         Self::with_limit(early, MAX_COMMAND_BYTES)
     }
 
-    /// Takes messages of up to `max_bytes`.
+    /// Accepts messages of up to `max_bytes`.
     pub fn with_limit(early: &[u8], max_bytes: usize) -> Self {
         let decoder = Decoder::of_client(max_bytes);
         Self { decoder, buffer: BytesMut::from(early), uncharged: 0 }
     }
 
-    /// Reads the next message, and answers those that want an answer. Cancel-safe: what was read stays.
+    /// Reads the next message, and answers pings and close frames.
+    ///
+    /// Cancel-safe: bytes already read are kept.
     ///
     /// # Errors
     ///
-    /// The client is gone or broke the protocol.
+    /// The client has left or broke the protocol.
     pub async fn next(&mut self, outbound: &Outbound) -> Result<ClientMessage, CloseReason> {
         let mut left = SLICE_BYTES;
         loop {
@@ -96,8 +98,8 @@ impl Inbound {
         }
     }
 
-    /// Reads what has come, through a buffer that all sessions of a thread share: its stack. Tells how many bytes that took of
-    /// the wire.
+    /// Reads what has arrived, through a buffer on the stack, so that idle sessions need none.
+    /// Returns how many bytes this took from the wire.
     fn read(&mut self, socket: &Socket) -> Result<usize, CloseReason> {
         let (mut bytes, mut cost) = ([0; READ_BYTES], 0);
         match socket.try_read(&mut bytes, &mut cost) {
@@ -113,11 +115,11 @@ impl Inbound {
     }
 }
 
-/// Reads what nobody understands any more, until the peer leaves.
+/// Reads and drops input that can no longer be decoded, until the peer closes.
 pub async fn discard(outbound: &Outbound) {
     let socket = outbound.socket();
     while future::poll_fn(|cx| socket.poll_read_ready(cx)).await.is_ok() {
-        match throw_away(socket) {
+        match read_and_drop(socket) {
             Ok(0) => return,
             Ok(_) => yield_now().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => yield_now().await,
@@ -126,6 +128,6 @@ pub async fn discard(outbound: &Outbound) {
     }
 }
 
-fn throw_away(socket: &Socket) -> io::Result<usize> {
+fn read_and_drop(socket: &Socket) -> io::Result<usize> {
     socket.try_read(&mut [0; READ_BYTES], &mut 0)
 }

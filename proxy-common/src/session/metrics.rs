@@ -1,4 +1,4 @@
-//! Counters of sessions and of the events on their way to them.
+//! Counters of sessions, and of the events delivered to them.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub struct SessionMetrics {
     pub commands: Count,
     /// Events handed out for sessions: one event for two sessions counts twice.
     pub events_owed: Count,
-    /// Events written to sessions' sockets, counted likewise.
+    /// Events written to sessions' sockets, also counted for each session.
     pub events_delivered: Count,
     /// Bytes written to sessions' sockets.
     pub bytes_out: Count,
@@ -76,7 +76,7 @@ impl SessionMetrics {
             subscriptions: register(registry, "subscriptions", "Subscriptions of all sessions"),
             commands: register(registry, "commands", "Commands received"),
             events_owed: register(registry, "events_owed", "Events to deliver, for each session"),
-            events_delivered: register(registry, "events_delivered", "Those written to sessions"),
+            events_delivered: register(registry, "events_delivered", "Events written to sessions"),
             bytes_out: register_bytes(registry, "out", "Bytes written to sessions"),
             queue_bytes: register_bytes(registry, "queue", "Bytes queued for sessions"),
             queue_events: register(registry, "queue_events", "Events queued for sessions"),

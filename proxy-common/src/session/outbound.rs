@@ -1,10 +1,12 @@
 //! The write half of a session: framing, batching, and a queue bounded in bytes and age.
 //!
-//! Whoever has data writes it straight to the socket, without waking the session's task. Only when the socket is full does
-//! the rest wait in the session's queue, and only then does the session's task wait for room ([`Outbound::run_writer`]). What
-//! is queued meanwhile leaves as one message: no delay while the client keeps up, fewer and larger messages when it falls behind.
+//! The caller that has data writes it straight to the socket, without waking the session's task. If
+//! the socket is full, the rest waits in the session's queue, and the session's task waits until
+//! the socket takes more ([`Outbound::run_writer`]). Events queued meanwhile share messages. So a
+//! client that keeps up sees no delay, and a client that falls behind gets fewer and larger
+//! messages.
 //!
-//! The choice between writing from the routing thread and a task per session lives in this module alone.
+//! Only this module decides whether the routing thread or the session's task writes.
 
 pub(super) mod chunk;
 mod queue;
@@ -38,33 +40,34 @@ use crate::{
     websocket::{Frame, MAX_HEADER_BYTES, append_header},
 };
 
-/// Most bytes of control frames waiting; past it the peer pings without reading.
+/// Most bytes of waiting control frames. A peer that passes it pings without reading the answers.
 const MAX_CONTROL_BYTES: usize = 64 * 1024;
 /// Most parts given to one `writev`; far below the system's limit of 1,024.
 const MAX_PARTS: usize = 64;
-/// Messages are framed ahead up to this size. Control frames wait for what is framed, so it is not more than a moment's worth.
+/// Messages are framed ahead up to this size. It is small because control frames wait for the
+/// messages framed before them.
 const FRAMED_AHEAD_BYTES: usize = 128 * 1024;
 
-/// The write half of one session, shared by its task and by whoever routes data to it.
+/// The write half of one session, shared by its task and by the thread that routes data to it.
 ///
-/// The lock is held for the length of a non-blocking write at most and never across an await; only the session's own task
-/// and the router meet at it.
+/// The lock is held for non-blocking writes at most, never across an await. In general only the
+/// session's task and the router compete for it.
 #[derive(Debug)]
 pub struct Outbound {
     socket: Socket,
     queue: Mutex<WriteQueue>,
-    /// Tells the session's task that the socket is full or that the session is evicted.
+    /// Wakes the session's task when the socket is full or the session is evicted.
     wake: Notify,
     limits: SlowLimits,
     metrics: Arc<SessionMetrics>,
 }
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
     /// Nothing is left to write.
     Empty,
-    /// The socket is full; the session's task goes on when there is room.
+    /// The socket is full. The session's task continues once the socket takes more.
     Blocked,
     /// The socket failed.
     Broken,
@@ -87,10 +90,10 @@ impl Outbound {
         &self.socket
     }
 
-    /// Sends events, in the order of the calls. Chunks waiting together share a message.
+    /// Sends events, in the order of the calls. Chunks that wait together share a message.
     ///
-    /// A session past its limits is evicted: it gets no more, and its task ends it. Events for a session that no longer
-    /// takes any are counted as lost.
+    /// A session beyond its limits is evicted: it gets no more events, and its task ends it. Events
+    /// for a session that is already ending are counted as lost.
     pub fn deliver(&self, chunks: &[Chunk<'_>], now: Instant) {
         let mut queue = self.lock();
         if queue.state != State::Open {
@@ -114,7 +117,7 @@ impl Outbound {
     ) {
         let mut queue = self.lock();
         let mut frames = frames.into_iter().peekable();
-        // Usually a single answer, and nothing before it: no queue is needed.
+        // Usually there is one answer and nothing queued before it, so it needs no queue.
         if queue.is_empty()
             && queue.state == State::Open
             && let Some((frame, events)) = frames.next()
@@ -141,9 +144,10 @@ impl Outbound {
         self.send_frames([(frame, 0)], now);
     }
 
-    /// Adds a control frame ahead of queued data and writes what the socket takes. It leaves at the next frame border.
+    /// Queues a control frame ahead of the data, to leave at the next frame border. Then writes
+    /// what the socket takes.
     ///
-    /// A peer that makes us answer without reading the answers is evicted.
+    /// A peer that asks for answers without reading them is evicted.
     pub fn send_control(&self, control: Control, payload: &[u8]) {
         let mut queue = self.lock();
         if !matches!(queue.state, State::Open) {
@@ -159,7 +163,7 @@ impl Outbound {
         self.write_pending(&mut queue);
     }
 
-    /// Writes what the socket takes without waiting.
+    /// Writes as much as the socket takes without waiting.
     pub fn flush(&self) -> Flushed {
         let mut queue = self.lock();
         self.write_pending(&mut queue)
@@ -170,14 +174,13 @@ impl Outbound {
         self.lock().is_empty()
     }
 
-    /// Writes whenever the socket has room again. Returns when a backlog has been written, or with the reason for which the
-    /// session has to end.
+    /// Writes whenever the socket takes more. Returns when a backlog has been written.
     ///
     /// Cancel-safe: all state is in the queue.
     ///
     /// # Errors
     ///
-    /// The session is evicted or its socket failed.
+    /// The session is evicted or its socket failed. The value is the reason to end the session.
     pub async fn run_writer(&self) -> Result<(), CloseReason> {
         loop {
             let (state, oldest) = {
@@ -193,15 +196,15 @@ impl Outbound {
                 self.wake.notified().await;
                 continue;
             };
-            // Boxed: an idle session, which most are, should not carry the room that a backlog needs.
+            // Boxed: most sessions are idle, and should not hold the memory for a backlog.
             if Box::pin(self.drain_backlog(state, oldest)).await? {
                 return Ok(());
             }
         }
     }
 
-    /// Waits for room in the socket, for wake or for the limit on age, and does what is to be done then. True once
-    /// everything is written.
+    /// Waits until the socket takes more, for a wake-up or for the limit on age, and acts on it.
+    /// True once everything is written.
     async fn drain_backlog(&self, state: State, oldest: Instant) -> Result<bool, CloseReason> {
         tokio::select! {
             ready = future::poll_fn(|cx| self.socket.poll_write_ready(cx)) => {
@@ -223,13 +226,14 @@ impl Outbound {
         Ok(false)
     }
 
-    /// Bytes that wait here.
+    /// Bytes that wait to be written.
     pub fn queued_bytes(&self) -> usize {
         let queue = self.lock();
         queue.queue_bytes + queue.in_flight_bytes
     }
 
-    /// Ends the session as a slow consumer, for all sessions together hold too much. False if it is at its end already.
+    /// Evicts the session as a slow consumer, because all sessions together queue too much. False
+    /// if the session is already ending.
     pub fn evict(&self) -> bool {
         let mut queue = self.lock();
         let open = queue.state == State::Open;
@@ -239,9 +243,11 @@ impl Outbound {
         open
     }
 
-    /// Ends the stream: what is queued goes out if the reason lets it, then the close frame. Nothing can be sent afterwards.
+    /// Ends the stream: writes what is queued if the reason allows it, then the close frame.
+    /// Nothing can be sent afterwards.
     ///
-    /// The message half written is completed in any case, since the close frame cannot stand inside it.
+    /// A message half written is completed in any case, because a close frame cannot stand inside
+    /// it.
     pub fn finish(&self, reason: CloseReason, closing_status: Option<&Status>) {
         let mut queue = self.lock();
         if matches!(queue.state, State::Closing | State::Broken) {
@@ -255,7 +261,7 @@ impl Outbound {
             queue.push(status_frame(status).bytes().clone(), 0, now, true);
         }
         if let Some(frame) = reason.frame() {
-            // Behind the queue: control frames would overtake what is still to be read.
+            // Frame the queue first: a control frame would overtake it.
             while queue.frame_next(now) {}
             let payload = [&frame.code.to_be_bytes()[..], frame.text.as_bytes()].concat();
             let mut framed = Vec::with_capacity(MAX_HEADER_BYTES + payload.len());
@@ -267,7 +273,7 @@ impl Outbound {
         self.wake.notify_one();
     }
 
-    /// Counts what is still unsent as lost, when the session is over.
+    /// Gives up writing when the session is over, and counts the unsent events as lost.
     pub fn abandon(&self, reason: CloseReason) {
         let mut queue = self.lock();
         self.drop_queue(&mut queue, reason);
@@ -282,7 +288,8 @@ impl Outbound {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes one message of these chunks, nothing being queued. False if they do not fit one message.
+    /// Writes these chunks as one message. Nothing may be queued. False if they do not fit one
+    /// message.
     fn write_directly(&self, queue: &mut WriteQueue, chunks: &[Chunk<'_>], now: Instant) -> bool {
         if let [Chunk { framed: Some(framed), events, .. }] = chunks {
             self.write_framed(queue, framed, *events, now);
@@ -322,7 +329,7 @@ impl Outbound {
         true
     }
 
-    /// Writes one whole frame, nothing being queued.
+    /// Writes one whole frame. Nothing may be queued.
     fn write_framed(&self, queue: &mut WriteQueue, framed: &[u8], events: u32, now: Instant) {
         match self.try_write(queue, events, &mut [IoSlice::new(framed)]) {
             Some(written) if written < framed.len() => {
@@ -334,7 +341,8 @@ impl Outbound {
         }
     }
 
-    /// Writes, nothing being queued. Tells how many bytes the socket took, or `None` if it failed; the events are lost then.
+    /// Writes these parts. Nothing may be queued. Returns how many bytes the socket took, or `None`
+    /// if it failed, after counting the events as lost.
     fn try_write(
         &self,
         queue: &mut WriteQueue,
@@ -355,7 +363,7 @@ impl Outbound {
         }
     }
 
-    /// Leaves the rest of a frame, which is on the in_flight, to the session's task.
+    /// Leaves the rest of a frame, which is in flight, to the session's task.
     fn defer_rest(&self, queue: &mut WriteQueue, events: u32, now: Instant) {
         queue.in_flight_events = events;
         queue.in_flight_since = now;
@@ -363,9 +371,11 @@ impl Outbound {
         self.wake.notify_one();
     }
 
-    /// Writes what can be written of a queue just grown, then applies the policy to the rest.
+    /// Writes what the socket takes of a queue that has just grown, then applies the limits to the
+    /// rest.
     fn write_or_queue(&self, queue: &mut WriteQueue, now: Instant) {
-        // With a message half written the socket was full a moment ago; the session's task is waiting for room.
+        // While a message is in flight the socket was full just before, and the session's task
+        // waits for it.
         if queue.in_flight.is_empty() && self.write_pending(queue) != Flushed::Blocked {
             return;
         }
@@ -373,7 +383,7 @@ impl Outbound {
         self.apply_limits(queue, now);
     }
 
-    /// Brings the gauges of what is queued up to date.
+    /// Updates the gauges of queued bytes and events.
     fn publish(&self, queue: &mut WriteQueue) {
         let queued_bytes = queue.queue_bytes + queue.in_flight_bytes;
         self.metrics.queue_bytes.inc_by(queued_bytes as i64 - queue.reported as i64);
@@ -428,7 +438,7 @@ impl Outbound {
                     self.publish(queue);
                     return Flushed::Empty;
                 }
-                // More of them in one system call.
+                // Frame more, for fewer system calls.
                 while queue.in_flight_bytes < FRAMED_AHEAD_BYTES
                     && queue.in_flight.len() + 2 <= MAX_PARTS
                     && queue.frame_next(since)

@@ -1,4 +1,5 @@
-//! The bound on what waits for all sessions together: past it, those that hold the most pay first.
+//! Bounds the bytes queued for all sessions together. Beyond the bound, the sessions with the
+//! longest queues are evicted first.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -12,19 +13,19 @@ use tracing::warn;
 
 use super::{metrics::SessionMetrics, outbound::Outbound, slow_consumer::sessions_to_evict};
 
-/// How often the total is looked at. It may be passed by what is routed in this time.
+/// How often the total is checked. Data routed in between may exceed the budget.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// All sessions of a tier, and what they may hold together.
+/// All sessions of a tier, and the bytes that they may queue together.
 #[derive(Debug)]
 pub struct QueueBudget {
     bytes: usize,
     metrics: Arc<SessionMetrics>,
-    /// Locked when a session comes or goes, and when the total is passed.
+    /// Locked when a session begins or ends, and when the total exceeds the budget.
     sessions: Mutex<Slab<Weak<Outbound>>>,
 }
 
-/// A session's entry. Dropping it takes the session out.
+/// A session's entry. Dropping it removes the session from the budget.
 #[derive(Debug)]
 pub struct Entry<'a> {
     budget: &'a QueueBudget,
@@ -37,12 +38,12 @@ impl QueueBudget {
         Self { bytes, metrics, sessions: Mutex::default() }
     }
 
-    /// Counts a session in until its entry is dropped.
+    /// Includes a session until its entry is dropped.
     pub fn enter(&self, outbound: &Arc<Outbound>) -> Entry<'_> {
         Entry { budget: self, key: self.sessions().insert(Arc::downgrade(outbound)) }
     }
 
-    /// Ends the worst sessions if all together hold too much.
+    /// Evicts the sessions with the longest queues if all together exceed the budget.
     fn enforce(&self) {
         let queued = usize::try_from(self.metrics.queue_bytes.get()).unwrap_or(0);
         if queued <= self.bytes {
@@ -69,7 +70,7 @@ impl Drop for Entry<'_> {
     }
 }
 
-/// Keeps to the budget until `stop`; what is queued then is bounded by the time to drain.
+/// Enforces the budget until `stop`. After that, the time to drain bounds the queues.
 pub async fn enforce_until(budget: Arc<QueueBudget>, stop: CancellationToken) {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

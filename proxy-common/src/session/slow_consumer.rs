@@ -1,18 +1,19 @@
-//! The slow-consumer policy: what one session may hold, and who pays when all together hold too much. Pure.
+//! The slow-consumer policy: how much one session may queue, and which sessions are evicted when
+//! all together queue too much. Pure functions.
 
 use std::time::Duration;
 
 /// How far a session may fall behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlowLimits {
-    /// Most bytes queued.
+    /// Most bytes queued. Default: 16 MiB.
     pub queue_bytes: usize,
-    /// Oldest age of what is queued.
+    /// Oldest age of what is queued. Default: 5 s.
     pub max_lag: Duration,
 }
 
 impl SlowLimits {
-    /// Whether a session may go on whose queue would hold `queued` bytes, the oldest of them for
+    /// Whether a session may continue with `queued` bytes in its queue, the oldest of them for
     /// `age`.
     #[inline]
     pub fn within_limits(&self, queued: usize, age: Duration) -> bool {
@@ -20,8 +21,8 @@ impl SlowLimits {
     }
 }
 
-/// Which sessions to end, given the bytes that each holds, so that all together hold no more than `budget`: as few as can be,
-/// those that hold the most. Of equals, those that stand first.
+/// Chooses the sessions to evict, by their index in `held`, so that the bytes held by the others
+/// fit `budget`. Takes as few as possible, those that hold the most. Of equals, takes the first.
 pub fn sessions_to_evict(held: &[usize], budget: usize) -> Vec<usize> {
     let mut total: usize = held.iter().sum();
     if total <= budget {
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_pay_first_and_no_more_than_needed() {
+    fn the_largest_are_evicted_first_and_no_more_than_needed() {
         assert!(sessions_to_evict(&[], 0).is_empty());
         assert!(sessions_to_evict(&[10, 50, 40], 100).is_empty());
         assert_eq!(sessions_to_evict(&[10, 50, 41], 100), [1]);
@@ -53,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_given_up_at_its_limits() {
+    fn a_session_is_evicted_at_its_limits() {
         let limits = SlowLimits { queue_bytes: 100, max_lag: Duration::from_secs(5) };
         let within = |bytes, millis| limits.within_limits(bytes, Duration::from_millis(millis));
         assert!(within(0, 0));

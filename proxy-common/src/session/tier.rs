@@ -1,4 +1,4 @@
-//! What a session needs of its tier.
+//! The traits that a tier implements for its sessions.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -22,14 +22,15 @@ pub trait Subscriber: Send {
     /// The subscriptions that the session holds.
     fn held(&self) -> &ChannelSet;
 
-    /// The version of the coverage by which [`unavailable`](Self::unavailable) decides.
+    /// The version of the coverage that [`unavailable`](Self::unavailable) uses.
     fn coverage_version(&self) -> u64;
 
-    /// Why a subscription of this channel would deliver nothing, or only a part.
+    /// Why a subscription to this channel would deliver nothing, or only a part. `None` if it would
+    /// deliver everything.
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable>;
 
-    /// Applies a change and sends its reply, in order with the events around it. A subscription
-    /// that was decided by an older version of the coverage is not applied.
+    /// Applies a change and sends its reply, in order with the events around it. Does not apply a
+    /// subscription that was decided with an older version of the coverage.
     ///
     /// # Errors
     ///
@@ -39,8 +40,8 @@ pub trait Subscriber: Send {
         change: SubscriptionChange,
     ) -> impl Future<Output = Result<ChangeOutcome, CloseReason>> + Send;
 
-    /// Waits for data and sends it, if sessions of this tier fetch their data; never returns
-    /// otherwise. Called only while nothing is queued. Must be cancel-safe.
+    /// Waits for data and sends it, if sessions of this tier fetch their data. Otherwise never
+    /// returns. The session calls it only while nothing is queued. Must be cancel-safe.
     fn pull(&mut self) -> impl Future<Output = Result<(), CloseReason>> + Send;
 }
 
@@ -49,19 +50,19 @@ pub trait Subscriber: Send {
 pub struct SubscriptionChange {
     /// Whether the channels are added or removed.
     pub subscribe: bool,
-    /// The channels that the session does not hold yet, or still holds.
+    /// The channels to add, which the session does not hold, or to remove, which it holds.
     pub channels: BTreeSet<Channel>,
     /// The answer to the command, to be sent before any event that the change enables.
     pub reply: Vec<Frame>,
-    /// The version of the coverage by which the channels were found available.
+    /// The version of the coverage that the decision used.
     pub coverage_version: u64,
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChangeOutcome {
-    /// It holds, and its reply is sent.
+    /// The change is applied, and its reply is sent.
     Applied,
-    /// Nothing changed and nothing was sent: the coverage has changed since the decision.
+    /// The coverage has changed since the decision. Nothing was applied or sent.
     CoverageChanged,
 }

@@ -1,4 +1,4 @@
-//! Chunks: events rendered once for all sessions that get the same.
+//! Chunks: events rendered once for all sessions that get the same ones.
 
 use std::cell::OnceCell;
 
@@ -15,12 +15,12 @@ pub(super) const MAX_HEAD: usize = 11;
 
 /// Some events as text: objects separated by commas, without the brackets of an array.
 ///
-/// Borrowed from the caller's buffer; copied once, however many sessions have to queue it.
+/// A chunk borrows the caller's buffer. It is copied at most once, however many sessions queue it.
 #[derive(Debug)]
 pub struct Chunk<'a> {
     pub(super) text: &'a [u8],
     pub(super) events: u32,
-    /// The same as a whole frame, if there is one.
+    /// The same events as a whole frame, if they are framed already.
     pub(super) framed: Option<&'a [u8]>,
     shared: OnceCell<Bytes>,
 }
@@ -31,12 +31,12 @@ impl<'a> Chunk<'a> {
         Self { text, events, framed: None, shared: OnceCell::from(text.clone()) }
     }
 
-    /// The events.
+    /// The text of the events.
     pub fn text(&self) -> &[u8] {
         self.text
     }
 
-    /// How many they are.
+    /// The number of events.
     pub fn events(&self) -> u32 {
         self.events
     }
@@ -46,10 +46,10 @@ impl<'a> Chunk<'a> {
     }
 }
 
-/// Puts chunks together, one at a time, in the shape in which they are sent.
+/// Builds chunks, one at a time, in the form in which they are sent.
 #[derive(Debug)]
 pub struct ChunkBuffer {
-    /// Room for a header and a bracket, then the events.
+    /// Space for a header and a bracket, then the events.
     bytes: Vec<u8>,
     events: u32,
 }
@@ -61,13 +61,13 @@ impl Default for ChunkBuffer {
 }
 
 impl ChunkBuffer {
-    /// Empties it.
+    /// Removes the events.
     pub fn clear(&mut self) {
         self.bytes.truncate(MAX_HEAD);
         self.events = 0;
     }
 
-    /// Empties it and gives back the memory that a rare long chunk took.
+    /// Removes the events and frees the memory that a rare long chunk has taken.
     pub fn shrink(&mut self) {
         self.clear();
         self.bytes.shrink_to(MAX_MESSAGE_BYTES);
@@ -83,7 +83,7 @@ impl ChunkBuffer {
         self.len() == 0
     }
 
-    /// Adds events: objects, separated by commas where there are several.
+    /// Adds `events` events: objects separated by commas.
     pub fn push(&mut self, text: &[u8], events: u32) {
         if !self.is_empty() {
             self.bytes.push(b',');
@@ -92,7 +92,7 @@ impl ChunkBuffer {
         self.events += events;
     }
 
-    /// What it holds, framed. To be cleared afterwards.
+    /// The chunk of all events added, framed. Call [`clear`](Self::clear) afterwards.
     pub fn chunk(&mut self) -> Chunk<'_> {
         let length = self.len();
         let mut head = [0; MAX_HEAD];

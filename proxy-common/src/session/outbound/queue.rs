@@ -1,4 +1,4 @@
-//! What one session has yet to write, in the order in which it leaves: no socket, only data.
+//! The write queue of one session: holds the data to be written, in order, and no socket.
 
 use std::collections::VecDeque;
 
@@ -8,27 +8,27 @@ use tokio::time::Instant;
 use super::chunk::{Chunk, MAX_HEAD, message_head};
 use crate::session::close::CloseReason;
 
-/// Chunks share a message up to this size. A pong waits for the message before it to be read, so it is not the most that a
-/// message may hold.
+/// Chunks share a message up to this size. It is less than a message may hold, because a pong waits
+/// until the client has read the message before it.
 const MAX_SHARED_BYTES: usize = 128 * 1024;
 
-/// The order in which things leave: what is on the in_flight, then control frames, then the queue.
+/// Data leaves in this order: bytes in flight, control frames, queued items.
 #[derive(Debug)]
 pub(super) struct WriteQueue {
-    /// Bytes committed to the socket: the rest of a message half written.
+    /// Bytes that must leave next: the rest of a frame half written, and frames framed ahead.
     pub(super) in_flight: VecDeque<Bytes>,
     pub(super) in_flight_bytes: usize,
     pub(super) in_flight_events: u32,
     pub(super) in_flight_since: Instant,
-    /// Framed control frames; they go out at the next frame border, ahead of the queue.
+    /// Control frames, with headers. They leave at the next frame border, ahead of the items.
     pub(super) control: Vec<u8>,
     pub(super) control_since: Instant,
     pub(super) items: VecDeque<Item>,
     pub(super) queue_bytes: usize,
     pub(super) queue_events: u64,
-    /// What the gauge of queued bytes holds for this session.
+    /// This session's share of the gauge of queued bytes.
     pub(super) reported: usize,
-    /// What the gauge of queued events holds for this session.
+    /// This session's share of the gauge of queued events.
     pub(super) reported_events: u64,
     pub(super) state: State,
 }
@@ -36,9 +36,9 @@ pub(super) struct WriteQueue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Open,
-    /// The policy ended the session; its task has yet to say so to the peer.
+    /// The session is over its limits. Its task has yet to close it.
     Evicted(CloseReason),
-    /// Only what is queued goes out, then nothing.
+    /// What is queued still leaves. Nothing new is accepted.
     Closing,
     /// The socket failed.
     Broken,
@@ -49,7 +49,7 @@ pub(super) struct Item {
     bytes: Bytes,
     events: u32,
     since: Instant,
-    /// Whether this is a whole frame, header and all, or a chunk of events that may share one.
+    /// Whether this is a whole frame with its header, or a chunk of events that may share a frame.
     framed: bool,
 }
 
@@ -80,7 +80,7 @@ impl WriteQueue {
         self.in_flight.push_back(bytes);
     }
 
-    /// Forgets what is not framed yet.
+    /// Drops everything that is not in flight.
     pub(super) fn clear_queue(&mut self) {
         self.items = VecDeque::new();
         self.queue_bytes = 0;
@@ -88,7 +88,7 @@ impl WriteQueue {
         self.control = Vec::new();
     }
 
-    /// Gives back the memory of a queue that is empty.
+    /// Frees the memory of an empty queue.
     pub(super) fn release(&mut self) {
         self.in_flight = VecDeque::new();
         self.items = VecDeque::new();
@@ -99,7 +99,7 @@ impl WriteQueue {
         self.in_flight_bytes = 0;
     }
 
-    /// Since when something has been waiting, if anything is.
+    /// Since when the oldest data has been waiting. `None` if nothing waits.
     pub(super) fn oldest(&self) -> Option<Instant> {
         if !self.in_flight.is_empty() {
             return Some(self.in_flight_since);
@@ -114,7 +114,7 @@ impl WriteQueue {
         self.items.push_back(Item { bytes, events, since, framed });
     }
 
-    /// Puts the unwritten rest of one message of chunks on the in_flight.
+    /// Puts the unwritten rest of one message of chunks in flight.
     pub(super) fn commit(&mut self, head: &[u8], chunks: &[Chunk<'_>], written: usize) {
         self.put(Bytes::copy_from_slice(head));
         for (i, chunk) in chunks.iter().enumerate() {
@@ -127,7 +127,8 @@ impl WriteQueue {
         self.advance(written);
     }
 
-    /// Puts on the in_flight what goes next: control frames, and a whole frame or all chunks that fit one message. False if there is nothing.
+    /// Puts the next data in flight: control frames, then one whole frame or all chunks that fit
+    /// one message. False if there is nothing.
     pub(super) fn frame_next(&mut self, since: Instant) -> bool {
         let control = std::mem::take(&mut self.control);
         let any_control = !control.is_empty();
@@ -144,7 +145,7 @@ impl WriteQueue {
         let mut inner = 0;
         let mut n = 0;
         for item in self.items.iter().take_while(|item| !item.framed) {
-            // Brackets and commas included; a chunk that alone is too long goes alone.
+            // Count brackets and commas too. A chunk that is too long by itself goes alone.
             if n > 0 && inner + item.bytes.len() + 2 > MAX_SHARED_BYTES {
                 break;
             }
