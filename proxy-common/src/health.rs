@@ -1,4 +1,4 @@
-//! Health: the document behind `GET /health`, and the counts that it draws on.
+//! Health: the document of `GET /health`, and the counts in it.
 
 mod ledger;
 mod process;
@@ -25,7 +25,7 @@ use crate::{
     session::SessionMetrics,
 };
 
-/// How a tier is doing, in one word.
+/// The condition of a tier, in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthStatus {
@@ -37,10 +37,10 @@ pub enum HealthStatus {
     Down,
 }
 
-/// The document behind `GET /health`.
+/// The document of `GET /health`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
-    /// The whole in one word; `down` is answered with HTTP 503, everything else with 200.
+    /// The condition of the tier. The HTTP status is 503 for `down` and 200 for the others.
     pub status: HealthStatus,
     /// The program's version.
     pub version: &'static str,
@@ -48,11 +48,11 @@ pub struct Health {
     pub uptime_seconds: u64,
     /// The market served.
     pub market: &'static str,
-    /// What else is wrong, in sentences.
+    /// Problems of the tier itself, in sentences.
     pub problems: Vec<String>,
     /// The link to the upstream.
     pub upstream: UpstreamHealth,
-    /// The channels asked of the upstream.
+    /// The channels requested from the upstream.
     pub channels: ChannelStatus,
     /// Sessions now.
     pub sessions: i64,
@@ -64,16 +64,16 @@ pub struct Health {
     pub frames_per_second: f64,
     /// Events received a second, over the last second or more.
     pub events_per_second: f64,
-    /// What became of every event.
+    /// The outcome of every event.
     pub ledger: Ledger,
 }
 
 /// The state of the link to the upstream.
 #[derive(Debug, Clone, Serialize)]
 pub struct UpstreamHealth {
-    /// What the link is doing.
+    /// The state.
     pub state: LinkState,
-    /// Since when it has been up, or down: RFC 3339.
+    /// Since when the link has been up or down, in RFC 3339 form.
     pub since: String,
     /// Why the last connection or attempt ended, if any did.
     pub last_error: Option<String>,
@@ -81,7 +81,7 @@ pub struct UpstreamHealth {
     pub reconnects: u64,
 }
 
-/// Writes the document, and remembers the counters of a moment ago for the rates.
+/// Builds the document, and keeps earlier counts for the rates.
 #[derive(Debug)]
 pub struct HealthReporter {
     started: Instant,
@@ -101,7 +101,7 @@ struct Rates {
     per_second: (f64, f64),
 }
 
-/// Rates are taken over at least this time.
+/// Rates are measured over at least this time.
 const RATE_WINDOW: Duration = Duration::from_secs(1);
 
 impl HealthReporter {
@@ -118,8 +118,8 @@ impl HealthReporter {
         Self { started, market, keys, upstream, intake, sessions, rates: Mutex::new(rates) }
     }
 
-    /// The document of this moment. `unread` counts the events that sessions have yet to fetch, in a
-    /// tier where they do; `problems` are those that the tier itself has found.
+    /// The document of this moment. `unread` counts the events that sessions have yet to fetch, in
+    /// a tier where they fetch events. `problems` are those that the tier itself has found.
     pub fn report(
         &self,
         link: LinkStatus,
@@ -160,8 +160,8 @@ impl HealthReporter {
         }
     }
 
-    /// Brings the rates of frames and events up to date and returns them. Call it about once a
-    /// second, so that a rare `/health` shows the present.
+    /// Updates the rates of frames and events and returns them. Call it about once a second, so
+    /// that even a rare `/health` shows current rates.
     pub fn sample(&self) -> (f64, f64) {
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = rates.at.elapsed();

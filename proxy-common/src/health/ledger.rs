@@ -1,18 +1,19 @@
-//! The ledger: what became of every event, as two balances over counts that come from different
+//! The ledger: the outcome of every event, as two balances over counts that come from different
 //! code.
 //!
-//! | balance | one count | the other |
-//! | --- | --- | --- |
-//! | intake | `received`: the objects that the link counts in each array | `routed`: the events that the tier finds in the frames and uses, + `malformed` |
-//! | sessions | `owed`: counted where events are handed out | `delivered` + `queued` + lost: counted by each session |
+//! - Intake: `received`, the objects that the link counts in each array, must equal `routed`, the
+//!   events that the tier finds in the frames and uses, + `malformed`.
+//! - Sessions: `owed`, counted where events are handed out, must equal `delivered` + `queued` +
+//!   lost, counted by each session.
 //!
 //! Nothing is added to make them equal: an event that gets lost between two counts stays missing.
-//! The link counts by the shape of the array (`protocol::demux`). The filtered proxy counts what
-//! `split` yields. The firehose, which does not open frames, counts what its ring has taken.
+//! The link counts by the shape of the array (`protocol::demux`). The filtered proxy counts the
+//! events that `split` yields. The firehose, which does not open frames, counts the events that its
+//! ring has accepted.
 //!
-//! Between the balances, `routed` = `subscribed` + `not_subscribed` + `oversize`. An event for three
-//! sessions is owed three times. Events that passed while the link was down are in neither balance,
-//! because they cannot be counted; `outages` is.
+//! Between the balances, `routed` = `subscribed` + `not_subscribed` + `oversize`. An event for
+//! three sessions is owed three times. Events that passed while the link was down are in neither
+//! balance, because they cannot be counted. `outages` counts how often the link was lost.
 
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -55,7 +56,7 @@ pub struct Ledger {
     pub outages: u64,
 }
 
-/// What became of the events received.
+/// The outcome of the events received.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Intake {
     /// Events received, counted by the link.
@@ -74,7 +75,7 @@ pub struct Intake {
     pub unaccounted: i64,
 }
 
-/// What became of the events handed out for sessions, counted once for each session.
+/// The outcome of the events handed out for sessions, counted once for each session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Deliveries {
     /// Events handed out.
@@ -89,13 +90,13 @@ pub struct Deliveries {
     pub session_closed: u64,
     /// Lost: the ring overwrote them before the session read them.
     pub ring_overrun: u64,
-    /// Events handed out that are in none of these; 0 if all is well.
+    /// Events handed out that none of these counts contains; 0 if all is well.
     pub unaccounted: i64,
 }
 
 impl Ledger {
     /// Reads the counters of a tier. `unread` counts the events that sessions have yet to fetch, in
-    /// a tier where they do.
+    /// a tier where they fetch events.
     pub fn read(
         link: &LinkMetrics,
         intake: &IntakeMetrics,
@@ -158,7 +159,7 @@ mod tests {
         let read = || Ledger::read(&link, &intake, &sessions, Some(&unread));
         assert!(read().balanced);
 
-        // Ten arrive: one is lost in a damaged frame, one is too long, three interest no session.
+        // Ten arrive: one is lost in a damaged frame, one is too long, three have no subscriber.
         link.events.inc_by(10);
         assert_eq!(read().intake.unaccounted, 10);
         intake.routed.inc_by(9);
@@ -170,7 +171,7 @@ mod tests {
         assert!(ledger.balanced, "{ledger:?}");
         assert_eq!((ledger.intake.subscribed, ledger.intake.malformed), (5, 1));
 
-        // Five for two sessions each. One gets all. The other gets one, loses three as too slow, and
+        // Five for two sessions each. One gets all. The other gets one, is too slow for three, and
         // has yet to fetch one.
         sessions.events_owed.inc_by(10);
         sessions.delivered(6, 0);

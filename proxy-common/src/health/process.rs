@@ -10,7 +10,8 @@ use prometheus_client::{
 };
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-/// Memory and start time under the names that Prometheus' own exporters use, and tasks.
+/// Memory and start time, under the names that Prometheus' own exporters use, and the number of
+/// tasks.
 #[derive(Debug)]
 pub struct ProcessMetrics {
     start: f64,
@@ -18,11 +19,11 @@ pub struct ProcessMetrics {
 }
 
 impl ProcessMetrics {
-    /// For a process that starts now.
+    /// The metrics of a process that starts now.
     ///
     /// # Panics
     ///
-    /// It is called outside a tokio runtime.
+    /// Outside a tokio runtime.
     #[expect(clippy::new_without_default, reason = "now is not a default")]
     pub fn new() -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
