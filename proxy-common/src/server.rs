@@ -27,22 +27,22 @@ use crate::{
     transport::{Certificate, Listeners},
 };
 
-/// Connections beyond the sessions' limit, for probes and for answers to clients without room.
+/// Connections beyond the limit of sessions, for probes and for answers that refuse a client.
 const SPARE_CONNECTIONS: usize = 256;
-/// Files open beside connections: listeners, the link, the log, the runtime's own.
+/// Open files other than connections: listeners, the link, the log, the runtime's own.
 const OTHER_FILES: usize = 64;
 /// More open files than any system grants.
 const MAX_FILES: usize = 1 << 30;
 
-/// A server that is ready to be served.
+/// A server that is ready to start.
 pub struct Server<H> {
     /// Takes over the WebSockets.
     pub handler: Arc<H>,
-    /// What `/metrics` shows.
+    /// The metrics that `/metrics` shows.
     pub registry: Registry,
     /// The market served.
     pub market: Market,
-    /// Decides who gets a session.
+    /// Decides which clients get a session.
     pub gate: Arc<Gate>,
     /// The certificate of the data port, if it speaks TLS.
     pub certificate: Option<Arc<Certificate>>,
@@ -66,8 +66,8 @@ impl<H: Handler> Server<H> {
         for (listener, is_data) in data.chain(admin) {
             let certificate = self.certificate.clone().filter(|_| is_data);
             if let Ok(addr) = listener.local_addr() {
-                let what = if is_data { "listening" } else { "admin listening" };
-                info!(%addr, tls = certificate.is_some(), "{what}");
+                let text = if is_data { "listening" } else { "admin listening" };
+                info!(%addr, tls = certificate.is_some(), "{text}");
             }
             let server = ConnectionServer {
                 http: HttpService {
@@ -95,7 +95,7 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// How many sessions the system's limit on open files leaves room for, at most `wanted`.
+/// How many sessions the system's limit on open files allows, at most `wanted`.
 fn affordable(wanted: usize) -> usize {
     let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let files = usize::try_from(limit).unwrap_or(usize::MAX).min(MAX_FILES);

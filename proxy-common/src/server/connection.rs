@@ -1,5 +1,5 @@
-//! One listener, and the way of each connection from there to a session: the gate, TLS where the
-//! port speaks it, HTTP, and the upgrade.
+//! Accepts the connections of one listener and leads each to a session: through the gate, TLS where
+//! the port speaks it, HTTP, and the upgrade.
 
 use std::{
     convert::Infallible,
@@ -35,11 +35,11 @@ use crate::{
     },
 };
 
-/// How long a connection may speak plain HTTP, whatever it asks.
+/// How long a connection may speak HTTP before it ends or becomes a WebSocket.
 const HTTP_LIFETIME: Duration = Duration::from_secs(60);
 /// How long to wait when the system has no descriptor or memory for another connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(250);
-/// How long a request that is half sent, or a handshake, may take to end when the program stops.
+/// How long a half-sent request or a handshake may take to end when the program stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// The first byte of a TLS connection: the type of a handshake record (RFC 8446, section 5.1).
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -78,7 +78,7 @@ pub struct UpgradedConnection<S> {
     pub early: Bytes,
     /// The client.
     pub client: ClientInfo,
-    /// What the session holds while it lasts.
+    /// The permits that the session holds until it ends.
     pub permits: SessionPermits,
 }
 
@@ -118,10 +118,10 @@ impl<H: Handler> ConnectionServer<H> {
         peer: SocketAddr,
         _permit: OwnedSemaphorePermit,
     ) {
-        // Not for the whole session, which names its client where it logs: a span costs more than
-        // the rest that is kept of an idle session.
+        // The span ends before the session begins, because it costs more memory than the rest of an
+        // idle session. A session names its client in its log lines.
         let span = error_span!("connection", %peer, client = Empty);
-        // Boxed: all of this is gone before the session begins, and sessions live long.
+        // Boxed: frees this memory before the session begins, because sessions live long.
         let entering = Box::pin(self.enter(socket, peer).instrument(span));
         let Some(UpgradedConnection { socket, early, client, permits }) = entering.await else {
             return;
@@ -140,7 +140,7 @@ impl<H: Handler> ConnectionServer<H> {
         peer: SocketAddr,
     ) -> Option<UpgradedConnection<Socket>> {
         if let Err(error) = prepare_accepted(&socket) {
-            debug!(%error, "connection lost at once");
+            debug!(%error, "connection lost right after accept");
             return None;
         }
         let mut phase = Phase::Accepted(socket, peer);
@@ -154,7 +154,7 @@ impl<H: Handler> ConnectionServer<H> {
         }
     }
 
-    /// Asks the gate whose connection it is, unless the port is the operator's own.
+    /// Lets the gate identify the client, unless the port is the operator's own.
     async fn identify(&self, mut socket: TcpStream, peer: SocketAddr) -> Option<Phase> {
         let accepted = if self.http.upgrades {
             let identifying = self.http.gate.identify(&mut socket, peer, self.step_timeout);
@@ -173,7 +173,7 @@ impl<H: Handler> ConnectionServer<H> {
         let Some(certificate) = &self.certificate else {
             return Some(Phase::Http(Either::Left(socket), accepted));
         };
-        // The first byte tells, and stays unread. A peer that sends none only probes the port.
+        // Look at the first byte without reading it. A peer that sends none only probes the port.
         let mut first = [0];
         let peeking = timeout(self.step_timeout, socket.peek(&mut first));
         let Ok(Ok(1)) = self.unless_stopped(peeking).await? else { return None };
@@ -203,7 +203,7 @@ impl<H: Handler> ConnectionServer<H> {
         let answer = |request| self.http.answer(request, &accepted);
         let serving = serve_http(stream, answer, self.step_timeout, &self.stop);
         let UpgradedConnection { socket, early, client, mut permits } = serving.await?;
-        // Counted with the connection or with the session, never with both.
+        // The address counts the connection or the session, never both.
         permits.address = permits.address.or(accepted.permit);
         let socket = match socket {
             Either::Left(socket) => socket.into(),
@@ -212,7 +212,7 @@ impl<H: Handler> ConnectionServer<H> {
         Some(Phase::Upgraded(UpgradedConnection { socket, early, client, permits }))
     }
 
-    /// Drops a connection that the gate turned away.
+    /// Drops a connection that the gate refused.
     fn drop_refused(&self, refusal: &Refusal) -> Option<Phase> {
         self.http.gate.refuse(refusal.reason, refusal.client);
         None
@@ -238,7 +238,7 @@ pub async fn serve_http<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    // hyper owns the service while it serves; the lock is taken for one assignment.
+    // A mutex, because hyper owns the service while it serves. It is locked for one assignment.
     let pending = Mutex::<Option<PendingUpgrade>>::default();
     {
         let service = service_fn(|request| {

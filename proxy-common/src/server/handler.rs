@@ -1,4 +1,4 @@
-//! What follows the upgrade: the seam between the server and a tier.
+//! The handler of upgraded connections: the boundary between the server and a tier.
 
 use tokio_util::sync::CancellationToken;
 
@@ -6,7 +6,7 @@ use crate::{health::Health, session::ClientInfo, transport::Socket};
 
 /// Takes over the connections that a server has upgraded.
 pub trait Handler: Send + Sync + 'static {
-    /// Serves one WebSocket until it ends. `early` holds bytes that arrived with the upgrade; once
+    /// Serves one WebSocket until it ends. `early` holds bytes that arrived with the upgrade. Once
     /// `stop` is cancelled, the connection has to end soon.
     fn serve<'a>(
         &'a self,
@@ -16,7 +16,7 @@ pub trait Handler: Send + Sync + 'static {
         stop: &'a CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<'a, Self>;
 
-    /// The document behind `GET /health`.
+    /// The document of `GET /health`.
     fn health(&self) -> Health;
 
     /// Called about once a second.

@@ -28,7 +28,7 @@ use crate::{
 
 /// The answer to a plain request that is no probe.
 const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks (wss:// where it has a certificate). \
-                     GET /health tells how it is.\n";
+                     GET /health shows the state of the proxy.\n";
 /// The answer to plain HTTP on a port that speaks TLS.
 const USE_TLS: &str = "This port speaks TLS: connect with wss:// or https://\n";
 
@@ -40,13 +40,13 @@ type Refused = Box<(Refusal, Response)>;
 
 /// Answers the requests of one port.
 pub struct HttpService<H> {
-    /// Knows what `/health` says.
+    /// Builds the document of `/health`.
     pub handler: Arc<H>,
-    /// What `/metrics` shows.
+    /// The metrics that `/metrics` shows.
     pub registry: Arc<Registry>,
     /// The market served.
     pub market: Market,
-    /// Decides who gets a session.
+    /// Decides which clients get a session.
     pub gate: Arc<Gate>,
     /// One permit for each session that may exist.
     pub session_permits: Arc<Semaphore>,
@@ -54,14 +54,14 @@ pub struct HttpService<H> {
     pub probes: bool,
     /// Whether WebSockets are accepted on this port.
     pub upgrades: bool,
-    /// Once cancelled, no session begins any more.
+    /// Once this is cancelled, no session begins.
     pub stop: CancellationToken,
 }
 
 /// The answer to one request.
 #[derive(Debug)]
 pub enum Answer {
-    /// A response, and that is all.
+    /// A response. The connection does not change.
     Respond(Response),
     /// A response that turns the connection into a WebSocket.
     Upgrade(Response, PendingUpgrade),
@@ -72,13 +72,13 @@ pub enum Answer {
 pub struct PendingUpgrade {
     /// Resolves to the connection.
     pub upgrade: OnUpgrade,
-    /// The client that asked.
+    /// The client that sent the request.
     pub client: ClientInfo,
-    /// What the session holds while it lasts.
+    /// The permits that the session holds until it ends.
     pub permits: SessionPermits,
 }
 
-/// What a session holds while it lasts.
+/// The permits that a session holds until it ends.
 #[derive(Debug)]
 pub struct SessionPermits {
     _session: OwnedSemaphorePermit,
@@ -145,7 +145,7 @@ impl<H: Handler> HttpService<H> {
             let sentence = "restarting: try again in a moment\n";
             return Ok(Answer::Respond(retry_later(sentence, RETRY_AFTER_FULL)));
         }
-        // With a body, what the session sees as its first frames would depend on how the bytes came.
+        // With a body, the first frames of the session would depend on how the bytes arrive.
         let handshake = if request.body().is_end_stream() {
             create_response_with_body(&request, Full::default).map_err(|error| error.to_string())
         } else {
@@ -227,7 +227,7 @@ impl<H: Handler> HttpService<H> {
     }
 }
 
-/// The response to a request that the gate turned away.
+/// The response to a request that the gate refused.
 fn by_gate(refusal: Refusal) -> Refused {
     let response = match refusal.retry_after {
         Some(wait) => {
@@ -241,15 +241,16 @@ fn by_gate(refusal: Refusal) -> Refused {
     Box::new((refusal, response))
 }
 
-/// Other upgrades, such as to HTTP/2, may be ignored (RFC 9110).
+/// Whether a request asks for a WebSocket. Other upgrades, such as to HTTP/2, may be ignored (RFC
+/// 9110).
 fn asks_for_websocket(request: &Request<Incoming>) -> bool {
     let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
     upgrade
         .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("websocket")))
 }
 
-/// Status 503, after which the vendor's Python client tries again; after any status from 400 to 499
-/// it gives up for good (read in its source).
+/// A response with status 503. The vendor's Python client tries again after it, but gives up for
+/// good after any status from 400 to 499 (read in its source).
 fn retry_later(sentence: &str, wait: Duration) -> Response {
     let mut response = text(StatusCode::SERVICE_UNAVAILABLE, sentence);
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
