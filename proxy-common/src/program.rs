@@ -1,5 +1,4 @@
-//! What a tier needs to be a program: flags, log, runtime, signals, and the wiring that both tiers
-//! have alike.
+//! Makes a tier a program: flags, log, runtime, signals, and the wiring that both tiers share.
 
 pub mod access_args;
 pub mod args;

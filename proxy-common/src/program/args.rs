@@ -1,4 +1,4 @@
-//! Settings that both tiers have, as they are typed, and what they mean together.
+//! Settings that both tiers have: their flags, and the check of all together.
 
 use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ pub struct AccountArgs {
     /// File holding the key
     #[arg(long, env = "POLYGON_API_KEY_FILE", value_parser = path)]
     pub polygon_api_key_file: Option<PathBuf>,
-    /// The same under the vendor's new name; POLYGON_API_KEY goes first
+    /// The same under the vendor's new name; POLYGON_API_KEY takes precedence
     #[arg(long, env = "MASSIVE_API_KEY", hide_env_values = true)]
     pub massive_api_key: Option<SecretString>,
     /// File holding the key, under the vendor's new name
@@ -36,11 +36,11 @@ pub struct AccountArgs {
 }
 
 impl AccountArgs {
-    /// The account's key, if any is set.
+    /// The account's key. `None` if none is set.
     ///
     /// # Errors
     ///
-    /// As of [`secret`].
+    /// As for [`secret`].
     pub fn key(&self) -> Result<Option<SecretString>, ConfigError> {
         let key = |name, value: &Option<SecretString>, file: &Option<PathBuf>| {
             secret(name, value.as_ref(), file.as_deref())
@@ -52,13 +52,16 @@ impl AccountArgs {
     }
 }
 
-/// Settings of the port that clients connect to. Host and port have names of their own in each tier.
+/// Settings of the port that clients connect to. Host and port have names of their own in each
+/// tier.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
-    /// Loopback port for /livez, /readyz and /metrics, which then leave the data port [default: none]
+    /// Loopback port for /livez, /readyz and /metrics, which then leave the data port
+    /// [default: none]
     #[arg(long, env = "ADMIN_PORT", value_parser = port)]
     admin_port: Option<u16>,
-    /// Certificate (PEM, with the chain above it) that the port shows: clients then connect with wss:// [default: none]
+    /// Certificate of the port (PEM, with the chain above it): clients then connect with wss://
+    /// [default: none]
     #[arg(long, env = "TLS_CERT", value_parser = path)]
     tls_cert: Option<PathBuf>,
     /// Private key (PEM) of that certificate
@@ -79,7 +82,8 @@ pub struct ServerArgs {
     /// Oldest age of data queued for one client before it is closed as a slow consumer
     #[arg(long, env = "CLIENT_MAX_LAG", default_value = "5s", value_parser = duration)]
     client_max_lag: Duration,
-    /// Most bytes queued for all clients together; past it those with the longest queues are closed as slow consumers
+    /// Most bytes queued for all clients together; past it those with the longest queues are closed
+    /// as slow consumers
     #[arg(long, env = "TOTAL_QUEUE_BYTES", default_value = "1073741824", value_parser = count)]
     total_queue_bytes: usize,
     /// Most subscriptions of one client
@@ -97,14 +101,14 @@ pub struct ServerArgs {
     /// Market served: stocks, options, forex, crypto, indices or futures
     #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
     pub market: Market,
-    /// Who gets in, from where and how fast.
+    /// Which clients may connect, from where and how fast.
     #[command(flatten)]
     access: AccessArgs,
 }
 
 impl ServerArgs {
-    /// What the settings mean, given where to listen, the keys that open sessions, and which
-    /// sessions get notices.
+    /// Checks the settings together. The tier adds the address to listen on, the keys that open
+    /// sessions, and which sessions get notices.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! From the command line, the environment and `.env` to settings, or to one line that says what is
-//! wrong.
+//! Reads settings from the command line, the environment and `.env`. Reports a bad setting in one
+//! line.
 
 use std::fmt::Display;
 
@@ -13,9 +13,10 @@ use crate::config::ConfigError;
 /// Why a program ends before it serves.
 #[derive(Debug)]
 pub enum StartupExit {
-    /// It was asked for a text, such as `--help`: for standard output, and success.
+    /// A requested text, such as that of `--help`. It goes to standard output, and the program
+    /// succeeds.
     Output(String),
-    /// A bad setting.
+    /// A bad setting, or a refusal of the system.
     Error(ConfigError),
 }
 
@@ -26,11 +27,13 @@ impl StartupExit {
     }
 }
 
-/// Reads flags, then variables of the environment, then of the nearest `.env` in the working directory or above it.
+/// Reads flags, then environment variables, then the nearest `.env` in the working directory or
+/// above it. The first of them that has a value wins.
 ///
 /// # Errors
 ///
-/// A value is not of its type, a flag is unknown, or the `.env` cannot be read. Several bad values are reported one at a time.
+/// A value is not of its type, a flag is unknown, or the `.env` cannot be read. Several bad values
+/// are reported one at a time.
 pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, StartupExit> {
     match dotenvy::dotenv() {
         Ok(_) => {}
@@ -50,11 +53,12 @@ pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, StartupExit> {
         .map_err(|error| explain(&T::command(), &error))
 }
 
-/// Reads flags alone, passing over the environment and any `.env`: for programs that start a tier inside themselves.
+/// Reads flags alone, and ignores the environment and any `.env`. For programs that start a tier
+/// inside themselves.
 ///
 /// # Errors
 ///
-/// As of [`parse`].
+/// As for [`parse`].
 pub fn parse_flags<T: CommandFactory + FromArgMatches>(flags: &[&str]) -> Result<T, StartupExit> {
     let name = T::command().get_name().to_owned();
     T::command()
@@ -97,7 +101,7 @@ fn explain(command: &clap::Command, error: &clap::Error) -> StartupExit {
     }
 }
 
-/// The variable behind a flag such as `--port <FIREHOSE_PORT>`, or the flag where there is none.
+/// The variable of a flag such as `--port <FIREHOSE_PORT>`, or the flag itself if it has none.
 fn setting_name(command: &clap::Command, flag: &str) -> String {
     let long = flag.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default();
     command

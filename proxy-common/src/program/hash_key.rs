@@ -1,4 +1,4 @@
-//! `hash-key`: what a program can do instead of serving.
+//! The subcommand `hash-key`: prints the line for a key in a file of keys.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -9,10 +9,10 @@ use crate::{
     config::ConfigError,
 };
 
-/// What a program does instead of serving.
+/// A task that a program runs instead of serving.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum Subcommand {
-    /// Reads a key from standard input and prints the line for a file of keys that stands for it
+    /// Reads a key from standard input and prints its line for a file of keys
     HashKey {
         /// The name under which the key's sessions are logged and counted
         #[arg(default_value = "client", value_parser = parse_label)]
@@ -38,7 +38,7 @@ impl Subcommand {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a question to whoever sits at the terminal")]
+#[expect(clippy::print_stderr, reason = "a question to the user at the terminal")]
 fn ask() {
     eprint!("key: ");
 }

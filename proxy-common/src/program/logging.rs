@@ -1,4 +1,4 @@
-//! The log: its settings, and setting it up.
+//! The log: its settings and its setup.
 
 use std::io::{self, IsTerminal};
 
@@ -8,7 +8,8 @@ use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::Subsc
 /// Settings of the log, the same for both tiers.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
-    /// What is logged: error, warn, info, debug, trace, or a tracing filter such as info,proxy_common::link=debug
+    /// What is logged: error, warn, info, debug, trace, or a tracing filter such as
+    /// info,proxy_common::link=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = log_filter)]
     pub log_level: Targets,
     /// How log lines look [default: text on a terminal, json otherwise]
@@ -32,11 +33,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends logs to standard error; without a format, text to a terminal and JSON to anything else.
+/// Sends logs to standard error. Without a format, writes text to a terminal and JSON to anything
+/// else.
 ///
 /// # Panics
 ///
-/// Logs were set up before.
+/// The log is set up already.
 pub fn init(filter: Targets, format: Option<LogFormat>) {
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
@@ -57,7 +59,7 @@ pub fn init(filter: Targets, format: Option<LogFormat>) {
 pub fn log_filter(text: &str) -> Result<Targets, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let expected = "expected error, warn, info, debug, trace or a tracing filter";
-    // A filter takes a single word for the name of a module, and then logs nothing else.
+    // A filter reads a single word as the name of a module, and then logs nothing else.
     let filter = text.contains([',', '=']) || LEVELS.contains(&text.to_ascii_lowercase().as_str());
     if !filter {
         return Err(expected.to_owned());

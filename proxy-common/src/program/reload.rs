@@ -1,4 +1,4 @@
-//! What SIGHUP asks for: what can be read again is, without touching what works.
+//! The reload on SIGHUP: reads keys and certificate again. If that fails, the old ones stay in use.
 
 use std::sync::Arc;
 
@@ -9,16 +9,16 @@ use crate::{access::Keys, config::ConfigError, link::LinkHandle, transport::Cert
 /// The parts of a tier that are read or tried again.
 #[derive(Clone)]
 pub struct Reload {
-    /// A refused login is tried again at once.
+    /// The link whose refused login is tried again at once.
     pub link: LinkHandle,
-    /// A file of keys is read again.
+    /// Keys to read again, if they come from a file.
     pub keys: Arc<Keys>,
-    /// The certificate is read again, if the port has one.
+    /// The certificate to read again, if the port has one.
     pub certificate: Option<Arc<Certificate>>,
 }
 
 impl Reload {
-    /// Does it now. What cannot be read is logged, and stays as it was.
+    /// Reloads now. Logs a part that cannot be read, and leaves it as it was.
     pub async fn run(&self) {
         self.link.retry_now();
         let Self { keys, certificate, .. } = self.clone();
@@ -47,7 +47,7 @@ impl Reload {
     }
 }
 
-/// Reads on a thread that no data flows through: files may lie on a slow disk.
+/// Reads on a thread that carries no data, because files may lie on a slow disk.
 async fn read<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ConfigError> + Send + 'static,
 ) -> Result<T, String> {

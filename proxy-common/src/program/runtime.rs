@@ -1,4 +1,4 @@
-//! The frame of a program's life: descriptors, runtime, signals, exit code.
+//! Runs a program: file descriptors, runtime, signals, exit code.
 
 use std::{io::IsTerminal, process::ExitCode};
 
@@ -18,12 +18,9 @@ use super::{
 };
 use crate::{config::ConfigError, server::Handler};
 
-/// Ends with what kept the program from starting: help on standard output, or one line on standard error and code 2.
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a user asked for or has to mend"
-)]
+/// Ends a program that does not serve: prints a text to standard output and succeeds, or prints one
+/// line to standard error and exits with code 2.
+#[expect(clippy::print_stdout, clippy::print_stderr, reason = "help or an error for the user")]
 pub fn exit(reason: StartupExit) -> ExitCode {
     match reason {
         StartupExit::Output(text) => {
@@ -37,28 +34,28 @@ pub fn exit(reason: StartupExit) -> ExitCode {
     }
 }
 
-/// How many threads a program works on.
+/// How many threads a program uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Threads {
-    /// One, for a program with few sessions: what it reads it writes in larger portions, without waking other threads.
+    /// One, for a program with few sessions. It wakes no other threads, and writes in larger
+    /// portions.
     One,
-    /// One for each core, beside the one that runs the program itself.
+    /// One for each core, in addition to the one that runs the program itself.
     PerCore,
 }
 
-/// What the flags of every program have.
+/// The flags that every program has.
 pub trait ProgramArgs: CommandFactory + FromArgMatches {
     /// Settings of the log.
     fn log(&self) -> &LogArgs;
 
-    /// What to do instead of serving, if anything.
+    /// The task to run instead of serving, if any.
     fn subcommand(&self) -> Option<&Subcommand>;
 }
 
 /// Runs a tier as a program: settings, log, ports, service, exit code.
 ///
-/// Help, and a setting that is missing or wrong, end it as [`exit`] does; so does a subcommand with
-/// its output.
+/// Help, the output of a subcommand, and a setting that is missing or wrong end it by [`exit`].
 pub fn start<A, C, H>(
     threads: Threads,
     bind: impl AsyncFnOnce(C) -> Result<BoundTier<H>, ConfigError>,
@@ -97,7 +94,8 @@ pub fn block_on(
         Threads::One => Builder::new_current_thread(),
         Threads::PerCore => Builder::new_multi_thread(),
     };
-    // Each client costs a descriptor, and systems allow few unless asked. What the system grants is what there is.
+    // Each client needs a descriptor, and systems allow few by default. The program must live with
+    // the number that the system grants.
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         warn!(%error, "failed to raise the limit on open files");
     }
@@ -114,13 +112,14 @@ pub fn block_on(
     }
 }
 
-/// Runs a program's work until it ends by itself, which it does some time after `stop`, or until a second signal.
+/// Runs a program's work until it ends by itself, some time after `stop`, or until a second signal.
 ///
-/// SIGINT and SIGTERM cancel `stop`. SIGHUP runs `reload`, unless it comes because the terminal closed: that stops as well.
+/// SIGINT and SIGTERM cancel `stop`. SIGHUP runs `reload`, but if it comes because the terminal
+/// closed, it cancels `stop` too.
 ///
 /// # Errors
 ///
-/// Signals cannot be watched.
+/// The system does not let the program watch signals.
 pub async fn run(
     work: impl Future<Output = ()>,
     stop: CancellationToken,
@@ -136,12 +135,13 @@ pub async fn run(
         }
     };
     let stops = async {
-        // Awaited outside the log lines, which are not evaluated when their level is off.
+        // Await outside the log lines: they do not evaluate their arguments when their level is
+        // off.
         let signal = stop_signal().await;
         info!(signal, "stopping; a second signal stops at once");
         stop.cancel();
         let signal = stop_signal().await;
-        warn!(signal, "second signal: leaving without waiting for sessions");
+        warn!(signal, "second signal: stopping without waiting for sessions");
     };
     let had_terminal = std::io::stderr().is_terminal();
     let reloads = async {
@@ -151,7 +151,7 @@ pub async fn run(
                 std::future::pending::<()>().await;
             }
             if had_terminal && !std::io::stderr().is_terminal() {
-                info!("the terminal is gone: stopping");
+                info!("the terminal has closed: stopping");
                 stop.cancel();
             } else {
                 reload().await;

@@ -1,4 +1,4 @@
-//! The wiring of a tier: what both bind, register, build and serve alike.
+//! The wiring that both tiers share: binds ports, registers counters, builds and serves a tier.
 
 use std::{pin::Pin, sync::Arc};
 
@@ -20,15 +20,15 @@ use crate::{
     transport::{Certificate, ListenConfig, Listeners, Socket},
 };
 
-/// Checked settings of what both tiers have.
+/// The checked settings that both tiers have.
 pub struct ServerConfig {
     /// Where to listen.
     pub listen: ListenConfig,
-    /// Who may connect.
+    /// The rules of the gate.
     pub gate: GateConfig,
     /// The certificate of the data port, if it speaks TLS.
     pub certificate: Option<Certificate>,
-    /// How sessions are served.
+    /// The settings of sessions.
     pub sessions: SessionConfig,
     /// Most sessions at once. Default: 10,000.
     pub max_sessions: usize,
@@ -60,8 +60,9 @@ impl Foundation {
     ///
     /// # Errors
     ///
-    /// The host is unknown or a port is taken; or the port would be open to other machines with the
-    /// account's key alone, which must not travel there. The error names the variable.
+    /// The host is unknown, or a port is in use. Or the port would be open to other machines while
+    /// the account's key is the only key: that key must not travel there. The error names the
+    /// variable.
     pub async fn bind(name: TierName, config: ServerConfig) -> Result<Self, ConfigError> {
         let addresses = config.listen.resolve().await?;
         let keys = &config.sessions.keys;
@@ -134,7 +135,7 @@ impl Foundation {
         self.serve_by(handler, link, feed)
     }
 
-    /// The same with a handler in place of a tier's.
+    /// Does the same as [`complete`](Self::complete), with a handler of the caller.
     pub fn serve_by<H: Handler>(
         self,
         handler: H,
@@ -162,12 +163,12 @@ impl Foundation {
     }
 }
 
-/// What a tier knows of its own condition.
+/// Reports the condition of a tier.
 pub trait Monitor: Send + Sync + 'static {
     /// Its problems, in sentences for `/health`.
     fn problems(&self) -> Vec<String>;
 
-    /// The events that its sessions have yet to fetch, if they do.
+    /// How many events its sessions have yet to fetch. `None` if sessions of this tier fetch none.
     fn unread(&self) -> Option<&Level> {
         None
     }
@@ -215,7 +216,7 @@ pub struct BoundTier<H> {
     pub upstream: Arc<LinkMetrics>,
     /// The counters of its sessions.
     pub sessions: Arc<SessionMetrics>,
-    /// What SIGHUP does.
+    /// The reload on SIGHUP.
     pub reload: Reload,
     server: Server<H>,
     budget: Arc<QueueBudget>,
