@@ -1,6 +1,6 @@
-//! Both ends of the product's WebSockets as echoes, for the Autobahn cases: the server and the
-//! sessions' own reading, writing and closing on one side, the link's connection on the other.
-//! `cargo test -p tests --test it autobahn::` runs the cases.
+//! Echoes on both ends of the product's WebSockets, for the Autobahn cases. The server end uses the
+//! server and the sessions' own reading, writing and closing. The client end uses the link's
+//! connection. `cargo test -p tests --test it autobahn::` runs the cases.
 
 use std::{
     collections::BTreeSet,
@@ -42,10 +42,10 @@ use tracing::debug;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 use url::Url;
 
-/// The longest message sent back where the limit on commands is lifted: the longest of the cases.
+/// The longest message sent back if the limit on commands is lifted: the longest of the cases.
 const LIFTED_BYTES: usize = 16 << 20;
 
-/// Sends back what comes.
+/// Sends every message back.
 #[derive(Debug, Parser)]
 struct Args {
     #[command(flatten)]
@@ -56,7 +56,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum End {
-    /// Listens at a free port of loopback, until it is told to stop
+    /// Listens on a free port of loopback until it is stopped
     Server {
         /// Takes messages of up to 16 MiB, where a tier takes commands of up to 1 MiB
         #[arg(long)]
@@ -64,12 +64,12 @@ enum End {
         #[command(flatten)]
         server: Box<ServerArgs>,
     },
-    /// Goes through all cases of a fuzzing server
+    /// Runs all cases of a fuzzing server
     Client {
-        /// How many at once: some wait for seconds
+        /// Cases at once: some wait for seconds
         #[arg(long, default_value_t = 1)]
         at_once: usize,
-        /// Where it is
+        /// URL of the fuzzing server
         #[arg(value_parser = websocket_url)]
         server: Url,
     },
@@ -87,7 +87,7 @@ fn main() -> ExitCode {
             runtime::block_on(Threads::PerCore, serve(*server, max_bytes))
         }
         End::Client { at_once, server } => {
-            runtime::block_on(Threads::One, go_through(server, at_once))
+            runtime::block_on(Threads::One, run_cases(server, at_once))
         }
     }
 }
@@ -125,7 +125,7 @@ async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), Start
     runtime::run(work, stop, async || {}).await.map_err(StartupExit::system)
 }
 
-/// Stands behind the server in place of a tier.
+/// The server's handler, in place of a tier.
 struct Echo {
     max_bytes: Option<usize>,
     limits: SlowLimits,
@@ -183,8 +183,8 @@ fn send_back(outbound: &Outbound, message: &ClientMessage) -> Result<(), CloseRe
     Ok(())
 }
 
-/// Asks the fuzzing server how many cases it has, goes through each, and has it write the verdicts.
-async fn go_through(server: Url, at_once: usize) -> Result<(), StartupExit> {
+/// Asks the fuzzing server for its number of cases, runs each, and lets it write the report.
+async fn run_cases(server: Url, at_once: usize) -> Result<(), StartupExit> {
     const AGENT: &str = "agent=link";
     let at = |path: &str, query: &str| {
         let mut url = server.clone();
@@ -202,7 +202,7 @@ async fn go_through(server: Url, at_once: usize) -> Result<(), StartupExit> {
         workers.spawn(async move {
             let next = || cases.lock().unwrap_or_else(PoisonError::into_inner).next();
             while let Some(config) = next() {
-                // Many cases end badly on purpose.
+                // Many cases end with an error on purpose.
                 if let Err(error) = echo(&config).await {
                     debug!(url = %config.url, %error, "ended");
                 }
@@ -210,7 +210,7 @@ async fn go_through(server: Url, at_once: usize) -> Result<(), StartupExit> {
         });
     }
     workers.join_all().await;
-    // The fuzzing server answers this by leaving without a word.
+    // The fuzzing server closes this connection without an answer.
     let end = echo(&at("/updateReports", AGENT)).await;
     debug!(?end, "all cases tried");
     Ok(())
@@ -223,7 +223,7 @@ async fn echo(config: &LinkConfig) -> Result<String, LinkError> {
     let mut last = String::new();
     loop {
         match socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))? {
-            // A link ignores what is not UTF-8.
+            // A link ignores text that is not UTF-8.
             UpstreamMessage::Text(frame) => {
                 if let Ok(text) = str::from_utf8(frame.text()) {
                     text.clone_into(&mut last);
