@@ -56,7 +56,7 @@ impl Publisher {
                 if frame.text().len() > MAX_MESSAGE_BYTES {
                     self.publish_oversized(frame.text(), events);
                 } else {
-                    let events = self.recounted(frame.text()).unwrap_or(events);
+                    let events = self.recount(frame.text()).unwrap_or(events);
                     self.publish_events(frame, u32::try_from(events).unwrap_or(u32::MAX));
                 }
             }
@@ -84,7 +84,7 @@ impl Publisher {
 
     /// Counts the events of a frame again, if it is one of the first of this second. A JSON parser
     /// must find as many as the link.
-    fn recounted(&self, text: &[u8]) -> Option<u64> {
+    fn recount(&self, text: &[u8]) -> Option<u64> {
         if self.recounts.load(Ordering::Relaxed) == 0 {
             return None;
         }

@@ -205,7 +205,9 @@ impl<'a, T: Tier> Session<'a, T> {
         if self.key.as_ref().is_some_and(KeyLease::is_revoked) {
             return Err(CloseReason::KeyRevoked);
         }
-        if now >= self.last_heard + config.ping_interval * SILENT_PINGS {
+        if self.paused_until.is_none()
+            && now >= self.last_heard + config.ping_interval * SILENT_PINGS
+        {
             return Err(CloseReason::Silent);
         }
         if now >= self.next_ping {

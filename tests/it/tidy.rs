@@ -184,10 +184,10 @@ fn planted(file: &str, source: &str) -> Imports {
     let sources = [
         (ROOT, "pub mod low;\npub mod middle;\npub mod top;\n"),
         ("low", "pub mod one;\npub mod two;\n"),
-        ("low::one", "pub struct Ground;\n"),
-        ("low::two", "use super::one::Ground;\n"),
-        ("middle", "use crate::low::{one::Ground, two};\n"),
-        ("top", "use crate::{low::one::Ground, middle::Middle};\n"),
+        ("low::one", "pub struct Floor;\n"),
+        ("low::two", "use super::one::Floor;\n"),
+        ("middle", "use crate::low::{one::Floor, two};\n"),
+        ("top", "use crate::{low::one::Floor, middle::Middle};\n"),
     ];
     let sources = sources.map(|(name, sound)| {
         let source = if name == file { source } else { sound };

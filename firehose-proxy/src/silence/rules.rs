@@ -187,9 +187,10 @@ mod tests {
         assert_eq!(at(603, Hours::Regular, none), [""; 0], "not asked for, or no upstream");
         assert_eq!(at(604, Hours::Regular, trades), [""; 0], "back");
         assert_eq!(at(623, Hours::Extended, trades), [""; 0], "thin hours");
-        assert_eq!(at(624, Hours::Extended, trades), ["T"]);
-        assert_eq!(at(630, Hours::Regular, trades), [""; 0], "the bell, after thin hours");
-        assert_eq!(at(631, Hours::Regular, trades), ["T"]);
+        assert_eq!(at(624, Hours::Extended, trades), [""; 0]);
+        assert_eq!(at(643, Hours::Extended, trades), ["T"]);
+        assert_eq!(at(650, Hours::Regular, trades), [""; 0], "the bell, after thin hours");
+        assert_eq!(at(651, Hours::Regular, trades), ["T"]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ named_enum! {
 impl Abuse {
     /// The kinds that turn a connection or request away before it becomes a session. They stand
     /// first in the enum.
-    pub const REFUSALS: &[Self] = Self::ALL.split_at(9).0;
+    pub const REFUSALS: &[Self] = Self::ALL.split_at(Self::AuthTimeout as usize).0;
 
     /// The log message.
     const fn sentence(self) -> &'static str {

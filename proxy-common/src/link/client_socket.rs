@@ -219,9 +219,6 @@ impl ClientSocket {
 
     /// Writes the queued frames, as far as the socket has room. The task is woken when it has more.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SocketError>> {
-        if self.outgoing.is_empty() {
-            return Poll::Ready(Ok(()));
-        }
         while !self.outgoing.is_empty() {
             let stream = Pin::new(&mut self.stream);
             match ready!(stream.poll_write(cx, &self.outgoing)).map_err(SocketError::Socket)? {
@@ -229,6 +226,7 @@ impl ClientSocket {
                 written => self.outgoing.advance(written),
             }
         }
+        // TLS may still hold bytes that it has taken.
         Pin::new(&mut self.stream).poll_flush(cx).map_err(SocketError::Socket)
     }
 }

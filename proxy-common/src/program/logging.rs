@@ -8,7 +8,7 @@ use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::Subsc
 /// Settings of the log, the same for both tiers.
 #[derive(Debug, Clone, Args)]
 pub struct LogArgs {
-    /// What is logged: error, warn, info, debug, trace, or a tracing filter such as
+    /// What is logged: error, warn, info, debug or trace, or levels per module such as
     /// info,proxy_common::link=debug
     #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = log_filter)]
     pub log_level: Targets,
@@ -51,14 +51,15 @@ pub fn init(filter: Targets, format: Option<LogFormat>) {
     }
 }
 
-/// Parses a level, or a filter such as `info,proxy_common::link=debug`.
+/// Parses a level, or levels such as `info,proxy_common::link=debug`.
 ///
 /// # Errors
 ///
-/// Neither of them.
+/// The text is neither.
 pub fn log_filter(text: &str) -> Result<Targets, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let expected = "expected error, warn, info, debug, trace or a tracing filter";
+    let expected =
+        "expected error, warn, info, debug, trace, or levels such as info,proxy_common::link=debug";
     // A filter reads a single word as the name of a module, and then logs nothing else.
     let filter = text.contains([',', '=']) || LEVELS.contains(&text.to_ascii_lowercase().as_str());
     if !filter {
