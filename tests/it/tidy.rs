@@ -78,7 +78,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
     ];
     for module in modules {
         let code = code(&read(module));
-        assert!(code.contains("pub "), "{module}");
+        assert!(!code.trim().is_empty(), "{module}");
         for effect in ["tokio", "tracing", "::now()", "std::net", "std::fs", "std::env", "thread"] {
             assert!(!code.contains(effect), "{module} is pure, but knows {effect:?}");
         }
