@@ -47,7 +47,7 @@ pub struct Tally {
     /// Events found in the frames.
     pub events: u64,
     /// Events that no session wanted.
-    pub unwanted: u64,
+    pub not_subscribed: u64,
     /// Events longer than a message may be, delivered to no session.
     pub oversize: u64,
     /// Objects without an `ev`, delivered to no session.
@@ -139,7 +139,7 @@ impl Batch {
                 symbol => index.lookup(kind, symbol, &mut add),
             }
         }
-        self.tally.unwanted += u64::from(!wanted);
+        self.tally.not_subscribed += u64::from(!wanted);
     }
 
     #[inline]
@@ -278,7 +278,7 @@ mod tests {
         assert_eq!(got[5], whole);
         assert_eq!(tally, Tally { events: 6, ..Tally::default() });
         let (_, tally) = delivered(Market::Stocks, &sets[..2], &frames);
-        assert_eq!(tally, Tally { events: 6, unwanted: 4, ..Tally::default() });
+        assert_eq!(tally, Tally { events: 6, not_subscribed: 4, ..Tally::default() });
     }
 
     #[test]

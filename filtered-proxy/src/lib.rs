@@ -39,15 +39,11 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
     let help = "Frames that stopped being an array of events, and objects that were none";
     let malformed = register(foundation.registry(), "malformed", help);
-    let (wanted, receiver) = watch::channel(BTreeSet::from([Channel::All]));
-    let (link, handle) = Link::new(config.link, receiver, Arc::clone(&foundation.upstream));
+    // The link wants `*`, and never anything else.
+    let (_, wanted) = watch::channel(BTreeSet::from([Channel::All]));
+    let (link, handle) = Link::new(config.link, wanted, Arc::clone(&foundation.upstream));
     let session_metrics = Arc::clone(&foundation.session_metrics);
     let intake = foundation.intake.clone();
     let (router, routes) = Router::new(&sessions, intake, malformed, session_metrics);
-    let feed = async move {
-        router.run(link).await;
-        // The link never asks for other channels; the sender only has to live as long as the link.
-        drop(wanted);
-    };
-    Ok(foundation.complete(routes.clone(), routes, handle, feed))
+    Ok(foundation.complete(routes.clone(), routes, handle, router.run(link)))
 }

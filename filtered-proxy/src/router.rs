@@ -18,7 +18,7 @@ use proxy_common::{
     health::IntakeMetrics,
     link::{Link, LinkEvent},
     metrics::Count,
-    program::wiring::Monitor,
+    program::wiring::Upkeep,
     protocol::{
         Channel, ChannelSet, Coverage, Market, Notice, NoticePolicy, TierName, Unavailable,
         newly_unavailable,
@@ -275,7 +275,7 @@ impl Router {
             }
         });
         self.sessions.events_owed.inc_by(owed);
-        self.intake.unwanted.inc_by(tally.unwanted);
+        self.intake.not_subscribed.inc_by(tally.not_subscribed);
         if tally.missing_ev > 0 {
             self.report_malformed("objects without a type", tally.missing_ev);
         }
@@ -302,12 +302,13 @@ impl Router {
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
             return ChangeOutcome::CoverageChanged;
         }
-        self.index.change(session, channels, subscribe);
+        let held = self.index.change(session, channels, subscribe);
         self.count_subscriptions();
         if let Some(outbound) = self.index.member(session) {
             // A session that subscribes while events may be missing also gets the notices of the
-            // outages.
-            let notified = subscribe && self.notices != NoticePolicy::Off;
+            // outages. One that holds nothing would not get the notices of their ends.
+            let holds = held.is_some_and(|held| held > 0);
+            let notified = subscribe && holds && self.notices != NoticePolicy::Off;
             let outages = self.shared.outages.borrow();
             let firehoses = outages.firehoses.as_ref().map(|(frame, _)| frame);
             let notices = outages.ours.iter().chain(firehoses);
@@ -343,7 +344,7 @@ impl Shared {
     }
 }
 
-impl Monitor for RouterHandle {
+impl Upkeep for RouterHandle {
     /// The outage that the firehose reports of its own upstream.
     fn problems(&self) -> Vec<String> {
         let outages = self.shared.outages.borrow();

@@ -46,7 +46,7 @@ pub fn split(frame: &[u8], mut visit: impl FnMut(Event<'_>)) -> Result<(), Malfo
     if !walk.done {
         return Err(Malformed { at: frame.len() });
     }
-    walk.blank(walk.last, frame.len())
+    walk.check_blank(walk.last, frame.len())
 }
 
 /// Follows the brackets outside strings.
@@ -78,7 +78,7 @@ impl Walk<'_> {
                 positions = rest;
                 continue;
             }
-            self.separator(at)?;
+            self.check_separator(at)?;
             // Most events hold no bracket, or one array without a bracket inside.
             let byte = |i: usize| rest.get(i).map(|&position| self.frame[position as usize]);
             let (end, rest) = match byte(0) {
@@ -119,13 +119,13 @@ impl Walk<'_> {
             }
             (3.., _) => self.depth -= 1,
             (1, b']') => {
-                self.blank(self.last, at)?;
+                self.check_blank(self.last, at)?;
                 self.depth = 0;
                 self.done = true;
                 self.last = at + 1;
             }
             (0, b'[') if !self.done => {
-                self.blank(0, at)?;
+                self.check_blank(0, at)?;
                 self.depth = 1;
                 self.last = at + 1;
             }
@@ -155,7 +155,7 @@ impl Walk<'_> {
     /// Checks that one comma stands between two events, and none before the first. Blanks may
     /// surround it.
     #[inline]
-    fn separator(&self, at: usize) -> Result<(), Malformed> {
+    fn check_separator(&self, at: usize) -> Result<(), Malformed> {
         if at == self.last + 1 && self.frame[self.last] == b',' && self.frame[self.last - 1] == b'}'
         {
             return Ok(());
@@ -166,7 +166,7 @@ impl Walk<'_> {
         if trim(gap) == expected { Ok(()) } else { Err(Malformed { at: self.last }) }
     }
 
-    fn blank(&self, from: usize, to: usize) -> Result<(), Malformed> {
+    fn check_blank(&self, from: usize, to: usize) -> Result<(), Malformed> {
         let gap = &self.frame[from..to];
         if trim(gap).is_empty() { Ok(()) } else { Err(Malformed { at: from }) }
     }

@@ -256,7 +256,7 @@ fn deliver(
             }
             let symbol = event.symbol.as_deref().map(&name);
             let sessions = pair.model.wanting(kind, symbol.as_deref());
-            tally.unwanted += u64::from(sessions.is_empty());
+            tally.not_subscribed += u64::from(sessions.is_empty());
             for session in sessions {
                 expected[session as usize].push(event.text.clone());
             }

@@ -20,7 +20,7 @@ use tokio::{sync::watch, time::Instant};
 #[derive(Debug)]
 pub struct UpstreamDemand {
     market: Market,
-    /// Locked only during one change. Changes are rare and short.
+    /// Locked during one change or publication. Both are rare and short.
     channels: Mutex<BTreeMap<Channel, Count>>,
     wanted: watch::Sender<Wanted>,
     /// Whether the vendor has answered every channel wanted.
@@ -88,9 +88,14 @@ impl UpstreamDemand {
         });
     }
 
-    /// Records that the vendor has answered every channel wanted.
-    pub fn set_all_answered(&self) {
-        self.all_answered.store(true, Ordering::Release);
+    /// Records which channels the vendor has answered. If these are all that are wanted, calls
+    /// `publish`, before any session can want more.
+    pub fn set_answered(&self, answered: Option<&Wanted>, publish: impl FnOnce()) {
+        let _unchanged = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if Some(&*self.wanted.borrow()) == answered {
+            self.all_answered.store(true, Ordering::Release);
+            publish();
+        }
     }
 
     /// Whether the vendor has answered every channel since the wanted channels last changed.
@@ -195,7 +200,11 @@ mod tests {
             UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
         assert!(!union.all_answered());
         union.add(&channels("*"));
-        union.set_all_answered();
+        union.set_answered(Some(&Wanted::new()), || panic!("T.* is wanted too"));
+        assert!(!union.all_answered());
+        let mut published = false;
+        union.set_answered(Some(&channels("T.*")), || published = true);
+        assert!(published);
         union.add(&channels("T.A,T.*,*"));
         assert!(union.all_answered(), "nothing new is asked for");
         union.add(&channels("Q.A"));

@@ -85,12 +85,16 @@ impl Entitlements {
     }
 
     /// Forgets refusals of channels that are not wanted any more. Once they are wanted again, the
-    /// link asks the vendor again.
+    /// link asks the vendor again, and until then they are pending.
     pub fn retain(&self, wanted: &Wanted) {
         let known = &mut *self.known();
         if known.refused.reasons.keys().any(|channel| !wanted.contains(channel)) {
             let mut reasons = known.refused.reasons.clone();
             reasons.retain(|channel, _| wanted.contains(channel));
+            for channel in known.refused.reasons.keys().filter(|&gone| !reasons.contains_key(gone))
+            {
+                known.answered.remove(channel);
+            }
             known.set_refused(reasons);
         }
     }
@@ -194,6 +198,11 @@ mod tests {
         assert!(!lacks(&entitlements, "LV.AAPL"));
         assert!(lacks(&entitlements, "T.AAPL"));
         assert!(entitlements.update(&[refused("LV.AAPL")]), "refused again");
+        entitlements.retain(&Wanted::new());
+        let coverage = entitlements.coverage_frame();
+        let pending = memchr::memmem::find(coverage.text(), br#""carried":[],"pending":["T.*"]"#);
+        assert!(pending.is_some(), "not carried: {coverage:?}");
+        assert!(entitlements.update(&[refused("T.*")]), "refused again");
     }
 
     #[test]

@@ -7,12 +7,13 @@
 pub mod config;
 pub mod demand;
 pub mod entitlements;
-mod monitor;
 pub mod outage_notices;
+pub mod oversized;
 mod publisher;
 pub mod ring;
 pub mod silence;
 mod subscriber;
+mod upkeep;
 
 use std::sync::{Arc, atomic::AtomicU32};
 
@@ -27,12 +28,12 @@ use tokio::sync::watch;
 
 pub use self::config::{Args, Config};
 use self::{
-    demand::UpstreamDemand, entitlements::Entitlements, monitor::FirehoseMonitor,
-    publisher::Publisher, ring::Ring, silence::monitor::SilenceMonitor, subscriber::Feed,
+    demand::UpstreamDemand, entitlements::Entitlements, publisher::Publisher, ring::Ring,
+    silence::monitor::SilenceMonitor, subscriber::Shared, upkeep::FirehoseUpkeep,
 };
 
 /// A firehose with its server.
-pub type FirehoseTier = TierHandler<Feed, FirehoseMonitor>;
+pub type FirehoseTier = TierHandler<Shared, FirehoseUpkeep>;
 
 /// Binds the ports of a firehose.
 ///
@@ -55,7 +56,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
     let upstream = Arc::clone(&foundation.upstream);
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&upstream));
     let outage = watch::Sender::new(link.outage().cloned());
-    let feed = Feed {
+    let shared = Shared {
         ring: ring.readers(),
         outage: outage.subscribe(),
         demand: Arc::new(demand),
@@ -68,11 +69,11 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
     let publisher = Publisher {
         ring,
         sampler,
-        feed: feed.clone(),
+        shared: shared.clone(),
         outage,
         intake: foundation.intake.clone(),
         recounts: Arc::clone(&recounts),
     };
-    let monitor = FirehoseMonitor { feed: feed.clone(), upstream, silence, unread, recounts };
-    Ok(foundation.complete(feed, monitor, handle, publisher.run(link)))
+    let upkeep = FirehoseUpkeep { shared: shared.clone(), upstream, silence, unread, recounts };
+    Ok(foundation.complete(shared, upkeep, handle, publisher.run(link)))
 }

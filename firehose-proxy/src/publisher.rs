@@ -12,19 +12,19 @@ use std::{
 use proxy_common::{
     health::IntakeMetrics,
     link::{Link, LinkEvent},
-    protocol::{
-        Fitting, MAX_MESSAGE_BYTES, Notice, Outage, TierName, parse_count, split_oversized,
-    },
+    protocol::{MAX_MESSAGE_BYTES, Notice, Outage, TierName},
     session::LossReason,
     websocket::Frame,
 };
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tracing::warn;
 
 use crate::{
+    oversized::{Fitting, split_oversized},
     ring::{Content, Ring},
     silence::monitor::Sampler,
-    subscriber::Feed,
+    subscriber::Shared,
 };
 
 /// Writes into the ring, and counts the events that go in.
@@ -32,7 +32,7 @@ use crate::{
 pub(crate) struct Publisher {
     pub(crate) ring: Ring,
     pub(crate) sampler: Sampler,
-    pub(crate) feed: Feed,
+    pub(crate) shared: Shared,
     /// The current outage, for sessions that subscribe during it.
     pub(crate) outage: watch::Sender<Option<Outage>>,
     pub(crate) intake: IntakeMetrics,
@@ -45,11 +45,11 @@ impl Publisher {
     pub(crate) async fn run(mut self, mut link: Link) {
         loop {
             let event = link.next().await;
-            self.publish(event);
+            self.publish(event, &link);
         }
     }
 
-    fn publish(&mut self, event: LinkEvent) {
+    fn publish(&mut self, event: LinkEvent, link: &Link) {
         match event {
             LinkEvent::Frame { frame, events } => {
                 self.sampler.frame(frame.text());
@@ -67,12 +67,14 @@ impl Publisher {
                 self.ring.control(Content::Down(outage));
             }
             LinkEvent::Up(_) | LinkEvent::AllAnswered => {
-                self.outage.send_replace(None);
-                self.feed.demand.set_all_answered();
-                self.ring.control(Content::Complete(SystemTime::now()));
+                // If sessions want more by now, `AllAnswered` follows once more.
+                self.shared.demand.set_answered(link.requested(), || {
+                    self.outage.send_replace(None);
+                    self.ring.control(Content::Complete(SystemTime::now()));
+                });
             }
             LinkEvent::Subscriptions(outcomes) => {
-                if self.feed.entitlements.update(&outcomes) {
+                if self.shared.entitlements.update(&outcomes) {
                     self.ring.control(Content::EntitlementsChanged);
                 }
             }
@@ -89,7 +91,8 @@ impl Publisher {
             return None;
         }
         self.recounts.fetch_sub(1, Ordering::Relaxed);
-        parse_count(text)
+        let elements: Vec<&RawValue> = serde_json::from_slice(text).ok()?;
+        Some(elements.iter().filter(|element| element.get().starts_with('{')).count() as u64)
     }
 
     /// Publishes one frame of events, and counts them as the ring counts them.
@@ -97,9 +100,9 @@ impl Publisher {
         let receipt = self.ring.publish(frame, events);
         self.intake.routed.inc_by(receipt.events);
         if receipt.readers == 0 {
-            self.intake.unwanted.inc_by(receipt.events);
+            self.intake.not_subscribed.inc_by(receipt.events);
         }
-        self.feed.metrics.events_owed.inc_by(receipt.events * receipt.readers);
+        self.shared.metrics.events_owed.inc_by(receipt.events * receipt.readers);
     }
 
     /// Publishes a frame that is longer than a message to clients may be, in parts. Such frames are
@@ -113,13 +116,13 @@ impl Publisher {
                 if oversize > 0 {
                     warn!(oversize, "dropped events that are too long for a message");
                     self.intake.routed.inc_by(oversize);
-                    self.feed.metrics.lost(LossReason::Oversize, oversize);
+                    self.shared.metrics.lost(LossReason::Oversize, oversize);
                     self.notify(&Notice::oversize(TierName::Firehose, oversize));
                 }
             }
             Err(_) => {
                 warn!(bytes = text.len(), "malformed frame dropped");
-                self.feed.metrics.lost(LossReason::Malformed, received);
+                self.shared.metrics.lost(LossReason::Malformed, received);
                 self.notify(&Notice::malformed(TierName::Firehose));
             }
         }

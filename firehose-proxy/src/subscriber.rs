@@ -28,7 +28,7 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// The parts of the firehose that all sessions share.
 #[derive(Debug, Clone)]
-pub struct Feed {
+pub struct Shared {
     pub(crate) ring: Readers,
     /// The current outage.
     pub(crate) outage: watch::Receiver<Option<Outage>>,
@@ -40,13 +40,13 @@ pub struct Feed {
     pub(crate) queue_bytes: usize,
 }
 
-impl Tier for Feed {
+impl Tier for Shared {
     type Subscriber = FirehoseSubscriber;
 
     async fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSubscriber {
         FirehoseSubscriber {
             outbound: Arc::clone(outbound),
-            feed: self.clone(),
+            shared: self.clone(),
             refused: self.entitlements.refused(),
             held: ChannelSet::default(),
             reader: None,
@@ -61,7 +61,7 @@ impl Tier for Feed {
 #[derive(Debug)]
 pub struct FirehoseSubscriber {
     outbound: Arc<Outbound>,
-    feed: Feed,
+    shared: Shared,
     /// The refusals that this session knows of.
     refused: Arc<Refusals>,
     held: ChannelSet,
@@ -78,9 +78,9 @@ impl FirehoseSubscriber {
         // before the refusals are read, so that no change of them is missed.
         let enters = self.reader.is_none();
         if enters {
-            self.reader = Some(self.feed.ring.reader());
+            self.reader = Some(self.shared.ring.reader());
         }
-        let refused = self.feed.entitlements.refused();
+        let refused = self.shared.entitlements.refused();
         if refused.version != version {
             if enters {
                 self.leave_ring();
@@ -91,15 +91,15 @@ impl FirehoseSubscriber {
             self.refused = refused;
             self.outages = OutageNotices::default();
         }
-        self.feed.metrics.subscriptions.inc_by(channels.len() as i64);
-        self.feed.demand.add(&channels);
+        self.shared.metrics.subscriptions.inc_by(channels.len() as i64);
+        self.shared.demand.add(&channels);
         self.held.add(channels);
         ChangeOutcome::Applied
     }
 
     fn unsubscribe(&mut self, channels: &BTreeSet<Channel>) {
-        self.feed.metrics.subscriptions.dec_by(channels.len() as i64);
-        self.feed.demand.remove(channels, Instant::now());
+        self.shared.metrics.subscriptions.dec_by(channels.len() as i64);
+        self.shared.demand.remove(channels, Instant::now());
         self.held.remove(channels);
         if self.held.is_empty() {
             self.leave_ring();
@@ -109,29 +109,30 @@ impl FirehoseSubscriber {
     /// Gives up the cursor. Events that it has not read are lost for this session.
     fn leave_ring(&mut self) {
         let unread = self.reader.take().map_or(0, Reader::leave);
-        self.feed.metrics.lost(LossReason::SessionClosed, unread);
+        self.shared.metrics.lost(LossReason::SessionClosed, unread);
     }
 
     /// The notice for a session that subscribes while events may be missing; `None` at other times.
     fn outage_notice(&mut self) -> Option<Frame> {
         let end = self.reader.as_ref()?.end();
-        let subscribing = || (!self.feed.demand.all_answered()).then(|| Outage::now("subscribing"));
-        let outage = self.feed.outage.borrow().clone().or_else(subscribing)?;
+        let subscribing =
+            || (!self.shared.demand.all_answered()).then(|| Outage::now("subscribing"));
+        let outage = self.shared.outage.borrow().clone().or_else(subscribing)?;
         let notice = self.outages.down(outage, end);
-        self.feed.notices.includes(&self.held).then(|| notice.frame())
+        self.shared.notices.includes(&self.held).then(|| notice.frame())
     }
 
     fn enqueue_next(&mut self, next: Next) {
         match next {
             Next::Message(message) => self.enqueue_message(message),
             Next::Gap { frames, events, then } => {
-                self.feed.metrics.lost(LossReason::RingOverrun, events);
+                self.shared.metrics.lost(LossReason::RingOverrun, events);
                 let notice = Notice::gap(TierName::Firehose, frames, Some(events));
                 self.enqueue_notice(Some(&notice));
                 // Control messages may be among the lost ones.
                 self.enqueue_entitlements();
                 let outage = then.is_in_outage().then(|| {
-                    let lasting = self.feed.outage.borrow().clone();
+                    let lasting = self.shared.outage.borrow().clone();
                     lasting.unwrap_or_else(|| Outage::now("announced in a frame that was lost"))
                 });
                 let (complete, position) = (then.last_complete(), then.position());
@@ -146,7 +147,7 @@ impl FirehoseSubscriber {
         let position = message.position();
         match message.content {
             Content::Data => self.enqueue(message.frame, message.events),
-            Content::Notice if self.feed.notices.includes(&self.held) => {
+            Content::Notice if self.shared.notices.includes(&self.held) => {
                 self.enqueue(message.frame, 0);
             }
             Content::Notice => {}
@@ -164,7 +165,7 @@ impl FirehoseSubscriber {
 
     fn enqueue_notice(&mut self, notice: Option<&Notice>) {
         if let Some(notice) = notice
-            && self.feed.notices.includes(&self.held)
+            && self.shared.notices.includes(&self.held)
         {
             self.enqueue(notice.frame(), 0);
         }
@@ -173,7 +174,7 @@ impl FirehoseSubscriber {
     /// Reports to the client which of its channels the vendor has newly refused. A client that
     /// holds `*`, such as a filtered proxy, also gets the coverage.
     fn enqueue_entitlements(&mut self) {
-        let entitlements = Arc::clone(&self.feed.entitlements);
+        let entitlements = Arc::clone(&self.shared.entitlements);
         let refused = entitlements.refused();
         if Arc::ptr_eq(&refused, &self.refused) {
             return;
@@ -201,11 +202,11 @@ impl Subscriber for FirehoseSubscriber {
     }
 
     fn coverage_version(&self) -> u64 {
-        self.feed.entitlements.refused().version
+        self.shared.entitlements.refused().version
     }
 
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
-        let entitlements = &self.feed.entitlements;
+        let entitlements = &self.shared.entitlements;
         entitlements.unavailable(channel, &entitlements.refused())
     }
 
@@ -218,7 +219,7 @@ impl Subscriber for FirehoseSubscriber {
                 if outcome != ChangeOutcome::Applied {
                     return Ok(outcome);
                 }
-                reply.extend(all.then(|| self.feed.entitlements.coverage_frame()));
+                reply.extend(all.then(|| self.shared.entitlements.coverage_frame()));
             } else {
                 self.unsubscribe(&channels);
             }
@@ -238,7 +239,7 @@ impl Subscriber for FirehoseSubscriber {
         };
         self.enqueue_next(next);
         // One batch must not make a session slow that has kept up.
-        let max_bytes = MAX_BATCH_BYTES.min(self.feed.queue_bytes / 2);
+        let max_bytes = MAX_BATCH_BYTES.min(self.shared.queue_bytes / 2);
         while self.batch.len() < BATCH
             && self.batch_bytes < max_bytes
             && let Some(next) = self.reader.as_mut().and_then(Reader::try_next)
@@ -259,8 +260,8 @@ impl Subscriber for FirehoseSubscriber {
 impl Drop for FirehoseSubscriber {
     fn drop(&mut self) {
         self.leave_ring();
-        self.feed.metrics.subscriptions.dec_by(self.held.len() as i64);
-        self.feed.demand.remove(self.held.iter(), Instant::now());
+        self.shared.metrics.subscriptions.dec_by(self.held.len() as i64);
+        self.shared.demand.remove(self.held.iter(), Instant::now());
     }
 }
 
@@ -286,7 +287,7 @@ mod tests {
         let all = BTreeSet::from([trades.clone()]);
         let mut ring = Ring::new(8, 8_000, Level::default());
         let (demand, _wanted) = UpstreamDemand::new(Market::Stocks, all.clone(), Duration::ZERO);
-        let feed = Feed {
+        let shared = Shared {
             ring: ring.readers(),
             outage: watch::Sender::new(None).subscribe(),
             demand: Arc::new(demand),
@@ -299,8 +300,8 @@ mod tests {
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         let limits = SlowLimits { queue_bytes: 1_000_000, max_lag: Duration::from_secs(1) };
-        let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&feed.metrics));
-        let mut subscriber = feed.admit(&Arc::new(outbound)).await;
+        let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&shared.metrics));
+        let mut subscriber = shared.admit(&Arc::new(outbound)).await;
         let change = |version| SubscriptionChange {
             subscribe: true,
             channels: BTreeSet::from([trades.clone()]),
@@ -311,16 +312,16 @@ mod tests {
         let decided_by = subscriber.coverage_version();
         assert_eq!(subscriber.unavailable(&trades), None);
         let refused = SubscriptionOutcome::Refused(trades.clone(), "not authorized".to_owned());
-        assert!(feed.entitlements.update(&[refused]));
+        assert!(shared.entitlements.update(&[refused]));
         let outcome = subscriber.change(change(decided_by)).await.unwrap();
         assert_eq!(outcome, ChangeOutcome::CoverageChanged);
-        assert!(subscriber.held().is_empty() && feed.demand.wanted().is_empty());
+        assert!(subscriber.held().is_empty() && shared.demand.wanted().is_empty());
         assert_eq!(ring.publish(Frame::new(b"[{}]"), 1).readers, 0, "its cursor is gone");
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
 
         assert!(subscriber.unavailable(&trades).is_some(), "decided again");
         let carried = SubscriptionOutcome::Carried(trades.clone());
-        assert!(feed.entitlements.update(&[carried]));
+        assert!(shared.entitlements.update(&[carried]));
         let version = subscriber.coverage_version();
         let outcome = subscriber.change(change(version)).await.unwrap();
         assert_eq!(outcome, ChangeOutcome::Applied);

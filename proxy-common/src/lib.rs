@@ -1,4 +1,4 @@
-//! What both tiers of the proxy share, and nothing that only one of them uses.
+//! What both tiers of the proxy share, with both halves of each protocol.
 //!
 //! Rooms, from the ground up. A room imports only rooms above it in this table, and a test holds
 //! which ones (`tests/it/tidy.rs`). The door of a room, the file that bears its name, lists what the

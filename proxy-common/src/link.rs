@@ -2,11 +2,9 @@
 //!
 //! The firehose's link to the vendor and the filtered proxy's link to the firehose are this same
 //! code. A link connects, logs in, subscribes to the channels wanted, and yields [`LinkEvent`]s.
-//! After a loss it does all of that again by itself. It reads without waiting for its consumer, as
-//! long as the consumer keeps calling [`Link::next`].
+//! After a loss it does all of that again by itself. It reads only while its consumer polls it.
 
 mod backoff;
-mod client_socket;
 mod config;
 mod connection;
 mod error;
@@ -15,10 +13,10 @@ mod login;
 mod metrics;
 mod status;
 mod subscriptions;
+mod upstream_socket;
 
 pub use self::{
     backoff::{Backoff, USEFUL_LIFE},
-    client_socket::{ClientSocket, SocketError, Stream, UpstreamMessage},
     config::LinkConfig,
     error::LinkError,
     event::LinkEvent,
@@ -26,10 +24,10 @@ pub use self::{
     metrics::LinkMetrics,
     status::{ChannelStatus, LinkState, LinkStatus},
     subscriptions::{Request, SubscriptionOutcome, UpstreamSubscriptions, Wanted},
+    upstream_socket::{SocketError, Stream, UpstreamMessage, UpstreamSocket},
 };
 
 use std::{
-    collections::VecDeque,
     future,
     pin::Pin,
     sync::Arc,
@@ -58,15 +56,13 @@ pub struct Link {
     phase: Phase,
     /// The outage that is going on, if any.
     outage: Option<Outage>,
-    /// Events known but not yet yielded; a frame brings at most a few notices.
-    ready: VecDeque<LinkEvent>,
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 enum Phase {
     Waiting(BoxFuture<()>),
-    Connecting(BoxFuture<Result<ClientSocket, LinkError>>),
+    Connecting(BoxFuture<Result<UpstreamSocket, LinkError>>),
     Up(Box<Connection>),
 }
 
@@ -110,7 +106,6 @@ impl Link {
             backoff: Backoff::default(),
             phase: Phase::Waiting(Box::pin(future::ready(()))),
             outage: Some(Outage::now("starting")),
-            ready: VecDeque::new(),
         };
         (link, handle)
     }
@@ -118,6 +113,12 @@ impl Link {
     /// The outage that is going on, if any. The first one begins with the program.
     pub fn outage(&self) -> Option<&Outage> {
         self.outage.as_ref()
+    }
+
+    /// The channels that the current connection wants; `None` without a connection.
+    pub fn requested(&self) -> Option<&Wanted> {
+        let Phase::Up(connection) = &self.phase else { return None };
+        Some(&connection.subscriptions.wanted)
     }
 
     /// The next event.
@@ -148,9 +149,6 @@ impl Link {
     /// The next event if it is ready; otherwise the task is woken when it is.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Poll::Ready(event);
-            }
             match &mut self.phase {
                 Phase::Waiting(wait) => {
                     ready!(wait.as_mut().poll(cx));
@@ -170,7 +168,7 @@ impl Link {
                         if self.outage.is_none() {
                             let outage = Outage::now(error.to_string());
                             self.outage = Some(outage.clone());
-                            self.ready.push_back(LinkEvent::Down(outage));
+                            return Poll::Ready(LinkEvent::Down(outage));
                         }
                     }
                 },
@@ -192,12 +190,7 @@ impl Link {
                 self.publish_channels();
                 LinkEvent::Subscriptions(outcomes)
             }
-            LinkEvent::Up(_)
-            | LinkEvent::Down(_)
-            | LinkEvent::Frame { .. }
-            | LinkEvent::Malformed
-            | LinkEvent::Notice(..)
-            | LinkEvent::Coverage(_) => event,
+            event => event,
         }
     }
 
@@ -211,7 +204,7 @@ impl Link {
         }));
     }
 
-    fn on_login(&mut self, socket: ClientSocket) {
+    fn on_login(&mut self, socket: UpstreamSocket) {
         let url = redacted(&self.config.url);
         info!(upstream = self.config.upstream, url, "Authenticated successfully");
         let connection = Connection::new(

@@ -12,7 +12,7 @@ pub use self::{
     channel::{Channel, ChannelError, MAX_SYMBOL_BYTES, channel_items},
     channel_set::ChannelSet,
     coverage::{Coverage, Unavailable, newly_unavailable, summarize_channels, truncate_reason},
-    demux::{Demuxed, Fitting, FrameStatus, NotAnArray, demux, parse_count, split_oversized},
+    demux::{Demuxed, FrameStatus, NotAnArray, demux},
     market::{Kind, Market, SymbolField},
     messages::{
         Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,

@@ -3,7 +3,7 @@
 
 mod close;
 mod config;
-mod drain;
+mod ending;
 mod inbound;
 mod metrics;
 mod outbound;
@@ -14,7 +14,7 @@ mod tier;
 pub use self::{
     close::{CloseFrame, CloseReason},
     config::SessionConfig,
-    drain::{DrainSchedule, Until, close_session, drain},
+    ending::{DrainSchedule, Until, close_session, keep_writing},
     inbound::{ClientMessage, Inbound, discard},
     metrics::{LossReason, SessionMetrics},
     outbound::{
@@ -318,7 +318,8 @@ impl<'a, T: Tier> Session<'a, T> {
         let status = closing_status(reason, wants_notices);
         if reason == CloseReason::AuthFailed {
             self.reply(&Status::auth_failed());
-            drain(&self.outbound, &mut self.inbound, AUTH_FAILED_PAUSE, Until::PeerClosed).await;
+            keep_writing(&self.outbound, &mut self.inbound, AUTH_FAILED_PAUSE, Until::PeerClosed)
+                .await;
         }
         let schedule = self.schedule.as_deref();
         close_session(&self.outbound, &mut self.inbound, reason, status.as_ref(), schedule).await;

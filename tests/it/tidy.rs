@@ -73,6 +73,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "filtered-proxy/src/split/event.rs",
         "filtered-proxy/src/split/head.rs",
         "firehose-proxy/src/outage_notices.rs",
+        "firehose-proxy/src/oversized.rs",
         "firehose-proxy/src/silence/market_hours.rs",
         "firehose-proxy/src/silence/rules.rs",
     ];
@@ -130,9 +131,10 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("outage_notices", &[]),
             ("ring", &[]),
             ("silence", &["entitlements"]),
-            ("publisher", &["ring", "silence", "subscriber"]),
+            ("oversized", &[]),
+            ("publisher", &["oversized", "ring", "silence", "subscriber"]),
             ("subscriber", &["demand", "entitlements", "outage_notices", "ring"]),
-            ("monitor", &["silence", "subscriber"]),
+            ("upkeep", &["silence", "subscriber"]),
         ],
     ),
     (

@@ -242,6 +242,10 @@ async fn a_client_that_comes_during_an_outage_gets_the_notice() {
     assert!(witness.next_text().await.contains(r#""status":"upstream_down""#));
     for (addr, key) in ports(&stack) {
         let mut late = TestClient::login(addr, key).await;
+        late.command("subscribe", "AAPL").await;
+        let refused = late.next_text().await;
+        assert!(refused.contains(r#""status":"error""#), "{refused}");
+        // A notice for a client that holds nothing would come before this answer.
         late.subscribe("T.AAPL").await;
         let notice: Value = serde_json::from_str(&late.next_text().await).expect("a frame");
         assert_eq!(notice[0]["status"], "upstream_down", "{notice}");

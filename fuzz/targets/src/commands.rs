@@ -67,7 +67,7 @@ fn check_answers(statuses: &[Status]) {
         let received = demux(frame).expect("an array of statuses");
         assert_eq!((received.data, received.events), (None, 0));
         for status in received.statuses {
-            assert_eq!(Some(status.status.message.as_str()), messages.next());
+            assert_eq!(Some(status.parsed.message.as_str()), messages.next());
         }
     }
     assert_eq!(messages.next(), None);

@@ -1,7 +1,8 @@
 //! Frames of an upstream, separated and split, compared with a model on a JSON parser.
 
+use firehose_proxy::oversized::{Fitting, split_oversized};
 use proxy_common::{
-    protocol::{Demuxed, Fitting, MAX_MESSAGE_BYTES, demux, split_oversized},
+    protocol::{Demuxed, MAX_MESSAGE_BYTES, demux},
     websocket::Frame,
 };
 use serde_json::{Value, value::RawValue};
@@ -68,7 +69,7 @@ fn check_demux(text: &[u8]) {
     assert_eq!(texts, expected);
     for status in &statuses {
         let (name, message) = name_and_message(&status.text);
-        assert_eq!((&status.status.status, &status.status.message), (&name, &message));
+        assert_eq!((&status.parsed.status, &status.parsed.message), (&name, &message));
     }
     assert_eq!(events as usize, rest.iter().filter(|text| text.starts_with('{')).count());
     let left = if expected.is_empty() { whole } else { format!("[{}]", rest.join(",")) };

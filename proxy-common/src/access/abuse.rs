@@ -51,7 +51,7 @@ named_enum! {
         Protocol = "protocol",
         /// A message longer than the limit.
         TooBig = "too_big",
-        /// Pings or commands from a client that does not read the answers.
+        /// Pings from a client that does not read the pongs.
         ControlFlood = "control_flood",
     }
 }

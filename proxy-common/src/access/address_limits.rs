@@ -21,7 +21,7 @@ use super::{client_address::AddressKey, command_rate::BURST_SECONDS};
 
 /// Connections of one address beyond its limit of sessions, for probes and for answers that refuse
 /// a request.
-const SPARE_CONNECTIONS: usize = 32;
+const SPARE_PER_ADDRESS: usize = 32;
 /// Addresses that have a request budget of their own. While there are this many, all requests share
 /// one more budget, so that memory stays bounded.
 const MAX_ADDRESSES: usize = 65_536;
@@ -63,7 +63,7 @@ impl AddressLimit {
         self: &Arc<Self>,
         address: IpAddr,
     ) -> Result<Option<AddressPermit>, AddressFull> {
-        self.count(address, self.most.saturating_add(SPARE_CONNECTIONS))
+        self.count(address, self.most.saturating_add(SPARE_PER_ADDRESS))
     }
 
     /// Counts a session that came through a trusted proxy, whose connection is not counted. `None`
@@ -194,7 +194,7 @@ mod tests {
         let second = permit(limit.admit(one));
         assert!(!second.is_beyond_limit());
         assert!(matches!(limit.admit(one), Err(AddressFull)));
-        let spare: Vec<_> = (0..SPARE_CONNECTIONS).map(|_| permit(limit.connect(one))).collect();
+        let spare: Vec<_> = (0..SPARE_PER_ADDRESS).map(|_| permit(limit.connect(one))).collect();
         assert!(spare[0].is_beyond_limit());
         assert!(matches!(limit.connect(one), Err(AddressFull)));
         // Another address is not affected.

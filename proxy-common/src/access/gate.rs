@@ -1,5 +1,6 @@
 //! The gate: decides which clients may connect. The server asks it twice: to identify a connection
-//! that it has accepted, and before a request becomes a session.
+//! that it has accepted, and to admit a request that wants to become a session. In between, the
+//! gate counts TLS handshakes and requests.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -44,7 +45,7 @@ pub struct GateConfig {
     pub trusted_proxies: TrustedProxies,
     /// Whether connections of trusted proxies begin with a PROXY header. Default: no.
     pub proxy_headers: bool,
-    /// Most sessions of one address. Default: 1,000.
+    /// Most connections of one address; behind a trusted proxy, most sessions. Default: 1,000.
     pub max_per_address: usize,
     /// HTTP requests a second of one address. Default: 100.
     pub request_rate: u32,
@@ -83,7 +84,7 @@ pub struct Refusal {
     pub reason: Abuse,
     /// The client, as far as it is known.
     pub client: IpAddr,
-    /// When the client may try again; `None` if that would not help.
+    /// How long the client should wait before it tries again, if the gate knows.
     pub retry_after: Option<Duration>,
 }
 
@@ -141,9 +142,9 @@ impl Gate {
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
                     debug!(%error, "connection dropped");
-                    return Err(Refusal::for_good(Abuse::ProxyHeader, peer));
+                    return Err(Refusal::without_retry(Abuse::ProxyHeader, peer));
                 }
-                Err(_) => return Err(Refusal::for_good(Abuse::ProxyHeader, peer)),
+                Err(_) => return Err(Refusal::without_retry(Abuse::ProxyHeader, peer)),
             }
         }
         if self.trusted_proxies.contains(peer) {
@@ -151,7 +152,7 @@ impl Gate {
         }
         match self.addresses.connect(peer) {
             Ok(permit) => Ok(AcceptedConnection::new(peer, permit, false)),
-            Err(_) => Err(Refusal::for_good(Abuse::AddressFull, peer)),
+            Err(_) => Err(Refusal::without_retry(Abuse::AddressFull, peer)),
         }
     }
 
@@ -214,7 +215,7 @@ impl Gate {
         headers: &HeaderMap,
     ) -> Result<Option<AddressPermit>, Refusal> {
         if !self.allows_origin(headers) {
-            return Err(Refusal::for_good(Abuse::Origin, client));
+            return Err(Refusal::without_retry(Abuse::Origin, client));
         }
         let full =
             Refusal { reason: Abuse::AddressFull, client, retry_after: Some(RETRY_AFTER_FULL) };
@@ -268,8 +269,8 @@ impl Gate {
 }
 
 impl Refusal {
-    /// A refusal after which trying again would not help.
-    pub fn for_good(reason: Abuse, client: IpAddr) -> Self {
+    /// A refusal without a time to try again.
+    pub fn without_retry(reason: Abuse, client: IpAddr) -> Self {
         Self { reason, client, retry_after: None }
     }
 }

@@ -30,7 +30,7 @@ pub struct IntakeMetrics {
     /// Events that the tier found in frames: the ledger's second count.
     pub routed: Count,
     /// Of these, the events that no session was subscribed to.
-    pub unwanted: Count,
+    pub not_subscribed: Count,
 }
 
 impl IntakeMetrics {
@@ -38,7 +38,7 @@ impl IntakeMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         Self {
             routed: register(registry, "events_routed", "Events found in frames"),
-            unwanted: register(registry, "events_filtered", "Events without a subscriber"),
+            not_subscribed: register(registry, "events_filtered", "Events without a subscriber"),
         }
     }
 }
@@ -105,7 +105,7 @@ impl Ledger {
     ) -> Self {
         let lost = |reason| sessions.total_lost(reason);
         let (received, routed) = (link.events.get(), intake.routed.get());
-        let (not_subscribed, oversize) = (intake.unwanted.get(), lost(LossReason::Oversize));
+        let (not_subscribed, oversize) = (intake.not_subscribed.get(), lost(LossReason::Oversize));
         let malformed = lost(LossReason::Malformed);
         let intake = Intake {
             received,
@@ -165,7 +165,7 @@ mod tests {
         intake.routed.inc_by(9);
         assert_eq!((read().intake.unaccounted, read().balanced), (1, false));
         sessions.lost(LossReason::Malformed, 1);
-        intake.unwanted.inc_by(3);
+        intake.not_subscribed.inc_by(3);
         sessions.lost(LossReason::Oversize, 1);
         let ledger = read();
         assert!(ledger.balanced, "{ledger:?}");

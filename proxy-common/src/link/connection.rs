@@ -15,13 +15,13 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    client_socket::{ClientSocket, UpstreamMessage},
     error::LinkError,
     event::LinkEvent,
     login,
     metrics::LinkMetrics,
     status::ChannelStatus,
     subscriptions::{SubscriptionOutcome, UpstreamSubscriptions, Wanted},
+    upstream_socket::{UpstreamMessage, UpstreamSocket},
 };
 use crate::{
     protocol::{Coverage, UpstreamStatus, command_text, demux},
@@ -37,9 +37,9 @@ const MESSAGES_BETWEEN_HOUSEKEEPING: u32 = 64;
 
 /// A logged-in connection.
 pub(super) struct Connection {
-    socket: ClientSocket,
+    socket: UpstreamSocket,
     since: Instant,
-    subscriptions: UpstreamSubscriptions,
+    pub(super) subscriptions: UpstreamSubscriptions,
     /// Resolves when the wanted channels change.
     wanted: Pin<Box<dyn Future<Output = watch::Receiver<Wanted>> + Send>>,
     /// Whether a request to the upstream may be due.
@@ -48,17 +48,18 @@ pub(super) struct Connection {
     ping: Interval,
     silent_pings: u8,
     metrics: Arc<LinkMetrics>,
+    /// Events known but not yet yielded. A frame brings at most a few.
     ready: VecDeque<LinkEvent>,
     messages_since_housekeeping: u32,
     /// Why the connection ends, to be yielded after the events before it.
     end: Option<LinkError>,
-    /// The status with which the upstream announced the end.
-    closing_status: Option<String>,
+    /// The last status that answers nothing. It often says why the upstream then closes.
+    last_status: Option<String>,
 }
 
 impl Connection {
     pub(super) fn new(
-        socket: ClientSocket,
+        socket: UpstreamSocket,
         mut wanted: watch::Receiver<Wanted>,
         ping_interval: Duration,
         metrics: Arc<LinkMetrics>,
@@ -81,7 +82,7 @@ impl Connection {
             ready: VecDeque::new(),
             messages_since_housekeeping: 0,
             end: None,
-            closing_status: None,
+            last_status: None,
         }
     }
 
@@ -202,8 +203,8 @@ impl Connection {
         }
         let mut outcomes = Vec::new();
         for status in demuxed.statuses {
-            outcomes.append(&mut self.subscriptions.on_status(&status.status));
-            self.on_status(status.status, &status.text);
+            outcomes.append(&mut self.subscriptions.on_status(&status.parsed));
+            self.on_status(status.parsed, &status.text);
         }
         self.on_outcomes(outcomes);
     }
@@ -219,7 +220,7 @@ impl Connection {
             Coverage::STATUS => self.ready.push_back(LinkEvent::Coverage(text.to_owned())),
             _ => {
                 warn!(status = status.status, message = status.message, "upstream status");
-                self.closing_status = Some(format!("{}: {}", status.status, status.message));
+                self.last_status = Some(format!("{}: {}", status.status, status.message));
                 self.end = login::login_error(status).or(self.end.take());
             }
         }
@@ -244,7 +245,7 @@ impl Connection {
     }
 
     fn closed(&self, why: String) -> LinkError {
-        LinkError::Closed(match &self.closing_status {
+        LinkError::Closed(match &self.last_status {
             Some(status) => format!("{why} (after {status})"),
             None => why,
         })

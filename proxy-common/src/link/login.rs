@@ -25,9 +25,9 @@ use tokio_tungstenite::{
 use url::{Position, Url};
 
 use super::{
-    client_socket::{ClientSocket, Stream, UpstreamMessage},
     config::LinkConfig,
     error::LinkError,
+    upstream_socket::{Stream, UpstreamMessage, UpstreamSocket},
 };
 use crate::protocol::{UpstreamStatus, command_text, demux};
 
@@ -39,7 +39,7 @@ const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// # Errors
 ///
 /// The upstream cannot be reached in time, or does not upgrade.
-pub async fn connect(config: &LinkConfig) -> Result<ClientSocket, LinkError> {
+pub async fn connect(config: &LinkConfig) -> Result<UpstreamSocket, LinkError> {
     let open = async {
         let url = &config.url;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -61,7 +61,7 @@ pub async fn connect(config: &LinkConfig) -> Result<ClientSocket, LinkError> {
 }
 
 /// Requests the upgrade to a WebSocket.
-async fn upgrade(stream: Stream, url: &Url) -> Result<ClientSocket, LinkError> {
+async fn upgrade(stream: Stream, url: &Url) -> Result<UpstreamSocket, LinkError> {
     let key = generate_key();
     let request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
         .header(header::HOST, &url[Position::BeforeHost..Position::AfterPort])
@@ -97,7 +97,7 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<ClientSocket, LinkError> {
     let parts = upgraded
         .downcast::<TokioIo<Stream>>()
         .map_err(|_| LinkError::Unreachable("HTTP did not hand over the connection".to_owned()))?;
-    Ok(ClientSocket::new(parts.io.into_inner(), &parts.read_buf))
+    Ok(UpstreamSocket::new(parts.io.into_inner(), &parts.read_buf))
 }
 
 fn unreachable(error: impl std::fmt::Display) -> LinkError {
@@ -135,8 +135,8 @@ fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError
 /// Waits for the greeting, presents the key and waits for the answer.
 pub(super) async fn authenticate(
     config: &LinkConfig,
-    mut socket: ClientSocket,
-) -> Result<ClientSocket, LinkError> {
+    mut socket: UpstreamSocket,
+) -> Result<UpstreamSocket, LinkError> {
     let limit = config.login_timeout;
     within(limit, "greeting", expect(&mut socket, "connected")).await?;
     socket.send_text(&command_text("auth", config.key.expose_secret()));
@@ -145,7 +145,7 @@ pub(super) async fn authenticate(
 }
 
 /// Reads until this status arrives, or one that ends the login. Skips other frames and statuses.
-async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkError> {
+async fn expect(socket: &mut UpstreamSocket, expected: &str) -> Result<(), LinkError> {
     let mut found = false;
     loop {
         let message = socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))?;
@@ -160,8 +160,8 @@ async fn expect(socket: &mut ClientSocket, expected: &str) -> Result<(), LinkErr
         })?;
         // Reads the whole array: an eviction may follow the success.
         for frame_status in demuxed.statuses {
-            found |= frame_status.status.status == expected;
-            if let Some(error) = login_error(frame_status.status) {
+            found |= frame_status.parsed.status == expected;
+            if let Some(error) = login_error(frame_status.parsed) {
                 return Err(error);
             }
         }

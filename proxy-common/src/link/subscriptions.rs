@@ -23,7 +23,7 @@ enum Answer {
     Carried,
     Refused,
     /// No answer came in time. The vendor does not answer for types that it does not know.
-    Silence,
+    Unanswered,
 }
 
 /// A request to send upstream.
@@ -52,7 +52,7 @@ pub enum SubscriptionOutcome {
 /// own, symbols share requests by kind, and a request waits for the answer to the one before.
 #[derive(Debug, Default)]
 pub struct UpstreamSubscriptions {
-    wanted: Wanted,
+    pub(super) wanted: Wanted,
     answers: BTreeMap<Channel, Answer>,
     in_flight: Option<InFlight>,
 }
@@ -60,7 +60,8 @@ pub struct UpstreamSubscriptions {
 #[derive(Debug)]
 struct InFlight {
     open: BTreeMap<String, Channel>,
-    refusals: usize,
+    /// The upstream's reasons. A refusal names no channel.
+    refusals: Vec<String>,
     deadline: Instant,
 }
 
@@ -81,7 +82,8 @@ impl UpstreamSubscriptions {
         }
         let params = join(&batch);
         let open = batch.into_iter().map(|channel| (channel.to_string(), channel)).collect();
-        self.in_flight = Some(InFlight { open, refusals: 0, deadline: now + ANSWER_TIMEOUT });
+        self.in_flight =
+            Some(InFlight { open, refusals: Vec::new(), deadline: now + ANSWER_TIMEOUT });
         Some(Request { action: "subscribe", params })
     }
 
@@ -138,23 +140,25 @@ impl UpstreamSubscriptions {
         let Some(channel) = channel.or_else(late) else { return Vec::new() };
         self.answers.insert(channel.clone(), Answer::Carried);
         let mut outcomes = vec![SubscriptionOutcome::Carried(channel)];
-        outcomes.extend(self.close_if_answered("not authorized"));
+        outcomes.extend(self.close_if_answered());
         outcomes
     }
 
     fn on_refusal(&mut self, message: &str) -> Vec<SubscriptionOutcome> {
         match &mut self.in_flight {
-            Some(in_flight) => in_flight.refusals += 1,
+            Some(in_flight) => in_flight.refusals.push(message.to_owned()),
             None => return Vec::new(),
         }
-        self.close_if_answered(message)
+        self.close_if_answered()
     }
 
     /// Closes the request in flight once each of its channels is acknowledged or refused.
-    fn close_if_answered(&mut self, message: &str) -> Vec<SubscriptionOutcome> {
+    fn close_if_answered(&mut self) -> Vec<SubscriptionOutcome> {
         match self.in_flight.take() {
-            Some(in_flight) if in_flight.open.len() <= in_flight.refusals => {
-                self.close(in_flight, Answer::Refused, message)
+            Some(in_flight) if in_flight.open.len() <= in_flight.refusals.len() => {
+                let why = in_flight.refusals.last().cloned().unwrap_or_default();
+                let refused = |channel| SubscriptionOutcome::Refused(channel, why.clone());
+                self.close(in_flight.open, Answer::Refused, refused)
             }
             other => {
                 self.in_flight = other;
@@ -167,7 +171,7 @@ impl UpstreamSubscriptions {
     pub fn on_time(&mut self, now: Instant) -> Vec<SubscriptionOutcome> {
         match self.in_flight.take() {
             Some(in_flight) if in_flight.deadline <= now => {
-                self.close(in_flight, Answer::Silence, "")
+                self.close(in_flight.open, Answer::Unanswered, SubscriptionOutcome::Unanswered)
             }
             other => {
                 self.in_flight = other;
@@ -178,17 +182,12 @@ impl UpstreamSubscriptions {
 
     fn close(
         &mut self,
-        in_flight: InFlight,
+        open: BTreeMap<String, Channel>,
         answer: Answer,
-        message: &str,
+        outcome: impl Fn(Channel) -> SubscriptionOutcome,
     ) -> Vec<SubscriptionOutcome> {
-        let outcome = |channel: Channel| match answer {
-            Answer::Carried => SubscriptionOutcome::Carried(channel),
-            Answer::Refused => SubscriptionOutcome::Refused(channel, message.to_owned()),
-            Answer::Silence => SubscriptionOutcome::Unanswered(channel),
-        };
-        let mut outcomes = Vec::with_capacity(in_flight.open.len());
-        for channel in in_flight.open.into_values() {
+        let mut outcomes = Vec::with_capacity(open.len());
+        for channel in open.into_values() {
             self.answers.insert(channel.clone(), answer);
             outcomes.push(outcome(channel));
         }
@@ -212,7 +211,7 @@ impl UpstreamSubscriptions {
             wanted
                 .filter(|channel| {
                     let known = self.answers.get(channel).copied();
-                    known == answer || (answer.is_none() && known == Some(Answer::Silence))
+                    known == answer || (answer.is_none() && known == Some(Answer::Unanswered))
                 })
                 .map(ToString::to_string)
                 .collect()
@@ -283,6 +282,17 @@ mod tests {
         let outcomes = up.on_status(&status("success", "subscribed to: T.B"));
         assert_eq!(outcomes.len(), 2, "T.B carried, so the refusal was for T.A: {outcomes:?}");
         assert_eq!(params(&mut up, now), "subscribe Q.A");
+    }
+
+    #[test]
+    fn a_refusal_before_the_last_acknowledgment_keeps_its_reason() {
+        let mut up = UpstreamSubscriptions::default();
+        up.want(channels("T.A,T.B"));
+        params(&mut up, Instant::now());
+        assert!(up.on_status(&status("error", "symbol unknown")).is_empty(), "of T.A or T.B?");
+        let outcomes = up.on_status(&status("success", "subscribed to: T.B"));
+        let (refused, why) = (Channel::parse("T.A", Market::Stocks), "symbol unknown".to_owned());
+        assert_eq!(outcomes[1..], [SubscriptionOutcome::Refused(refused.unwrap(), why)]);
     }
 
     #[test]

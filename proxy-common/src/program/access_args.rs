@@ -13,7 +13,8 @@ use crate::{
 /// Settings for which clients may connect, from where and how fast.
 #[derive(Debug, Clone, Args)]
 pub struct AccessArgs {
-    /// Most sessions at once from one address (an IPv6 /64 counts as one); loopback is not limited
+    /// Most connections at once from one address (an IPv6 /64 counts as one), or sessions behind a
+    /// trusted proxy; loopback is not limited
     #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS", default_value = "1000", value_parser = count)]
     pub max_connections_per_address: usize,
     /// HTTP requests a second from one address, mostly handshakes, and ten times as many at once;

@@ -70,7 +70,7 @@ pub struct ServerArgs {
     /// Most sessions at once; more are answered 503 with Retry-After
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "10000", value_parser = count)]
     max_connections: usize,
-    /// Time for the handshake, and again for the auth command (for example 10s)
+    /// Time for each step of a login: PROXY header, TLS, request, auth command (for example 10s)
     #[arg(long, env = "AUTH_TIMEOUT", default_value = "10s", value_parser = duration)]
     auth_timeout: Duration,
     /// Time between pings to clients; a client silent for three of them is closed

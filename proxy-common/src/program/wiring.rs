@@ -105,14 +105,14 @@ impl Foundation {
         self.registry.sub_registry_with_prefix(self.name.name())
     }
 
-    /// The whole tier. `feed` moves the link's data to the sessions and never ends by itself.
-    pub fn complete<T: Tier, M: Monitor>(
+    /// The whole tier. `data` moves the link's data to the sessions and never ends by itself.
+    pub fn complete<T: Tier, U: Upkeep>(
         self,
         tier: T,
-        monitor: M,
+        upkeep: U,
         link: LinkHandle,
-        feed: impl Future<Output = ()> + Send + 'static,
-    ) -> BoundTier<TierHandler<T, M>> {
+        data: impl Future<Output = ()> + Send + 'static,
+    ) -> BoundTier<TierHandler<T, U>> {
         let keys = Arc::clone(&self.sessions.keys);
         let handler = TierHandler {
             health: HealthReporter::new(
@@ -129,10 +129,10 @@ impl Foundation {
                 abuse: Arc::clone(&self.abuse),
                 budget: Arc::clone(&self.budget),
             },
-            monitor,
+            upkeep,
             link: link.clone(),
         };
-        self.serve_by(handler, link, feed)
+        self.serve_by(handler, link, data)
     }
 
     /// Does the same as [`complete`](Self::complete), with a handler of the caller.
@@ -140,7 +140,7 @@ impl Foundation {
         self,
         handler: H,
         link: LinkHandle,
-        feed: impl Future<Output = ()> + Send + 'static,
+        data: impl Future<Output = ()> + Send + 'static,
     ) -> BoundTier<H> {
         let (keys, certificate) = (Arc::clone(&self.sessions.keys), self.certificate.clone());
         BoundTier {
@@ -158,13 +158,13 @@ impl Foundation {
                 step_timeout: self.sessions.auth_timeout,
             },
             budget: self.budget,
-            feed: Box::pin(feed),
+            data: Box::pin(data),
         }
     }
 }
 
-/// Reports the condition of a tier.
-pub trait Monitor: Send + Sync + 'static {
+/// What a tier does each second, and the problems that it reports.
+pub trait Upkeep: Send + Sync + 'static {
     /// Its problems, in sentences for `/health`.
     fn problems(&self) -> Vec<String>;
 
@@ -179,32 +179,32 @@ pub trait Monitor: Send + Sync + 'static {
 
 /// A tier as its server sees it: sessions and health.
 #[derive(Debug)]
-pub struct TierHandler<T, M> {
+pub struct TierHandler<T, U> {
     sessions: Sessions<T>,
     health: HealthReporter,
-    monitor: M,
+    upkeep: U,
     link: LinkHandle,
 }
 
-impl<T: Tier, M: Monitor> Handler for TierHandler<T, M> {
+impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
     fn serve<'a>(
         &'a self,
         socket: Socket,
         early: &[u8],
         client: ClientInfo,
         stop: &'a CancellationToken,
-    ) -> impl Future<Output = ()> + Send + use<'a, T, M> {
+    ) -> impl Future<Output = ()> + Send + use<'a, T, U> {
         self.sessions.serve(socket, early, client, stop)
     }
 
     fn health(&self) -> Health {
-        let (unread, problems) = (self.monitor.unread(), self.monitor.problems());
+        let (unread, problems) = (self.upkeep.unread(), self.upkeep.problems());
         self.health.report(self.link.status(), unread, problems)
     }
 
     fn tick(&self) {
         self.health.sample();
-        self.monitor.tick();
+        self.upkeep.tick();
     }
 }
 
@@ -220,7 +220,7 @@ pub struct BoundTier<H> {
     pub reload: Reload,
     server: Server<H>,
     budget: Arc<QueueBudget>,
-    feed: Pin<Box<dyn Future<Output = ()> + Send>>,
+    data: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl<H: Handler> BoundTier<H> {
@@ -234,7 +234,7 @@ impl<H: Handler> BoundTier<H> {
         };
         // Data flows until the last session has ended.
         tokio::select! {
-            () = self.feed => {}
+            () = self.data => {}
             () = serving => {}
         }
     }

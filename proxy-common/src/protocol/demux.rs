@@ -1,5 +1,4 @@
-//! Separates the statuses of an upstream's array from its events, and splits arrays that are too
-//! long for one message.
+//! Separates the statuses of an upstream's array from its events.
 //!
 //! Events are not parsed. One pass over the bytes finds whether the array may hold a status, and
 //! counts its objects: the first of the ledger's two counts.
@@ -11,7 +10,7 @@ use multiversion::multiversion;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::messages::{MAX_MESSAGE_BYTES, UpstreamStatus};
+use super::messages::UpstreamStatus;
 use crate::websocket::Frame;
 
 /// An upstream's array, with its statuses separated.
@@ -29,7 +28,7 @@ pub struct Demuxed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameStatus {
     /// Its content.
-    pub status: UpstreamStatus,
+    pub parsed: UpstreamStatus,
     /// Its text as received.
     pub text: String,
 }
@@ -162,13 +161,6 @@ fn count_objects(text: &[u8]) -> u64 {
     objects
 }
 
-/// Counts the objects of an array with a JSON parser: slowly, and independently of [`demux`].
-/// `None` if the text is not a JSON array.
-pub fn parse_count(text: &[u8]) -> Option<u64> {
-    let elements: Vec<&RawValue> = serde_json::from_slice(text).ok()?;
-    Some(elements.iter().filter(|element| element.get().starts_with('{')).count() as u64)
-}
-
 fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
     #[derive(Deserialize)]
     struct Head<'a> {
@@ -182,10 +174,10 @@ fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
         let head: Option<Head<'_>> = serde_json::from_str(object.get()).ok();
         match head {
             Some(head) if head.ev == "status" => {
-                let status = serde_json::from_str(object.get()).unwrap_or_else(|_| {
+                let parsed = serde_json::from_str(object.get()).unwrap_or_else(|_| {
                     UpstreamStatus { status: String::new(), message: String::new() }
                 });
-                statuses.push(FrameStatus { status, text: object.get().to_owned() });
+                statuses.push(FrameStatus { parsed, text: object.get().to_owned() });
             }
             _ => data.push(object.get()),
         }
@@ -199,49 +191,6 @@ fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
     Ok(Demuxed { data, events, statuses })
 }
 
-/// An oversized array, split into arrays that fit a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fitting {
-    /// The arrays and how many events each holds.
-    pub arrays: Vec<(Frame, u32)>,
-    /// Events left out, because each of them alone is longer than a message may be.
-    pub oversize: u64,
-}
-
-/// Splits an array between its events into arrays of at most [`MAX_MESSAGE_BYTES`].
-///
-/// # Errors
-///
-/// The text is not a JSON array.
-pub fn split_oversized(text: &[u8]) -> Result<Fitting, NotAnArray> {
-    let objects: Vec<&RawValue> = serde_json::from_slice(text).map_err(|_| NotAnArray)?;
-    let mut arrays = Vec::new();
-    let mut oversize = 0;
-    let mut array = String::new();
-    let mut events = 0;
-    let mut finish = |array: &mut String, events: &mut u32| {
-        if !array.is_empty() {
-            array.push(']');
-            arrays.push((Frame::new(array.as_bytes()), std::mem::take(events)));
-            array.clear();
-        }
-    };
-    for object in objects.iter().map(|object| object.get()) {
-        if object.len() + 2 > MAX_MESSAGE_BYTES {
-            oversize += 1;
-            continue;
-        }
-        if array.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
-            finish(&mut array, &mut events);
-        }
-        array.push(if array.is_empty() { '[' } else { ',' });
-        array.push_str(object);
-        events += 1;
-    }
-    finish(&mut array, &mut events);
-    Ok(Fitting { arrays, oversize })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -252,7 +201,7 @@ mod tests {
         assert_eq!(demuxed.data.as_ref().map(Frame::text), data.map(str::as_bytes));
         assert_eq!(demuxed.events, events);
         let names: Vec<&str> =
-            demuxed.statuses.iter().map(|status| status.status.status.as_str()).collect();
+            demuxed.statuses.iter().map(|status| status.parsed.status.as_str()).collect();
         assert_eq!(names, statuses);
     }
 
@@ -292,42 +241,6 @@ mod tests {
     }
 
     #[test]
-    fn long_arrays_are_split_between_events() {
-        let event =
-            |n: usize| format!("{{\"ev\":\"T\",\"n\":{n},\"x\":\"{}\"}}", "],".repeat(1_000));
-        let mut events: Vec<String> = (0..1_000).map(event).collect();
-        let expected = events.join(",");
-        events.insert(7, format!("{{\"ev\":\"{}\"}}", "x".repeat(MAX_MESSAGE_BYTES)));
-        let Fitting { arrays, oversize } =
-            split_oversized(format!("[{}]", events.join(" , ")).as_bytes()).unwrap();
-        assert_eq!(oversize, 1);
-        assert!(arrays.iter().all(|(frame, _)| frame.text().len() <= MAX_MESSAGE_BYTES));
-        assert_eq!(arrays.iter().map(|(_, events)| events).sum::<u32>(), 1_000);
-        let inner = |text: &[u8]| String::from_utf8(text[1..text.len() - 1].to_vec()).unwrap();
-        let joined: Vec<String> = arrays.iter().map(|(frame, _)| inner(frame.text())).collect();
-        assert_eq!(joined.join(","), expected);
-        assert_eq!(split_oversized(b"[{]"), Err(NotAnArray));
-    }
-
-    #[test]
-    fn an_array_may_be_exactly_as_long_as_the_limit() {
-        let split_of = |lengths: &[usize]| {
-            let object = |length: &usize| format!("{{\"ev\":\"{}\"}}", "x".repeat(length - 9));
-            let objects: Vec<String> = lengths.iter().map(object).collect();
-            let Fitting { arrays, oversize } =
-                split_oversized(format!("[{}]", objects.join(",")).as_bytes()).unwrap();
-            let lengths = arrays.iter().map(|(frame, events)| (frame.text().len(), *events));
-            (lengths.collect::<Vec<_>>(), oversize)
-        };
-        // Brackets, and a comma between two.
-        let most = MAX_MESSAGE_BYTES - 2;
-        assert_eq!(split_of(&[most]), (vec![(MAX_MESSAGE_BYTES, 1)], 0));
-        assert_eq!(split_of(&[most + 1]), (vec![], 1));
-        assert_eq!(split_of(&[1_000, most - 1_001]), (vec![(MAX_MESSAGE_BYTES, 2)], 0));
-        assert_eq!(split_of(&[1_000, most - 1_000]), (vec![(1_002, 1), (most - 998, 1)], 0));
-    }
-
-    #[test]
     fn a_frame_without_an_array_or_object_is_malformed() {
         for text in ["", "  ", "hello", "7", "null", r#""ev""#, "{", "{},{}", r#"[{"ev":"status"}"#]
         {
@@ -354,7 +267,9 @@ mod tests {
             (r#"[[{"ev":"T"},{"ev":"Q"}]]"#, 0),
             (r#"[{"ev":"T"},[{"ev":"T"},{"ev":"Q"}]]"#, 1),
         ] {
-            assert_eq!(parse_count(text.as_bytes()), Some(objects), "{text}");
+            let elements: Vec<&RawValue> = serde_json::from_str(text).unwrap();
+            let parsed = elements.iter().filter(|element| element.get().starts_with('{'));
+            assert_eq!(parsed.count() as u64, objects, "{text}");
             assert_eq!(demux(Frame::new(text.as_bytes())).unwrap().events, objects, "{text}");
             assert_eq!(count_objects(text.as_bytes()), objects, "{text}");
         }

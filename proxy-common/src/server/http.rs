@@ -110,7 +110,7 @@ impl<H: Handler> HttpService<H> {
             self.gate.count_request(accepted, client).map_err(by_gate)?;
             if accepted.plain_http_on_tls_port {
                 let response = text(StatusCode::BAD_REQUEST, USE_TLS);
-                return Err(Box::new((Refusal::for_good(Abuse::Tls, client), response)));
+                return Err(Box::new((Refusal::without_retry(Abuse::Tls, client), response)));
             }
             if asks_for_websocket(&request) {
                 return self.upgrade(request, accepted, client);
@@ -126,7 +126,7 @@ impl<H: Handler> HttpService<H> {
         client: IpAddr,
     ) -> Result<Answer, Refused> {
         let refuse =
-            |reason, response| Err(Box::new((Refusal::for_good(reason, client), response)));
+            |reason, response| Err(Box::new((Refusal::without_retry(reason, client), response)));
         let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
         let path = request.uri().path();
         if !self.serves(path) {
@@ -229,14 +229,13 @@ impl<H: Handler> HttpService<H> {
 
 /// The response to a request that the gate refused.
 fn by_gate(refusal: Refusal) -> Refused {
-    let response = match refusal.retry_after {
-        Some(wait) => {
-            retry_later("too many connections from this address: try again later\n", wait)
-        }
-        None => text(
-            StatusCode::FORBIDDEN,
-            "web pages of this origin may not connect: ALLOWED_ORIGINS lists those that may\n",
-        ),
+    let response = if refusal.reason == Abuse::Origin {
+        let sentence =
+            "web pages of this origin may not connect: ALLOWED_ORIGINS lists those that may\n";
+        text(StatusCode::FORBIDDEN, sentence)
+    } else {
+        let wait = refusal.retry_after.unwrap_or(RETRY_AFTER_FULL);
+        retry_later("too many connections from this address: try again later\n", wait)
     };
     Box::new((refusal, response))
 }

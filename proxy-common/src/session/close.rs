@@ -30,7 +30,7 @@ named_enum! {
         SlowConsumer = "slow_consumer",
         /// The client sent nothing, not even a pong, for three ping intervals.
         Silent = "silent",
-        /// The client sent pings or commands without reading the answers.
+        /// The client sent pings without reading the pongs.
         ControlFlood = "control_flood",
         /// This program is about to stop or restart.
         Drain = "drain",

@@ -40,8 +40,8 @@ use crate::{
     websocket::{Frame, MAX_HEADER_BYTES, append_header},
 };
 
-/// Most bytes of waiting control frames. A peer that passes it pings without reading the answers.
-const MAX_CONTROL_BYTES: usize = 64 * 1024;
+/// Most bytes of waiting control frames. A peer that passes it pings without reading the pongs.
+const MAX_WAITING_CONTROL_BYTES: usize = 64 * 1024;
 /// Most parts given to one `writev`; far below the system's limit of 1,024.
 const MAX_PARTS: usize = 64;
 /// Messages are framed ahead up to this size. It is small because control frames wait for the
@@ -157,7 +157,7 @@ impl Outbound {
             queue.control_since = Instant::now();
         }
         append_control(&mut queue.control, control, payload);
-        if queue.control.len() > MAX_CONTROL_BYTES {
+        if queue.control.len() > MAX_WAITING_CONTROL_BYTES {
             return self.start_eviction(&mut queue, CloseReason::ControlFlood);
         }
         self.write_pending(&mut queue);
@@ -189,7 +189,7 @@ impl Outbound {
             };
             match state {
                 State::Evicted(reason) => return Err(reason),
-                State::Broken => return Err(CloseReason::ClientGone),
+                State::Over => return Err(CloseReason::ClientGone),
                 State::Open | State::Closing => {}
             }
             let Some(oldest) = oldest else {
@@ -197,7 +197,7 @@ impl Outbound {
                 continue;
             };
             // Boxed: most sessions are idle, and should not hold the memory for a backlog.
-            if Box::pin(self.drain_backlog(state, oldest)).await? {
+            if Box::pin(self.write_backlog(state, oldest)).await? {
                 return Ok(());
             }
         }
@@ -205,7 +205,7 @@ impl Outbound {
 
     /// Waits until the socket takes more, for a wake-up or for the limit on age, and acts on it.
     /// True once everything is written.
-    async fn drain_backlog(&self, state: State, oldest: Instant) -> Result<bool, CloseReason> {
+    async fn write_backlog(&self, state: State, oldest: Instant) -> Result<bool, CloseReason> {
         tokio::select! {
             ready = future::poll_fn(|cx| self.socket.poll_write_ready(cx)) => {
                 ready.map_err(|_| CloseReason::ClientGone)?;
@@ -228,8 +228,7 @@ impl Outbound {
 
     /// Bytes that wait to be written.
     pub fn queued_bytes(&self) -> usize {
-        let queue = self.lock();
-        queue.queue_bytes + queue.in_flight_bytes
+        self.lock().waiting_bytes()
     }
 
     /// Evicts the session as a slow consumer, because all sessions together queue too much. False
@@ -250,7 +249,7 @@ impl Outbound {
     /// it.
     pub fn finish(&self, reason: CloseReason, closing_status: Option<&Status>) {
         let mut queue = self.lock();
-        if matches!(queue.state, State::Closing | State::Broken) {
+        if matches!(queue.state, State::Closing | State::Over) {
             return;
         }
         if !reason.flushes() {
@@ -281,7 +280,7 @@ impl Outbound {
         self.metrics.lost(LossReason::of(reason), events.into());
         queue.clear_in_flight();
         self.publish(&mut queue);
-        queue.state = State::Broken;
+        queue.state = State::Over;
     }
 
     fn lock(&self) -> MutexGuard<'_, WriteQueue> {
@@ -385,10 +384,10 @@ impl Outbound {
 
     /// Updates the gauges of queued bytes and events.
     fn publish(&self, queue: &mut WriteQueue) {
-        let queued_bytes = queue.queue_bytes + queue.in_flight_bytes;
+        let queued_bytes = queue.waiting_bytes();
         self.metrics.queue_bytes.inc_by(queued_bytes as i64 - queue.reported as i64);
         queue.reported = queued_bytes;
-        let events = queue.queue_events + u64::from(queue.in_flight_events);
+        let events = queue.item_events + u64::from(queue.in_flight_events);
         if events != queue.reported_events {
             self.metrics.queue_events.inc_by(events as i64 - queue.reported_events as i64);
             queue.reported_events = events;
@@ -398,7 +397,7 @@ impl Outbound {
     fn apply_limits(&self, queue: &mut WriteQueue, now: Instant) {
         let age =
             queue.oldest().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        if !self.limits.within_limits(queue.queue_bytes + queue.in_flight_bytes, age) {
+        if !self.limits.within_limits(queue.waiting_bytes(), age) {
             self.start_eviction(queue, CloseReason::SlowConsumer);
         }
     }
@@ -410,7 +409,7 @@ impl Outbound {
     }
 
     fn drop_queue(&self, queue: &mut WriteQueue, reason: CloseReason) {
-        self.metrics.lost(LossReason::of(reason), queue.queue_events);
+        self.metrics.lost(LossReason::of(reason), queue.item_events);
         queue.clear_queue();
         self.publish(queue);
     }
@@ -421,12 +420,12 @@ impl Outbound {
         queue.in_flight_events = 0;
         queue.clear_in_flight();
         self.publish(queue);
-        queue.state = State::Broken;
+        queue.state = State::Over;
         self.wake.notify_one();
     }
 
     fn write_pending(&self, queue: &mut WriteQueue) -> Flushed {
-        if queue.state == State::Broken {
+        if queue.state == State::Over {
             return Flushed::Broken;
         }
         loop {

@@ -24,8 +24,8 @@ pub(super) struct WriteQueue {
     pub(super) control: Vec<u8>,
     pub(super) control_since: Instant,
     pub(super) items: VecDeque<Item>,
-    pub(super) queue_bytes: usize,
-    pub(super) queue_events: u64,
+    pub(super) item_bytes: usize,
+    pub(super) item_events: u64,
     /// This session's share of the gauge of queued bytes.
     pub(super) reported: usize,
     /// This session's share of the gauge of queued events.
@@ -40,8 +40,8 @@ pub(super) enum State {
     Evicted(CloseReason),
     /// What is queued still leaves. Nothing new is accepted.
     Closing,
-    /// The socket failed.
-    Broken,
+    /// Nothing more is written: the socket failed, or the session is over.
+    Over,
 }
 
 #[derive(Debug)]
@@ -63,8 +63,8 @@ impl WriteQueue {
             control: Vec::new(),
             control_since: now,
             items: VecDeque::new(),
-            queue_bytes: 0,
-            queue_events: 0,
+            item_bytes: 0,
+            item_events: 0,
             reported: 0,
             reported_events: 0,
             state: State::Open,
@@ -75,6 +75,11 @@ impl WriteQueue {
         self.in_flight.is_empty() && self.items.is_empty() && self.control.is_empty()
     }
 
+    /// Bytes of events and replies that wait to be written.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.item_bytes + self.in_flight_bytes
+    }
+
     pub(super) fn put(&mut self, bytes: Bytes) {
         self.in_flight_bytes += bytes.len();
         self.in_flight.push_back(bytes);
@@ -83,8 +88,8 @@ impl WriteQueue {
     /// Drops everything that is not in flight.
     pub(super) fn clear_queue(&mut self) {
         self.items = VecDeque::new();
-        self.queue_bytes = 0;
-        self.queue_events = 0;
+        self.item_bytes = 0;
+        self.item_events = 0;
         self.control = Vec::new();
     }
 
@@ -109,8 +114,8 @@ impl WriteQueue {
     }
 
     pub(super) fn push(&mut self, bytes: Bytes, events: u32, since: Instant, framed: bool) {
-        self.queue_bytes += bytes.len();
-        self.queue_events += u64::from(events);
+        self.item_bytes += bytes.len();
+        self.item_events += u64::from(events);
         self.items.push_back(Item { bytes, events, since, framed });
     }
 
@@ -167,8 +172,8 @@ impl WriteQueue {
 
     fn take_item(&mut self) -> Item {
         let item = self.items.pop_front().expect("the caller has seen the item");
-        self.queue_bytes -= item.bytes.len();
-        self.queue_events -= u64::from(item.events);
+        self.item_bytes -= item.bytes.len();
+        self.item_events -= u64::from(item.events);
         self.in_flight_events += item.events;
         item
     }

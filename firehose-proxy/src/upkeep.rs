@@ -1,4 +1,4 @@
-//! The firehose's monitor: its work of every second, and the problems that `/health` shows.
+//! The firehose's work of every second, and the problems that `/health` shows.
 
 use std::{
     sync::{
@@ -8,12 +8,12 @@ use std::{
     time::SystemTime,
 };
 
-use proxy_common::{link::LinkMetrics, metrics::Level, program::wiring::Monitor};
+use proxy_common::{link::LinkMetrics, metrics::Level, program::wiring::Upkeep};
 use tokio::time::Instant;
 
 use crate::{
     silence::monitor::{SilenceMonitor, UpstreamSnapshot},
-    subscriber::Feed,
+    subscriber::Shared,
 };
 
 /// How many frames a second the publisher counts again with a JSON parser, as evidence for the
@@ -22,8 +22,8 @@ const RECOUNTS: u32 = 32;
 
 /// Does the firehose's work of every second, and reports its problems.
 #[derive(Debug)]
-pub struct FirehoseMonitor {
-    pub(crate) feed: Feed,
+pub struct FirehoseUpkeep {
+    pub(crate) shared: Shared,
     pub(crate) upstream: Arc<LinkMetrics>,
     pub(crate) silence: SilenceMonitor,
     pub(crate) unread: Level,
@@ -31,7 +31,7 @@ pub struct FirehoseMonitor {
     pub(crate) recounts: Arc<AtomicU32>,
 }
 
-impl Monitor for FirehoseMonitor {
+impl Upkeep for FirehoseUpkeep {
     fn problems(&self) -> Vec<String> {
         self.silence.problems()
     }
@@ -41,7 +41,7 @@ impl Monitor for FirehoseMonitor {
     }
 
     fn tick(&self) {
-        let Feed { demand, entitlements, .. } = &self.feed;
+        let Shared { demand, entitlements, .. } = &self.shared;
         demand.expire(Instant::now());
         let wanted = demand.wanted();
         entitlements.retain(&wanted);

@@ -65,9 +65,9 @@ pub async fn close_session(
             Some(schedule) => (schedule.flush_deadline, schedule.hard_deadline),
             None => (now + CLOSE_TIMEOUT, now + 2 * CLOSE_TIMEOUT),
         };
-        if drain(outbound, inbound, flush_deadline - now, Until::Written).await {
+        if keep_writing(outbound, inbound, flush_deadline - now, Until::Written).await {
             let limit = CLOSE_TIMEOUT.min(hard_deadline - Instant::now());
-            drain(outbound, inbound, limit, Until::PeerClosed).await;
+            keep_writing(outbound, inbound, limit, Until::PeerClosed).await;
         }
     }
     outbound.abandon(reason);
@@ -85,13 +85,13 @@ pub enum Until {
 /// Keeps writing, and reads and drops commands, until the limit or `until`. Closing a socket with
 /// unread input would reset the connection and could destroy the last data sent. Returns whether
 /// the peer is still there.
-pub async fn drain(
+pub async fn keep_writing(
     outbound: &Outbound,
     inbound: &mut Inbound,
     limit: Duration,
     until: Until,
 ) -> bool {
-    let draining = async {
+    let writing = async {
         loop {
             if until == Until::Written && outbound.is_idle() {
                 return true;
@@ -109,5 +109,5 @@ pub async fn drain(
             }
         }
     };
-    timeout(limit, draining).await.unwrap_or(false)
+    timeout(limit, writing).await.unwrap_or(false)
 }

@@ -28,7 +28,7 @@ pub type Stream = MaybeTlsStream<TcpStream>;
 
 /// The longest message accepted. The vendor names no limit, and sends larger messages to a consumer
 /// that lags.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
+const MAX_RECEIVED_BYTES: usize = 64 << 20;
 /// The size of a new buffer. Frames in use keep their buffer, and reading goes on in another one.
 const BUFFER_BYTES: usize = 256 << 10;
 /// The least room for a read. With less, it would bring too little.
@@ -42,7 +42,7 @@ const MAX_KEPT_BYTES: usize = 4 * BUFFER_BYTES;
 const MAX_UNSENT_BYTES: usize = 64 << 10;
 
 /// A WebSocket to an upstream. It makes progress only while it is polled.
-pub struct ClientSocket {
+pub struct UpstreamSocket {
     stream: Stream,
     decoder: Decoder,
     /// Bytes read, but not yet decoded.
@@ -82,12 +82,12 @@ pub enum SocketError {
     Violation(Violation),
 }
 
-impl ClientSocket {
+impl UpstreamSocket {
     /// A WebSocket over an upgraded stream. `early` holds the bytes that arrived with the upgrade.
     pub fn new(stream: Stream, early: &[u8]) -> Self {
         let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
         incoming.extend_from_slice(early);
-        let decoder = Decoder::of_server(MAX_MESSAGE_BYTES);
+        let decoder = Decoder::of_server(MAX_RECEIVED_BYTES);
         let (spare_buffers, outgoing) = (VecDeque::new(), BytesMut::new());
         Self { stream, decoder, incoming, keeps: true, spare_buffers, outgoing }
     }
@@ -246,7 +246,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut upstream, _) = listener.accept().await.unwrap();
-        let mut socket = ClientSocket::new(Stream::Plain(stream), b"");
+        let mut socket = UpstreamSocket::new(Stream::Plain(stream), b"");
         upstream.write_all(bytes).await.unwrap();
         let end = socket.next().await;
         drop(socket);
