@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, env = "POLYGON_CA", value_parser = path)]
     polygon_ca: Option<PathBuf>,
     /// Event types or channels that * stands for upstream, separated by commas [default: all types
-    /// of the market]
+    /// that the vendor serves by wildcard]
     #[arg(long, env = "UPSTREAM_CHANNELS")]
     upstream_channels: Option<String>,
     /// How long a channel stays subscribed upstream after its last subscriber has left

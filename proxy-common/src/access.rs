@@ -13,7 +13,7 @@ pub use self::{
     address_limits::{AddressFull, AddressLimit, AddressPermit, RequestRate},
     client_address::{AddressKey, TrustedProxies},
     command_rate::{BURST_SECONDS, CommandBudget, CommandRate},
-    gate::{AcceptedConnection, Gate, GateConfig, RETRY_AFTER_FULL, Refusal},
+    gate::{AcceptedConnection, Gate, GateConfig, Refusal},
     keys::{KeyLease, KeyMetrics, Keys, Reloaded, key_file_line, parse_label},
     origin::Origins,
 };

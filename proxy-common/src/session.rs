@@ -3,6 +3,7 @@
 
 mod close;
 mod config;
+mod decision;
 mod ending;
 mod inbound;
 mod metrics;
@@ -26,7 +27,7 @@ pub use self::{
     tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
 };
 
-use std::{collections::BTreeSet, future, net::IpAddr, sync::Arc, time::Duration};
+use std::{future, net::IpAddr, sync::Arc, time::Duration};
 
 use tokio::{
     task::{coop::consume_budget, yield_now},
@@ -36,13 +37,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use tungstenite::protocol::frame::coding::Control;
 
+use self::decision::decide;
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
     metrics::Reason,
-    protocol::{
-        Channel, Command, NoticePolicy, Status, Unavailable, channel_items, status_frame,
-        status_frames,
-    },
+    protocol::{Command, NoticePolicy, Status, status_frame},
     transport::Socket,
 };
 
@@ -285,7 +284,8 @@ impl<'a, T: Tier> Session<'a, T> {
         };
         // Decide again if the coverage has changed meanwhile, which is rare.
         loop {
-            let Some(change) = decide(&self.sessions.config, subscriber, params, subscribe) else {
+            let SessionConfig { market, max_subscriptions: limit, .. } = self.sessions.config;
+            let Some(change) = decide(market, limit, subscriber, params, subscribe) else {
                 let action = if subscribe { "subscribe" } else { "unsubscribe" };
                 self.reply_error(format!(
                     "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"
@@ -357,69 +357,6 @@ fn closing_status(reason: CloseReason, wants_notices: bool) -> Option<Status> {
     }
 }
 
-/// Decides on each item of a command: one status for each, refusals first. `None` if the command
-/// names no item.
-fn decide(
-    config: &SessionConfig,
-    subscriber: &impl Subscriber,
-    params: &str,
-    subscribe: bool,
-) -> Option<SubscriptionChange> {
-    // Read first: any later change of the coverage makes the decision outdated.
-    let coverage_version = subscriber.coverage_version();
-    let limit = config.max_subscriptions;
-    let held = subscriber.held();
-    let mut channels = BTreeSet::new();
-    let (mut refusals, mut accepted) = (Vec::new(), Vec::new());
-    let mut named = channel_items(params);
-    for item in named.by_ref().take(limit) {
-        let channel = match Channel::parse(item, config.market) {
-            Ok(channel) => channel,
-            Err(error) => {
-                refusals.push(Status::error(error.to_string()));
-                continue;
-            }
-        };
-        if !subscribe {
-            if held.contains(&channel) {
-                channels.insert(channel);
-            }
-            accepted.push(Status::unsubscribed(item));
-            continue;
-        }
-        let is_new = !held.contains(&channel) && !channels.contains(&channel);
-        if is_new && held.len() + channels.len() >= limit {
-            refusals.push(Status::error(format!(
-                "subscription limit of {limit} reached: {item:?} not subscribed"
-            )));
-            continue;
-        }
-        let unavailable = subscriber.unavailable(&channel);
-        refusals.extend(unavailable.as_ref().map(|unavailable| unavailable.status(item)));
-        if matches!(unavailable, Some(Unavailable::Whole(_))) {
-            continue;
-        }
-        if is_new {
-            channels.insert(channel);
-        }
-        accepted.push(Status::subscribed(item));
-    }
-    let ignored = named.count();
-    if ignored > 0 {
-        refusals.push(Status::error(format!(
-            "a command may name {limit} channels at most: the last {ignored} were ignored"
-        )));
-    }
-    refusals.append(&mut accepted);
-    let reply = status_frames(&refusals);
-    (!reply.is_empty()).then_some(SubscriptionChange {
-        subscribe,
-        channels,
-        reply,
-        coverage_version,
-    })
-}
-
 async fn pull<S: Subscriber>(subscriber: &mut Option<S>) -> Result<(), CloseReason> {
     match subscriber {
         Some(subscriber) => subscriber.pull().await,
@@ -437,7 +374,7 @@ mod tests {
     use super::*;
     use crate::{
         access::{CommandRate, Keys},
-        protocol::{ChannelSet, Kind, Market},
+        protocol::{Channel, ChannelSet, Kind, Market, Unavailable},
     };
 
     /// A tier whose coverage changes between the decision on a subscription and its effect: T is

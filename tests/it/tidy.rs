@@ -61,6 +61,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "proxy-common/src/protocol/market.rs",
         "proxy-common/src/protocol/messages.rs",
         "proxy-common/src/session/close.rs",
+        "proxy-common/src/session/decision.rs",
         "proxy-common/src/session/slow_consumer.rs",
         "proxy-common/src/websocket/decoder.rs",
         "proxy-common/src/websocket/frame.rs",

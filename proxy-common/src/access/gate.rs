@@ -31,8 +31,6 @@ use crate::{
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// How long a client should wait before it tries again, if the proxy was full or stopping.
-pub const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
 /// The refusal because the program stops, as a value of the metric label `reason`. It is no abuse.
 const STOPPING: &str = "stopping";
 
@@ -217,8 +215,7 @@ impl Gate {
         if !self.allows_origin(headers) {
             return Err(Refusal::without_retry(Abuse::Origin, client));
         }
-        let full =
-            Refusal { reason: Abuse::AddressFull, client, retry_after: Some(RETRY_AFTER_FULL) };
+        let full = Refusal::without_retry(Abuse::AddressFull, client);
         if accepted.via_trusted_proxy {
             return self.addresses.admit(client).map_err(|_| full);
         }

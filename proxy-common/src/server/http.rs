@@ -20,7 +20,7 @@ use tungstenite::handshake::server::create_response_with_body;
 
 use super::handler::Handler;
 use crate::{
-    access::{Abuse, AcceptedConnection, AddressPermit, Gate, RETRY_AFTER_FULL, Refusal},
+    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal},
     health::HealthStatus,
     protocol::Market,
     session::ClientInfo,
@@ -29,6 +29,8 @@ use crate::{
 /// The answer to a plain request that is no probe.
 const USAGE: &str = "This port speaks WebSocket: connect with a WebSocket client, for example ws://HOST:PORT/stocks (wss:// where it has a certificate). \
                      GET /health shows the state of the proxy.\n";
+/// How long a client should wait before it tries again, if the proxy was full or stopping.
+const RETRY_AFTER_FULL: Duration = Duration::from_secs(5);
 /// The answer to plain HTTP on a port that speaks TLS.
 const USE_TLS: &str = "This port speaks TLS: connect with wss:// or https://\n";
 

@@ -1,0 +1,77 @@
+//! Decides on the items of a subscribe or unsubscribe command. Changes nothing and sends nothing.
+
+use std::collections::BTreeSet;
+
+use super::tier::{Subscriber, SubscriptionChange};
+use crate::protocol::{Channel, Market, Status, Unavailable, channel_items, status_frames};
+
+/// Decides on each item of a command: one status for each, refusals first. A session holds `limit`
+/// channels at most. `None` if the command names no item.
+pub(super) fn decide(
+    market: Market,
+    limit: usize,
+    subscriber: &impl Subscriber,
+    params: &str,
+    subscribe: bool,
+) -> Option<SubscriptionChange> {
+    // Read first: any later change of the coverage makes the decision outdated.
+    let coverage_version = subscriber.coverage_version();
+    let mut channels = BTreeSet::new();
+    let (mut refusals, mut accepted) = (Vec::new(), Vec::new());
+    let mut named = channel_items(params);
+    for item in named.by_ref().take(limit) {
+        let channel = match Channel::parse(item, market) {
+            Ok(channel) => channel,
+            Err(error) => {
+                refusals.push(Status::error(error.to_string()));
+                continue;
+            }
+        };
+        if subscribe {
+            let (refusal, acceptance) = add(&mut channels, limit, subscriber, item, channel);
+            refusals.extend(refusal);
+            accepted.extend(acceptance);
+        } else {
+            if subscriber.held().contains(&channel) {
+                channels.insert(channel);
+            }
+            accepted.push(Status::unsubscribed(item));
+        }
+    }
+    let ignored = named.count();
+    if ignored > 0 {
+        refusals.push(Status::error(format!(
+            "a command may name {limit} channels at most: the last {ignored} were ignored"
+        )));
+    }
+    refusals.append(&mut accepted);
+    let reply = status_frames(&refusals);
+    let change = SubscriptionChange { subscribe, channels, reply, coverage_version };
+    (!change.reply.is_empty()).then_some(change)
+}
+
+/// Adds a channel to the `channels` that a command subscribes to, unless it is refused. Returns the
+/// refusal and the acknowledgement: both if the channel is carried in part.
+fn add(
+    channels: &mut BTreeSet<Channel>,
+    limit: usize,
+    subscriber: &impl Subscriber,
+    item: &str,
+    channel: Channel,
+) -> (Option<Status>, Option<Status>) {
+    let held = subscriber.held();
+    let is_new = !held.contains(&channel) && !channels.contains(&channel);
+    if is_new && held.len() + channels.len() >= limit {
+        let full = format!("subscription limit of {limit} reached: {item:?} not subscribed");
+        return (Some(Status::error(full)), None);
+    }
+    let unavailable = subscriber.unavailable(&channel);
+    let refusal = unavailable.as_ref().map(|unavailable| unavailable.status(item));
+    if matches!(unavailable, Some(Unavailable::Whole(_))) {
+        return (refusal, None);
+    }
+    if is_new {
+        channels.insert(channel);
+    }
+    (refusal, Some(Status::subscribed(item)))
+}
