@@ -42,8 +42,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     // The link wants `*`, and never anything else.
     let (_, wanted) = watch::channel(BTreeSet::from([Channel::All]));
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&foundation.upstream));
-    let session_metrics = Arc::clone(&foundation.session_metrics);
-    let intake = foundation.intake.clone();
-    let (router, routes) = Router::new(&sessions, intake, malformed, session_metrics);
+    let (intake, metrics) = (foundation.intake.clone(), Arc::clone(&foundation.session_metrics));
+    let (router, routes) = Router::new(&sessions, intake, malformed, metrics);
     Ok(foundation.complete(routes.clone(), routes, handle, router.run(link)))
 }
