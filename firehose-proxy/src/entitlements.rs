@@ -88,12 +88,14 @@ impl Entitlements {
     /// link asks the vendor again, and until then they are pending.
     pub fn retain(&self, wanted: &Wanted) {
         let known = &mut *self.known();
-        if known.refused.reasons.keys().any(|channel| !wanted.contains(channel)) {
-            let mut reasons = known.refused.reasons.clone();
-            reasons.retain(|channel, _| wanted.contains(channel));
-            for channel in known.refused.reasons.keys().filter(|&gone| !reasons.contains_key(gone))
-            {
-                known.answered.remove(channel);
+        let Known { answered, refused } = known;
+        let forgotten: Vec<_> =
+            refused.reasons.keys().filter(|channel| !wanted.contains(channel)).collect();
+        if !forgotten.is_empty() {
+            let mut reasons = refused.reasons.clone();
+            for channel in forgotten {
+                reasons.remove(channel);
+                answered.remove(channel);
             }
             known.set_refused(reasons);
         }

@@ -1,8 +1,8 @@
 //! What both tiers of the proxy share, with both halves of each protocol.
 //!
 //! Rooms, from the ground up. A room imports only rooms above it in this table, and a test holds
-//! which ones (`tests/it/tidy.rs`). The door of a room, the file that bears its name, lists what the
-//! room offers.
+//! which ones (`tests/it/tidy.rs`). The door of a room, the file that bears its name, lists what
+//! the room offers.
 //!
 //! | room | what lives there |
 //! | --- | --- |

@@ -196,17 +196,15 @@ impl<'a, T: Tier> Session<'a, T> {
         if self.subscriber.is_none() && now >= self.started + config.auth_timeout {
             return Err(CloseReason::AuthTimeout);
         }
-        if self.paused_until.is_some_and(|until| now >= until) {
-            self.paused_until = None;
-            // Nothing was heard because nothing was read.
+        if let Some(until) = self.paused_until {
+            // Nothing is heard because nothing is read.
             self.last_heard = now;
+            self.paused_until = (now < until).then_some(until);
         }
         if self.key.as_ref().is_some_and(KeyLease::is_revoked) {
             return Err(CloseReason::KeyRevoked);
         }
-        if self.paused_until.is_none()
-            && now >= self.last_heard + config.ping_interval * SILENT_PINGS
-        {
+        if now >= self.last_heard + config.ping_interval * SILENT_PINGS {
             return Err(CloseReason::Silent);
         }
         if now >= self.next_ping {

@@ -103,8 +103,8 @@ impl Silence {
     /// with all their symbols; pass none while the upstream is down. Returns the kinds that are
     /// silent now, and how long each has been quiet.
     ///
-    /// The time of a kind starts again when its market opens, when the kind of hour changes, and when
-    /// the upstream comes back.
+    /// The time of a kind starts again when its market opens, when the kind of hour changes, and
+    /// when the upstream comes back.
     pub fn tick(
         &mut self,
         now: Instant,

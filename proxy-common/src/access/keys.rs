@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard,
@@ -22,7 +22,10 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use crate::config::{ConfigError, secrets::secret};
+use crate::config::{
+    ConfigError,
+    secrets::{read_secret_file, secret},
+};
 
 /// The prefix of a digest in a file of keys.
 const SCHEME: &str = "sha256:";
@@ -252,13 +255,12 @@ enum KeyFileError {
 
 fn read_file(variable: &str, path: &Path) -> Result<Vec<Entry>, ConfigError> {
     let variable = format!("{variable}_FILE");
-    let invalid = |why| ConfigError::invalid(&variable, path.display(), why);
-    let text = fs::read_to_string(path)
-        .map(SecretString::from)
-        .map_err(|error| invalid(format!("expected a readable file: {error}")))?;
+    let text = read_secret_file(&variable, path)?;
     parse(text.expose_secret()).map_err(|error| match error {
         KeyFileError::Empty => ConfigError::missing(&variable, "a file that holds a key"),
-        KeyFileError::Line { number, why } => invalid(format!("line {number}: {why}")),
+        KeyFileError::Line { number, why } => {
+            ConfigError::invalid(&variable, path.display(), format!("line {number}: {why}"))
+        }
     })
 }
 
@@ -406,7 +408,7 @@ mod tests {
     #[test]
     fn a_reload_keeps_what_stays_and_revokes_what_is_gone() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let write = |text: &str| fs::write(file.path(), text).unwrap();
+        let write = |text: &str| std::fs::write(file.path(), text).unwrap();
         write("one\ntwo\n");
         let keys = Keys::read("KEYS", None, Some(file.path())).unwrap().unwrap();
         let lease = |key: &str| keys.authenticate(&key.into()).unwrap();

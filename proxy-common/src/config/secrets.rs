@@ -6,6 +6,18 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::error::ConfigError;
 
+/// Reads a file that may hold secrets.
+///
+/// # Errors
+///
+/// The file cannot be read. The error names the variable.
+pub fn read_secret_file(variable: &str, path: &Path) -> Result<SecretString, ConfigError> {
+    fs::read_to_string(path).map(SecretString::from).map_err(|error| {
+        let expected = format!("expected a readable file: {error}");
+        ConfigError::invalid(variable, path.display(), expected)
+    })
+}
+
 /// Reads a secret from a value or from a file, and removes the blanks around it. An empty value
 /// counts as none.
 ///
@@ -26,16 +38,7 @@ pub fn secret(
         }
         (None, None) => return Ok(None),
         (Some(value), None) => value.clone(),
-        (None, Some(path)) => {
-            let text = fs::read_to_string(path).map_err(|error| {
-                ConfigError::invalid(
-                    &file_variable,
-                    path.display(),
-                    format!("expected a readable file: {error}"),
-                )
-            })?;
-            SecretString::from(text)
-        }
+        (None, Some(path)) => read_secret_file(&file_variable, path)?,
     };
     let trimmed = secret.expose_secret().trim();
     if trimmed.is_empty() {

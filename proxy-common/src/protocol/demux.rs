@@ -214,7 +214,7 @@ mod tests {
             " [ {\"ev\" : \"T\"} ,\n{\"sym\":\"status\",\"ev\":\"Q\"} ] ",
             r#"[{"ev":"T","x":"\"ev\":\"status\""},{"ev":"T"}]"#,
             r#"[{"ev":"T","nested":{"ev":"status"}}]"#,
-            // Broken after the point where it is known to hold no status.
+            // Damaged after the point where it is known to hold no status.
             r#"[{"ev":"T","stage":1},{"ev":"Q""#,
         ] {
             let ev = text.matches(r#""ev""#).count() as u64;

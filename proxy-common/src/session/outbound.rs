@@ -69,8 +69,8 @@ pub enum Flushed {
     Empty,
     /// The socket is full. The session's task continues once the socket takes more.
     Blocked,
-    /// The socket failed.
-    Broken,
+    /// Nothing more is written: the socket failed, or the session is over.
+    Over,
 }
 
 impl Outbound {
@@ -212,7 +212,7 @@ impl Outbound {
                 match self.flush() {
                     Flushed::Empty => return Ok(true),
                     Flushed::Blocked => {}
-                    Flushed::Broken => return Err(CloseReason::ClientGone),
+                    Flushed::Over => return Err(CloseReason::ClientGone),
                 }
             }
             () = self.wake.notified() => {}
@@ -426,7 +426,7 @@ impl Outbound {
 
     fn write_pending(&self, queue: &mut WriteQueue) -> Flushed {
         if queue.state == State::Over {
-            return Flushed::Broken;
+            return Flushed::Over;
         }
         loop {
             if queue.in_flight.is_empty() {
@@ -460,7 +460,7 @@ impl Outbound {
                 }
                 Err(_) => {
                     self.fail(queue);
-                    return Flushed::Broken;
+                    return Flushed::Over;
                 }
             }
         }
