@@ -10,10 +10,10 @@ mod origin;
 
 pub use self::{
     abuse::{Abuse, AbuseLog},
-    address_limits::{AddressFull, AddressLimit, AddressPermit, RequestRate},
-    client_address::{AddressKey, TrustedProxies},
-    command_rate::{BURST_SECONDS, CommandBudget, CommandRate},
+    address_limits::AddressPermit,
+    client_address::TrustedProxies,
+    command_rate::{CommandBudget, CommandRate},
     gate::{AcceptedConnection, Gate, GateConfig, Refusal},
-    keys::{KeyLease, KeyMetrics, Keys, Reloaded, key_file_line, parse_label},
+    keys::{KeyLease, KeyMetrics, Keys, key_file_line, parse_label},
     origin::Origins,
 };

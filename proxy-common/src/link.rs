@@ -16,14 +16,13 @@ mod subscriptions;
 mod upstream_socket;
 
 pub use self::{
-    backoff::{Backoff, USEFUL_LIFE},
     config::LinkConfig,
     error::LinkError,
     event::LinkEvent,
     login::connect,
     metrics::LinkMetrics,
     status::{ChannelStatus, LinkState, LinkStatus},
-    subscriptions::{Request, SubscriptionOutcome, UpstreamSubscriptions, Wanted},
+    subscriptions::{SubscriptionOutcome, Wanted},
     upstream_socket::{SocketError, Stream, UpstreamMessage, UpstreamSocket},
 };
 
@@ -39,7 +38,7 @@ use tokio::sync::{Notify, watch};
 use tracing::{error, info, warn};
 use url::Url;
 
-use self::connection::Connection;
+use self::{backoff::Backoff, connection::Connection};
 use crate::{
     metrics::Reason,
     protocol::{Channel, Outage},

@@ -16,14 +16,14 @@ pub use self::{
     close::{CloseFrame, CloseReason},
     config::SessionConfig,
     ending::{DrainSchedule, Until, close_session, keep_writing},
-    inbound::{ClientMessage, Inbound, discard},
+    inbound::{ClientMessage, Inbound},
     metrics::{LossReason, SessionMetrics},
     outbound::{
-        Flushed, Outbound,
+        Outbound,
         chunk::{Chunk, ChunkBuffer},
     },
-    queue_budget::{Entry, QueueBudget, enforce_until},
-    slow_consumer::{SlowLimits, sessions_to_evict},
+    queue_budget::{QueueBudget, enforce_until},
+    slow_consumer::SlowLimits,
     tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
 };
 

@@ -8,6 +8,6 @@ mod socket;
 pub use self::{
     certificate::Certificate,
     listener::{ListenConfig, Listeners, concerns_one_connection, prepare_accepted},
-    proxy_protocol::{BadHeader, read_header},
-    socket::{EarlySocket, Socket, TlsSocket, TlsStream, limit_early_bytes},
+    proxy_protocol::read_header,
+    socket::{EarlySocket, Socket, TlsStream, limit_early_bytes},
 };

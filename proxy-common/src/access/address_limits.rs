@@ -28,7 +28,7 @@ const MAX_ADDRESSES: usize = 65_536;
 
 /// Counts the connections of each address.
 #[derive(Debug)]
-pub struct AddressLimit {
+pub(super) struct AddressLimit {
     most: usize,
     /// Has an entry only while its address has a connection, so the limit on connections bounds it.
     /// The lock is held for a few instructions.
@@ -44,11 +44,14 @@ pub struct AddressPermit {
 
 /// The address has reached its limit of connections.
 #[derive(Debug)]
-pub struct AddressFull;
+pub(super) struct AddressFull;
+
+/// A permit for an address; `None` for loopback.
+type Counted = Result<Option<AddressPermit>, AddressFull>;
 
 impl AddressLimit {
     /// Allows each address `most` sessions, which must be at least one.
-    pub fn new(most: usize) -> Arc<Self> {
+    pub(super) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self { most, held: Mutex::default() })
     }
 
@@ -59,10 +62,7 @@ impl AddressLimit {
     /// # Errors
     ///
     /// The address has no spare connection left.
-    pub fn connect(
-        self: &Arc<Self>,
-        address: IpAddr,
-    ) -> Result<Option<AddressPermit>, AddressFull> {
+    pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Counted {
         self.count(address, self.most.saturating_add(SPARE_PER_ADDRESS))
     }
 
@@ -72,15 +72,11 @@ impl AddressLimit {
     /// # Errors
     ///
     /// The address has reached its limit of sessions.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Option<AddressPermit>, AddressFull> {
+    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Counted {
         self.count(address, self.most)
     }
 
-    fn count(
-        self: &Arc<Self>,
-        address: IpAddr,
-        most: usize,
-    ) -> Result<Option<AddressPermit>, AddressFull> {
+    fn count(self: &Arc<Self>, address: IpAddr, most: usize) -> Counted {
         let Some(key) = AddressKey::of(address) else { return Ok(None) };
         let mut held = self.lock();
         let count = held.entry(key).or_insert(0);
@@ -128,7 +124,7 @@ type Limiter<C> = RateLimiter<
 >;
 
 /// Limits the requests of each address, by the time of its clock.
-pub struct RequestRate<C: Clock = MonotonicClock> {
+pub(super) struct RequestRate<C: Clock = MonotonicClock> {
     /// `None` is the budget that addresses share while there are too many.
     limiter: Limiter<C>,
     clock: C,
@@ -136,7 +132,7 @@ pub struct RequestRate<C: Clock = MonotonicClock> {
 
 impl RequestRate {
     /// Allows each address `count` requests a second, at least one, and ten times as many at once.
-    pub fn per_second(count: u32) -> Self {
+    pub(super) fn per_second(count: u32) -> Self {
         Self::with_clock(count, MonotonicClock)
     }
 }
@@ -154,14 +150,14 @@ impl<C: Clock + Clone> RequestRate<C> {
     /// # Errors
     ///
     /// The budget is empty. The value is the time to wait.
-    pub fn take(&self, address: IpAddr) -> Result<(), Duration> {
+    pub(super) fn take(&self, address: IpAddr) -> Result<(), Duration> {
         let Some(key) = AddressKey::of(address) else { return Ok(()) };
         let key = (self.limiter.len() < MAX_ADDRESSES).then_some(key);
         self.limiter.check_key(&key).map_err(|refusal| refusal.wait_time_from(self.clock.now()))
     }
 
     /// Forgets the addresses whose budget is full again. Call it about once a second.
-    pub fn tick(&self) {
+    pub(super) fn tick(&self) {
         if !self.limiter.is_empty() {
             self.limiter.retain_recent();
             self.limiter.shrink_to_fit();
@@ -179,7 +175,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn permit(counted: Result<Option<AddressPermit>, AddressFull>) -> AddressPermit {
+    fn permit(counted: Counted) -> AddressPermit {
         match counted {
             Ok(Some(permit)) => permit,
             other => panic!("{other:?}"),

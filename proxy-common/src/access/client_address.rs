@@ -7,7 +7,7 @@ use ipnet::IpNet;
 /// The key that stands for one client in the limits: an IPv4 address, or an IPv6 /64, the usual
 /// share of one household or machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct AddressKey(IpAddr);
+pub(super) struct AddressKey(IpAddr);
 
 impl AddressKey {
     /// How many leading bits of an IPv6 address identify a site.
@@ -15,7 +15,7 @@ impl AddressKey {
 
     /// The key of an address. `None` for loopback, where one address stands for every program of
     /// the machine.
-    pub fn of(address: IpAddr) -> Option<Self> {
+    pub(super) fn of(address: IpAddr) -> Option<Self> {
         let address = address.to_canonical();
         if address.is_loopback() {
             return None;

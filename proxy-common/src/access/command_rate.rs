@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// A full budget holds the commands of this many seconds, because official clients send all their
 /// subscriptions at once.
-pub const BURST_SECONDS: u32 = 10;
+pub(super) const BURST_SECONDS: u32 = 10;
 /// The longest pause. It is short enough to answer a client's ping before the client gives up:
 /// official clients wait 20 s and more.
 const MAX_PAUSE: Duration = Duration::from_secs(5);

@@ -18,7 +18,7 @@ const EVICTED_CAP: Duration = Duration::from_secs(5 * 60);
 const UNDISPUTED_LIFE: Duration = Duration::from_secs(10 * 60);
 /// A connection that lived this long after its login was a good one. The next loss counts as the
 /// first.
-pub const USEFUL_LIFE: Duration = Duration::from_secs(10);
+pub(super) const USEFUL_LIFE: Duration = Duration::from_secs(10);
 
 /// Exponential back-off with full jitter. Only a connection that lived for [`USEFUL_LIFE`] resets
 /// it.
@@ -26,7 +26,7 @@ pub const USEFUL_LIFE: Duration = Duration::from_secs(10);
 /// The vendor answers `auth_success` before it evicts a surplus connection (measured by several
 /// users). So neither a connection nor a login proves that the link works.
 #[derive(Debug, Default, Clone)]
-pub struct Backoff {
+pub(super) struct Backoff {
     failures: u32,
     evictions: u32,
 }
@@ -36,7 +36,7 @@ impl Backoff {
     /// logged in, zero if it never was.
     ///
     /// `chance` is evenly spread over `0.0..1.0`.
-    pub fn after(&mut self, life: Duration, chance: f64) -> Duration {
+    pub(super) fn after(&mut self, life: Duration, chance: f64) -> Duration {
         if life >= USEFUL_LIFE {
             self.failures = 0;
         }
@@ -56,14 +56,14 @@ impl Backoff {
     ///
     /// Two processes that share a key evict each other for as long as both try. `chance` is evenly
     /// spread over `0.0..1.0`.
-    pub fn after_eviction(&mut self, chance: f64) -> Duration {
+    pub(super) fn after_eviction(&mut self, chance: f64) -> Duration {
         let factor = 1_u32.checked_shl(self.evictions).unwrap_or(u32::MAX);
         self.evictions = self.evictions.saturating_add(1);
         EVICTED.saturating_mul(factor).min(EVICTED_CAP).mul_f64(1.0 + chance / 2.0)
     }
 
     /// How many attempts in a row have failed.
-    pub fn failures(&self) -> u32 {
+    pub(super) fn failures(&self) -> u32 {
         self.failures
     }
 }

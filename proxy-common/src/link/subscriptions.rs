@@ -28,7 +28,7 @@ enum Answer {
 
 /// A request to send upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub(super) struct Request {
     /// `subscribe` or `unsubscribe`.
     pub action: &'static str,
     /// The channels, separated by commas.
@@ -51,7 +51,7 @@ pub enum SubscriptionOutcome {
 /// A refusal names no channel (measured: `not authorized`). So each wildcard has a request of its
 /// own, symbols share requests by kind, and a request waits for the answer to the one before.
 #[derive(Debug, Default)]
-pub struct UpstreamSubscriptions {
+pub(super) struct UpstreamSubscriptions {
     pub(super) wanted: Wanted,
     answers: BTreeMap<Channel, Answer>,
     in_flight: Option<InFlight>,
@@ -67,12 +67,12 @@ struct InFlight {
 
 impl UpstreamSubscriptions {
     /// Sets the channels wanted from now on.
-    pub fn want(&mut self, wanted: Wanted) {
+    pub(super) fn want(&mut self, wanted: Wanted) {
         self.wanted = wanted;
     }
 
     /// The next request to send, if one is due.
-    pub fn next_request(&mut self, now: Instant) -> Option<Request> {
+    pub(super) fn next_request(&mut self, now: Instant) -> Option<Request> {
         if self.in_flight.is_some() {
             return None;
         }
@@ -119,7 +119,7 @@ impl UpstreamSubscriptions {
     }
 
     /// Applies a status of the upstream, if it answers a subscription.
-    pub fn on_status(&mut self, status: &UpstreamStatus) -> Vec<SubscriptionOutcome> {
+    pub(super) fn on_status(&mut self, status: &UpstreamStatus) -> Vec<SubscriptionOutcome> {
         match status.status.as_str() {
             "success" => match status.message.strip_prefix("subscribed to: ") {
                 Some(item) => self.on_acknowledged(item),
@@ -168,7 +168,7 @@ impl UpstreamSubscriptions {
     }
 
     /// Closes a request that got no answer in time.
-    pub fn on_time(&mut self, now: Instant) -> Vec<SubscriptionOutcome> {
+    pub(super) fn on_time(&mut self, now: Instant) -> Vec<SubscriptionOutcome> {
         match self.in_flight.take() {
             Some(in_flight) if in_flight.deadline <= now => {
                 self.close(in_flight.open, Answer::Unanswered, SubscriptionOutcome::Unanswered)
@@ -195,17 +195,17 @@ impl UpstreamSubscriptions {
     }
 
     /// When to call [`on_time`](Self::on_time), if at all.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         self.in_flight.as_ref().map(|in_flight| in_flight.deadline)
     }
 
     /// Whether every channel wanted is answered, or its time for an answer is over.
-    pub fn all_answered(&self) -> bool {
+    pub(super) fn all_answered(&self) -> bool {
         self.in_flight.is_none() && self.next_batch().is_empty()
     }
 
     /// The wanted channels, grouped by answer.
-    pub fn status(&self) -> ChannelStatus {
+    pub(super) fn status(&self) -> ChannelStatus {
         let with = |answer: Option<Answer>| {
             let wanted = self.wanted.iter();
             wanted

@@ -116,7 +116,7 @@ impl Inbound {
 }
 
 /// Reads and drops input that can no longer be decoded, until the peer closes.
-pub async fn discard(outbound: &Outbound) {
+pub(super) async fn discard(outbound: &Outbound) {
     let socket = outbound.socket();
     while future::poll_fn(|cx| socket.poll_read_ready(cx)).await.is_ok() {
         match read_and_drop(socket) {

@@ -23,7 +23,7 @@ impl SlowLimits {
 
 /// Chooses the sessions to evict, by their index in `held`, so that the bytes held by the others
 /// fit `budget`. Takes as few as possible, those that hold the most. Of equals, takes the first.
-pub fn sessions_to_evict(held: &[usize], budget: usize) -> Vec<usize> {
+pub(super) fn sessions_to_evict(held: &[usize], budget: usize) -> Vec<usize> {
     let mut total: usize = held.iter().sum();
     if total <= budget {
         return Vec::new();
