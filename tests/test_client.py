@@ -4,7 +4,7 @@
     pip install websockets
     POLYGON_API_KEY=... python3 tests/test_client.py --symbols "T.AAPL,Q.AAPL" --seconds 10
 
-It knows nothing of the proxy: with --url wss://socket.polygon.io/stocks it looks at the vendor's
+It knows nothing of the proxy: with --url wss://socket.massive.com/stocks it looks at the vendor's
 own feed. Without --seconds it runs until Ctrl-C.
 
 Exit code: 0 events arrived, 1 none did, 2 wrong usage, 3 the key was refused, 4 there was no

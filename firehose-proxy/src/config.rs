@@ -34,7 +34,7 @@ use url::Url;
 pub struct Args {
     #[command(flatten)]
     account: AccountArgs,
-    /// Where the market data comes from [default: wss://socket.polygon.io/MARKET]
+    /// Where the market data comes from [default: wss://socket.massive.com/MARKET]
     #[arg(long, env = "POLYGON_WS_URL", hide_env_values = true, value_parser = websocket_url)]
     polygon_ws_url: Option<Url>,
     /// Certificates (PEM) of authorities to trust at POLYGON_WS_URL, beside the public ones
@@ -131,7 +131,7 @@ impl TryFrom<&Args> for Config {
         let market = args.server.market;
         let upstream = match &args.polygon_ws_url {
             Some(url) => check_market("POLYGON_WS_URL", url, market)?,
-            None => websocket_url(&format!("wss://socket.polygon.io/{market}"))
+            None => websocket_url(&format!("wss://socket.massive.com/{market}"))
                 .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
         };
         let mut link = LinkConfig::new("Polygon", upstream, key);

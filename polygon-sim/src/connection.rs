@@ -159,6 +159,11 @@ impl Connection {
         self.push(&mut lock(&self.state), Item::Status(status::frame(text)));
     }
 
+    /// Queues one text frame that is no data.
+    pub(crate) fn send_text(&self, text: String) {
+        self.push(&mut lock(&self.state), Item::Status(text));
+    }
+
     /// Queues these items and accepts no more.
     pub(crate) fn send_last(&self, items: impl IntoIterator<Item = Item>) {
         let mut state = lock(&self.state);

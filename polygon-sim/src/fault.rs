@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// In JSON its name stands under `fault`: `{"fault":"evict"}`, `{"fault":"refuse_auth","on":true}`.
 /// A fault with `on` lasts until it is turned off. Any other happens once, to the connections open
 /// at that moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "fault", rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Fault {
@@ -53,6 +53,11 @@ pub enum Fault {
         /// On or off.
         on: bool,
     },
+    /// New connections get this text frame instead of the greeting.
+    GreetWith {
+        /// The text. `None` turns the fault off.
+        text: Option<String>,
+    },
     /// `auth` requests get no answer.
     NoVerdict {
         /// On or off.
@@ -65,8 +70,11 @@ pub enum Fault {
     },
     /// Upgrades are answered with this HTTP status instead of 101.
     RefuseUpgrade {
-        /// The status; 403 if it is not between 400 and 599. `None` turns the fault off.
+        /// The status; 403 if it is not between 300 and 599. `None` turns the fault off.
         status: Option<u16>,
+        /// A header of the answer, as name and value. Default: none.
+        #[serde(default)]
+        header: Option<(String, String)>,
     },
     /// Every authenticated connection gets one text frame that ends inside its JSON.
     Garbage,

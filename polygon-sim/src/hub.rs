@@ -38,7 +38,7 @@ const GARBAGE: &str = r#"[{"ev":"T","sym":"AAPL","p":231."#;
 const BINARY: &str = r#"[{"ev":"status","status":"success","message":"subscribed to: T.NTEST.Q"}]"#;
 
 /// The faults that last.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Switches {
     refuse_auth: bool,
     plan_lacks_market: bool,
@@ -47,6 +47,8 @@ pub(crate) struct Switches {
     pub(crate) no_greeting: bool,
     pub(crate) refuse_tcp: bool,
     pub(crate) refuse_upgrade: Option<u16>,
+    pub(crate) refusal_header: Option<(String, String)>,
+    greet_with: Option<String>,
 }
 
 #[derive(Debug)]
@@ -91,7 +93,7 @@ impl Hub {
     }
 
     pub(crate) fn switches(&self) -> Switches {
-        *lock(&self.switches)
+        lock(&self.switches).clone()
     }
 
     pub(crate) fn silence(&self) -> watch::Receiver<bool> {
@@ -129,8 +131,11 @@ impl Hub {
         let connection =
             Arc::new(Connection::new(self.market, self.config.buffer_bytes, counters, reset));
         self.counters.connections_accepted.one();
-        if !self.switches().no_greeting {
-            connection.send_status(status::CONNECTED);
+        let switches = self.switches();
+        match switches.greet_with {
+            Some(text) => connection.send_text(text),
+            None if switches.no_greeting => {}
+            None => connection.send_status(status::CONNECTED),
         }
         lock(&self.connections).push(Arc::clone(&connection));
         Registration { hub: Arc::clone(self), connection }
@@ -230,7 +235,11 @@ impl Hub {
             Fault::NoGreeting { on } => switches().no_greeting = on,
             Fault::NoVerdict { on } => switches().no_verdict = on,
             Fault::RefuseTcp { on } => switches().refuse_tcp = on,
-            Fault::RefuseUpgrade { status } => switches().refuse_upgrade = status,
+            Fault::RefuseUpgrade { status, header } => {
+                let mut switches = switches();
+                (switches.refuse_upgrade, switches.refusal_header) = (status, header);
+            }
+            Fault::GreetWith { text } => switches().greet_with = text,
             Fault::Silence { on } => {
                 self.silent.send_replace(on);
             }

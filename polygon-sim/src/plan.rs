@@ -13,13 +13,13 @@ use crate::{config::check_rate, fault::Fault, server::SimHandle};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan(Vec<Step>);
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Step {
     at: Duration,
     act: Act,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Act {
     Inject(Fault),
     Rate(f64),

@@ -24,7 +24,7 @@ use tokio_tungstenite::{
         Error, Message, Utf8Bytes,
         error::ProtocolError,
         handshake::server::{ErrorResponse, Request, Response},
-        http::StatusCode,
+        http::{HeaderName, HeaderValue, StatusCode},
         protocol::CloseFrame,
     },
 };
@@ -108,10 +108,11 @@ async fn upgrade(
 ) -> Result<WebSocketStream<ThrottledStream>, Error> {
     #[expect(clippy::result_large_err, reason = "the WebSocket library's signature")]
     let check = |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
-        let status = match hub.switches().refuse_upgrade {
+        let switches = hub.switches();
+        let status = match switches.refuse_upgrade {
             Some(status) => StatusCode::from_u16(status)
                 .ok()
-                .filter(|status| status.is_client_error() || status.is_server_error())
+                .filter(|status| status.as_u16() >= 300)
                 .unwrap_or(StatusCode::FORBIDDEN),
             None if hub.market.serves_path(request.uri().path()) => return Ok(response),
             None => StatusCode::NOT_FOUND,
@@ -119,6 +120,12 @@ async fn upgrade(
         hub.counters.upgrades_refused.one();
         let mut refusal = ErrorResponse::new(Some(format!("{status}\n")));
         *refusal.status_mut() = status;
+        if let Some((name, value)) = switches.refusal_header
+            && let (Ok(name), Ok(value)) =
+                (HeaderName::try_from(name), HeaderValue::try_from(value))
+        {
+            refusal.headers_mut().insert(name, value);
+        }
         Err(refusal)
     };
     accept_hdr_async_with_config(stream, check, None).await

@@ -227,18 +227,24 @@ impl Link {
 
     /// Decides when to try again. `life` is how long the connection had been logged in.
     fn on_end(&mut self, error: &LinkError, life: Duration) {
-        self.metrics.disconnects.get_or_create(&Reason::new(error.label())).inc();
         let chance = fastrand::f64();
         let by_backoff = self.backoff.after(life, chance);
+        // The vendor evicts with this code. Once can be chance.
+        let evicted = LinkError::MaxConnections("closed with code 1008 again".to_owned());
+        let again = *error == LinkError::ClosedByPolicy && self.backoff.is_repeated_policy_close();
+        let error = if again { &evicted } else { error };
+        self.metrics.disconnects.get_or_create(&Reason::new(error.label())).inc();
         let (wait, state) = match error {
             LinkError::AuthFailed(_) => (self.config.refused_interval, LinkState::Refused),
             LinkError::MaxConnections(_) => {
                 (self.backoff.after_eviction(chance), LinkState::Waiting)
             }
+            LinkError::TryLater(_, told) => (by_backoff.max(*told), LinkState::Waiting),
             LinkError::Unreachable(_)
             | LinkError::Timeout(_)
             | LinkError::Protocol(_)
             | LinkError::Silent
+            | LinkError::ClosedByPolicy
             | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),
         };
         let upstream = self.config.upstream;

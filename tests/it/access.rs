@@ -89,7 +89,8 @@ async fn an_address_that_connects_too_often_is_refused_with_a_retry_time() {
         let from = "X-Forwarded-For: 203.0.113.1\r\n";
         // Ten seconds' worth at once, successful or not.
         for n in 0..10 {
-            let headers = if n % 2 == 0 { from.to_owned() } else { format!("{from}Origin: x\r\n") };
+            let headers =
+                if n % 2 == 0 { from.to_owned() } else { format!("{from}Origin: null\r\n") };
             let status = upgrade(addr, &headers).await.status;
             assert_eq!(status, if n % 2 == 0 { 101 } else { 403 }, "{n}");
         }
@@ -182,8 +183,13 @@ async fn a_message_of_endless_parts_costs_the_others_nothing() {
 
 #[tokio::test]
 async fn web_pages_from_elsewhere_are_refused() {
-    let elsewhere =
-        ["https://evil.example", "null", "http://localhost:3000", "file://", "nonsense"];
+    let elsewhere = [
+        "https://evil.example",
+        "null",
+        "http://localhost:3000",
+        "file://",
+        "chrome-extension://abc",
+    ];
     for (program, key, prefix) in programs(&[]).await {
         let addr = program.addr();
         for origin in elsewhere {
@@ -196,6 +202,11 @@ async fn web_pages_from_elsewhere_are_refused() {
         let local = format!("Origin: http://localhost:{}\r\n", addr.port());
         assert_eq!(upgrade(addr, &local).await.status, 403);
         assert_eq!(refused_for(&program, prefix, "origin").await, Some(6.0));
+        // No browser sends these.
+        for odd in ["", "127.0.0.1", "my-program", "http://localhost/", &format!("ws://{addr}")] {
+            let response = upgrade(addr, &format!("Origin: {odd}\r\n")).await;
+            assert_eq!(response.status, 101, "{odd:?}: {response:?}");
+        }
         // Some libraries send the host that they connect to as the origin. Official clients send
         // none.
         assert_eq!(upgrade(addr, &format!("Origin: http://{addr}\r\n")).await.status, 101);

@@ -303,15 +303,16 @@ async fn statuses_among_data_are_kept_from_clients() {
 }
 
 #[tokio::test]
-async fn a_message_that_holds_no_events_is_reported_as_a_gap() {
+async fn a_damaged_message_that_may_hold_events_is_reported_as_a_gap() {
     let stack = Stack::start().await;
     let mut filtered = stack.subscriber("T.AAPL").await;
     let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     direct.subscribe("T.AAPL").await;
     let event = trade("AAPL", 1);
     let expected = r#"{"ev":"status","status":"gap","message":"a frame reached the firehose tier damaged: events in it may be missing","tier":"firehose","reason":"malformed","frames":1}"#;
+    let cut = r#"{"ev":"T","sym":"AA"#;
     let send: [&dyn Fn(); 2] =
-        [&|| stack.sim.handle.publish_raw("hello"), &|| stack.sim.handle.inject(Fault::Binary)];
+        [&|| stack.sim.handle.publish_raw(cut), &|| stack.sim.handle.inject(Fault::Binary)];
     for send in send {
         send();
         stack.publish(&[&event]);

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use polygon_sim::{Fault, SimConfig};
 use tests::{
-    program::{Program, Signal},
-    stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, is_up},
-    wait::eventually,
+    program::Signal,
+    stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, failed, is_up},
     ws_client::TestClient,
 };
 
@@ -26,13 +25,6 @@ async fn a_silent_upstream_is_given_up_and_tried_again() {
 }
 
 /// Waits until a program's link has failed with this text in its reason.
-async fn failed(program: &Program, limit: Duration, reason: &str) {
-    eventually(limit, reason, async || {
-        program.health_text("/upstream/last_error").await.contains(reason)
-    })
-    .await;
-}
-
 async fn patient_stack() -> Stack {
     // The clients of the test answer no pings while it waits.
     let ping = ("PING_INTERVAL", "10min".to_owned());

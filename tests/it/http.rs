@@ -3,7 +3,7 @@
 use polygon_sim::SimConfig;
 use serde_json::Value;
 use tests::{
-    http::{get, refused_upgrade, request, upgrade},
+    http::{get, raw, refused_upgrade, request, upgrade},
     program::Program,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
     wait::{SOON, eventually},
@@ -207,14 +207,14 @@ async fn metrics_are_in_prometheus_text_form() {
 async fn what_is_no_websocket_gets_426_and_a_helpful_line() {
     let stack = Stack::start().await;
     for (program, ..) in tiers(&stack) {
-        for path in ["/", "/stocks", "/anything", "/healthz", "/livez/x"] {
+        for path in ["/", "/stocks", "/anything", "/healthy", "/livez/x"] {
             let response = get(program.addr(), path).await;
             assert_eq!(response.status, 426, "{path}: {response:?}");
             assert!(response.header("upgrade").eq_ignore_ascii_case("websocket"), "{response:?}");
             assert_eq!(response.body.trim_end().lines().count(), 1, "{:?}", response.body);
             assert!(response.body.contains("WebSocket"), "{:?}", response.body);
         }
-        for path in ["/health", "/health?verbose", "/livez"] {
+        for path in ["/health", "/health?verbose", "/health/", "/healthz", "/livez", "/readyz//"] {
             assert_eq!(get(program.addr(), path).await.status, 200, "{path}");
         }
         let head = request(
@@ -223,6 +223,63 @@ async fn what_is_no_websocket_gets_426_and_a_helpful_line() {
         )
         .await;
         assert!((400..500).contains(&head.status), "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_balancer_may_check_with_options_and_http_1_0() {
+    let stack = Stack::start().await;
+    for (program, ..) in tiers(&stack) {
+        for (line, status) in [
+            ("OPTIONS / HTTP/1.0\r\n", 200),
+            ("OPTIONS / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", 200),
+            ("OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n", 200),
+            ("OPTIONS /readyz HTTP/1.0\r\n", 200),
+            ("HEAD /health HTTP/1.0\r\n", 200),
+            ("GET /livez HTTP/1.0\r\n", 200),
+            ("OPTIONS /stocks HTTP/1.0\r\n", 426),
+            ("DELETE / HTTP/1.0\r\n", 405),
+        ] {
+            let answer = raw(program.addr(), &format!("{line}\r\n")).await;
+            let got = answer.split(' ').nth(1).and_then(|status| status.parse::<u16>().ok());
+            assert_eq!(got, Some(status), "{line:?}: {answer}");
+        }
+    }
+}
+
+/// RFC 9110, section 5.3: the lines of a list header are one list. RFC 6455, section 4.2.1: the
+/// handshake's headers need only name `Upgrade` and `websocket` among others.
+#[tokio::test]
+async fn a_handshake_may_spread_its_lists_over_lines() {
+    let stack = Stack::start().await;
+    let lines = [
+        "Connection: keep-alive\r\nConnection: Upgrade\r\nUpgrade: websocket",
+        "Connection: close\r\nConnection: upgrade\r\nUpgrade: websocket",
+        "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket",
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nUpgrade: websocket",
+        "Connection: Upgrade\r\nUpgrade: websocket, h2c",
+        "Connection: Upgrade\r\nUpgrade: h2c,\twebsocket",
+    ];
+    for (program, ..) in tiers(&stack) {
+        let ask = async |lines: &str, version: &str| {
+            let head = format!(
+                "GET /stocks HTTP/1.1\r\nHost: x\r\n{lines}\r\nSec-WebSocket-Version: {version}\r\n\
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            );
+            request(program.addr(), &head).await
+        };
+        for lines in lines {
+            let response = ask(lines, "13").await;
+            assert_eq!(response.status, 101, "{lines:?}: {response:?}");
+            assert!(response.header("upgrade").eq_ignore_ascii_case("websocket"), "{response:?}");
+        }
+        let response = ask("Connection: close\r\nUpgrade: websocket", "13").await;
+        assert_eq!(response.status, 400, "no Connection: Upgrade: {response:?}");
+        for version in ["8", "0", "13, 8", "x"] {
+            let response = ask("Connection: Upgrade\r\nUpgrade: websocket", version).await;
+            assert_eq!(response.status, 400, "{version}: {response:?}");
+            assert_eq!(response.header("sec-websocket-version"), "13", "{response:?}");
+        }
     }
 }
 
@@ -256,6 +313,28 @@ async fn another_market_is_refused_before_the_upgrade() {
     assert_eq!(response.status, 404);
     assert!(response.body.contains("crypto"), "{:?}", response.body);
     TestClient::connect_to(firehose.addr(), "/crypto").await.log_in(FIREHOSE_KEY).await;
+}
+
+/// The official clients ask for `/futures/<venue>`, and so may a firehose of another one.
+#[tokio::test]
+async fn futures_are_served_at_the_paths_of_their_venues() {
+    let sim = Sim::with(SimConfig { market: "futures".to_owned(), ..SimConfig::default() }).await;
+    let firehose = stack::firehose(&sim.url("futures/cme")).env("MARKET", "futures").start().await;
+    let url = format!("ws://{}/futures/comex", firehose.addr());
+    let filtered = stack::filtered(firehose.addr())
+        .env("MARKET", "futures")
+        .env("FIREHOSE_URL", url)
+        .start()
+        .await;
+    for path in ["/futures", "/futures/cme", "/futures/cbot/", "/futures/nymex", "/futures/comex"] {
+        for (program, key) in [(&firehose, FIREHOSE_KEY), (&filtered, CLIENT_KEY)] {
+            TestClient::connect_to(program.addr(), path).await.log_in(key).await;
+        }
+    }
+    is_up(&filtered).await;
+    for path in ["/futures/ice", "/cme", "/futures/cme/x"] {
+        assert_eq!(refused_upgrade(filtered.addr(), path).await.status, 404, "{path}");
+    }
 }
 
 #[tokio::test]
@@ -311,7 +390,7 @@ async fn a_connection_may_ask_more_than_once() {
     for (program, ..) in tiers(&stack) {
         let twice = "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n\
                      GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        let response = tests::http::raw(program.addr(), twice).await;
+        let response = raw(program.addr(), twice).await;
         assert_eq!(response.matches("HTTP/1.1 200").count(), 2, "{response}");
     }
 }

@@ -253,6 +253,27 @@ async fn plain_http_is_answered_with_a_hint_at_tls_and_foreign_handshakes_are_co
     }
 }
 
+/// The official Python client speaks TLS unless it is told `secure=False`.
+#[tokio::test]
+async fn tls_on_a_plain_port_is_counted_and_logged() {
+    for (mut program, key, prefix) in programs(&[]).await {
+        for _ in 0..3 {
+            assert!(!try_tls(program.addr(), &Certificate::new().trust()).await);
+        }
+        let label = r#"reason="tls_on_plain_port""#;
+        for metric in ["abuse_total", "connections_refused_total"] {
+            let metric = format!("{prefix}_{metric}");
+            eventually(SOON, &metric, async || {
+                program.metric_with(&metric, label).await == Some(3.0)
+            })
+            .await;
+        }
+        let line = program.logged("dropped: a client speaks TLS, this port does not").await;
+        assert_eq!(line["level"], "WARN", "{line}");
+        TestClient::login(program.addr(), key).await;
+    }
+}
+
 #[tokio::test]
 async fn a_failed_handshake_is_logged_with_its_reason() {
     let certificate = Certificate::new();

@@ -1,13 +1,14 @@
 //! Both links: one connection for all clients, losses, refusals, any order of starting.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use polygon_sim::{Fault, SimConfig};
 use serde_json::{Value, json};
 use tests::{
     program::{Program, Signal},
     stack::{
-        self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, in_state, is_up,
+        self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, failed, in_state,
+        is_up,
     },
     wait::{SOON, eventually, holds_for},
     ws_client::TestClient,
@@ -190,7 +191,7 @@ async fn clients_stay_through_every_way_of_losing_the_vendor() {
     let mut client = stack.subscriber("T.AAPL").await;
     // Only a few, because the delay grows with each retry.
     let losses = [Fault::Abort, Fault::CloseWith { code: 1000 }, Fault::CloseWith { code: 1012 }];
-    for (n, loss) in losses.into_iter().enumerate() {
+    for (n, loss) in losses.clone().into_iter().enumerate() {
         let logins = stack.sim.handle.stats().auths;
         stack.sim.handle.inject(loss);
         eventually(SOON, "the firehose is back", async || {
@@ -339,7 +340,7 @@ async fn only_clients_that_ask_for_a_channel_not_yet_carried_have_to_wait() {
 }
 
 fn unix_millis() -> u64 {
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock past 1970");
+    let since = SystemTime::UNIX_EPOCH.elapsed().expect("a clock past 1970");
     u64::try_from(since.as_millis()).expect("not so late")
 }
 
@@ -362,14 +363,131 @@ async fn login_waits_for_a_slow_vendor_and_survives_a_broken_one() {
     eventually(SOON, "a try fails", async || sim.handle.stats().tcp_refused > 0).await;
     in_state(&firehose, "waiting").await;
     sim.handle.inject(Fault::RefuseTcp { on: false });
-    sim.handle.inject(Fault::RefuseUpgrade { status: Some(503) });
+    sim.handle.inject(Fault::RefuseUpgrade { status: Some(503), header: None });
     eventually(SOON, "a try fails", async || sim.handle.stats().upgrades_refused > 0).await;
-    sim.handle.inject(Fault::RefuseUpgrade { status: None });
+    sim.handle.inject(Fault::RefuseUpgrade { status: None, header: None });
     sim.handle.inject(Fault::NoVerdict { on: true });
     in_state(&firehose, "authenticating").await;
     sim.handle.inject(Fault::NoVerdict { on: false });
     sim.handle.inject(Fault::Abort);
     is_up(&firehose).await;
+}
+
+/// Each of these says the same: another process has the account's connection.
+#[tokio::test]
+async fn an_eviction_is_known_by_any_of_its_words() {
+    let error = |status: &str, message: &str| {
+        format!(r#"[{{"ev":"status","status":"{status}","message":"{message}"}}]"#)
+    };
+    let words = "Maximum number of websocket connections exceeded. You have reached the limit.";
+    for told in [
+        error("error", words),
+        error("max_connections", words),
+        error("error", "Maximum number of connections exceeded."),
+        error("force_disconnect", "bye"),
+    ] {
+        let sim = Sim::start().await;
+        let firehose = stack::firehose(&sim.url("stocks")).start().await;
+        is_up(&firehose).await;
+        sim.handle.publish_raw(&told);
+        failed(&firehose, SOON, "max_connections: another process").await;
+        in_state(&firehose, "waiting").await;
+        holds_for(Duration::from_secs(2), "a pause", async || sim.handle.stats().auths == 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_bare_close_1008_is_an_eviction_from_the_second_time_on() {
+    let sim = Sim::start().await;
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    for auths in 1..=2 {
+        eventually(SOON, "up", async || sim.handle.stats().auths == auths).await;
+        is_up(&firehose).await;
+        sim.handle.inject(Fault::CloseWith { code: 1008 });
+    }
+    failed(&firehose, SOON, "max_connections: another process").await;
+    holds_for(Duration::from_secs(2), "a pause", async || sim.handle.stats().auths == 2).await;
+}
+
+/// A notice of a loss without a loss would make clients fetch what they have.
+#[tokio::test]
+async fn what_holds_no_events_is_counted_and_is_no_gap() {
+    let stack = Stack::start().await;
+    let mut client = stack.subscriber("T.AAPL").await;
+    let lone = r#"[{"status":"disconnected","message":"maintenance"}]"#;
+    let empty = r#"[{"ev":"","status":"notice","message":"hello"}]"#;
+    for told in ["", "\r\n", "null", "heartbeat", lone, empty] {
+        stack.sim.handle.publish_raw(told);
+    }
+    stack.publish(&[trade("AAPL", 1)]);
+    client.expect_objects(&[trade("AAPL", 1)]).await;
+    let malformed = stack.firehose.metric("firehose_frames_malformed_total").await;
+    assert_eq!(malformed, Some(4.0), "counted");
+    // The status is kept as the reason of the end that it announces.
+    stack.sim.handle.inject(Fault::Abort);
+    failed(&stack.firehose, SOON, "(after notice: hello)").await;
+}
+
+/// The official clients take the first frame for the greeting, whatever it says.
+#[tokio::test]
+async fn any_first_frame_is_the_greeting() {
+    for greeting in [
+        r#"[{"ev":"status","status":"welcome","message":"hello"}]"#,
+        r#"{"status":"connected"}"#,
+        "[]",
+        "hello",
+        "",
+    ] {
+        let sim = Sim::start().await;
+        sim.handle.inject(Fault::GreetWith { text: Some(greeting.to_owned()) });
+        let firehose = stack::firehose(&sim.url("stocks")).start().await;
+        is_up(&firehose).await;
+    }
+    let sim = Sim::start().await;
+    let refusal = r#"[{"ev":"status","status":"max_connections","message":"too many"}]"#;
+    sim.handle.inject(Fault::GreetWith { text: Some(refusal.to_owned()) });
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    failed(&firehose, SOON, "max_connections").await;
+    assert_eq!(sim.handle.stats().auths, 0, "no key is sent after a refusal");
+}
+
+#[tokio::test]
+async fn a_redirect_is_named_and_not_followed() {
+    let (sim, other) = (Sim::start().await, Sim::start().await);
+    let place = other.url("stocks");
+    let shown = format!("moved to {place:?}");
+    for status in [301, 308] {
+        let header = Some(("Location".to_owned(), format!("{place}?token=abc")));
+        sim.handle.inject(Fault::RefuseUpgrade { status: Some(status), header });
+        let mut firehose = stack::firehose(&sim.url("stocks")).start().await;
+        failed(&firehose, SOON, &format!("HTTP {status}")).await;
+        failed(&firehose, SOON, &shown).await;
+        let line = firehose.logged("link is down").await;
+        assert!(line["fields"]["error"].as_str().is_some_and(|e| e.contains(&shown)), "{line}");
+        assert!(!firehose.log_text().contains("token=abc"), "a query may hold a secret");
+    }
+    assert_eq!(other.handle.stats().connections_accepted, 0, "the key stays here");
+}
+
+#[tokio::test]
+async fn an_upstream_that_names_a_time_is_not_tried_before_it() {
+    let in_a_minute = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(60));
+    for (status, time) in [(429, "30"), (503, "4"), (429, &in_a_minute)] {
+        let sim = Sim::start().await;
+        let header = Some(("Retry-After".to_owned(), time.to_owned()));
+        sim.handle.inject(Fault::RefuseUpgrade { status: Some(status), header });
+        let firehose = stack::firehose(&sim.url("stocks")).start().await;
+        failed(&firehose, SOON, &format!("HTTP {status}")).await;
+        holds_for(Duration::from_secs(3), "one try", async || {
+            sim.handle.stats().upgrades_refused == 1
+        })
+        .await;
+        sim.handle.inject(Fault::RefuseUpgrade { status: None, header: None });
+        if time != "4" {
+            firehose.signal(Signal::SIGHUP);
+        }
+        is_up(&firehose).await;
+    }
 }
 
 #[tokio::test]

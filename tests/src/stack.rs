@@ -1,6 +1,9 @@
 //! Simulator, firehose and filtered proxies, connected in one call.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use polygon_sim::{SimConfig, SimHandle, Simulator};
 use serde_json::Value;
@@ -300,6 +303,18 @@ pub async fn is_complete(filtered: &Program) {
         let health = filtered.health().await;
         let carried = list(&health, "/channels/carried") == Some(vec![Value::from("*")]);
         carried && list(&health, "/problems") == Some(Vec::new())
+    })
+    .await;
+}
+
+/// Waits until the last error of a program's upstream contains this text.
+///
+/// # Panics
+///
+/// If it does not within the limit.
+pub async fn failed(program: &Program, limit: Duration, reason: &str) {
+    eventually(limit, reason, async || {
+        program.health_text("/upstream/last_error").await.contains(reason)
     })
     .await;
 }

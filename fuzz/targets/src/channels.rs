@@ -43,7 +43,7 @@ fn read(item: &str, market: Market) {
 }
 
 /// The rules: `*`, `KIND.*` or `KIND.SYMBOL`, with a kind of the market. The symbol is short, has
-/// no blanks, control characters or stars, and is more than the prefix of a pair. `None` for a pair
+/// no blanks (but spaces, for futures), control characters or stars, and is more than the prefix of a pair. `None` for a pair
 /// that may be too long with its separator.
 fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
     let Some((kind, symbol)) = item.split_once('.') else { return Some(item == "*") };
@@ -55,7 +55,8 @@ fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
     while pairs && (bare.starts_with("C:") || bare.starts_with("X:")) {
         bare = &bare[2..];
     }
-    let strange = |c: char| c == '*' || c.is_whitespace() || c.is_control();
+    let space = |c: char| market == Market::Futures && c == ' ';
+    let strange = |c: char| c == '*' || c.is_whitespace() && !space(c) || c.is_control();
     if bare.is_empty() || bare.contains(strange) {
         return Some(false);
     }

@@ -77,20 +77,23 @@ fn check_demux(text: &[u8]) {
     assert_eq!(data.map(|data| data.text().to_owned()), left.map(String::into_bytes));
 }
 
-/// Whether the key `ev` stands anywhere with the value `status`, with or without blanks around the
-/// colon.
+/// Whether `status` stands anywhere in quotes, as in every status.
 fn may_hold_status(text: &str) -> bool {
-    let blank = |c: char| c.is_ascii_whitespace();
-    text.split(r#""ev""#).skip(1).any(|rest| {
-        let value = rest.trim_start_matches(blank).strip_prefix(':');
-        value.is_some_and(|value| value.trim_start_matches(blank).starts_with(r#""status""#))
-    })
+    text.contains(r#""status""#)
 }
 
-/// Whether an element is an object whose only `ev` is `status`.
+/// Whether an element is an object whose only `ev` is `status`, or one without a type whose only
+/// `status` is a string that is not empty.
 fn is_status(element: &str) -> bool {
     let Some(members) = Members::read(element) else { return false };
-    members.only("ev") == Some(Some(Value::from("status")))
+    match members.only("ev") {
+        Some(Some(Value::String(ev))) if ev == "status" => true,
+        Some(Some(Value::String(ev))) if !ev.is_empty() => false,
+        Some(None | Some(Value::String(_))) => {
+            matches!(members.only("status"), Some(Some(Value::String(name))) if !name.is_empty())
+        }
+        Some(Some(_)) | None => false,
+    }
 }
 
 /// The name and the message of a status. Both are empty if one of them is not valid.

@@ -124,12 +124,12 @@ async fn tcp_and_upgrades_can_be_refused() {
     sim.handle.inject(Fault::RefuseTcp { on: true });
     assert!(matches!(Client::open(&sim.url).await, Err(Error::Io(_) | Error::Protocol(_))));
     sim.handle.inject(Fault::RefuseTcp { on: false });
-    sim.handle.inject(Fault::RefuseUpgrade { status: Some(503) });
+    sim.handle.inject(Fault::RefuseUpgrade { status: Some(503), header: None });
     match Client::open(&sim.url).await {
         Err(Error::Http(response)) => assert_eq!(response.status(), 503),
         other => panic!("{other:?}"),
     }
-    sim.handle.inject(Fault::RefuseUpgrade { status: None });
+    sim.handle.inject(Fault::RefuseUpgrade { status: None, header: None });
     sim.connect().await.log_in().await;
     let stats = sim.handle.stats();
     assert_eq!((stats.tcp_accepted, stats.tcp_refused, stats.upgrades_refused), (3, 1, 1));
@@ -200,7 +200,7 @@ fn faults_read_as_documented() {
     assert_eq!(read(r#"{"fault":"silence","on":true}"#), Fault::Silence { on: true });
     assert_eq!(
         read(r#"{"fault":"refuse_upgrade","status":502}"#),
-        Fault::RefuseUpgrade { status: Some(502) }
+        Fault::RefuseUpgrade { status: Some(502), header: None }
     );
     assert_eq!(read(r#"{"fault":"slow"}"#), Fault::Slow { bytes_per_second: None });
     assert!(serde_json::from_str::<Fault>(r#"{"fault":"close_with"}"#).is_err());

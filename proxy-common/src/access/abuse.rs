@@ -37,6 +37,8 @@ named_enum! {
         ProxyHeader = "proxy_header",
         /// No TLS on a port that speaks only TLS, or a failed TLS handshake.
         Tls = "tls",
+        /// TLS on a port that does not speak it.
+        TlsOnPlainPort = "tls_on_plain_port",
         /// A path that leads to no market.
         Path = "path",
         /// An invalid WebSocket handshake.
@@ -71,6 +73,7 @@ impl Abuse {
             Self::Origin => "turned away: a web page that ALLOWED_ORIGINS does not list",
             Self::ProxyHeader => "dropped: a trusted proxy sent no readable PROXY header",
             Self::Tls => "turned away: no TLS, or none that both sides accept",
+            Self::TlsOnPlainPort => "dropped: a client speaks TLS, this port does not",
             Self::Path => "turned away: no market at that path",
             Self::Handshake => "turned away: no WebSocket handshake",
             Self::AuthTimeout => "closed: no key in time",

@@ -32,16 +32,30 @@ impl Origins {
         Ok(origins)
     }
 
-    /// Whether a page of this origin may connect to this host, as the request names them.
+    /// Whether a request with this `Origin` may connect to this host.
     ///
     /// The origin of the requested host itself passes as well, because some libraries always send
-    /// it.
+    /// it. So does text that no browser sends.
     pub fn allow(&self, origin: &str, host: Option<&str>) -> bool {
-        if self.any {
+        if self.any || !is_from_browser(origin) {
             return true;
         }
         let Some(origin) = normal(origin) else { return false };
         self.listed.contains(&origin) || host.is_some_and(|host| is_of_host(&origin, host))
+    }
+}
+
+/// Whether a browser could send this `Origin`. A browser sends `null` or `scheme://host`, with a port
+/// where it is not the usual one and nothing behind it (RFC 6454, section 6.2), and loads no page by
+/// `ws` or `wss`. Programs also send bare hosts, URLs with a path, or nothing.
+fn is_from_browser(origin: &str) -> bool {
+    match origin.split_once("://") {
+        Some((scheme, host)) => {
+            let named = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+            let is_page = !matches!(scheme, "" | "ws" | "wss") && scheme.chars().all(named);
+            is_page && !host.contains('/')
+        }
+        None => origin == "null",
     }
 }
 
@@ -91,11 +105,30 @@ mod tests {
             ("null", "null"),
             ("file://", ""),
             ("chrome-extension://abc", "abc"),
-            ("", ""),
+            ("moz-extension://abc", "proxy.example"),
+            ("http://localhost", "localhost:8765"),
+            ("HTTPS://evil.example", "proxy.example"),
         ] {
             assert!(!none.allow(origin, Some(host)), "{origin} at {host}");
         }
         assert!(!none.allow("http://localhost", None));
+    }
+
+    #[test]
+    fn text_that_no_browser_sends_passes() {
+        let none = Origins::default();
+        for (origin, host) in [
+            ("", "127.0.0.1:8765"),
+            ("127.0.0.1", "127.0.0.1:8765"),
+            ("localhost:8765", "127.0.0.1:8765"),
+            ("ws://127.0.0.1:8765", "127.0.0.1:8765"),
+            ("wss://desk.example.com", "desk.example.com:443"),
+            ("http://localhost/", "localhost:8765"),
+            ("http://localhost:8765/stocks", "127.0.0.1:8765"),
+            ("my-program", "proxy.example"),
+        ] {
+            assert!(none.allow(origin, Some(host)), "{origin:?} at {host}");
+        }
     }
 
     #[test]
@@ -112,7 +145,7 @@ mod tests {
         ] {
             assert!(list.allow(good, Some("proxy")), "{good}");
         }
-        for bad in ["http://desk.example.com", "https://desk.example.com:8443", "null", "*"] {
+        for bad in ["http://desk.example.com", "https://desk.example.com:8443", "null"] {
             assert!(!list.allow(bad, Some("proxy")), "{bad}");
         }
         let any = Origins::parse(" * ").unwrap();

@@ -78,7 +78,7 @@ pub fn path(text: &str) -> Result<PathBuf, String> {
 /// Not a URL with the scheme `ws` or `wss` and a host, or one with a user or password.
 pub fn websocket_url(text: &str) -> Result<Url, String> {
     let expected =
-        "expected a WebSocket URL such as wss://socket.polygon.io/stocks or ws://localhost:8767";
+        "expected a WebSocket URL such as wss://socket.massive.com/stocks or ws://localhost:8767";
     let url = Url::parse(text).map_err(|error| format!("{expected} ({error})"))?;
     if !matches!(url.scheme(), "ws" | "wss") || url.host_str().is_none_or(str::is_empty) {
         return Err(expected.to_owned());
@@ -101,19 +101,19 @@ pub fn rate(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Checks that a URL does not end in the name of another market.
+/// Checks that a URL does not lead to another market: the first segment of its path that names a
+/// market must name this one.
 ///
 /// # Errors
 ///
-/// The URL ends in the name of another market.
+/// The URL leads to another market.
 pub fn check_market(variable: &str, url: &Url, market: Market) -> Result<Url, ConfigError> {
-    let last = url.path().rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
-    match last.parse::<Market>() {
-        Ok(other) if other != market => {
-            let expected = format!("expected a path ending in /{market}, as MARKET is {market}");
+    match url.path().split('/').find_map(|segment| segment.parse::<Market>().ok()) {
+        Some(other) if other != market => {
+            let expected = format!("expected the path /{market}, as MARKET is {market}");
             Err(ConfigError::invalid(variable, url.path(), expected))
         }
-        Ok(_) | Err(_) => Ok(url.clone()),
+        Some(_) | None => Ok(url.clone()),
     }
 }
 
@@ -123,11 +123,25 @@ mod tests {
 
     #[test]
     fn urls_are_checked() {
-        for good in ["ws://localhost:8767", "wss://socket.polygon.io/stocks", "ws://[::1]:1/x"] {
+        for good in ["ws://localhost:8767", "wss://socket.massive.com/stocks", "ws://[::1]:1/x"] {
             assert!(websocket_url(good).is_ok(), "{good}");
         }
         for bad in ["", "localhost:8767", "http://localhost", "ws://", "ws://u:p@h/", "nonsense"] {
             assert!(websocket_url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_url_may_not_lead_to_another_market() {
+        let check = |path: &str, market| {
+            let url = Url::parse(&format!("wss://feed.example{path}")).unwrap();
+            check_market("POLYGON_WS_URL", &url, market).is_ok()
+        };
+        for path in ["", "/", "/futures", "/futures/cme", "/at/futures/nymex", "/feed"] {
+            assert!(check(path, Market::Futures), "{path}");
+        }
+        for path in ["/futures", "/futures/cme", "/at/options", "/options/stocks"] {
+            assert!(!check(path, Market::Stocks), "{path}");
         }
     }
 

@@ -29,6 +29,7 @@ pub(super) const USEFUL_LIFE: Duration = Duration::from_secs(10);
 pub(super) struct Backoff {
     failures: u32,
     evictions: u32,
+    policy_closes: u32,
 }
 
 impl Backoff {
@@ -42,6 +43,7 @@ impl Backoff {
         }
         if life >= UNDISPUTED_LIFE {
             self.evictions = 0;
+            self.policy_closes = 0;
         }
         let ceiling = match self.failures {
             0 => FIRST,
@@ -60,6 +62,13 @@ impl Backoff {
         let factor = 1_u32.checked_shl(self.evictions).unwrap_or(u32::MAX);
         self.evictions = self.evictions.saturating_add(1);
         EVICTED.saturating_mul(factor).min(EVICTED_CAP).mul_f64(1.0 + chance / 2.0)
+    }
+
+    /// Records a close with code 1008 without a reason. Returns whether it is not the first in
+    /// dispute. Call it after [`Self::after`].
+    pub fn is_repeated_policy_close(&mut self) -> bool {
+        self.policy_closes = self.policy_closes.saturating_add(1);
+        self.policy_closes > 1
     }
 
     /// How many attempts in a row have failed.
@@ -99,6 +108,16 @@ mod tests {
         let mut backoff = Backoff { failures: 3, ..Backoff::default() };
         assert_eq!(backoff.after(Duration::ZERO, 0.0), Duration::ZERO);
         assert_eq!(backoff.after(Duration::ZERO, 0.5), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn the_second_policy_close_counts_unless_a_long_life_lies_between() {
+        let mut backoff = Backoff::default();
+        assert!(!backoff.is_repeated_policy_close());
+        backoff.after(Duration::from_secs(599), 0.0);
+        assert!(backoff.is_repeated_policy_close());
+        backoff.after(UNDISPUTED_LIFE, 0.0);
+        assert!(!backoff.is_repeated_policy_close());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::{
     time::{Instant, Interval, MissedTickBehavior, Sleep, interval_at},
 };
 use tracing::{debug, warn};
+use tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
 
 use super::{
     error::LinkError,
@@ -181,16 +182,25 @@ impl Connection {
         self.messages_since_housekeeping += 1;
         match message {
             UpstreamMessage::Text(frame) => self.on_frame(frame),
-            UpstreamMessage::Binary(payload) => self.report_malformed(payload.len(), "binary"),
-            UpstreamMessage::Close(why) => self.end = Some(self.closed(why)),
+            UpstreamMessage::Binary(payload) => {
+                self.report_malformed(payload.len(), "binary", may_hold_events(&payload));
+            }
+            UpstreamMessage::Close(Some(CloseFrame { code: CloseCode::Policy, reason }))
+                if reason.is_empty() && self.last_status.is_none() =>
+            {
+                self.end = Some(LinkError::ClosedByPolicy);
+            }
+            UpstreamMessage::Close(frame) => {
+                self.end = Some(self.closed(login::close_text(frame.as_ref())));
+            }
             UpstreamMessage::Control => {}
         }
     }
 
     fn on_frame(&mut self, frame: Frame) {
-        let bytes = frame.text().len();
+        let (bytes, events) = (frame.text().len(), may_hold_events(frame.text()));
         let Ok(demuxed) = demux(frame) else {
-            return self.report_malformed(bytes, "no JSON array");
+            return self.report_malformed(bytes, "no JSON array", events);
         };
         if let Some(frame) = demuxed.data {
             self.metrics.frames.inc();
@@ -211,8 +221,10 @@ impl Connection {
 
     fn on_status(&mut self, status: UpstreamStatus, text: &str) {
         match status.status.as_str() {
-            "success" | "error" | "connected" | "auth_success" => {
-                debug!(?status, "upstream status");
+            "success" | "error" | "connected" | "auth_success"
+                if !login::is_eviction(&status.message) =>
+            {
+                debug!(status = status.status, message = status.message, "upstream status");
             }
             "gap" | "upstream_down" | "upstream_up" => {
                 self.ready.push_back(LinkEvent::Notice(Frame::of_object(text), status));
@@ -236,8 +248,12 @@ impl Connection {
         }
     }
 
-    fn report_malformed(&mut self, bytes: usize, what: &str) {
-        self.ready.push_back(LinkEvent::Malformed);
+    /// Counts a message that is no array of events. It matters to clients only if it may have held
+    /// events: others are heartbeats.
+    fn report_malformed(&mut self, bytes: usize, what: &str, may_hold_events: bool) {
+        if may_hold_events {
+            self.ready.push_back(LinkEvent::Malformed);
+        }
         // The metric counts each of them. One log line for a thousand is enough.
         if self.metrics.malformed.inc().is_multiple_of(1_000) {
             warn!(bytes, what, "upstream frame without events dropped");
@@ -245,11 +261,13 @@ impl Connection {
     }
 
     fn closed(&self, why: String) -> LinkError {
-        LinkError::Closed(match &self.last_status {
-            Some(status) => format!("{why} (after {status})"),
-            None => why,
-        })
+        login::closed(why, self.last_status.as_deref())
     }
+}
+
+/// Whether a message begins as JSON with events does.
+fn may_hold_events(message: &[u8]) -> bool {
+    message.trim_ascii_start().starts_with(b"[") || message.trim_ascii_start().starts_with(b"{")
 }
 
 /// Resolves when `wanted` changes; never if its sender is gone.

@@ -1,5 +1,7 @@
 //! Why a connection to an upstream, or an attempt at one, ended.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 /// Why a connection or an attempt ended.
@@ -8,6 +10,9 @@ pub enum LinkError {
     /// No connection, no TLS, or no upgrade.
     #[error("unreachable: {0}")]
     Unreachable(String),
+    /// No upgrade, and a time before which the upstream takes no other attempt.
+    #[error("unreachable: {0}, try again in {1:?}")]
+    TryLater(String, Duration),
     /// A step of the login took too long.
     #[error("no {0} in time")]
     Timeout(&'static str),
@@ -23,6 +28,9 @@ pub enum LinkError {
     /// Nothing arrived during two pings: the connection is half-open.
     #[error("half-open connection: nothing received during two pings")]
     Silent,
+    /// The upstream closed with code 1008 and without a word.
+    #[error("connection lost: closed with code 1008 and without a reason")]
+    ClosedByPolicy,
     /// The connection ended.
     #[error("connection lost: {0}")]
     Closed(String),
@@ -43,13 +51,13 @@ impl LinkError {
     /// The value of the metric label `reason`.
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Unreachable(_) => Self::LABELS[0],
+            Self::Unreachable(_) | Self::TryLater(..) => Self::LABELS[0],
             Self::Timeout(_) => Self::LABELS[1],
             Self::AuthFailed(_) => Self::LABELS[2],
             Self::MaxConnections(_) => Self::LABELS[3],
             Self::Protocol(_) => Self::LABELS[4],
             Self::Silent => Self::LABELS[5],
-            Self::Closed(_) => Self::LABELS[6],
+            Self::ClosedByPolicy | Self::Closed(_) => Self::LABELS[6],
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Opens a connection and logs in: TCP, TLS, upgrade, greeting, key, answer.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, Request, StatusCode, header};
 use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -22,6 +27,7 @@ use tokio_tungstenite::{
     MaybeTlsStream,
     tungstenite::handshake::{client::generate_key, derive_accept_key},
 };
+use tungstenite::protocol::CloseFrame;
 use url::{Position, Url};
 
 use super::{
@@ -33,6 +39,9 @@ use crate::protocol::{UpstreamStatus, command_text, demux};
 
 /// How long one address of the host may take to answer.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// An upstream may ask for a longer pause. More than a day is a mistake.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Opens a WebSocket to the upstream: TCP, TLS if the URL's scheme is `wss`, and the upgrade.
 ///
@@ -77,8 +86,7 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<UpstreamSocket, LinkError>
         let response = sender.send_request(request).await.map_err(unreachable)?;
         let status = response.status();
         if status != StatusCode::SWITCHING_PROTOCOLS {
-            let why = format!("HTTP {status} instead of an upgrade");
-            return Err(LinkError::Unreachable(why));
+            return Err(no_upgrade(status, response.headers(), SystemTime::now()));
         }
         let accept = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
         if accept.is_none_or(|accept| *accept != derive_accept_key(key.as_bytes())) {
@@ -98,6 +106,26 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<UpstreamSocket, LinkError>
         .downcast::<TokioIo<Stream>>()
         .map_err(|_| LinkError::Unreachable("HTTP did not hand over the connection".to_owned()))?;
     Ok(UpstreamSocket::new(parts.io.into_inner(), &parts.read_buf))
+}
+
+/// The error for a response that is no upgrade. A redirect is named and never followed, because the
+/// key would go to another host.
+fn no_upgrade(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> LinkError {
+    let value = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let mut why = format!("HTTP {status} instead of an upgrade");
+    if let Some(place) = value(header::LOCATION) {
+        let end = place.find(['?', '#']).unwrap_or(place.len());
+        let shown: String = place[..end].chars().take(200).collect();
+        why += &format!(", moved to {shown:?}: correct the URL if you trust that place");
+    }
+    let time = value(header::RETRY_AFTER).and_then(|value| match value.trim().parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(value).ok()?.duration_since(now).ok(),
+    });
+    match time {
+        Some(time) => LinkError::TryLater(why, time.min(MAX_RETRY_AFTER)),
+        None => LinkError::Unreachable(why),
+    }
 }
 
 fn unreachable(error: impl std::fmt::Display) -> LinkError {
@@ -138,29 +166,36 @@ pub(super) async fn authenticate(
     mut socket: UpstreamSocket,
 ) -> Result<UpstreamSocket, LinkError> {
     let limit = config.login_timeout;
-    within(limit, "greeting", expect(&mut socket, "connected")).await?;
+    // The official clients take the first frame for the greeting, whatever it says.
+    within(limit, "greeting", expect(&mut socket, None)).await?;
     socket.send_text(&command_text("auth", config.key.expose_secret()));
-    within(limit, "verdict on the key", expect(&mut socket, "auth_success")).await?;
+    within(limit, "verdict on the key", expect(&mut socket, Some("auth_success"))).await?;
     Ok(socket)
 }
 
 /// Reads until this status arrives, or one that ends the login. Skips other frames and statuses.
-async fn expect(socket: &mut UpstreamSocket, expected: &str) -> Result<(), LinkError> {
-    let mut found = false;
+/// Without a status, reads one frame.
+async fn expect(socket: &mut UpstreamSocket, expected: Option<&str>) -> Result<(), LinkError> {
+    let mut found = expected.is_none();
     loop {
         let message = socket.next().await.map_err(|error| LinkError::Closed(error.to_string()))?;
         let frame = match message {
             UpstreamMessage::Text(frame) => frame,
-            UpstreamMessage::Close(why) => return Err(LinkError::Closed(why)),
+            UpstreamMessage::Close(frame) => return Err(closed(close_text(frame.as_ref()), None)),
             UpstreamMessage::Binary(_) | UpstreamMessage::Control => continue,
         };
         let bytes = frame.text().len();
-        let demuxed = demux(frame).map_err(|_| {
-            LinkError::Protocol(format!("{bytes} bytes that are no JSON array during login"))
-        })?;
+        let demuxed = match demux(frame) {
+            Ok(demuxed) => demuxed,
+            Err(_) if found => return Ok(()),
+            Err(_) => {
+                let why = format!("{bytes} bytes that are no JSON array during login");
+                return Err(LinkError::Protocol(why));
+            }
+        };
         // Reads the whole array: an eviction may follow the success.
         for frame_status in demuxed.statuses {
-            found |= frame_status.parsed.status == expected;
+            found |= Some(frame_status.parsed.status.as_str()) == expected;
             if let Some(error) = login_error(frame_status.parsed) {
                 return Err(error);
             }
@@ -175,10 +210,37 @@ async fn expect(socket: &mut UpstreamSocket, expected: &str) -> Result<(), LinkE
 pub(super) fn login_error(status: UpstreamStatus) -> Option<LinkError> {
     match status.status.as_str() {
         "auth_failed" => Some(LinkError::AuthFailed(status.message)),
-        "max_connections" => Some(LinkError::MaxConnections(status.message)),
+        "max_connections" | "force_disconnect" => Some(LinkError::MaxConnections(status.message)),
+        _ if is_eviction(&status.message) => Some(LinkError::MaxConnections(status.message)),
         "auth_timeout" => Some(LinkError::Protocol(format!("auth_timeout: {}", status.message))),
         _ => None,
     }
+}
+
+/// What a close frame says.
+pub(super) fn close_text(frame: Option<&CloseFrame>) -> String {
+    match frame {
+        Some(CloseFrame { code, reason }) => {
+            format!("closed with code {} {:?}", u16::from(*code), reason.as_str())
+        }
+        None => "closed without a code".to_owned(),
+    }
+}
+
+/// The error for a connection that its upstream ended, perhaps after a status.
+pub(super) fn closed(why: String, last_status: Option<&str>) -> LinkError {
+    let why = match last_status {
+        Some(status) => format!("{why} (after {status})"),
+        None => why,
+    };
+    if is_eviction(&why) { LinkError::MaxConnections(why) } else { LinkError::Closed(why) }
+}
+
+/// Whether a text says that the account has too many connections. The vendor has used two wordings:
+/// one of its specification, and one that users measured.
+pub(super) fn is_eviction(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.contains("maximum number of") && text.contains("connections exceeded")
 }
 
 async fn within<T>(

@@ -62,8 +62,8 @@ pub enum UpstreamMessage {
     Text(Frame),
     /// A binary message.
     Binary(BytesMut),
-    /// The upstream closes. Holds a text with its code and reason.
-    Close(String),
+    /// The upstream closes. Holds its code and reason, if it gave any.
+    Close(Option<CloseFrame>),
     /// A ping or a pong. The pong to a ping is already queued.
     Control,
 }
@@ -178,13 +178,11 @@ impl UpstreamSocket {
     }
 
     fn on_close(&mut self, frame: Option<CloseFrame>, cx: &mut Context<'_>) -> UpstreamMessage {
-        let Some(CloseFrame { code, reason }) = frame else {
-            self.close(&[], cx);
-            return UpstreamMessage::Close("closed without a code".to_owned());
-        };
-        let code = u16::from(code);
-        self.close(&code.to_be_bytes(), cx);
-        UpstreamMessage::Close(format!("closed with code {code} {:?}", reason.as_str()))
+        match &frame {
+            Some(CloseFrame { code, .. }) => self.close(&u16::from(*code).to_be_bytes(), cx),
+            None => self.close(&[], cx),
+        }
+        UpstreamMessage::Close(frame)
     }
 
     /// Writes a close frame, as far as the socket has room. Nothing polls the socket after this.
@@ -262,11 +260,11 @@ mod tests {
     async fn a_close_is_answered_before_the_end_is_reported() {
         let (end, answer) = answered(b"\x88\x05\x03\xf4bye").await;
         assert!(
-            matches!(end, Ok(UpstreamMessage::Close(why)) if why == "closed with code 1012 \"bye\"")
+            matches!(end, Ok(UpstreamMessage::Close(Some(frame))) if u16::from(frame.code) == 1012 && frame.reason == "bye")
         );
         assert_eq!(answer, 1012_u16.to_be_bytes());
         let (end, answer) = answered(b"\x88\x00").await;
-        assert!(matches!(end, Ok(UpstreamMessage::Close(why)) if why == "closed without a code"));
+        assert!(matches!(end, Ok(UpstreamMessage::Close(None))));
         assert_eq!(answer, b"");
     }
 

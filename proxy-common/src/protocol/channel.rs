@@ -81,7 +81,11 @@ impl Channel {
         match symbol {
             "*" => Ok(Self::Kind(kind)),
             _ if symbol.contains('*') => refuse("a wildcard stands alone, as in T.*"),
-            _ if symbol.chars().any(|c| c.is_control() || c.is_whitespace()) => {
+            // The names of futures combinations contain spaces: `ES:BF Z6-H7-M7`.
+            _ if symbol.chars().any(|c| {
+                c.is_control() || c.is_whitespace() && (c, market) != (' ', Market::Futures)
+            }) =>
+            {
                 refuse("blanks and control characters are not part of symbols")
             }
             _ => match market.symbol_key(symbol) {
@@ -154,6 +158,20 @@ mod tests {
         check(&longest, &longest);
         let long = format!("T.{}", "A".repeat(65));
         check(&long, &format!("invalid symbol in {long:?}: longer than 64 bytes"));
+    }
+
+    #[test]
+    fn only_futures_have_spaces_in_symbols() {
+        for item in ["T.UD:1V: GN 2533155", "T.ES:BF Z6-H7-M7", "Q.NQH7-NQM7"] {
+            assert_eq!(Channel::parse(item, Market::Futures).unwrap().to_string(), item);
+        }
+        for item in ["T.A\tB", "T.A\u{a0}B", "T.A\nB"] {
+            assert!(Channel::parse(item, Market::Futures).is_err(), "{item:?}");
+        }
+        for market in [Market::Stocks, Market::Options, Market::Indices] {
+            let kind = market.kinds()[0];
+            assert!(Channel::parse(&format!("{kind}.A B"), market).is_err(), "{market}");
+        }
     }
 
     #[test]

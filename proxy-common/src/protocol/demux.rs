@@ -41,7 +41,8 @@ pub struct NotAnArray;
 ///
 /// An array without anything like a status is returned unchanged. Its text is checked to be UTF-8,
 /// but not to be JSON. A lone object becomes an array of one. A status is an object whose `ev` is
-/// `status`, written without escapes, anywhere in the array.
+/// `status`, or that has no `ev` or an empty one and a string as `status`, anywhere in the array,
+/// written without escapes.
 ///
 /// # Errors
 ///
@@ -131,12 +132,9 @@ fn scan(text: &[u8]) -> Scan {
     Scan { braces, siblings, may_hold_status: status != 0, ascii: bits < 0x80 }
 }
 
-/// Whether the text contains `"ev":"status"` without escapes; blanks may surround the colon.
+/// Whether the text contains `"status"`, as a key or a value. Every status does.
 fn holds_status(text: &[u8]) -> bool {
-    memmem::find_iter(text, br#""ev""#).any(|at| {
-        let value = text[at + 4..].trim_ascii_start().strip_prefix(b":");
-        value.is_some_and(|value| value.trim_ascii_start().starts_with(br#""status""#))
-    })
+    memmem::find(text, br#""status""#).is_some()
 }
 
 /// Counts the objects of an array of any shape. Follows its brackets byte by byte.
@@ -163,6 +161,17 @@ fn count_objects(text: &[u8]) -> u64 {
     objects
 }
 
+/// Whether an object without a type has a string as `status`. The vendor leaves `ev` out of some
+/// statuses (reported by users).
+fn names_a_status(object: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        status: Cow<'a, str>,
+    }
+    serde_json::from_str::<Named<'_>>(object).is_ok_and(|named| !named.status.is_empty())
+}
+
 fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
     #[derive(Deserialize)]
     struct Head<'a> {
@@ -175,7 +184,9 @@ fn demux_array(frame: Frame) -> Result<Demuxed, NotAnArray> {
     for object in &objects {
         let head: Option<Head<'_>> = serde_json::from_str(object.get()).ok();
         match head {
-            Some(head) if head.ev == "status" => {
+            Some(head)
+                if head.ev == "status" || head.ev.is_empty() && names_a_status(object.get()) =>
+            {
                 let parsed = serde_json::from_str(object.get()).unwrap_or_else(|_| {
                     UpstreamStatus { status: String::new(), message: String::new() }
                 });
@@ -234,6 +245,10 @@ mod tests {
         );
         check(r#"[{"ev":"status"},{"ev":"status","status":7}]"#, None, 0, &["", ""]);
         check(r#"[7,{"ev":"status"}]"#, Some("[7]"), 0, &[""]);
+        check(r#"[{"status":"disconnected","message":"m"}]"#, None, 0, &["disconnected"]);
+        let mixed = r#"[{"ev":"","status":"x"},{"ev":"T","status":"halt"},{"sym":"A","status":1}]"#;
+        let data = r#"[{"ev":"T","status":"halt"},{"sym":"A","status":1}]"#;
+        check(mixed, Some(data), 2, &["x"]);
     }
 
     #[test]

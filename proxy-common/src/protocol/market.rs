@@ -6,7 +6,7 @@ use std::{borrow::Cow, fmt, str::FromStr};
 use crate::named_enum::named_enum;
 
 named_enum! {
-    /// One upstream endpoint, as the vendor's clients call it: `wss://socket.polygon.io/<market>`.
+    /// One upstream endpoint, as the vendor's clients call it: `wss://socket.massive.com/<market>`.
     ///
     /// An account may hold one connection per market.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -120,6 +120,9 @@ kinds! { 17:
     V b"V" T,
 }
 
+/// The venues of the vendor's futures paths.
+const VENUES: [&str; 4] = ["cme", "cbot", "nymex", "comex"];
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -127,6 +130,19 @@ impl fmt::Display for Kind {
 }
 
 impl Market {
+    /// Whether a path leads to this market: `/`, `/<market>`, and for futures also
+    /// `/futures/<venue>`. Repeated and trailing slashes do not matter.
+    ///
+    /// The official Python, Go and JavaScript clients ask for a venue (read in their sources). No
+    /// event names its venue, so a venue narrows nothing.
+    pub fn is_at(self, path: &str) -> bool {
+        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
+        let [first, second, third] = [(); 3].map(|()| segments.next());
+        first.is_none_or(|first| first == self.name())
+            && second.is_none_or(|second| self == Self::Futures && VENUES.contains(&second))
+            && third.is_none()
+    }
+
     /// The kinds that clients may subscribe to.
     pub const fn kinds(self) -> &'static [Kind] {
         use Kind::*;
@@ -257,6 +273,18 @@ mod tests {
             assert_eq!(Market::Stocks.symbol_key(symbol), symbol);
             assert_eq!(Market::Options.symbol_key(symbol), symbol);
         }
+    }
+
+    #[test]
+    fn paths_lead_to_one_market_and_futures_have_venues() {
+        for path in ["", "/", "//", "/futures", "/futures/", "/futures/cme", "//futures//comex/"] {
+            assert!(Market::Futures.is_at(path), "{path}");
+        }
+        for path in ["/cme", "/stocks", "/futures/x", "/futures/CME", "/futures/cme/x", "/Futures"]
+        {
+            assert!(!Market::Futures.is_at(path), "{path}");
+        }
+        assert!(Market::Stocks.is_at("/stocks/") && !Market::Stocks.is_at("/stocks/cme"));
     }
 
     #[test]

@@ -170,17 +170,19 @@ impl<H: Handler> ConnectionServer<H> {
 
     /// Agrees on TLS if the port speaks it.
     async fn secure(&self, socket: TcpStream, mut accepted: AcceptedConnection) -> Option<Phase> {
-        let Some(certificate) = &self.certificate else {
-            return Some(Phase::Http(Either::Left(socket), accepted));
-        };
         // Look at the first byte without reading it. A peer that sends none only probes the port.
         let mut first = [0];
         let peeking = timeout(self.step_timeout, socket.peek(&mut first));
         let Ok(Ok(1)) = self.unless_stopped(peeking).await? else { return None };
-        if first != [TLS_HANDSHAKE] {
-            accepted.plain_http_on_tls_port = true;
+        let speaks_tls = first == [TLS_HANDSHAKE];
+        let Some(certificate) = self.certificate.as_ref().filter(|_| speaks_tls) else {
+            if speaks_tls {
+                self.http.gate.refuse(Abuse::TlsOnPlainPort, accepted.peer);
+                return None;
+            }
+            accepted.plain_http_on_tls_port = self.certificate.is_some();
             return Some(Phase::Http(Either::Left(socket), accepted));
-        }
+        };
         if let Err(refusal) = self.http.gate.count_tls_handshake(&mut accepted) {
             return self.drop_refused(&refusal);
         }

@@ -4,8 +4,10 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, StatusCode,
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode,
+    header::{
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+    },
 };
 use http_body_util::Full;
 use hyper::{
@@ -114,7 +116,7 @@ impl<H: Handler> HttpService<H> {
                 let response = text(StatusCode::BAD_REQUEST, USE_TLS);
                 return Err(Box::new((Refusal::without_retry(Abuse::Tls, client), response)));
             }
-            if asks_for_websocket(&request) {
+            if asks_for_websocket(request.headers()) {
                 return self.upgrade(request, accepted, client);
             }
         }
@@ -123,7 +125,7 @@ impl<H: Handler> HttpService<H> {
 
     fn upgrade(
         &self,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         accepted: &AcceptedConnection,
         client: IpAddr,
     ) -> Result<Answer, Refused> {
@@ -131,7 +133,7 @@ impl<H: Handler> HttpService<H> {
             |reason, response| Err(Box::new((Refusal::without_retry(reason, client), response)));
         let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
         let path = request.uri().path();
-        if !self.serves(path) {
+        if !self.market.is_at(path) {
             let market = self.market;
             let shown: String = path.chars().take(80).collect();
             let sentence =
@@ -149,6 +151,12 @@ impl<H: Handler> HttpService<H> {
         }
         // With a body, the first frames of the session would depend on how the bytes arrive.
         let handshake = if request.body().is_end_stream() {
+            // The library reads one line of each header, and takes no list.
+            if lists(request.headers(), CONNECTION, "upgrade") {
+                let headers = request.headers_mut();
+                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            }
             create_response_with_body(&request, Full::default).map_err(|error| error.to_string())
         } else {
             Err("a request with a body".to_owned())
@@ -157,7 +165,10 @@ impl<H: Handler> HttpService<H> {
             Ok(response) => response,
             Err(error) => {
                 let sentence = format!("no WebSocket handshake: {error}\n");
-                return refuse(Abuse::Handshake, text(StatusCode::BAD_REQUEST, &sentence));
+                let mut response = text(StatusCode::BAD_REQUEST, &sentence);
+                let version = HeaderValue::from_static("13");
+                response.headers_mut().insert(SEC_WEBSOCKET_VERSION, version);
+                return refuse(Abuse::Handshake, response);
             }
         };
         let pending = PendingUpgrade {
@@ -168,21 +179,17 @@ impl<H: Handler> HttpService<H> {
         Ok(Answer::Upgrade(response, pending))
     }
 
-    /// `/` and `/<market>` lead to the market; repeated and trailing slashes do not matter.
-    fn serves(&self, path: &str) -> bool {
-        let mut segments = path.split('/').filter(|segment| !segment.is_empty());
-        let (first, second) = (segments.next(), segments.next());
-        second.is_none() && first.is_none_or(|first| first == self.market.name())
-    }
-
     fn probe(&self, request: &Request<Incoming>) -> Response {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        // HAProxy checks with `OPTIONS /` unless it is told otherwise.
+        let options = *request.method() == Method::OPTIONS;
+        if !options && !matches!(*request.method(), Method::GET | Method::HEAD) {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, USAGE);
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
             return response;
         }
-        match request.uri().path() {
-            "/health" => self.health(),
+        match request.uri().path().trim_end_matches('/') {
+            "" | "*" if options => self.ready(),
+            "/health" | "/healthz" => self.health(),
             "/livez" if self.probes => text(StatusCode::OK, "alive\n"),
             "/readyz" if self.probes => self.ready(),
             "/metrics" if self.probes => self.exposition(),
@@ -244,10 +251,14 @@ fn by_gate(refusal: Refusal) -> Refused {
 
 /// Whether a request asks for a WebSocket. Other upgrades, such as to HTTP/2, may be ignored (RFC
 /// 9110).
-fn asks_for_websocket(request: &Request<Incoming>) -> bool {
-    let upgrade = request.headers().get(UPGRADE).and_then(|value| value.to_str().ok());
-    upgrade
-        .is_some_and(|value| value.split(',').any(|v| v.trim().eq_ignore_ascii_case("websocket")))
+fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    lists(headers, UPGRADE, "websocket")
+}
+
+/// Whether a header that is a list names this item, on any of its lines (RFC 9110, section 5.3).
+fn lists(headers: &HeaderMap, name: HeaderName, item: &str) -> bool {
+    let lines = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).any(|found| found.trim().eq_ignore_ascii_case(item))
 }
 
 /// A response with status 503. The vendor's Python client tries again after it, but gives up for

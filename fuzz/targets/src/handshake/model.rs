@@ -25,14 +25,16 @@ pub(super) fn status<B>(request: &Request<B>, upgrades: bool, probes: bool) -> S
             StatusCode::BAD_REQUEST
         };
     }
-    match (request.method(), path) {
-        (&Method::GET | &Method::HEAD, "/health") => StatusCode::OK,
-        (&Method::GET | &Method::HEAD, "/livez" | "/readyz" | "/metrics") if probes => {
-            StatusCode::OK
-        }
-        (&Method::GET | &Method::HEAD, _) if upgrades => StatusCode::UPGRADE_REQUIRED,
-        (&Method::GET | &Method::HEAD, _) => StatusCode::NOT_FOUND,
-        _ => StatusCode::METHOD_NOT_ALLOWED,
+    let method = request.method();
+    if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(method) {
+        return StatusCode::METHOD_NOT_ALLOWED;
+    }
+    match path.trim_end_matches('/') {
+        "" | "*" if method == Method::OPTIONS => StatusCode::OK,
+        "/health" | "/healthz" => StatusCode::OK,
+        "/livez" | "/readyz" | "/metrics" if probes => StatusCode::OK,
+        _ if upgrades => StatusCode::UPGRADE_REQUIRED,
+        _ => StatusCode::NOT_FOUND,
     }
 }
 
@@ -43,19 +45,27 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 /// Whether the request asks for an upgrade to a WebSocket, perhaps among others.
 pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
-    let asked = text(headers, "upgrade").unwrap_or_default().to_ascii_lowercase();
-    asked.split(',').any(|upgrade| upgrade.trim() == "websocket")
+    items(headers, "upgrade").contains(&"websocket".to_owned())
 }
 
-/// Whether this is a whole handshake of RFC 6455, section 4.2.1, with no other upgrade and no body.
+/// The items of a list header, of all its lines that are text, in lower case.
+fn items(headers: &HeaderMap, name: &str) -> Vec<String> {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    let items = lines.flat_map(|line| line.split(','));
+    items.map(|item| item.trim().to_ascii_lowercase()).collect()
+}
+
+/// Whether this is a whole handshake of RFC 6455, section 4.2.1, without a body. The library also
+/// accepts blanks between the options of the first line, if there is no other upgrade.
 fn is_handshake<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     let connection = text(headers, "connection").unwrap_or_default().to_ascii_lowercase();
+    let with_blanks = connection.split([',', ' ']).any(|option| option == "upgrade")
+        && text(headers, "upgrade").is_some_and(|first| first.eq_ignore_ascii_case("websocket"));
     request.method() == Method::GET
         && !brings_body(headers)
         && request.version() == Version::HTTP_11
-        && connection.split([',', ' ']).any(|option| option == "upgrade")
-        && text(headers, "upgrade").is_some_and(|upgrade| upgrade.eq_ignore_ascii_case("websocket"))
+        && (items(headers, "connection").contains(&"upgrade".to_owned()) || with_blanks)
         && text(headers, "sec-websocket-version") == Some("13")
         && text(headers, "sec-websocket-key").is_some_and(is_key)
 }
@@ -89,10 +99,19 @@ fn base64_bytes(four: &[u8]) -> Option<usize> {
 }
 
 /// Whether the request comes from no web page, or from one of the listed origin or of the same
-/// host.
+/// host. A browser writes the origin of a page as `null` or as a URL without a path, and loads no
+/// page by `ws` or `wss`.
 fn may_connect(headers: &HeaderMap) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return true };
-    let Some(origin) = origin.to_str().ok().and_then(page) else { return false };
+    let Ok(origin) = origin.to_str() else { return false };
+    let (scheme, rest) = origin.split_once(':').unwrap_or_default();
+    let strange = |c: char| !c.is_ascii_alphanumeric() && !['+', '-', '.'].contains(&c);
+    let loads_no_page = ["", "ws", "wss"].contains(&scheme) || scheme.contains(strange);
+    let bare = rest.strip_prefix("//").is_some_and(|host| !host.contains('/'));
+    if origin != "null" && (loads_no_page || !bare) {
+        return true;
+    }
+    let Some(origin) = page(origin) else { return false };
     let scheme = match &origin {
         Origin::Tuple(scheme, ..) if scheme == "http" || scheme == "https" => scheme,
         Origin::Tuple(..) | Origin::Opaque(_) => return false,
