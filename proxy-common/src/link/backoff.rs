@@ -66,7 +66,7 @@ impl Backoff {
 
     /// Records a close with code 1008 without a reason. Returns whether it is not the first in
     /// dispute. Call it after [`Self::after`].
-    pub fn is_repeated_policy_close(&mut self) -> bool {
+    pub(super) fn is_repeated_policy_close(&mut self) -> bool {
         self.policy_closes = self.policy_closes.saturating_add(1);
         self.policy_closes > 1
     }
