@@ -44,5 +44,5 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&foundation.upstream));
     let (intake, metrics) = (foundation.intake.clone(), Arc::clone(&foundation.session_metrics));
     let (router, routes) = Router::new(&sessions, intake, malformed, metrics);
-    Ok(foundation.complete(routes.clone(), routes, handle, router.run(link)))
+    Ok(foundation.complete(routes.clone(), routes, handle, |stop| router.run(link, stop)))
 }

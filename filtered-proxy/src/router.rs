@@ -33,6 +33,7 @@ use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
@@ -136,8 +137,13 @@ impl Router {
         (router, handle)
     }
 
-    /// Routes until dropped, or until no handle is left.
-    pub async fn run(mut self, mut link: Link) {
+    /// Routes until `stop`, or until no handle is left. Then closes the link.
+    pub async fn run(mut self, mut link: Link, stop: CancellationToken) {
+        stop.run_until_cancelled(self.route_all(&mut link)).await;
+        link.close().await;
+    }
+
+    async fn route_all(&mut self, link: &mut Link) {
         let mut events = Vec::new();
         let starting =
             link.outage().map(|outage| Notice::upstream_down(TierName::Filtered, outage));

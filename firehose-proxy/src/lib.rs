@@ -75,5 +75,5 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
         recounts: Arc::clone(&recounts),
     };
     let upkeep = FirehoseUpkeep { shared: shared.clone(), upstream, silence, unread, recounts };
-    Ok(foundation.complete(shared, upkeep, handle, publisher.run(link)))
+    Ok(foundation.complete(shared, upkeep, handle, |stop| publisher.run(link, stop)))
 }

@@ -18,6 +18,7 @@ use proxy_common::{
 };
 use serde_json::value::RawValue;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
@@ -41,12 +42,16 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes until dropped.
-    pub(crate) async fn run(mut self, mut link: Link) {
-        loop {
-            let event = link.next().await;
-            self.publish(event, &link);
-        }
+    /// Publishes until `stop`, then closes the link.
+    pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) {
+        let publishing = async {
+            loop {
+                let event = link.next().await;
+                self.publish(event, &link);
+            }
+        };
+        let _: Option<()> = stop.run_until_cancelled(publishing).await;
+        link.close().await;
     }
 
     fn publish(&mut self, event: LinkEvent, link: &Link) {

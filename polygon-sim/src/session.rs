@@ -154,7 +154,8 @@ async fn read_commands(
             Some(Ok(Message::Text(text))) => auth_seen |= execute(&text, connection, hub),
             Some(Ok(Message::Binary(_))) => refuse(connection, hub),
             Some(Ok(Message::Ping(_))) => hub.counters.pings_received.one(),
-            Some(Ok(Message::Pong(_) | Message::Close(_) | Message::Frame(_))) => {}
+            Some(Ok(Message::Close(_))) => hub.counters.closes_received.one(),
+            Some(Ok(Message::Pong(_) | Message::Frame(_))) => {}
             Some(Err(_)) | None => return End::ClientLeft,
         }
     }

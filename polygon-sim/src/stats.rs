@@ -64,6 +64,8 @@ counters! {
     statuses_sent,
     /// Pings received. Each is answered, except during silence.
     pings_received,
+    /// Close frames received, from clients that close or that answer a close.
+    closes_received,
     /// Events generated, with or without a subscriber.
     events_generated,
     /// Events that were due by the rate but left out because the machine could not keep up.

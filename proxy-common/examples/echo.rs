@@ -4,7 +4,6 @@
 
 use std::{
     collections::BTreeSet,
-    future::pending,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -121,7 +120,8 @@ async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), Start
         link: link.clone(),
     };
     let stop = CancellationToken::new();
-    let work = foundation.serve_by(echo, link, pending()).serve(stop.clone());
+    let work =
+        foundation.serve_by(echo, link, CancellationToken::cancelled_owned).serve(stop.clone());
     runtime::run(work, stop, async || {}).await.map_err(StartupExit::system)
 }
 

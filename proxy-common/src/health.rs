@@ -11,7 +11,7 @@ pub use self::{
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use serde::Serialize;
@@ -19,9 +19,9 @@ use tokio::time::Instant;
 
 use crate::{
     access::Keys,
-    link::{ChannelStatus, LinkMetrics, LinkState, LinkStatus},
+    link::{ChannelStatus, LastError, LinkMetrics, LinkState, LinkStatus},
     metrics::Level,
-    protocol::Market,
+    protocol::{Market, summarize_channels},
     session::SessionMetrics,
 };
 
@@ -48,7 +48,7 @@ pub struct Health {
     pub uptime_seconds: u64,
     /// The market served.
     pub market: &'static str,
-    /// Problems of the tier itself, in sentences.
+    /// What is wrong, since when, and what to do: one sentence each. Empty if the status is `ok`.
     pub problems: Vec<String>,
     /// The link to the upstream.
     pub upstream: UpstreamHealth,
@@ -73,12 +73,29 @@ pub struct Health {
 pub struct UpstreamHealth {
     /// The state.
     pub state: LinkState,
+    /// The URL, without the parts that may hold a secret.
+    pub url: String,
     /// Since when the link has been up or down, in RFC 3339 form.
     pub since: String,
-    /// Why the last connection or attempt ended, if any did.
+    /// Why the last connection or attempt ended. Null while the link is up.
     pub last_error: Option<String>,
+    /// When it ended, in RFC 3339 form.
+    pub last_error_at: Option<String>,
+    /// The last outage that ended.
+    pub last_outage: Option<EndedOutage>,
     /// Successful logins after the first.
     pub reconnects: u64,
+}
+
+/// An outage that ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct EndedOutage {
+    /// When it began, in RFC 3339 form.
+    pub from: String,
+    /// When it ended.
+    pub to: String,
+    /// Its last known reason.
+    pub reason: String,
 }
 
 /// Builds the document, and keeps earlier counts for the rates.
@@ -128,12 +145,11 @@ impl HealthReporter {
     ) -> Health {
         let Self { upstream, intake, sessions, .. } = self;
         let (frames_per_second, events_per_second) = self.sample();
-        let incomplete = !link.channels.refused.is_empty()
-            || !link.channels.pending.is_empty()
-            || !problems.is_empty();
+        let mut problems = problems;
+        problems.splice(..0, link_problems(&link));
         Health {
             status: match link.state {
-                LinkState::Up if incomplete => HealthStatus::Degraded,
+                LinkState::Up if !problems.is_empty() => HealthStatus::Degraded,
                 LinkState::Up => HealthStatus::Ok,
                 LinkState::Connecting
                 | LinkState::Authenticating
@@ -146,8 +162,15 @@ impl HealthReporter {
             problems,
             upstream: UpstreamHealth {
                 state: link.state,
-                since: humantime::format_rfc3339_millis(link.since).to_string(),
-                last_error: link.last_error,
+                url: link.url,
+                since: rfc3339(link.since),
+                last_error: link.last_error.as_ref().map(|last| last.error.to_string()),
+                last_error_at: link.last_error.as_ref().map(|last| rfc3339(last.at)),
+                last_outage: link.last_outage.map(|(outage, to)| EndedOutage {
+                    from: rfc3339(outage.from),
+                    to: rfc3339(to),
+                    reason: outage.reason,
+                }),
                 reconnects: link.connects.saturating_sub(1),
             },
             channels: link.channels,
@@ -175,4 +198,33 @@ impl HealthReporter {
         }
         rates.per_second
     }
+}
+
+/// What is wrong with the link and the channels requested over it, in sentences.
+fn link_problems(link: &LinkStatus) -> Vec<String> {
+    let LinkStatus { upstream, url, channels, .. } = link;
+    if link.state != LinkState::Up {
+        let since = rfc3339(link.since);
+        let why = link.last_error.as_ref().map_or_else(
+            || "the first attempt has not ended".to_owned(),
+            |LastError { error, at, wait }| {
+                let (advice, next) = (error.advice(), rfc3339(*at + *wait));
+                format!("{error}; {advice}; next attempt at {next}")
+            },
+        );
+        return vec![format!("no connection to {upstream} at {url} since {since}: {why}")];
+    }
+    let mut problems = Vec::new();
+    let mut add = |channels: &[String], what: &str| {
+        if !channels.is_empty() {
+            problems.push(format!("{upstream} {what} {}", summarize_channels(channels.iter())));
+        }
+    };
+    add(&channels.refused, "refuses");
+    add(&channels.pending, "has not answered yet, or not in time, for");
+    problems
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
 }

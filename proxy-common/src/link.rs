@@ -21,7 +21,7 @@ pub use self::{
     event::LinkEvent,
     login::connect,
     metrics::LinkMetrics,
-    status::{ChannelStatus, LinkState, LinkStatus},
+    status::{ChannelStatus, LastError, LinkState, LinkStatus},
     subscriptions::{SubscriptionOutcome, Wanted},
     upstream_socket::{SocketError, Stream, UpstreamMessage, UpstreamSocket},
 };
@@ -34,7 +34,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 use tracing::{error, info, warn};
 use url::Url;
 
@@ -43,6 +46,9 @@ use crate::{
     metrics::Reason,
     protocol::{Channel, Outage},
 };
+
+/// How long an upstream may take to answer our close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One link. Yields events to the caller of [`next`](Self::next). Makes no progress otherwise.
 pub struct Link {
@@ -93,7 +99,8 @@ impl Link {
         wanted: watch::Receiver<Wanted>,
         metrics: Arc<LinkMetrics>,
     ) -> (Self, LinkHandle) {
-        let (status, receiver) = watch::channel(LinkStatus::default());
+        let (status, receiver) =
+            watch::channel(LinkStatus::new(config.upstream, redacted(&config.url)));
         let retry = Arc::new(Notify::new());
         let handle = LinkHandle { status: receiver, retry: Arc::clone(&retry) };
         let link = Self {
@@ -145,6 +152,29 @@ impl Link {
         .await;
     }
 
+    /// Ends the link with a close frame, so that the upstream frees the account's connection at
+    /// once. Waits up to 2 s for its answer.
+    pub async fn close(self) {
+        let upstream = self.config.upstream;
+        let closing = async {
+            let socket = match self.phase {
+                Phase::Waiting(_) => return Ok(()),
+                // The upstream may count this connection already.
+                Phase::Connecting(login) => match login.await {
+                    Ok(socket) => socket,
+                    Err(_) => return Ok(()),
+                },
+                Phase::Up(connection) => connection.into_socket(),
+            };
+            socket.close().await
+        };
+        match timeout(CLOSE_TIMEOUT, closing).await {
+            Ok(Ok(())) => info!(upstream, "link closed"),
+            Ok(Err(error)) => warn!(upstream, %error, "link closed without an answer"),
+            Err(_) => warn!(upstream, "link closed without an answer in time"),
+        }
+    }
+
     /// The next event if it is ready; otherwise the task is woken when it is.
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent> {
         loop {
@@ -155,19 +185,19 @@ impl Link {
                 }
                 Phase::Connecting(login) => match ready!(login.as_mut().poll(cx)) {
                     Ok(socket) => self.on_login(socket),
-                    Err(error) => self.on_end(&error, Duration::ZERO),
+                    Err(error) => {
+                        if let Some(news) = self.on_end(&error, Duration::ZERO) {
+                            return Poll::Ready(news);
+                        }
+                    }
                 },
                 Phase::Up(connection) => match ready!(connection.poll(cx)) {
                     Ok(event) => return Poll::Ready(self.on_event(event)),
                     Err(error) => {
                         let life = connection.age();
                         self.metrics.up.set(0);
-                        self.on_end(&error, life);
-                        // An outage that had not ended yet goes on.
-                        if self.outage.is_none() {
-                            let outage = Outage::now(error.to_string());
-                            self.outage = Some(outage.clone());
-                            return Poll::Ready(LinkEvent::Down(outage));
+                        if let Some(news) = self.on_end(&error, life) {
+                            return Poll::Ready(news);
                         }
                     }
                 },
@@ -182,7 +212,10 @@ impl Link {
                 // An unsubscription has no answer, so the state is published here.
                 self.publish_channels();
                 // Until every channel was answered, events could be missed.
-                self.outage.take().map_or(LinkEvent::AllAnswered, LinkEvent::Up)
+                let Some(outage) = self.outage.take() else { return LinkEvent::AllAnswered };
+                let ended = (outage.clone(), SystemTime::now());
+                self.status.send_modify(|status| status.last_outage = Some(ended));
+                LinkEvent::Up(outage)
             }
             LinkEvent::Subscriptions(outcomes) => {
                 self.log_outcomes(&outcomes);
@@ -215,6 +248,7 @@ impl Link {
         self.status.send_modify(|status| {
             status.state = LinkState::Up;
             status.since = SystemTime::now();
+            status.last_error = None;
             status.connects += 1;
             if let Some(channels) = connection.channels() {
                 status.channels = channels;
@@ -225,8 +259,9 @@ impl Link {
         self.metrics.up.set(1);
     }
 
-    /// Decides when to try again. `life` is how long the connection had been logged in.
-    fn on_end(&mut self, error: &LinkError, life: Duration) {
+    /// Decides when to try again. `life` is how long the connection had been logged in. Returns the
+    /// outage if it begins now, or if its reason has changed.
+    fn on_end(&mut self, error: &LinkError, life: Duration) -> Option<LinkEvent> {
         let chance = fastrand::f64();
         let by_backoff = self.backoff.after(life, chance);
         // The vendor evicts with this code. Once can be chance.
@@ -247,23 +282,23 @@ impl Link {
             | LinkError::ClosedByPolicy
             | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),
         };
-        let upstream = self.config.upstream;
+        let (upstream, url) = (self.config.upstream, redacted(&self.config.url));
+        let next_try = shown(wait);
+        let failures = self.backoff.failures();
+        let advice = error.advice();
         if state == LinkState::Refused {
-            error!(
-                upstream, %error, next_try = ?wait,
-                "upstream refuses the key; correct it and restart, or send SIGHUP to try again now"
-            );
+            error!(upstream, url, %error, %next_try, failures, advice, "upstream refuses the key");
         } else {
-            let failures = self.backoff.failures();
-            warn!(upstream, %error, next_try = ?wait, failures, "link is down");
+            warn!(upstream, url, %error, %next_try, failures, advice, "link is down");
         }
+        let now = SystemTime::now();
         self.status.send_modify(|status| {
             if status.state == LinkState::Up {
-                status.since = SystemTime::now();
+                status.since = now;
             }
             status.channels = ChannelStatus::default();
             status.state = state;
-            status.last_error = Some(error.to_string());
+            status.last_error = Some(LastError { error: error.clone(), at: now, wait });
         });
         let retry = Arc::clone(&self.retry);
         self.phase = Phase::Waiting(Box::pin(async move {
@@ -272,6 +307,21 @@ impl Link {
                 () = retry.notified() => info!(upstream, "trying again on request"),
             }
         }));
+        self.news_of_outage(error.to_string())
+    }
+
+    /// Begins an outage with this reason, or changes the reason of the one that goes on. `None` if
+    /// that is its reason already.
+    fn news_of_outage(&mut self, reason: String) -> Option<LinkEvent> {
+        let outage = match self.outage.take() {
+            Some(known) if known.reason == reason => {
+                self.outage = Some(known);
+                return None;
+            }
+            Some(known) => Outage { reason, ..known },
+            None => Outage::now(reason),
+        };
+        Some(LinkEvent::Down(self.outage.insert(outage).clone()))
     }
 
     fn log_outcomes(&self, outcomes: &[SubscriptionOutcome]) {
@@ -304,6 +354,11 @@ impl Link {
             self.status.send_modify(|status| status.channels = channels);
         }
     }
+}
+
+/// A time as people write it, to the millisecond.
+fn shown(time: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(time.as_millis() as u64))
 }
 
 /// A URL without the parts that may hold a secret.

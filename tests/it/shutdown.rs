@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use polygon_sim::Fault;
 use tests::{
     http::get,
     program::Signal,
-    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
+    stack::{
+        self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, VENDOR_KEY, is_up,
+    },
     wait::{SOON, eventually},
     ws_client::{GREETING, Received, TestClient, objects},
 };
@@ -42,6 +45,66 @@ async fn both_signals_end_both_programs_with_code_0_and_clients_with_1012() {
             assert!(started.elapsed() < IN_TIME);
         }
     }
+}
+
+/// The vendor frees the account's connection sooner if it is closed.
+#[tokio::test]
+async fn the_upstream_gets_a_close_frame() {
+    let sim = Sim::start().await;
+    let firehose = stack::firehose(&sim.url("stocks"));
+    let filtered = stack::filtered(sim.addr()).env("FIREHOSE_API_KEY", VENDOR_KEY);
+    for (closes, launch) in [(1, filtered), (2, firehose)] {
+        let mut program = launch.start().await;
+        is_up(&program).await;
+        program.signal(Signal::SIGTERM);
+        let started = Instant::now();
+        assert_eq!(program.wait_exit(IN_TIME).await.code(), Some(0));
+        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+        eventually(SOON, "closed", async || sim.handle.stats().closes_received == closes).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_can_not_hold_up_the_upstreams_close_frame() {
+    let stack = Stack::with(StackConfig {
+        firehose_env: vec![("CLIENT_MAX_LAG", "60s".to_owned()), ("DRAIN_SPREAD", "1s".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    let mut stuck = TestClient::connect_narrow(stack.firehose.addr(), 4_096).await;
+    stuck.log_in(FIREHOSE_KEY).await;
+    stuck.subscribe("*").await;
+    let events: Vec<_> = (0..60_000).map(|n| trade("AAPL", n)).collect();
+    for frame in events.chunks(500) {
+        stack.publish(frame);
+    }
+    eventually(SOON, "something is queued", async || {
+        stack.firehose.metric("firehose_queue_bytes").await > Some(0.0)
+    })
+    .await;
+    stack.firehose.signal(Signal::SIGTERM);
+    let started = Instant::now();
+    eventually(SOON, "the firehose has closed", async || {
+        stack.sim.handle.stats().closes_received == 1
+    })
+    .await;
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_answer_the_close_can_not_hold_up_the_stop() {
+    let sim = Sim::start().await;
+    let mut firehose = stack::firehose(&sim.url("stocks")).start().await;
+    is_up(&firehose).await;
+    sim.handle.inject(Fault::Silence { on: true });
+    firehose.signal(Signal::SIGTERM);
+    let started = Instant::now();
+    assert_eq!(firehose.wait_exit(IN_TIME).await.code(), Some(0));
+    let took = started.elapsed();
+    assert!((2..5).contains(&took.as_secs()), "it waits for the answer, but not long: {took:?}");
+    sim.handle.inject(Fault::Silence { on: false });
+    eventually(SOON, "the close frame was sent", async || sim.handle.stats().closes_received == 1)
+        .await;
 }
 
 #[tokio::test]

@@ -207,7 +207,11 @@ async fn clients_stay_through_every_way_of_losing_the_vendor() {
     }
     let health = stack.firehose.health().await;
     assert_eq!(health["upstream"]["reconnects"], losses.len(), "{health}");
-    assert!(health["upstream"]["last_error"].is_string(), "{health}");
+    let (upstream, known) = (&health["upstream"], |value: &Value| value.is_string());
+    let outage = &upstream["last_outage"];
+    assert!(known(&outage["from"]) && known(&outage["to"]), "{health}");
+    assert_eq!(outage["reason"], "connection lost: closed with code 1012 \"\"", "{health}");
+    assert_eq!(upstream["last_error"], Value::Null, "an error of the past: {health}");
     client.command("subscribe", "T.MSFT").await;
     client.expect_status("success", "subscribed to: T.MSFT").await;
 }
@@ -263,14 +267,16 @@ async fn a_client_that_comes_during_an_outage_gets_the_notice() {
 async fn a_client_that_comes_before_the_first_link_is_complete_gets_the_notice() {
     let port = ReservedPort::new();
     let sim = Sim::start().await;
-    sim.handle.inject(Fault::RefuseTcp { on: true });
+    sim.handle.inject(Fault::NoVerdict { on: true });
     let filtered = stack::filtered(port.addr()).start().await;
+    failed(&filtered, SOON, "unreachable").await;
     let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
     client.subscribe("T.AAPL").await;
-    assert_eq!(client.next_notice().await, ["upstream_down", "filtered", "starting"]);
+    let refused = "unreachable: Connection refused (os error 111)";
+    assert_eq!(client.next_notice().await, ["upstream_down", "filtered", refused]);
     let launch = stack::firehose(&sim.url("stocks")).env("FIREHOSE_PORT", port.addr().port());
     let firehose = launch.start().await;
-    assert_eq!(client.next_notice().await, ["upstream_up", "filtered", "starting"]);
+    assert_eq!(client.next_notice().await, ["upstream_up", "filtered", refused]);
     assert_eq!(client.next_notice().await, ["upstream_down", "firehose", "starting"]);
     let mut direct = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
     let mut late = TestClient::login(filtered.addr(), CLIENT_KEY).await;
@@ -284,14 +290,101 @@ async fn a_client_that_comes_before_the_first_link_is_complete_gets_the_notice()
         health["problems"][0].as_str().is_some_and(|text| text.ends_with("starting")),
         "{health}"
     );
-    sim.handle.inject(Fault::RefuseTcp { on: false });
+    sim.handle.inject(Fault::NoVerdict { on: false });
+    sim.handle.inject(Fault::Abort);
+    let aborted = "connection lost: end of stream without a close frame";
     for client in [&mut client, &mut direct, &mut late] {
-        assert_eq!(client.next_notice().await, ["upstream_up", "firehose", "starting"]);
+        assert_eq!(client.next_notice().await, ["upstream_down", "firehose", aborted]);
+        assert_eq!(client.next_notice().await, ["upstream_up", "firehose", aborted]);
     }
     sim.handle.publish(&[trade("AAPL", 1)]);
     for client in [&mut client, &mut direct, &mut late] {
         client.expect_objects(&[trade("AAPL", 1)]).await;
     }
+}
+
+/// Whoever waits for data must know what stands in its way, however far from the vendor.
+#[tokio::test]
+async fn the_cause_of_an_outage_reaches_clients_and_health_and_again_when_it_changes() {
+    let stack = Stack::start().await;
+    let mut client = stack.subscriber("T.AAPL").await;
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("T.AAPL").await;
+    let hub = &stack.sim.handle;
+    let on_auth = |on| [Fault::PlanLacksMarket { on }, Fault::RefuseAuth { on: false }];
+    let http = |status| vec![Fault::RefuseUpgrade { status, header: None }];
+    // Each cause ends as the next one begins.
+    let causes = [
+        (vec![Fault::RefuseTcp { on: true }, Fault::Abort], "connection lost: "),
+        (vec![], "unreachable: "),
+        (http(Some(404)), "unreachable: HTTP 404"),
+        (on_auth(true).to_vec(), "auth_failed: Your plan doesn't include websocket access."),
+        (vec![Fault::EvictOnAuth { on: true }], "max_connections: "),
+    ];
+    let ends = [
+        vec![],
+        vec![Fault::RefuseTcp { on: false }],
+        http(None),
+        on_auth(false).to_vec(),
+        vec![Fault::EvictOnAuth { on: false }],
+    ];
+    let (mut started, mut reason) = (None, String::new());
+    for ((faults, cause), end) in causes.into_iter().zip([vec![]].into_iter().chain(ends)) {
+        for fault in faults.into_iter().chain(end) {
+            hub.inject(fault);
+        }
+        for client in [&mut client, &mut direct] {
+            stack.firehose.signal(Signal::SIGHUP);
+            reason = loop {
+                let text = client.next_text().await;
+                let notices: Value = serde_json::from_str(&text).expect("a frame");
+                assert_eq!(notices[0]["status"], "upstream_down", "{text}");
+                assert_eq!(notices[0]["tier"], "firehose", "{text}");
+                let from = started.get_or_insert_with(|| notices[0]["from"].clone());
+                assert_eq!(notices[0]["from"], *from, "one outage: {text}");
+                let reason = notices[0]["reason"].as_str().expect("a reason").to_owned();
+                if reason.starts_with(cause) {
+                    break reason;
+                }
+            };
+        }
+        let told = async |program: &Program| {
+            let health = program.health().await;
+            let problem = health["problems"][0].as_str().unwrap_or_default().to_owned();
+            health["status"] != "ok" && problem.contains(&reason)
+        };
+        eventually(SOON, "both tell it", async || {
+            told(&stack.firehose).await && told(&stack.filtered[0]).await
+        })
+        .await;
+    }
+    hub.inject(Fault::EvictOnAuth { on: false });
+    stack.firehose.signal(Signal::SIGHUP);
+    for client in [&mut client, &mut direct] {
+        assert_eq!(client.next_notice().await, ["upstream_up", "firehose", &*reason]);
+    }
+    stack.linked().await;
+}
+
+#[tokio::test]
+async fn a_cause_that_stays_is_told_once() {
+    let stack = Stack::start().await;
+    let mut client = stack.subscriber("T.AAPL").await;
+    stack.sim.handle.inject(Fault::RefuseTcp { on: true });
+    stack.sim.handle.inject(Fault::Abort);
+    let mut reasons = Vec::new();
+    for _ in 0..2 {
+        reasons.push(client.next_notice().await[2].clone());
+    }
+    assert_ne!(reasons[0], reasons[1]);
+    let refused = stack.sim.handle.stats().tcp_refused;
+    eventually(SOON, "more attempts fail", async || {
+        stack.firehose.signal(Signal::SIGHUP);
+        stack.sim.handle.stats().tcp_refused > refused + 3
+    })
+    .await;
+    stack.sim.handle.inject(Fault::RefuseTcp { on: false });
+    assert_eq!(client.next_notice().await, ["upstream_up", "firehose", &*reasons[1]]);
 }
 
 /// The firehose acknowledges `*` at once and requests the vendor's channels one after the other.

@@ -87,6 +87,11 @@ impl Connection {
         }
     }
 
+    /// The socket, to close it.
+    pub(super) fn into_socket(self) -> UpstreamSocket {
+        self.socket
+    }
+
     /// How long the connection has been logged in.
     pub(super) fn age(&self) -> Duration {
         self.since.elapsed()
@@ -224,14 +229,14 @@ impl Connection {
             "success" | "error" | "connected" | "auth_success"
                 if !login::is_eviction(&status.message) =>
             {
-                debug!(status = status.status, message = status.message, "upstream status");
+                debug!(status = status.status, text = status.message, "upstream status");
             }
             "gap" | "upstream_down" | "upstream_up" => {
                 self.ready.push_back(LinkEvent::Notice(Frame::of_object(text), status));
             }
             Coverage::STATUS => self.ready.push_back(LinkEvent::Coverage(text.to_owned())),
             _ => {
-                warn!(status = status.status, message = status.message, "upstream status");
+                warn!(status = status.status, text = status.message, "upstream status");
                 self.last_status = Some(format!("{}: {}", status.status, status.message));
                 self.end = login::login_error(status).or(self.end.take());
             }

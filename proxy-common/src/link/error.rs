@@ -48,6 +48,25 @@ impl LinkError {
         "closed",
     ];
 
+    /// What the operator can do.
+    pub const fn advice(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "check that the upstream runs and that its URL is right",
+            Self::TryLater(..) => "the upstream asked for this pause",
+            Self::Timeout(_) => "check the network and the upstream",
+            Self::AuthFailed(_) => {
+                "correct the key or the plan, and restart or send SIGHUP to try again now"
+            }
+            Self::MaxConnections(_) => {
+                "stop the other process that uses this key, and send SIGHUP to try again now"
+            }
+            Self::Protocol(_) => "check that the URL leads to Polygon, Massive or a firehose",
+            Self::Silent | Self::ClosedByPolicy | Self::Closed(_) => {
+                "the link tries again by itself"
+            }
+        }
+    }
+
     /// The value of the metric label `reason`.
     pub const fn label(&self) -> &'static str {
         match self {

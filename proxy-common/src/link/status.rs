@@ -1,8 +1,11 @@
 //! The state of a link, as `/health` shows it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+
+use super::error::LinkError;
+use crate::protocol::Outage;
 
 /// What a link is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -25,27 +28,48 @@ pub enum LinkState {
 pub struct LinkStatus {
     /// What it is doing.
     pub state: LinkState,
+    /// The upstream's name, for people.
+    pub upstream: &'static str,
+    /// Its URL, without the parts that may hold a secret.
+    pub url: String,
     /// Since when it has been up, or down.
     pub since: SystemTime,
-    /// Why the last connection or attempt ended.
-    pub last_error: Option<String>,
+    /// Why the last connection or attempt ended. `None` while the link is up, and before the first
+    /// attempt has ended.
+    pub last_error: Option<LastError>,
+    /// The last outage that ended, and when. The first one begins with the program.
+    pub last_outage: Option<(Outage, SystemTime)>,
     /// Successful logins.
     pub connects: u64,
     /// The channels requested from the upstream.
     pub channels: ChannelStatus,
 }
 
-impl Default for LinkStatus {
+impl LinkStatus {
     /// The state of a link that has not connected yet.
-    fn default() -> Self {
+    pub fn new(upstream: &'static str, url: String) -> Self {
         Self {
             state: LinkState::Connecting,
+            upstream,
+            url,
             since: SystemTime::now(),
             last_error: None,
+            last_outage: None,
             connects: 0,
             channels: ChannelStatus::default(),
         }
     }
+}
+
+/// Why a connection or an attempt ended.
+#[derive(Debug, Clone)]
+pub struct LastError {
+    /// The reason.
+    pub error: LinkError,
+    /// When it ended.
+    pub at: SystemTime,
+    /// How long after that the next attempt comes.
+    pub wait: Duration,
 }
 
 /// The channels requested from an upstream, grouped by its answer.

@@ -10,14 +10,17 @@ use std::{
 
 use bytes::{Buf, BufMut, BytesMut};
 use thiserror::Error;
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+};
 use tokio_tungstenite::MaybeTlsStream;
 use tokio_util::io::poll_read_buf;
 use tungstenite::protocol::{
     CloseFrame,
     frame::{
         FrameHeader,
-        coding::{Control, Data, OpCode},
+        coding::{CloseCode, Control, Data, OpCode},
     },
 };
 
@@ -53,6 +56,8 @@ pub struct UpstreamSocket {
     spare_buffers: VecDeque<BytesMut>,
     /// Frames to be written, already masked.
     outgoing: BytesMut,
+    /// Whether our close frame is among them, or written.
+    closing: bool,
 }
 
 /// A message from an upstream.
@@ -88,8 +93,15 @@ impl UpstreamSocket {
         let mut incoming = BytesMut::with_capacity(BUFFER_BYTES.max(early.len()));
         incoming.extend_from_slice(early);
         let decoder = Decoder::of_server(MAX_RECEIVED_BYTES);
-        let (spare_buffers, outgoing) = (VecDeque::new(), BytesMut::new());
-        Self { stream, decoder, incoming, keeps: true, spare_buffers, outgoing }
+        Self {
+            stream,
+            decoder,
+            incoming,
+            keeps: true,
+            spare_buffers: VecDeque::new(),
+            outgoing: BytesMut::new(),
+            closing: false,
+        }
     }
 
     /// Waits for the next message. Meanwhile writes the queued frames.
@@ -114,7 +126,7 @@ impl UpstreamSocket {
             let decoded = match self.decoder.decode(&mut self.incoming) {
                 Ok(decoded) => decoded,
                 Err(violation) => {
-                    self.close(&violation.close_code().to_be_bytes(), cx);
+                    self.send_close(&violation.close_code().to_be_bytes(), cx);
                     return Poll::Ready(Err(SocketError::Violation(violation)));
                 }
             };
@@ -179,15 +191,32 @@ impl UpstreamSocket {
 
     fn on_close(&mut self, frame: Option<CloseFrame>, cx: &mut Context<'_>) -> UpstreamMessage {
         match &frame {
-            Some(CloseFrame { code, .. }) => self.close(&u16::from(*code).to_be_bytes(), cx),
-            None => self.close(&[], cx),
+            Some(CloseFrame { code, .. }) => self.send_close(&u16::from(*code).to_be_bytes(), cx),
+            None => self.send_close(&[], cx),
         }
         UpstreamMessage::Close(frame)
     }
 
-    /// Writes a close frame, as far as the socket has room. Nothing polls the socket after this.
-    fn close(&mut self, code: &[u8], cx: &mut Context<'_>) {
-        self.send(OpCode::Control(Control::Close), code);
+    /// Closes with code 1000: reads on until the upstream has answered, then ends the stream.
+    ///
+    /// # Errors
+    ///
+    /// The connection ends without an answer.
+    pub async fn close(mut self) -> Result<(), SocketError> {
+        future::poll_fn(|cx| {
+            self.send_close(&u16::from(CloseCode::Normal).to_be_bytes(), cx);
+            Poll::Ready(())
+        })
+        .await;
+        while !matches!(self.next().await?, UpstreamMessage::Close(_)) {}
+        self.stream.shutdown().await.map_err(SocketError::Socket)
+    }
+
+    /// Writes a close frame, as far as the socket has room, unless one was written before.
+    fn send_close(&mut self, code: &[u8], cx: &mut Context<'_>) {
+        if !std::mem::replace(&mut self.closing, true) {
+            self.send(OpCode::Control(Control::Close), code);
+        }
         // An error is ignored: the caller has a better reason for the end.
         let _ = self.poll_flush(cx);
     }

@@ -1,8 +1,9 @@
 //! The wiring that both tiers share: binds ports, registers counters, builds and serves a tier.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::reload::Reload;
@@ -105,13 +106,14 @@ impl Foundation {
         self.registry.sub_registry_with_prefix(self.name.name())
     }
 
-    /// The whole tier. `data` moves the link's data to the sessions and never ends by itself.
-    pub fn complete<T: Tier, U: Upkeep>(
+    /// The whole tier. `data` moves the link's data to the sessions until the token is cancelled.
+    /// Then it closes the link,.
+    pub fn complete<T: Tier, U: Upkeep, D: Future<Output = ()> + Send + 'static>(
         self,
         tier: T,
         upkeep: U,
         link: LinkHandle,
-        data: impl Future<Output = ()> + Send + 'static,
+        data: impl FnOnce(CancellationToken) -> D,
     ) -> BoundTier<TierHandler<T, U>> {
         let keys = Arc::clone(&self.sessions.keys);
         let handler = TierHandler {
@@ -136,12 +138,13 @@ impl Foundation {
     }
 
     /// Does the same as [`complete`](Self::complete), with a handler of the caller.
-    pub fn serve_by<H: Handler>(
+    pub fn serve_by<H: Handler, D: Future<Output = ()> + Send + 'static>(
         self,
         handler: H,
         link: LinkHandle,
-        data: impl Future<Output = ()> + Send + 'static,
+        data: impl FnOnce(CancellationToken) -> D,
     ) -> BoundTier<H> {
+        let data_stop = CancellationToken::new();
         let (keys, certificate) = (Arc::clone(&self.sessions.keys), self.certificate.clone());
         BoundTier {
             listeners: self.listeners,
@@ -158,7 +161,9 @@ impl Foundation {
                 step_timeout: self.sessions.auth_timeout,
             },
             budget: self.budget,
-            data: Box::pin(data),
+            data: Box::pin(data(data_stop.clone())),
+            data_stop,
+            drain: [self.sessions.drain_spread, self.sessions.drain_timeout],
         }
     }
 }
@@ -221,21 +226,39 @@ pub struct BoundTier<H> {
     server: Server<H>,
     budget: Arc<QueueBudget>,
     data: Pin<Box<dyn Future<Output = ()> + Send>>,
+    data_stop: CancellationToken,
+    /// How long the last session may take to begin to drain, and to end.
+    drain: [Duration; 2],
 }
 
 impl<H: Handler> BoundTier<H> {
-    /// Serves until `stop`, then until the last session has ended.
-    pub async fn serve(self, stop: CancellationToken) {
+    /// Serves until `stop`, then until the last session has ended and the link is closed.
+    pub async fn serve(mut self, stop: CancellationToken) {
+        let (data_stop, [spread, limit]) = (self.data_stop, self.drain);
         let serving = async {
             tokio::join!(
                 self.server.serve(self.listeners, stop.clone()),
-                enforce_until(self.budget, stop),
+                enforce_until(self.budget, stop.clone()),
             );
+            data_stop.cancel();
         };
-        // Data flows until the last session has ended.
-        tokio::select! {
-            () = self.data => {}
-            () = serving => {}
-        }
+        // By the end of the spread every session drains, and takes no new data.
+        let data = async {
+            tokio::select! {
+                () = &mut self.data => return,
+                () = after(&stop, spread) => data_stop.cancel(),
+            }
+            tokio::select! {
+                () = self.data => {}
+                () = after(&stop, limit) => {}
+            }
+        };
+        tokio::join!(serving, data);
     }
+}
+
+/// Waits for `stop`, and then this long.
+async fn after(stop: &CancellationToken, time: Duration) {
+    stop.cancelled().await;
+    sleep(time).await;
 }

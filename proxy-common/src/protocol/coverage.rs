@@ -163,9 +163,10 @@ pub fn truncate_reason(reason: &str) -> String {
 }
 
 /// Names the first five channels, and the number of the others.
-pub fn summarize_channels<'a>(channels: impl Iterator<Item = &'a Channel>) -> String {
+pub fn summarize_channels(channels: impl Iterator<Item = impl ToString>) -> String {
     let mut channels = channels.fuse();
-    let named: Vec<String> = channels.by_ref().take(MAX_NAMED).map(ToString::to_string).collect();
+    let named: Vec<String> =
+        channels.by_ref().take(MAX_NAMED).map(|channel| channel.to_string()).collect();
     match (named.is_empty(), channels.count()) {
         (true, _) => "nothing".to_owned(),
         (false, 0) => named.join(", "),

@@ -65,7 +65,7 @@ impl Handler for Idle {
 
     fn health(&self) -> Health {
         self.0.report(
-            LinkStatus { state: LinkState::Up, ..LinkStatus::default() },
+            LinkStatus { state: LinkState::Up, ..LinkStatus::new("Polygon", String::new()) },
             None,
             Vec::new(),
         )
