@@ -73,7 +73,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(reason) => return runtime::exit(reason),
     };
-    logging::init(args.log_level.clone(), Some(LogFormat::Text));
+    logging::init("demo", args.log_level.clone(), Some(LogFormat::Text));
     runtime::block_on(Threads::PerCore, async {
         run(args).await.map_err(|e| StartupExit::system(format!("{e:#}")))
     })

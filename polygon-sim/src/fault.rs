@@ -1,5 +1,7 @@
 //! The faults that the simulator can produce.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// A fault of the service or of the network. Inject it with
@@ -95,4 +97,11 @@ pub enum Fault {
     /// The next data frame of each authenticated connection carries a status object after its first
     /// event.
     StatusInData,
+}
+
+impl fmt::Display for Fault {
+    /// Its JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+    }
 }

@@ -108,11 +108,13 @@ fn start_log(args: &Args) -> Result<()> {
         None => !io::stderr().is_terminal(),
     };
     let registry = tracing_subscriber::registry().with(filter);
-    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     if json {
-        registry.with(log.json().flatten_event(true)).init();
+        let mut lines = json_subscriber::fmt::layer().with_writer(io::stderr).flatten_event(true);
+        lines.inner_layer_mut().add_static_field("program", "polygon-sim".into());
+        registry.with(lines).init();
     } else {
-        registry.with(log.with_ansi(io::stderr().is_terminal())).init();
+        let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+        registry.with(lines.with_ansi(io::stderr().is_terminal())).init();
     }
     Ok(())
 }

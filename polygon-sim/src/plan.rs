@@ -58,10 +58,15 @@ impl Plan {
         let start = Instant::now();
         for step in self.0 {
             sleep_until(start + step.at).await;
-            info!(act = ?step.act, "plan");
             match step.act {
-                Act::Inject(fault) => handle.inject(fault),
-                Act::Rate(rate) => handle.set_rate(rate),
+                Act::Inject(fault) => {
+                    info!(fault = fault.to_string(), "plan");
+                    handle.inject(fault);
+                }
+                Act::Rate(rate) => {
+                    info!(rate, "plan");
+                    handle.set_rate(rate);
+                }
             }
         }
     }

@@ -107,7 +107,7 @@ impl Simulator {
                 tokio::select! {
                     biased;
                     () = halt.cancelled() => {}
-                    end = session::run(tcp, hub) => debug!(?end, "session ended"),
+                    end = session::run(tcp, hub) => debug!(end = end.name(), "session ended"),
                 }
             };
             tasks.spawn(session.instrument(debug_span!("session", %peer)));

@@ -58,6 +58,20 @@ pub(crate) enum End {
     Cut,
 }
 
+impl End {
+    /// The reason as the log shows it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::NotUpgraded => "not upgraded",
+            Self::ClientLeft => "client left",
+            Self::Closed => "closed",
+            Self::Dropped => "dropped",
+            Self::Cut => "cut",
+        }
+    }
+}
+
 /// Serves one TCP connection until it ends.
 pub(crate) async fn run(tcp: TcpStream, hub: Arc<Hub>) -> End {
     hub.counters.tcp_accepted.one();

@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(reason) => return runtime::exit(reason),
     };
-    args.log.init();
+    args.log.init("echo");
     match args.end {
         End::Server { lift_limit, server } => {
             let max_bytes = lift_limit.then_some(LIFTED_BYTES);

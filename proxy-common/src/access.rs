@@ -13,7 +13,7 @@ pub use self::{
     address_limits::AddressPermit,
     client_address::TrustedProxies,
     command_rate::{CommandBudget, CommandRate},
-    gate::{AcceptedConnection, Gate, GateConfig, Refusal},
+    gate::{AcceptedConnection, Gate, GateConfig, Refusal, shorten},
     keys::{KeyLease, KeyMetrics, Keys, key_file_line, parse_label},
     origin::Origins,
 };

@@ -158,18 +158,19 @@ impl Link {
         let upstream = self.config.upstream;
         let closing = async {
             let socket = match self.phase {
-                Phase::Waiting(_) => return Ok(()),
+                Phase::Waiting(_) => return Ok(false),
                 // The upstream may count this connection already.
                 Phase::Connecting(login) => match login.await {
                     Ok(socket) => socket,
-                    Err(_) => return Ok(()),
+                    Err(_) => return Ok(false),
                 },
                 Phase::Up(connection) => connection.into_socket(),
             };
-            socket.close().await
+            socket.close().await.map(|()| true)
         };
         match timeout(CLOSE_TIMEOUT, closing).await {
-            Ok(Ok(())) => info!(upstream, "link closed"),
+            Ok(Ok(true)) => info!(upstream, "link closed"),
+            Ok(Ok(false)) => {}
             Ok(Err(error)) => warn!(upstream, %error, "link closed without an answer"),
             Err(_) => warn!(upstream, "link closed without an answer in time"),
         }

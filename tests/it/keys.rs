@@ -82,7 +82,7 @@ async fn sessions_are_counted_by_the_labels_of_their_keys() {
             assert_eq!(program.metric_with(&name, &label).await, Some(sessions), "{label}");
         }
         let line = program.logged("authenticated").await;
-        assert_eq!(line["fields"]["key"], "desk-a", "{line}");
+        assert_eq!(line["key"], "desk-a", "{line}");
         for client in clients {
             client.close().await;
         }
@@ -116,7 +116,7 @@ async fn a_file_of_keys_is_read_again_on_sighup() {
         program.signal(Signal::SIGHUP);
         let line = program.logged("failed to read the keys again: they stay as they were").await;
         assert_eq!(line["level"], "ERROR");
-        let error = line["fields"]["error"].as_str().unwrap_or_default();
+        let error = line["error"].as_str().unwrap_or_default();
         let expected = format!(
             r#"{variable}_FILE: invalid value "keys": line 1: expected sha256: with 64 hexadecimal digits"#
         );
@@ -126,8 +126,7 @@ async fn a_file_of_keys_is_read_again_on_sighup() {
         fs::write(&file, format!("desk-a {ABC}\ndesk-c-key\n")).expect("write the keys");
         program.signal(Signal::SIGHUP);
         let line = program.logged("keys read again").await;
-        let fields = &line["fields"];
-        assert_eq!((&fields["added"], &fields["removed"]), (&json!(1), &json!(1)), "{line}");
+        assert_eq!((&line["added"], &line["removed"]), (&json!(1), &json!(1)), "{line}");
         is_refused(&program, "desk-b-key").await;
         TestClient::login(program.addr(), "desk-c-key").await;
         // A session with the removed key gets a status and is closed.

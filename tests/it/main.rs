@@ -22,6 +22,7 @@ mod keys;
 mod large_messages;
 mod ledger;
 mod login;
+mod logs;
 mod nginx;
 mod notices;
 mod official_clients;

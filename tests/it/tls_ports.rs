@@ -153,7 +153,7 @@ async fn a_certificate_is_read_again_without_dropping_anyone() {
     }
     let line =
         stack.filtered[0].logged("failed to read the certificate again: it stays as it was").await;
-    let error = line["fields"]["error"].as_str().unwrap_or_default();
+    let error = line["error"].as_str().unwrap_or_default();
     assert!(error.starts_with("TLS_KEY: "), "{error}");
 
     // A session from before all that was not affected.
@@ -280,7 +280,7 @@ async fn a_failed_handshake_is_logged_with_its_reason() {
     for (mut program, _, _) in encrypted_programs(&certificate, &[]).await {
         assert!(!try_tls(program.addr(), &Certificate::new().trust()).await);
         let line = program.logged("turned away: no TLS, or none that both sides accept").await;
-        let error = line["fields"]["error"].as_str().unwrap_or_default();
+        let error = line["detail"].as_str().unwrap_or_default();
         // The alert of the client's library for an unknown certificate.
         assert!(error.starts_with("received fatal alert: "), "{line}");
     }

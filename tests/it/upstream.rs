@@ -556,7 +556,7 @@ async fn a_redirect_is_named_and_not_followed() {
         failed(&firehose, SOON, &format!("HTTP {status}")).await;
         failed(&firehose, SOON, &shown).await;
         let line = firehose.logged("link is down").await;
-        assert!(line["fields"]["error"].as_str().is_some_and(|e| e.contains(&shown)), "{line}");
+        assert!(line["error"].as_str().is_some_and(|e| e.contains(&shown)), "{line}");
         assert!(!firehose.log_text().contains("token=abc"), "a query may hold a secret");
     }
     assert_eq!(other.handle.stats().connections_accepted, 0, "the key stays here");

@@ -248,7 +248,7 @@ impl Program {
     /// If there is none in time.
     pub async fn bound(&mut self, message: &str) -> SocketAddr {
         let line = self.logged(message).await;
-        let addr = line.pointer("/fields/addr").and_then(Value::as_str);
+        let addr = line.pointer("/addr").and_then(Value::as_str);
         addr.and_then(|addr| addr.parse().ok())
             .unwrap_or_else(|| panic!("no address in the log line {line}"))
     }
@@ -427,9 +427,8 @@ impl Log {
 fn has_message(line: &str, message: &str) -> bool {
     // Parsing is slow, and most lines do not hold the message.
     line.contains(message)
-        && serde_json::from_str::<Value>(line).is_ok_and(|event| {
-            event.pointer("/fields/message").and_then(Value::as_str) == Some(message)
-        })
+        && serde_json::from_str::<Value>(line)
+            .is_ok_and(|event| event.pointer("/message").and_then(Value::as_str) == Some(message))
 }
 
 async fn collect(output: impl AsyncRead + Unpin, log: Arc<Log>) {

@@ -159,7 +159,7 @@ fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = 
 fn report(before: &[(Kind, Duration)], now: &[(Kind, Duration)]) {
     let lists = |list: &[(Kind, Duration)], kind| list.iter().any(|(other, _)| *other == kind);
     for (kind, quiet) in now.iter().filter(|(kind, _)| !lists(before, *kind)) {
-        warn!(%kind, ?quiet, "nothing of this kind comes though its market is open");
+        warn!(%kind, quiet_seconds = quiet.as_secs(), "nothing of this kind comes though its market is open");
     }
     for (kind, _) in before.iter().filter(|(kind, _)| !lists(now, *kind)) {
         info!(%kind, "no longer silent, or no longer expected");

@@ -106,13 +106,13 @@ impl AbuseLog {
         Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Counts one case. Logs it, with the error of a library if there is one, unless its kind was
-    /// logged less than a minute ago.
-    pub fn note(&self, abuse: Abuse, client: IpAddr, error: Option<&str>) {
+    /// Counts one case. Logs it, with a detail if there is one, unless its kind was logged less than
+    /// a minute ago.
+    pub fn note(&self, abuse: Abuse, client: IpAddr, detail: Option<&str>) {
         self.counts.get_or_create(&Reason::new(abuse.label())).inc();
         let line = self.lock(abuse).note(client, Instant::now());
         if let Some(line) = line {
-            line.write(abuse, error);
+            line.write(abuse, detail);
         }
     }
 
@@ -140,9 +140,9 @@ struct Line {
 }
 
 impl Line {
-    fn write(&self, abuse: Abuse, error: Option<&str>) {
+    fn write(&self, abuse: Abuse, detail: Option<&str>) {
         let Self { client, suppressed } = self;
-        warn!(abuse = abuse.label(), %client, suppressed, error, "{}", abuse.sentence());
+        warn!(abuse = abuse.label(), %client, suppressed, detail, "{}", abuse.sentence());
     }
 }
 

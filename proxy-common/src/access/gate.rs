@@ -17,7 +17,6 @@ use http::{
 };
 use prometheus_client::registry::Registry;
 use tokio::{io::AsyncRead, time::timeout};
-use tracing::debug;
 
 use super::{
     abuse::{Abuse, AbuseLog},
@@ -31,6 +30,8 @@ use crate::{
 };
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// The most characters shown of a text that a client sent.
+const MAX_SHOWN: usize = 80;
 /// The refusal because the program stops, as a value of the metric label `reason`. It is no abuse.
 const STOPPING: &str = "stopping";
 
@@ -84,6 +85,8 @@ pub struct Refusal {
     pub client: IpAddr,
     /// How long the client should wait before it tries again, if the gate knows.
     pub retry_after: Option<Duration>,
+    /// What the client sent or what failed, for the log. Holds no secret.
+    pub detail: Option<String>,
 }
 
 impl AcceptedConnection {
@@ -139,10 +142,12 @@ impl Gate {
                 // The proxy speaks for itself, as in a health check.
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
-                    debug!(%error, "connection dropped");
-                    return Err(Refusal::without_retry(Abuse::ProxyHeader, peer));
+                    return Err(Refusal::new(Abuse::ProxyHeader, peer).detail(error.to_string()));
                 }
-                Err(_) => return Err(Refusal::without_retry(Abuse::ProxyHeader, peer)),
+                Err(_) => {
+                    let late = "none in time".to_owned();
+                    return Err(Refusal::new(Abuse::ProxyHeader, peer).detail(late));
+                }
             }
         }
         if self.trusted_proxies.contains(peer) {
@@ -150,7 +155,7 @@ impl Gate {
         }
         match self.addresses.connect(peer) {
             Ok(permit) => Ok(AcceptedConnection::new(peer, permit, false)),
-            Err(_) => Err(Refusal::without_retry(Abuse::AddressFull, peer)),
+            Err(_) => Err(Refusal::new(Abuse::AddressFull, peer)),
         }
     }
 
@@ -194,9 +199,8 @@ impl Gate {
 
     fn take_request(&self, client: IpAddr) -> Result<(), Refusal> {
         self.requests.take(client).map_err(|wait| Refusal {
-            reason: Abuse::HandshakeRate,
-            client,
             retry_after: Some(wait),
+            ..Refusal::new(Abuse::HandshakeRate, client)
         })
     }
 
@@ -213,9 +217,11 @@ impl Gate {
         headers: &HeaderMap,
     ) -> Result<Option<AddressPermit>, Refusal> {
         if !self.allows_origin(headers) {
-            return Err(Refusal::without_retry(Abuse::Origin, client));
+            let origin = headers.get(ORIGIN).map_or(&[][..], |origin| origin.as_bytes());
+            let shown = shorten(&String::from_utf8_lossy(origin));
+            return Err(Refusal::new(Abuse::Origin, client).detail(shown));
         }
-        let full = Refusal::without_retry(Abuse::AddressFull, client);
+        let full = Refusal::new(Abuse::AddressFull, client);
         if accepted.via_trusted_proxy {
             return self.addresses.admit(client).map_err(|_| full);
         }
@@ -233,15 +239,9 @@ impl Gate {
     }
 
     /// Counts and logs a connection or request that is turned away.
-    pub fn refuse(&self, reason: Abuse, client: IpAddr) {
-        self.count(reason.label());
-        self.abuse.note(reason, client, None);
-    }
-
-    /// Counts and logs a connection that failed with this error of a library.
-    pub fn refuse_failed(&self, reason: Abuse, client: IpAddr, error: &str) {
-        self.count(reason.label());
-        self.abuse.note(reason, client, Some(error));
+    pub fn refuse(&self, refusal: &Refusal) {
+        self.count(refusal.reason.label());
+        self.abuse.note(refusal.reason, refusal.client, refusal.detail.as_deref());
     }
 
     /// Counts a request that is turned away because the program stops.
@@ -266,8 +266,19 @@ impl Gate {
 }
 
 impl Refusal {
-    /// A refusal without a time to try again.
-    pub fn without_retry(reason: Abuse, client: IpAddr) -> Self {
-        Self { reason, client, retry_after: None }
+    /// A refusal without a time to try again and without a detail.
+    pub fn new(reason: Abuse, client: IpAddr) -> Self {
+        Self { reason, client, retry_after: None, detail: None }
     }
+
+    /// The same with this detail.
+    #[must_use]
+    pub fn detail(self, detail: String) -> Self {
+        Self { detail: Some(detail), ..self }
+    }
+}
+
+/// As much of a client's text as a log line or an answer shows.
+pub fn shorten(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).collect()
 }

@@ -11,7 +11,7 @@ pub enum LinkError {
     #[error("unreachable: {0}")]
     Unreachable(String),
     /// No upgrade, and a time before which the upstream takes no other attempt.
-    #[error("unreachable: {0}, try again in {1:?}")]
+    #[error("unreachable: {0}, try again in {time}", time = humantime::format_duration(*.1))]
     TryLater(String, Duration),
     /// A step of the login took too long.
     #[error("no {0} in time")]

@@ -18,9 +18,9 @@ pub struct LogArgs {
 }
 
 impl LogArgs {
-    /// Sets up the log of this process.
-    pub fn init(&self) {
-        init(self.log_level.clone(), self.log_format);
+    /// Sets up the log of this process, which runs the program of this name.
+    pub fn init(&self, program: &str) {
+        init(program, self.log_level.clone(), self.log_format);
     }
 }
 
@@ -34,12 +34,12 @@ pub enum LogFormat {
 }
 
 /// Sends logs to standard error. Without a format, writes text to a terminal and JSON to anything
-/// else.
+/// else. JSON lines name the program.
 ///
 /// # Panics
 ///
 /// The log is set up already.
-pub fn init(filter: Targets, format: Option<LogFormat>) {
+pub fn init(program: &str, filter: Targets, format: Option<LogFormat>) {
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
     let registry = tracing_subscriber::registry().with(filter);
@@ -47,7 +47,14 @@ pub fn init(filter: Targets, format: Option<LogFormat>) {
         LogFormat::Text => {
             registry.with(fmt::layer().with_writer(io::stderr).with_ansi(terminal)).init();
         }
-        LogFormat::Json => registry.with(fmt::layer().json().with_writer(io::stderr)).init(),
+        LogFormat::Json => {
+            let mut lines = json_subscriber::fmt::layer()
+                .with_writer(io::stderr)
+                .flatten_event(true)
+                .with_span_list(false);
+            lines.inner_layer_mut().add_static_field("program", program.into());
+            registry.with(lines).init();
+        }
     }
 }
 

@@ -76,7 +76,7 @@ where
         Ok(config) => config,
         Err(error) => return exit(StartupExit::Error(error)),
     };
-    args.log().init();
+    args.log().init(A::command().get_name());
     block_on(threads, async {
         let tier = bind(config).await.map_err(StartupExit::Error)?;
         let (reload, stop) = (tier.reload.clone(), CancellationToken::new());

@@ -96,7 +96,8 @@ impl<H: Handler> ConnectionServer<H> {
                 Ok((socket, peer)) => {
                     let permits = Arc::clone(&server.connection_permits);
                     let Ok(permit) = permits.try_acquire_owned() else {
-                        server.http.gate.refuse(Abuse::Connections, peer.ip().to_canonical());
+                        let client = peer.ip().to_canonical();
+                        server.http.gate.refuse(&Refusal::new(Abuse::Connections, client));
                         continue;
                     };
                     server.tracker.spawn(Arc::clone(&server).serve(socket, peer, permit));
@@ -177,8 +178,7 @@ impl<H: Handler> ConnectionServer<H> {
         let speaks_tls = first == [TLS_HANDSHAKE];
         let Some(certificate) = self.certificate.as_ref().filter(|_| speaks_tls) else {
             if speaks_tls {
-                self.http.gate.refuse(Abuse::TlsOnPlainPort, accepted.peer);
-                return None;
+                return self.drop_refused(&Refusal::new(Abuse::TlsOnPlainPort, accepted.peer));
             }
             accepted.plain_http_on_tls_port = self.certificate.is_some();
             return Some(Phase::Http(Either::Left(socket), accepted));
@@ -192,8 +192,7 @@ impl<H: Handler> ConnectionServer<H> {
             Ok(Err(error)) => error.to_string(),
             Err(elapsed) => elapsed.to_string(),
         };
-        self.http.gate.refuse_failed(Abuse::Tls, accepted.peer, &failure);
-        None
+        self.drop_refused(&Refusal::new(Abuse::Tls, accepted.peer).detail(failure))
     }
 
     /// Serves HTTP until the connection ends or becomes a WebSocket.
@@ -216,7 +215,7 @@ impl<H: Handler> ConnectionServer<H> {
 
     /// Drops a connection that the gate refused.
     fn drop_refused(&self, refusal: &Refusal) -> Option<Phase> {
-        self.http.gate.refuse(refusal.reason, refusal.client);
+        self.http.gate.refuse(refusal);
         None
     }
 

@@ -22,7 +22,7 @@ use tungstenite::handshake::server::create_response_with_body;
 
 use super::handler::Handler;
 use crate::{
-    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal},
+    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal, shorten},
     health::HealthStatus,
     protocol::Market,
     session::ClientInfo,
@@ -97,7 +97,7 @@ impl<H: Handler> HttpService<H> {
             Ok(answer) => answer,
             Err(refused) => {
                 let (refusal, response) = *refused;
-                self.gate.refuse(refusal.reason, refusal.client);
+                self.gate.refuse(&refusal);
                 Answer::Respond(response)
             }
         }
@@ -114,7 +114,7 @@ impl<H: Handler> HttpService<H> {
             self.gate.count_request(accepted, client).map_err(by_gate)?;
             if accepted.plain_http_on_tls_port {
                 let response = text(StatusCode::BAD_REQUEST, USE_TLS);
-                return Err(Box::new((Refusal::without_retry(Abuse::Tls, client), response)));
+                return Err(Box::new((Refusal::new(Abuse::Tls, client), response)));
             }
             if asks_for_websocket(request.headers()) {
                 return self.upgrade(request, accepted, client);
@@ -129,20 +129,22 @@ impl<H: Handler> HttpService<H> {
         accepted: &AcceptedConnection,
         client: IpAddr,
     ) -> Result<Answer, Refused> {
-        let refuse =
-            |reason, response| Err(Box::new((Refusal::without_retry(reason, client), response)));
+        let refuse = |reason, detail, response| {
+            let refusal = Refusal { detail, ..Refusal::new(reason, client) };
+            Err(Box::new((refusal, response)))
+        };
         let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
         let path = request.uri().path();
         if !self.market.is_at(path) {
             let market = self.market;
-            let shown: String = path.chars().take(80).collect();
+            let shown = shorten(path);
             let sentence =
                 format!("no market at {shown:?}: this proxy serves {market}, at / and /{market}\n");
-            return refuse(Abuse::Path, text(StatusCode::NOT_FOUND, &sentence));
+            return refuse(Abuse::Path, Some(shown), text(StatusCode::NOT_FOUND, &sentence));
         }
         let Ok(session) = Arc::clone(&self.session_permits).try_acquire_owned() else {
             let sentence = "no room for another client: try again later\n";
-            return refuse(Abuse::Full, retry_later(sentence, RETRY_AFTER_FULL));
+            return refuse(Abuse::Full, None, retry_later(sentence, RETRY_AFTER_FULL));
         };
         if self.stop.is_cancelled() {
             self.gate.refuse_stopping();
@@ -168,7 +170,7 @@ impl<H: Handler> HttpService<H> {
                 let mut response = text(StatusCode::BAD_REQUEST, &sentence);
                 let version = HeaderValue::from_static("13");
                 response.headers_mut().insert(SEC_WEBSOCKET_VERSION, version);
-                return refuse(Abuse::Handshake, response);
+                return refuse(Abuse::Handshake, Some(error), response);
             }
         };
         let pending = PendingUpgrade {
