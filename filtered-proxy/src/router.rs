@@ -6,6 +6,7 @@
 //! before its acknowledgement, and none of a removed subscription comes after its acknowledgement.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -81,6 +82,13 @@ struct Outages {
     firehoses: Option<(Frame, String)>,
 }
 
+impl Outages {
+    /// Whether an outage has not ended.
+    fn go_on(&self) -> bool {
+        self.ours.is_some() || self.firehoses.is_some()
+    }
+}
+
 /// A handle to the router, for sessions and for `/health`.
 #[derive(Debug, Clone)]
 pub struct RouterHandle {
@@ -98,6 +106,8 @@ pub struct Router {
     batch_bytes: usize,
     inputs: mpsc::Receiver<Input>,
     shared: Arc<Shared>,
+    /// Sessions that hold nothing, and that were told of an outage which has not ended.
+    awaiting_end: BTreeSet<SessionId>,
     intake: IntakeMetrics,
     /// Damaged frames, and objects without a type.
     malformed: Count,
@@ -130,6 +140,7 @@ impl Router {
             batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
             inputs,
             shared,
+            awaiting_end: BTreeSet::new(),
             intake,
             malformed,
             sessions,
@@ -177,7 +188,10 @@ impl Router {
                         let firehoses = Some((frame, status.message));
                         self.shared.outages.send_modify(|o| o.firehoses = firehoses);
                     }
-                    "upstream_up" => self.shared.outages.send_modify(|o| o.firehoses = None),
+                    "upstream_up" => {
+                        self.shared.outages.send_modify(|o| o.firehoses = None);
+                        self.notify_of_end(&frame);
+                    }
                     _ => {}
                 }
             }
@@ -190,8 +204,10 @@ impl Router {
             }
             LinkEvent::Up(outage) => {
                 let now = SystemTime::now();
-                self.notify(&Notice::upstream_up(TierName::Filtered, &outage, now).frame());
+                let frame = Notice::upstream_up(TierName::Filtered, &outage, now).frame();
+                self.notify(&frame);
                 self.shared.outages.send_modify(|o| o.ours = None);
+                self.notify_of_end(&frame);
             }
             LinkEvent::Coverage(object) => self.on_coverage(&object),
             LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) => {}
@@ -267,6 +283,20 @@ impl Router {
         }
     }
 
+    /// Tells the sessions that hold nothing of the end of the outage they were told of, unless
+    /// another one goes on.
+    fn notify_of_end(&mut self, frame: &Frame) {
+        if self.shared.outages.borrow().go_on() {
+            return;
+        }
+        let now = Instant::now();
+        for session in std::mem::take(&mut self.awaiting_end) {
+            if let Some(outbound) = self.index.member(session) {
+                outbound.send_frame(frame, now);
+            }
+        }
+    }
+
     fn deliver(&mut self) {
         if self.batch.bytes() == 0 {
             return;
@@ -308,6 +338,7 @@ impl Router {
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
             return ChangeOutcome::CoverageChanged;
         }
+        let removes = !subscribe && !channels.is_empty();
         let held = self.index.change(session, channels, subscribe);
         self.count_subscriptions();
         if let Some(outbound) = self.index.member(session) {
@@ -316,6 +347,11 @@ impl Router {
             let holds = held.is_some_and(|held| held > 0);
             let notified = subscribe && holds && self.notices != NoticePolicy::Off;
             let outages = self.shared.outages.borrow();
+            if removes && !holds && outages.go_on() && self.notices != NoticePolicy::Off {
+                self.awaiting_end.insert(session);
+            } else if holds {
+                self.awaiting_end.remove(&session);
+            }
             let firehoses = outages.firehoses.as_ref().map(|(frame, _)| frame);
             let notices = outages.ours.iter().chain(firehoses);
             let frames = reply.iter().chain(notices.filter(|_| notified));
@@ -335,6 +371,7 @@ impl Router {
         }
         for session in closed {
             self.index.leave(session);
+            self.awaiting_end.remove(&session);
         }
         self.count_subscriptions();
     }
@@ -420,7 +457,7 @@ impl Drop for RouterSubscriber {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::time::Duration;
 
     use prometheus_client::registry::Registry;
     use proxy_common::{

@@ -37,6 +37,16 @@ impl OutageNotices {
         Some(Notice::upstream_up(TierName::Firehose, &outage, since))
     }
 
+    /// Whether the session knows of an outage that has not ended for it.
+    pub fn is_open(&self) -> bool {
+        self.outage.is_some()
+    }
+
+    /// Ends the outage for a session that reads the ring no more. Returns the notice of it.
+    pub fn end(&mut self, since: SystemTime) -> Option<Notice> {
+        self.up(since, u64::MAX)
+    }
+
     /// Catches up after a gap, in which control messages may have been lost. The next message, at
     /// `position`, was published during `outage`, if any. The last outage before it ended at
     /// `last_complete`. Later control messages carry the rest.
@@ -81,6 +91,11 @@ mod tests {
         assert!(notices.up(SystemTime::now(), 11).is_none(), "the end of the first outage");
         check(notices.up(SystemTime::now(), 13), "upstream_up", "lost");
         assert!(notices.up(SystemTime::now(), 14).is_none());
+        assert!(!notices.is_open());
+        notices.down(outage("lost"), 20);
+        assert!(notices.is_open());
+        check(notices.end(SystemTime::now()), "upstream_up", "lost");
+        assert!(!notices.is_open() && notices.end(SystemTime::now()).is_none());
     }
 
     #[test]

@@ -112,6 +112,25 @@ impl FirehoseSubscriber {
         self.shared.metrics.lost(LossReason::SessionClosed, unread);
     }
 
+    /// Waits for the end of an outage that a session without subscriptions has been told of, and
+    /// tells it.
+    async fn await_outage_end(&mut self) {
+        if !self.outages.is_open() || self.shared.outage.wait_for(Option::is_none).await.is_err() {
+            // The publisher ends only with the program. Every session sees that stop by itself.
+            return std::future::pending().await;
+        }
+        if let Some(frame) = self.outage_end() {
+            self.outbound.send_frames([(&frame, 0)], Instant::now());
+        }
+    }
+
+    /// The notice that an outage has ended, for a session without subscriptions that was told of
+    /// it.
+    fn outage_end(&mut self) -> Option<Frame> {
+        let notice = self.outages.end(SystemTime::now())?;
+        (self.shared.notices == NoticePolicy::Everyone).then(|| notice.frame())
+    }
+
     /// The notice for a session that subscribes while events may be missing; `None` at other times.
     fn outage_notice(&mut self) -> Option<Frame> {
         let end = self.reader.as_ref()?.end();
@@ -222,6 +241,10 @@ impl Subscriber for FirehoseSubscriber {
                 reply.extend(all.then(|| self.shared.entitlements.coverage_frame()));
             } else {
                 self.unsubscribe(&channels);
+                // Whoever holds nothing waits for no answer of the upstream.
+                if self.held.is_empty() && self.shared.outage.borrow().is_none() {
+                    reply.extend(self.outage_end());
+                }
             }
         }
         if subscribe {
@@ -232,7 +255,10 @@ impl Subscriber for FirehoseSubscriber {
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
-        let Some(reader) = &mut self.reader else { return std::future::pending().await };
+        let Some(reader) = &mut self.reader else {
+            self.await_outage_end().await;
+            return Ok(());
+        };
         let Some(next) = reader.next().await else {
             // The publisher ends only with the program. Every session sees that stop by itself.
             return std::future::pending().await;

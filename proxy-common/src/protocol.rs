@@ -4,6 +4,7 @@ mod channel;
 mod channel_set;
 mod coverage;
 mod demux;
+mod hint;
 mod market;
 mod messages;
 mod notice;
@@ -13,6 +14,7 @@ pub use self::{
     channel_set::ChannelSet,
     coverage::{Coverage, Unavailable, newly_unavailable, summarize_channels, truncate_reason},
     demux::{Demuxed, FrameStatus, NotAnArray, demux},
+    hint::hint,
     market::{Kind, Market, SymbolField},
     messages::{
         Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,

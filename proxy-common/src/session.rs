@@ -282,8 +282,8 @@ impl<'a, T: Tier> Session<'a, T> {
         };
         // Decide again if the coverage has changed meanwhile, which is rare.
         loop {
-            let SessionConfig { market, max_subscriptions: limit, .. } = self.sessions.config;
-            let Some(change) = decide(market, limit, subscriber, params, subscribe) else {
+            let config = &self.sessions.config;
+            let Some(change) = decide(config, subscriber, params, subscribe) else {
                 let action = if subscribe { "subscribe" } else { "unsubscribe" };
                 self.reply_error(format!(
                     "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"

@@ -72,10 +72,69 @@ async fn the_first_dot_ends_the_kind_and_symbols_stay_as_they_are() {
     let stack = Stack::start().await;
     for (addr, key) in ports(&stack) {
         let mut client = TestClient::login(addr, key).await;
-        let items = "T.BRK.B,T.NTEST.Q,T.BACpL,T.XYZw,T.aapl,T.O:SPY251219C00650000,T.EUR/USD,T.BTC-USD,T.I:SPX,T.\u{e9}";
+        let items =
+            "T.BRK.B,T.NTEST.Q,T.BACpL,T.XYZw,T.O:SPY251219C00650000,T.EUR/USD,T.BTC-USD,T.I:SPX";
         client.subscribe(items).await;
         client.unsubscribe(items).await;
-        client.subscribe(r#"T.A"B\C"#).await;
+    }
+}
+
+/// The vendor acknowledges whatever looks like a channel.
+#[tokio::test]
+async fn what_probably_matches_nothing_is_acknowledged_with_a_hint_in_the_same_frame() {
+    let stack = Stack::start().await;
+    let case = "symbols are case-sensitive and in upper case";
+    let quotes = "symbols stand without quotes";
+    let separator = "commas separate channels, as in T.AAPL,Q.AAPL";
+    let cases = [
+        ("T.aapl", "T.aapl", case),
+        ("T.AAPL,T.\u{e9},Q.BACpL", "T.\u{e9}", "no known symbol has such a character"),
+        ("T.AAPL;Q.AAPL", "T.AAPL;Q.AAPL", separator),
+        (r#"T.A"B\C"#, r#"T.A\"B\\C"#, quotes),
+    ];
+    for (addr, key) in ports(&stack) {
+        let mut client = TestClient::login(addr, key).await;
+        for (items, doubted, reason) in cases {
+            client.command("subscribe", items).await;
+            let acknowledged = acks("subscribed", items);
+            let acknowledged = acknowledged.trim_end_matches(']');
+            let text = format!("subscribed, but perhaps nothing comes: {doubted}: {reason}");
+            let hint = format!(r#"{{"ev":"status","status":"hint","message":"{text}"}}"#);
+            client.expect(&format!("{acknowledged},{hint}]")).await;
+            // Once is enough.
+            client.subscribe(items).await;
+            client.unsubscribe(items).await;
+        }
+    }
+    // As asked: the case is the vendor's.
+    let mut client = TestClient::login(stack.addr(), CLIENT_KEY).await;
+    client.command("subscribe", "T.aapl").await;
+    assert!(client.next_text().await.contains("subscribed to: T.aapl"));
+    stack.publish(&[trade("AAPL", 1), trade("aapl", 2)]);
+    client.expect_objects(&[trade("aapl", 2)]).await;
+}
+
+#[tokio::test]
+async fn without_notices_no_hint_is_given() {
+    let off = vec![("CLIENT_NOTICES", "off".to_owned())];
+    let stack = Stack::with(StackConfig {
+        firehose_env: off.clone(),
+        filtered_env: off,
+        ..StackConfig::default()
+    })
+    .await;
+    for (addr, key) in ports(&stack) {
+        TestClient::login(addr, key).await.subscribe("T.aapl").await;
+    }
+}
+
+#[tokio::test]
+async fn blanks_around_a_key_do_not_count() {
+    let stack = Stack::start().await;
+    for (addr, key) in ports(&stack) {
+        for written in [format!("{key} "), format!("\t{key}\r\n")] {
+            TestClient::login(addr, &written).await;
+        }
     }
 }
 

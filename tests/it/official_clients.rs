@@ -97,6 +97,22 @@ async fn official_clients_read_the_firehose_too() {
 }
 
 #[tokio::test]
+async fn no_official_client_stumbles_over_a_hint() {
+    let stack = Stack::start().await;
+    let clients = Client::ALL.map(async |client| {
+        let mut running = client.start(stack.addr(), CLIENT_KEY, "T.AAPL,T.aapl").await?;
+        running.subscribed("T.AAPL,T.aapl").await;
+        Some(running)
+    });
+    let clients = join_all(clients).await;
+    stack.publish(&[trade("AAPL", 1)]);
+    for mut client in clients.into_iter().flatten() {
+        assert_eq!(client.next_unless_notice().await, trade("AAPL", 1));
+        client.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn each_official_client_reports_a_wrong_key_in_its_own_way() {
     let stack = Stack::start().await;
     let checks = Client::ALL.map(async |client| {

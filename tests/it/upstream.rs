@@ -263,6 +263,72 @@ async fn a_client_that_comes_during_an_outage_gets_the_notice() {
     later.expect_objects(&[trade("AAPL", 1)]).await;
 }
 
+/// Whoever is told that events may be missing waits for the end of it.
+#[tokio::test]
+async fn each_upstream_down_has_its_upstream_up_whatever_the_client_holds_then() {
+    let stack = Stack::start().await;
+    let [mut before, mut during, mut again, mut refused, mut both] = [const { Vec::new() }; 5];
+    for (addr, key) in ports(&stack) {
+        for clients in [&mut before, &mut during, &mut again, &mut refused, &mut both] {
+            clients.push(TestClient::login(addr, key).await);
+        }
+    }
+    for client in before.iter_mut().chain(&mut both) {
+        client.subscribe("T.AAPL").await;
+    }
+    stack.sim.handle.inject(Fault::RefuseTcp { on: true });
+    stack.sim.handle.inject(Fault::Abort);
+    let mut reason = String::new();
+    for client in before.iter_mut().chain(&mut both) {
+        while !reason.starts_with("unreachable") {
+            let [status, tier, why] = client.next_notice().await;
+            assert_eq!([&*status, &*tier], ["upstream_down", "firehose"]);
+            reason = why;
+        }
+        reason.clear();
+    }
+    for client in &mut before {
+        client.unsubscribe("T.AAPL").await;
+    }
+    for client in during.iter_mut().chain(&mut again) {
+        client.subscribe("T.AAPL").await;
+        assert_eq!(client.next_notice().await[0], "upstream_down");
+        client.unsubscribe("T.AAPL").await;
+    }
+    for client in again.iter_mut().chain(&mut both) {
+        client.command("subscribe", "Q.AAPL").await;
+        let text = client.next_text().await;
+        assert!(text.contains("subscribed to: Q.AAPL"), "{text}");
+        assert_eq!(client.next_notice().await[0], "upstream_down");
+    }
+    for client in &mut refused {
+        client.command("subscribe", "ZZ.AAPL").await;
+        assert!(client.next_text().await.contains(r#""status":"error""#));
+    }
+    stack.sim.handle.inject(Fault::RefuseTcp { on: false });
+    stack.linked().await;
+    for client in [&mut before, &mut during, &mut again, &mut both].into_iter().flatten() {
+        assert_eq!(client.next_notice().await[..2], ["upstream_up", "firehose"]);
+    }
+    // Nothing else comes, and nobody is told what it was not told the beginning of.
+    for clients in [&mut before, &mut during, &mut again, &mut refused, &mut both] {
+        for client in clients {
+            client.subscribe("A.AAPL").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_gives_up_waiting_for_the_vendors_answer_is_told_the_end() {
+    let stack = Stack::start().await;
+    stack.sim.handle.inject(Fault::Slow { bytes_per_second: Some(200) });
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("LV.AAPL").await;
+    assert_eq!(direct.next_notice().await, ["upstream_down", "firehose", "subscribing"]);
+    direct.unsubscribe("LV.AAPL").await;
+    assert_eq!(direct.next_notice().await, ["upstream_up", "firehose", "subscribing"]);
+}
+
 #[tokio::test]
 async fn a_client_that_comes_before_the_first_link_is_complete_gets_the_notice() {
     let port = ReservedPort::new();

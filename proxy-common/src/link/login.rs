@@ -1,6 +1,7 @@
 //! Opens a connection and logs in: TCP, TLS, upgrade, greeting, key, answer.
 
 use std::{
+    error::Error,
     io,
     pin::pin,
     sync::Arc,
@@ -128,8 +129,18 @@ fn no_upgrade(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> LinkE
     }
 }
 
-fn unreachable(error: impl std::fmt::Display) -> LinkError {
-    LinkError::Unreachable(error.to_string())
+/// The error with its causes. HTTP alone says no more than `connection error`.
+fn unreachable(error: impl Error) -> LinkError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.ends_with(&why) {
+            text += &format!(": {why}");
+        }
+        cause = error.source();
+    }
+    LinkError::Unreachable(text)
 }
 
 /// Tries each address of a host for a limited time, so that one that never answers does not block

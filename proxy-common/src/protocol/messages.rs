@@ -73,7 +73,8 @@ impl Command {
             _ => Err(CommandError::Params { action }),
         };
         match raw.action.as_str() {
-            "auth" => params("auth").map(|key| Self::Auth(key.into())),
+            // A key out of a file often ends with a line end.
+            "auth" => params("auth").map(|key| Self::Auth(key.trim().into())),
             "subscribe" => params("subscribe").map(Self::Subscribe),
             "unsubscribe" => params("unsubscribe").map(Self::Unsubscribe),
             _ => Err(CommandError::UnknownAction { action: raw.action.chars().take(32).collect() }),

@@ -2,18 +2,23 @@
 
 use std::collections::BTreeSet;
 
-use super::tier::{Subscriber, SubscriptionChange};
-use crate::protocol::{Channel, Market, Status, Unavailable, channel_items, status_frames};
+use super::{
+    config::SessionConfig,
+    tier::{Subscriber, SubscriptionChange},
+};
+use crate::protocol::{
+    Channel, NoticePolicy, Status, Unavailable, channel_items, hint, status_frames,
+};
 
-/// Decides on each item of a command: one status for each, refusals first. A session holds `limit`
-/// channels at most. `None` if the command names no item.
+/// Decides on each item of a command: one status for each, refusals first. A hint follows if a new
+/// channel probably matches nothing. `None` if the command names no item.
 pub(super) fn decide(
-    market: Market,
-    limit: usize,
+    config: &SessionConfig,
     subscriber: &impl Subscriber,
     params: &str,
     subscribe: bool,
 ) -> Option<SubscriptionChange> {
+    let SessionConfig { market, max_subscriptions: limit, notices, .. } = *config;
     // Read first: any later change of the coverage makes the decision outdated.
     let coverage_version = subscriber.coverage_version();
     let mut channels = BTreeSet::new();
@@ -45,6 +50,9 @@ pub(super) fn decide(
         )));
     }
     refusals.append(&mut accepted);
+    if subscribe && notices == NoticePolicy::Everyone {
+        refusals.extend(hint(channels.iter(), market));
+    }
     let reply = status_frames(&refusals);
     let change = SubscriptionChange { subscribe, channels, reply, coverage_version };
     (!change.reply.is_empty()).then_some(change)
