@@ -96,7 +96,7 @@ async fn a_wrong_key_gets_the_verdict_then_the_close() {
     let stack = Stack::start().await;
     for (addr, key) in ports(&stack) {
         let wrong_keys =
-            ["wrong", "", " ", &key[1..], &key.to_uppercase(), &format!("{key} "), VENDOR_KEY];
+            ["wrong", "", " ", &key[1..], &key.to_uppercase(), &format!("{key}x"), VENDOR_KEY];
         let mut clients = Vec::new();
         for wrong in wrong_keys {
             let mut client = TestClient::connect(addr).await;

@@ -436,20 +436,21 @@ async fn the_cause_of_an_outage_reaches_clients_and_health_and_again_when_it_cha
 async fn a_cause_that_stays_is_told_once() {
     let stack = Stack::start().await;
     let mut client = stack.subscriber("T.AAPL").await;
-    stack.sim.handle.inject(Fault::RefuseTcp { on: true });
+    let refuse = |status| Fault::RefuseUpgrade { status, header: None };
+    stack.sim.handle.inject(refuse(Some(500)));
     stack.sim.handle.inject(Fault::Abort);
     let mut reasons = Vec::new();
     for _ in 0..2 {
         reasons.push(client.next_notice().await[2].clone());
     }
     assert_ne!(reasons[0], reasons[1]);
-    let refused = stack.sim.handle.stats().tcp_refused;
+    let refused = stack.sim.handle.stats().upgrades_refused;
     eventually(SOON, "more attempts fail", async || {
         stack.firehose.signal(Signal::SIGHUP);
-        stack.sim.handle.stats().tcp_refused > refused + 3
+        stack.sim.handle.stats().upgrades_refused > refused + 3
     })
     .await;
-    stack.sim.handle.inject(Fault::RefuseTcp { on: false });
+    stack.sim.handle.inject(refuse(None));
     assert_eq!(client.next_notice().await, ["upstream_up", "firehose", &*reasons[1]]);
 }
 
