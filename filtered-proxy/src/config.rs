@@ -16,7 +16,7 @@ use proxy_common::{
         args::{AccountArgs, ServerArgs},
         hash_key::Subcommand,
         logging::LogArgs,
-        runtime::ProgramArgs,
+        runtime::{ProgramArgs, ProgramConfig},
         wiring::ServerConfig,
     },
     protocol::NoticePolicy,
@@ -88,6 +88,18 @@ pub struct Config {
     pub link: LinkConfig,
     /// The settings that both tiers share.
     pub server: ServerConfig,
+}
+
+impl ProgramConfig for Config {
+    type Args = Args;
+
+    fn link(&self) -> &LinkConfig {
+        &self.link
+    }
+
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
 }
 
 impl TryFrom<&Args> for Config {

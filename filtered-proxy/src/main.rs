@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use filtered_proxy::{Args, bind};
+use filtered_proxy::bind;
 use proxy_common::program::runtime::{self, Threads};
 
 fn main() -> ExitCode {
-    runtime::start::<Args, _, _>(Threads::PerCore, bind)
+    runtime::start(Threads::PerCore, bind)
 }

@@ -15,7 +15,7 @@ use proxy_common::{
         args::{AccountArgs, ServerArgs},
         hash_key::Subcommand,
         logging::LogArgs,
-        runtime::ProgramArgs,
+        runtime::{ProgramArgs, ProgramConfig},
         wiring::ServerConfig,
     },
     protocol::{Channel, Kind, Market, NoticePolicy, channel_items},
@@ -106,6 +106,18 @@ pub struct Config {
     pub ring_bytes: usize,
     /// The settings that both tiers share.
     pub server: ServerConfig,
+}
+
+impl ProgramConfig for Config {
+    type Args = Args;
+
+    fn link(&self) -> &LinkConfig {
+        &self.link
+    }
+
+    fn server(&self) -> &ServerConfig {
+        &self.server
+    }
 }
 
 impl TryFrom<&Args> for Config {

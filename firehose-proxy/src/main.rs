@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use firehose_proxy::{Args, bind};
+use firehose_proxy::bind;
 use proxy_common::program::runtime::{self, Threads};
 
 fn main() -> ExitCode {
-    runtime::start::<Args, _, _>(Threads::One, bind)
+    runtime::start(Threads::One, bind)
 }

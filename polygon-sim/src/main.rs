@@ -22,6 +22,9 @@ use tracing::{error, info};
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// A simulated Polygon.io market-data WebSocket. Everything it sends is made up.
+///
+/// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
+/// it.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
@@ -83,13 +86,25 @@ enum LogFormat {
     Json,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    match dotenvy::dotenv() {
+        Err(error) if !error.not_found() => {
+            // The error's own text shows a line, which may hold a key.
+            eprintln!("error: failed to read the .env; the two tiers name the line at fault");
+            return ExitCode::FAILURE;
+        }
+        Ok(_) | Err(_) => {}
+    }
     let args = Args::parse();
     if let Err(error) = start_log(&args) {
         eprintln!("error: {error:#}");
         return ExitCode::FAILURE;
     }
+    serve(args)
+}
+
+#[tokio::main]
+async fn serve(args: Args) -> ExitCode {
     match run(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -76,7 +76,7 @@ enum End {
 
 fn main() -> ExitCode {
     let args = match parse::<Args>() {
-        Ok(args) => args,
+        Ok(line) => line.args,
         Err(reason) => return runtime::exit(reason),
     };
     args.log.init("echo");

@@ -363,7 +363,7 @@ fn shown(time: Duration) -> humantime::FormattedDuration {
 }
 
 /// A URL without the parts that may hold a secret.
-fn redacted(url: &Url) -> String {
+pub fn redacted(url: &Url) -> String {
     let (scheme, path) = (url.scheme(), url.path());
     let host = url.host_str().unwrap_or_default();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();

@@ -3,7 +3,9 @@
 pub mod access_args;
 pub mod args;
 pub mod command_line;
+mod dotenv;
 pub mod hash_key;
+mod ignored;
 pub mod logging;
 pub mod reload;
 pub mod runtime;

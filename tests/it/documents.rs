@@ -57,7 +57,7 @@ fn quoted(text: &str) -> Vec<&str> {
 const TIERS: [(&str, &str); 2] = [("firehose", "firehose-proxy"), ("filtered", "filtered-proxy")];
 
 /// The variables in a program's `--help`, with their defaults.
-async fn settings(binary: &'static str) -> BTreeMap<String, Option<String>> {
+pub(crate) async fn settings(binary: &'static str) -> BTreeMap<String, Option<String>> {
     let Finished { stdout, .. } = Launch::new(binary).arg("--help").run(SOON).await;
     let in_brackets = |text: &str, name: &str| {
         let start = text.find(&format!("[{name}: "))? + name.len() + 3;

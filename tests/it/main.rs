@@ -18,6 +18,7 @@ mod filter;
 mod half_open;
 mod handshake;
 mod http;
+mod ignored_settings;
 mod keys;
 mod large_messages;
 mod ledger;

@@ -1,13 +1,20 @@
 //! Reads settings from the command line, the environment and `.env`. Reports a bad setting in one
 //! line.
 
-use std::fmt::Display;
+use std::{
+    fmt::{Display, Write},
+    path::PathBuf,
+};
 
 use clap::{
     CommandFactory, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
 };
 
+use super::{
+    dotenv,
+    ignored::{self, Ignored},
+};
 use crate::config::ConfigError;
 
 /// Why a program ends before it serves.
@@ -27,6 +34,39 @@ impl StartupExit {
     }
 }
 
+/// What a program was told.
+#[derive(Debug)]
+pub struct CommandLine<T> {
+    /// Flags, variables and lines of the `.env`.
+    pub args: T,
+    /// The `.env` that was read, if any.
+    pub dotenv: Option<PathBuf>,
+    ignored: Vec<Ignored>,
+}
+
+impl<T> CommandLine<T> {
+    /// Warns of settings that have no effect.
+    pub fn log_ignored(&self) {
+        self.ignored.iter().for_each(Ignored::log);
+    }
+
+    /// Adds the settings without effect to an error, because one of them may be its cause.
+    pub fn explain(&self, error: ConfigError) -> ConfigError {
+        with_ignored(error, &self.ignored)
+    }
+}
+
+fn with_ignored(error: ConfigError, ignored: &[Ignored]) -> ConfigError {
+    match ignored {
+        [] => error,
+        _ => ConfigError::other(ignored.iter().fold(error.to_string(), |mut line, one| {
+            // Writing to a text does not fail.
+            let _ = write!(line, "; {one}");
+            line
+        })),
+    }
+}
+
 /// Reads flags, then environment variables, then the nearest `.env` in the working directory or
 /// above it. The first of them that has a value wins.
 ///
@@ -34,23 +74,20 @@ impl StartupExit {
 ///
 /// A value is not of its type, a flag is unknown, or the `.env` cannot be read. Several bad values
 /// are reported one at a time.
-pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<T, StartupExit> {
-    match dotenvy::dotenv() {
-        Ok(_) => {}
-        Err(error) if error.not_found() => {}
-        // The text of a line may hold a key.
-        Err(dotenvy::Error::LineParse(_, at)) => {
-            return Err(StartupExit::Error(ConfigError::other(format!(
-                ".env: a line cannot be read at its character {at}: expected NAME=value, with quotes around a value that \
-                 holds blanks"
-            ))));
-        }
-        Err(error) => return Err(StartupExit::Error(ConfigError::other(format!(".env: {error}")))),
+pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<CommandLine<T>, StartupExit> {
+    let mut ignored = ignored::in_environment();
+    let dotenv = dotenv::load().map_err(StartupExit::Error)?;
+    if let Some(dotenv) = &dotenv {
+        ignored.extend(ignored::in_dotenv(dotenv));
     }
-    T::command()
+    let args = T::command()
         .try_get_matches()
         .and_then(|matches| T::from_arg_matches(&matches))
-        .map_err(|error| explain(&T::command(), &error))
+        .map_err(|error| match explain(&T::command(), &error) {
+            StartupExit::Error(error) => StartupExit::Error(with_ignored(error, &ignored)),
+            StartupExit::Output(text) => StartupExit::Output(text),
+        })?;
+    Ok(CommandLine { args, dotenv: dotenv.map(|dotenv| dotenv.path), ignored })
 }
 
 /// Reads flags alone, and ignores the environment and any `.env`. For programs that start a tier
@@ -96,14 +133,19 @@ fn explain(command: &clap::Command, error: &clap::Error) -> StartupExit {
             let rendered = error.render().to_string();
             let line = rendered.lines().next().unwrap_or_default();
             let line = line.strip_prefix("error: ").unwrap_or(line);
-            StartupExit::Error(ConfigError::other(format!("{line}: --help lists every setting")))
+            let hint = match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(flag)) => format!("did you mean {flag}?"),
+                _ => "--help lists every setting".to_owned(),
+            };
+            StartupExit::Error(ConfigError::other(format!("{line}: {hint}")))
         }
     }
 }
 
-/// The variable of a flag such as `--port <FIREHOSE_PORT>`, or the flag itself if it has none.
+/// The variable of a flag such as `--port <FIREHOSE_PORT>`, or `--port` if it has none.
 fn setting_name(command: &clap::Command, flag: &str) -> String {
-    let long = flag.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default();
+    let flag = flag.split([' ', '=']).next().unwrap_or_default();
+    let long = flag.trim_start_matches('-');
     command
         .get_arguments()
         .find(|arg| arg.get_long() == Some(long))

@@ -14,9 +14,13 @@ use super::{
     command_line::{self, StartupExit},
     hash_key::Subcommand,
     logging::LogArgs,
-    wiring::BoundTier,
+    wiring::{BoundTier, ServerConfig},
 };
-use crate::{config::ConfigError, server::Handler};
+use crate::{
+    config::ConfigError,
+    link::{LinkConfig, redacted},
+    server::Handler,
+};
 
 /// Ends a program that does not serve: prints a text to standard output and succeeds, or prints one
 /// line to standard error and exits with code 2.
@@ -53,32 +57,50 @@ pub trait ProgramArgs: CommandFactory + FromArgMatches {
     fn subcommand(&self) -> Option<&Subcommand>;
 }
 
+/// The checked settings that every program has.
+pub trait ProgramConfig: for<'a> TryFrom<&'a Self::Args, Error = ConfigError> {
+    /// The flags that they are read from.
+    type Args: ProgramArgs;
+
+    /// Where the data comes from.
+    fn link(&self) -> &LinkConfig;
+
+    /// The settings that both tiers share.
+    fn server(&self) -> &ServerConfig;
+}
+
 /// Runs a tier as a program: settings, log, ports, service, exit code.
 ///
 /// Help, the output of a subcommand, and a setting that is missing or wrong end it by [`exit`].
-pub fn start<A, C, H>(
+pub fn start<C: ProgramConfig, H: Handler>(
     threads: Threads,
     bind: impl AsyncFnOnce(C) -> Result<BoundTier<H>, ConfigError>,
-) -> ExitCode
-where
-    A: ProgramArgs,
-    C: for<'a> TryFrom<&'a A, Error = ConfigError>,
-    H: Handler,
-{
-    let args = match command_line::parse::<A>() {
-        Ok(args) => args,
+) -> ExitCode {
+    let line = match command_line::parse::<C::Args>() {
+        Ok(line) => line,
         Err(reason) => return exit(reason),
     };
-    if let Some(subcommand) = args.subcommand() {
+    if let Some(subcommand) = line.args.subcommand() {
         return exit(subcommand.run().map_or_else(StartupExit::Error, StartupExit::Output));
     }
-    let config = match C::try_from(&args) {
+    let config = match C::try_from(&line.args) {
         Ok(config) => config,
-        Err(error) => return exit(StartupExit::Error(error)),
+        Err(error) => return exit(StartupExit::Error(line.explain(error))),
     };
-    args.log().init(A::command().get_name());
+    line.args.log().init(A::command().get_name());
+    line.log_ignored();
+    let (market, upstream) = (config.server().sessions.market, redacted(&config.link().url));
     block_on(threads, async {
         let tier = bind(config).await.map_err(StartupExit::Error)?;
+        let addresses = tier.listeners.addresses().map_err(StartupExit::system)?;
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            dotenv = line.dotenv.map_or_else(|| "none".to_owned(), |path| path.display().to_string()),
+            addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            %market,
+            upstream,
+            "starting"
+        );
         let (reload, stop) = (tier.reload.clone(), CancellationToken::new());
         let work = tier.serve(stop.clone());
         run(work, stop, async || reload.run().await).await.map_err(StartupExit::system)
