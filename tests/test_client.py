@@ -2,7 +2,11 @@
 """Looks at a feed: subscribes, prints what arrives, and sums up at the end.
 
     pip install websockets
-    POLYGON_API_KEY=... python3 tests/test_client.py --symbols "T.AAPL,Q.AAPL" --seconds 10
+    python3 tests/test_client.py --symbols "T.AAPL,Q.AAPL" --seconds 10
+
+The key comes from --key, from POLYGON_API_KEY in the environment, or from the same .env as that of
+the proxies: the nearest one in the working directory or above it, then the nearest one beside this
+file or above it. FILTERED_PROXY_PORT there sets the port of the default server.
 
 It knows nothing of the proxy: with --url wss://socket.massive.com/stocks it looks at the vendor's
 own feed. Without --seconds it runs until Ctrl-C.
@@ -18,6 +22,8 @@ import contextlib
 import ipaddress
 import json
 import os
+import pathlib
+import re
 import sys
 import time
 import urllib.parse
@@ -28,11 +34,15 @@ try:
 except ImportError:
     websockets = None
 
-URL = "ws://localhost:8765"
 ANSWER_SECONDS = 10
 ROWS = 20
 
 NOTHING, USAGE, REFUSED, DISCONNECTED = 1, 2, 3, 4
+
+# A line of a .env: a name, and a value in single quotes, in double quotes, or without a blank.
+DOTENV_LINE = re.compile(
+    r"""\s*(?:export\s+)?(\w+)\s*=[^\S\n]*(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|((?!#)\S*)?)"""
+)
 
 # Where an event keeps its symbol, if not in `sym`.
 SYMBOL_FIELDS = {
@@ -157,7 +167,13 @@ def arguments(doc, symbols):
     parser = argparse.ArgumentParser(
         description=summary, epilog=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", default=URL, help=f"the server ({URL})")
+    try:
+        settings = {**dotenv(pathlib.Path(__file__).parent), **dotenv(pathlib.Path()), **os.environ}
+        key = account_key(settings)
+    except OSError as error:
+        parser.error(str(error))
+    url = f"ws://localhost:{settings.get('FILTERED_PROXY_PORT') or 8765}"
+    parser.add_argument("--url", default=url, help=f"the server ({url})")
     parser.add_argument("--key", help="default POLYGON_API_KEY or MASSIVE_API_KEY; never printed")
     if symbols:
         parser.add_argument("--symbols", default="T.AAPL", help='such as "T.AAPL,Q.*" (T.AAPL)')
@@ -169,10 +185,38 @@ def arguments(doc, symbols):
     options = parser.parse_args()
     if websockets is None or int(websockets.__version__.split(".")[0]) < 15:
         parser.error("needs websockets 15 or newer: pip install -U websockets")
-    options.key = options.key or os.getenv("POLYGON_API_KEY") or os.getenv("MASSIVE_API_KEY")
+    options.key = options.key or key
     if not options.key:
-        parser.error("POLYGON_API_KEY is not set, and there is no --key")
+        parser.error("POLYGON_API_KEY is not set, there is none in a .env, and there is no --key")
     return options
+
+
+def dotenv(directory):
+    """The settings of the nearest .env in a directory or above it. Of equal names the first counts."""
+    directory = directory.resolve()
+    paths = (place / ".env" for place in (directory, *directory.parents))
+    settings = {}
+    for path in filter(pathlib.Path.is_file, paths):
+        # The mark at the beginning is that of an editor on Windows.
+        for line in path.read_text("utf-8-sig", errors="replace").splitlines():
+            found = DOTENV_LINE.match(line)
+            if found:
+                name, single, double, plain = found.groups()
+                value = re.sub(r"\\(.)", r"\1", double or "") or single or plain or ""
+                settings.setdefault(name, value)
+        break
+    return settings
+
+
+def account_key(settings):
+    """The account's key, from a value or from a file."""
+    for name in ("POLYGON_API_KEY", "MASSIVE_API_KEY"):
+        key, path = settings.get(name, "").strip(), settings.get(f"{name}_FILE")
+        if path and not key:
+            key = pathlib.Path(path).read_text("utf-8").strip()
+        if key:
+            return key
+    return None
 
 
 def run(program):

@@ -2,7 +2,9 @@
 """Checks a filtered-proxy from outside: each client must get what it asked for, all of it, only it.
 
     pip install websockets
-    POLYGON_API_KEY=... python3 tests/test_polygon_proxy.py --seconds 10
+    python3 tests/test_polygon_proxy.py --seconds 10
+
+It finds the key as test_client.py does.
 
 Five clients subscribe to *, T.AAPL, Q.AAPL, T.AAPL,Q.AAPL and T.*. The one on * comes first and
 leaves last, so it must get everything that another client gets: byte for byte, in the same order,

@@ -427,6 +427,23 @@ pub async fn run_script(name: &str, args: &[&str], key: &str, limit: Duration) -
     Some(run(&format!("{name} {args:?}"), command, limit).await)
 }
 
+/// Runs a Python program in a directory, without a key in its environment. `None` where Python is
+/// missing.
+///
+/// # Panics
+///
+/// As for [`run_script`].
+pub async fn run_script_in(
+    dir: &Path,
+    script: &Path,
+    args: &[&str],
+    limit: Duration,
+) -> Option<Finished> {
+    let mut command = Packages::Massive.interpreter(script).await?;
+    command.args(args).current_dir(dir).env_remove("POLYGON_API_KEY");
+    Some(run(&format!("{script:?} {args:?} in {dir:?}"), command, limit).await)
+}
+
 /// Runs a command to its end.
 pub(crate) async fn run(what: &str, mut command: Command, limit: Duration) -> Finished {
     let started = Instant::now();

@@ -4,6 +4,7 @@
 use std::{
     collections::HashSet,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
     sync::Arc,
     time::Duration,
 };
@@ -11,10 +12,11 @@ use std::{
 use futures_util::{SinkExt, StreamExt, future::join_all};
 use polygon_sim::SimConfig;
 use serde_json::Value;
+use tempfile::TempDir;
 use tests::{
-    official_clients::run_script,
+    official_clients::{run_script, run_script_in},
     program::Finished,
-    stack::{CLIENT_KEY, ReservedPort, Stack, StackConfig},
+    stack::{CLIENT_KEY, ReservedPort, Sim, Stack, StackConfig, VENDOR_KEY, firehose, is_up},
     wait::SOON,
     ws_client::{AUTHENTICATED, GREETING, acks, objects},
 };
@@ -26,7 +28,10 @@ use tokio::{
 };
 use tokio_tungstenite::{accept_async, tungstenite::Message};
 
-use crate::events::{quote, trade};
+use crate::{
+    doc_snippets::document,
+    events::{quote, trade},
+};
 
 /// Runs `test_client.py` against a server. `None` where Python is missing.
 async fn test_client(addr: SocketAddr, key: &str, args: &[&str]) -> Option<Finished> {
@@ -94,6 +99,103 @@ async fn the_client_ends_with_a_code_that_says_why() {
         assert_eq!(ended.code, Some(code), "{said}");
         assert!(said.contains(text), "no {text:?} in {said}");
         assert!(key.is_empty() || !said.contains(key), "the key is in {said}");
+    }
+}
+
+/// A project as a user has it: a `.env` at its top, and the scripts below.
+fn project(dotenv: &str) -> TempDir {
+    let project = tempfile::tempdir().expect("make a temporary directory");
+    std::fs::write(project.path().join(".env"), dotenv).expect("write a .env");
+    let tests = project.path().join("tests");
+    std::fs::create_dir_all(tests.join("deep")).expect("make directories");
+    for name in ["test_client.py", "test_polygon_proxy.py"] {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        std::fs::copy(source, tests.join(name)).expect("copy a script");
+    }
+    project
+}
+
+#[tokio::test]
+async fn the_scripts_find_the_key_in_the_same_dotenv_from_any_directory() {
+    let stack = Stack::start().await;
+    let url = format!("ws://{}", stack.addr());
+    let own = project(&format!("POLYGON_API_KEY={CLIENT_KEY}\n"));
+    let nothing = tempfile::tempdir().expect("make a temporary directory");
+    let foreign = project("DATABASE_URL=postgres://db\n");
+    let wrong = project("POLYGON_API_KEY=wrong-key\n");
+    let deep = own.path().join("tests/deep");
+    for (script, args, code) in [
+        ("test_client.py", &["--seconds", "0.3", "--symbols", "T.AAPL"], 1),
+        ("test_polygon_proxy.py", &["--seconds", "0.3", "--symbol", "AAPL"], 4),
+    ] {
+        let args = [&["--url", &url], &args[..]].concat();
+        let of = |project: &TempDir| project.path().join("tests").join(script);
+        for (dir, script, code) in [
+            (own.path(), of(&own), code),
+            (&own.path().join("tests"), of(&own), code),
+            (&deep, of(&own), code),
+            (nothing.path(), of(&own), code),
+            (foreign.path(), of(&own), code),
+            // The working directory comes first, as for the programs.
+            (own.path(), of(&wrong), code),
+            (wrong.path(), of(&own), 3),
+            (nothing.path(), of(&foreign), 2),
+        ] {
+            let Some(done) = run_script_in(dir, &script, &args, SOON).await else { return };
+            let said = format!("{dir:?} {script:?}: {}{}", done.stdout, done.stderr);
+            assert_eq!(done.code, Some(code), "{said}");
+            assert_eq!(said.contains("POLYGON_API_KEY is not set"), code == 2, "{said}");
+            assert!(!said.contains(CLIENT_KEY), "{said}");
+        }
+    }
+}
+
+/// Each text is read by the firehose, which logs in with its key, and by the script.
+#[tokio::test]
+async fn the_scripts_read_a_dotenv_as_the_programs_do() {
+    let key = VENDOR_KEY;
+    let texts = [
+        format!("POLYGON_API_KEY={key}"),
+        format!("export POLYGON_API_KEY = '{key}' # the account's\n"),
+        format!("POLYGON_API_KEY=\"{key}\"\r\nLOG_LEVEL=info\r\n"),
+        format!("\u{feff}POLYGON_API_KEY={key}\nPOLYGON_API_KEY=another\n"),
+        format!("#POLYGON_API_KEY=another\n\tPOLYGON_API_KEY={key} # x\n"),
+        format!("POLYGON_API_KEY=\nMASSIVE_API_KEY=\" {key} \"\n"),
+        "POLYGON_API_KEY_FILE=key.txt\n".to_owned(),
+        "POLYGON_API_KEY= # none\nMASSIVE_API_KEY_FILE='key.txt'\n".to_owned(),
+    ];
+    for text in texts {
+        let sim = Sim::start().await;
+        let launch = firehose(&sim.url("stocks")).without("POLYGON_API_KEY");
+        let launch = launch.without("FIREHOSE_API_KEYS").file(".env", &text).file("key.txt", key);
+        let firehose = launch.start().await;
+        is_up(&firehose).await;
+        let project = project(&text);
+        std::fs::write(project.path().join("key.txt"), key).expect("write a key");
+        let (script, url) = (project.path().join("tests/test_client.py"), firehose.addr());
+        let args = ["--url", &format!("ws://{url}"), "--seconds", "0.3"];
+        let Some(done) = run_script_in(project.path(), &script, &args, SOON).await else { return };
+        assert_eq!(done.code, Some(1), "{text:?}: {done:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_quick_start_runs_the_scripts_with_key_and_port_of_the_dotenv() {
+    let stack = busy_stack().await;
+    let port = stack.addr().port();
+    let project = project(&format!("FILTERED_PROXY_PORT={port}\nMASSIVE_API_KEY={CLIENT_KEY}\n"));
+    let document = document("QUICKSTART.md");
+    let lines: Vec<_> =
+        document.lines().filter_map(|line| line.strip_prefix("python3 tests/")).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for line in lines {
+        let mut words = line.split_whitespace().map(|word| word.trim_matches('"'));
+        let script = project.path().join("tests").join(words.next().expect("a script"));
+        let args: Vec<_> = words.chain(["--seconds", "2"]).collect();
+        let Some(done) = run_script_in(project.path(), &script, &args, 2 * SOON).await else {
+            return;
+        };
+        assert_eq!(done.code, Some(0), "{line}: {done:?}");
     }
 }
 
