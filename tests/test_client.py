@@ -192,7 +192,7 @@ def arguments(doc, symbols):
 
 
 def dotenv(directory):
-    """The settings of the nearest .env in a directory or above it. Of equal names the first counts."""
+    """The nearest .env in a directory or above it, as a dict. Of equal names the first counts."""
     directory = directory.resolve()
     paths = (place / ".env" for place in (directory, *directory.parents))
     settings = {}

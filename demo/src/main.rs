@@ -17,7 +17,7 @@ use polygon_sim::{Profile, SimConfig, Simulator};
 use proxy_common::{
     config::{
         ConfigError,
-        values::{duration, port},
+        values::{count, duration, port},
     },
     program::{
         command_line::{StartupExit, parse_flags},
@@ -40,10 +40,10 @@ const KEY: &str = "demo-key";
 #[command(version, about)]
 struct Args {
     /// Events per second of the simulated market
-    #[arg(long, default_value = "5000")]
+    #[arg(long, default_value = "5000", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
     /// Symbols of the simulated market
-    #[arg(long, default_value = "8000")]
+    #[arg(long, default_value = "8000", value_parser = count)]
     symbols: usize,
     /// How the rate changes over time: steady, or a burst at the open
     #[arg(long, value_enum, default_value = "steady")]
@@ -95,7 +95,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let market = Simulator::bind(("127.0.0.1", args.market_port), sim_config)
         .await
-        .with_context(|| format!("port {} of the simulated market", args.market_port))?;
+        .map_err(|error| market_port_error(args.market_port, &error))?;
     let firehose = bind_firehose(&args, &market.url()).await?;
     let firehose_addr = first(firehose.listeners.addresses()?)?;
     let filtered = bind_filtered(&args, firehose_addr).await?;
@@ -145,7 +145,10 @@ async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<BoundTier<Fi
     let port = args.firehose_port.to_string();
     let flags = ["--polygon-api-key", KEY, "--polygon-ws-url", market, "--port", &port];
     let args = parse_flags::<firehose_proxy::Args>(&flags).map_err(explain)?;
-    Ok(firehose_proxy::bind((&args).try_into()?).await?)
+    let mut config: firehose_proxy::Config = (&args).try_into()?;
+    // An error must name the demo's flag: the tier's variable has no effect here.
+    config.server.listen.port_variable = "--firehose-port";
+    Ok(firehose_proxy::bind(config).await?)
 }
 
 async fn bind_filtered(
@@ -155,7 +158,22 @@ async fn bind_filtered(
     let (port, url) = (args.filtered_port.to_string(), format!("ws://{firehose}"));
     let flags = ["--polygon-api-key", KEY, "--firehose-url", &url, "--port", &port];
     let args = parse_flags::<filtered_proxy::Args>(&flags).map_err(explain)?;
-    Ok(filtered_proxy::bind((&args).try_into()?).await?)
+    let mut config: filtered_proxy::Config = (&args).try_into()?;
+    config.server.listen.port_variable = "--filtered-port";
+    Ok(filtered_proxy::bind(config).await?)
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
+        _ => Err("expected a number of events per second, 0 or more".to_owned()),
+    }
+}
+
+fn market_port_error(port: u16, error: &anyhow::Error) -> ConfigError {
+    let cause = error.root_cause();
+    let expected = format!("expected a port free at 127.0.0.1:{port}: {cause}");
+    ConfigError::invalid("--market-port", port, expected)
 }
 
 fn explain(unparsed: StartupExit) -> ConfigError {

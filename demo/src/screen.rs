@@ -15,6 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::probe::Delays;
 
+/// The most that a line of figures takes on a terminal. One that fills the narrowest usual terminal
+/// could not be written over.
+const COLUMNS: usize = 79;
+
 /// The metrics behind the figures.
 pub(crate) struct Figures {
     upstream: Arc<LinkMetrics>,
@@ -72,14 +76,15 @@ impl Screen {
             at = Instant::now();
             let rate = |now: u64, before: u64| (now - before) as f64 / elapsed;
             let line = format!(
-                "upstream {:>8.0} events/s | delivered {:>8.0} events/s | clients {:>4} | added delay {}",
+                "upstream {:>6.0} | delivered {:>7.0} | clients {:>3} | added delay {}",
                 rate(now.0, before.0),
                 rate(now.1, before.1),
                 figures.clients.sessions.get(),
                 delay(delays.take()),
             );
             before = now;
-            let line = if self.terminal { format!("\r\x1b[K{line}") } else { line + "\n" };
+            let line =
+                if self.terminal { format!("\r\x1b[K{line:.COLUMNS$}") } else { line + "\n" };
             if self.print(&line).is_err() {
                 return;
             }
@@ -97,6 +102,7 @@ impl Screen {
     fn introduction(&self) -> String {
         let Self { key, market, firehose, filtered, .. } = self;
         let (host, port) = ("localhost", filtered.port());
+        // A terminal of 80 columns must not break a line, and each block must work when it is pasted.
         format!(
             "\
 SIMULATED DATA: nothing shown here is a real market.
@@ -105,28 +111,37 @@ SIMULATED DATA: nothing shown here is a real market.
   firehose          ws://{firehose}     http://{firehose}/health
   filtered proxy    ws://{filtered}     http://{filtered}/health
 
-Connect a client of your own (key: {key}):
+Connect a client of your own from another terminal (key: {key}). Paste the
+first line into a shell, and the rest at the prompt that it opens.
 
-  python   from massive import WebSocketClient
-           WebSocketClient(api_key=\"{key}\", feed=\"{host}:{port}\", secure=False,
-                           subscriptions=[\"T.AAPL\", \"Q.AAPL\"]).run(print)
+Python:
 
-  js       import {{ websocketClient }} from \"@massive.com/client-js\";
-           const ws = websocketClient(\"{key}\", \"ws://{host}:{port}\").stocks();
-           ws.onmessage = (m) => {{
-             console.log(m.data);
-             if (JSON.parse(m.data)[0].status === \"auth_success\")
-               ws.send('{{\"action\":\"subscribe\",\"params\":\"T.AAPL\"}}');
-           }};
+pip install massive && python3
 
-  websocat websocat ws://{host}:{port}/stocks   and type:
-           {{\"action\":\"auth\",\"params\":\"{key}\"}}
-           {{\"action\":\"subscribe\",\"params\":\"T.AAPL,Q.AAPL\"}}
+from massive import WebSocketClient
+WebSocketClient(api_key=\"{key}\", feed=\"{host}:{port}\", secure=False,
+                subscriptions=[\"T.AAPL\", \"Q.AAPL\"]).run(print)
 
-  script   POLYGON_API_KEY={key} python3 tests/test_client.py --url ws://{host}:{port} --symbols \"T.AAPL\"
+JavaScript:
 
-Ctrl-C stops everything. A client inside the demo measures the delay from market to client
-(median / 99 %).
+npm install @massive.com/client-js && node
+
+import(\"@massive.com/client-js\").then(({{ websocketClient }}) => {{
+  const ws = websocketClient(\"{key}\", \"ws://{host}:{port}\").stocks();
+  ws.onmessage = ({{ data }}) => {{
+    console.log(data);
+    if (data.includes(\"auth_success\"))
+      ws.send('{{\"action\":\"subscribe\",\"params\":\"T.AAPL\"}}');
+  }};
+}});
+
+The project's own client, in a shell at the top of the repository:
+
+pip install websockets
+python3 tests/test_client.py --key {key} --url ws://{host}:{port}
+
+Below: events per second, and the delay from market to client (median / 99 %),
+which a client inside the demo measures. Ctrl-C stops everything.
 
 "
         )

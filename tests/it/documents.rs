@@ -1,4 +1,4 @@
-//! Whether the documents are right: settings, endpoints, snippets, types, metrics, the demo.
+//! Whether the documents are right: settings, endpoints, snippets, types, metrics.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +11,10 @@ use futures_util::future::join_all;
 use tests::{
     http::{get, refused_upgrade, upgrade},
     official_clients::{Client, run_script},
-    program::{Finished, Launch, Program, Signal, binaries},
+    program::{Finished, Launch, Program, Signal},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
     wait::{SOON, eventually, listens, within},
-    ws_client::{AUTHENTICATED, GREETING, Received, TestClient, acks},
+    ws_client::{AUTHENTICATED, GREETING, TestClient, acks},
 };
 use tokio::{
     process::Command,
@@ -427,64 +427,6 @@ async fn the_document_of_metrics_is_complete_and_right() {
             );
         }
     }
-}
-
-/// The demo, built as the other programs are.
-async fn demo() -> Launch {
-    let profile_dir = binaries();
-    let target = profile_dir.parent().expect("a profile's directory lies in the target directory");
-    let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(profile) => profile,
-    };
-    let mut cargo = Command::new(env!("CARGO"));
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-            cargo.env_remove(&*name);
-        }
-    }
-    // The same packages as for the tests, so that none is built again with other features.
-    cargo
-        .args(["build", "--quiet", "--bins", "-p", "firehose-proxy", "-p", "filtered-proxy"])
-        .args(["-p", "polygon-sim", "-p", "demo", "--profile", profile, "--target-dir"])
-        .arg(target)
-        .current_dir(root());
-    let built = within(30 * SOON, "building the demo", cargo.output()).await.expect("run cargo");
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    ["--market-port", "--firehose-port", "--filtered-port"]
-        .into_iter()
-        .fold(Launch::new("demo"), |launch, flag| launch.arg(flag).arg(0))
-}
-
-#[tokio::test]
-async fn the_demo_shows_what_flows_and_serves_clients() {
-    let done = demo().await.arg("--exit-after").arg("3s").run(SOON).await;
-    assert_eq!(done.code, Some(0), "{done:?}");
-    assert!(done.took >= Duration::from_secs(3), "{done:?}");
-    assert!(done.stdout.starts_with("SIMULATED DATA"), "{done:?}");
-    assert!(done.stdout.trim_end().ends_with("stopped"), "{done:?}");
-
-    let mut program = demo().await.spawn();
-    let shown =
-        |text: &str| text.lines().find(|line| line.contains("filtered proxy ")).map(str::to_owned);
-    eventually(SOON, "where to connect", async || shown(&program.log_text()).is_some()).await;
-    let line = shown(&program.log_text()).expect("it is there");
-    let addr = line.split("ws://").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-    let mut client = TestClient::login(addr.expect("an address"), "demo-key").await;
-    client.subscribe("T.*").await;
-    assert!(client.next_but_notices().await.starts_with(r#"{"ev":"T","sym":""#));
-    eventually(SOON, "figures of a running feed", async || {
-        program.log_text().lines().filter(|line| line.starts_with("upstream ")).any(|line| {
-            let words: Vec<_> = line.split_whitespace().collect();
-            let rate: f64 = words[1].parse().expect("a rate");
-            rate > 0.0 && line.contains("| added delay ") && line.ends_with(" ms")
-        })
-    })
-    .await;
-    program.signal(Signal::SIGTERM);
-    assert_ne!(client.end(SOON).await, Received::Dropped, "the demo closes in order");
-    assert_eq!(program.wait_exit(SOON).await.code(), Some(0), "{}", program.log_text());
 }
 
 #[tokio::test]

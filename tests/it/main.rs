@@ -9,6 +9,7 @@ mod autobahn;
 mod commands;
 mod config;
 mod coverage;
+mod demo;
 mod doc_snippets;
 mod documents;
 mod event_shapes;

@@ -415,6 +415,38 @@ impl Drop for Running {
     }
 }
 
+/// A language in which the vendor's client is installed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prompt {
+    /// Python with `massive`.
+    Python,
+    /// Node with `@massive.com/client-js`.
+    Node,
+}
+
+impl Prompt {
+    /// Its interpreter, which reads standard input as one program or as lines at a prompt. `None`
+    /// where the language is missing.
+    ///
+    /// # Panics
+    ///
+    /// If the packages cannot be installed.
+    pub async fn command(self, at_prompt: bool) -> Option<Command> {
+        let packages = match self {
+            Self::Python => Packages::Massive,
+            Self::Node => Packages::Node,
+        };
+        // Without a terminal, both open a prompt only when told to.
+        let mode = Path::new(if at_prompt { "-i" } else { "-" });
+        let mut command = packages.interpreter(mode).await?;
+        command.current_dir(packages.drivers());
+        if self == Self::Python {
+            command.env("PYTHONUNBUFFERED", "1");
+        }
+        Some(command)
+    }
+}
+
 /// Runs a program of `tests`, such as `test_client.py`, to its end. `None` where Python is missing.
 ///
 /// # Panics
