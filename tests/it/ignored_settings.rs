@@ -181,7 +181,7 @@ async fn the_first_line_says_with_what_a_program_starts() {
         for (launch, dotenv) in [(with, &*path), (launch(), "none")] {
             let mut program = launch.start().await;
             let line = program.logged("starting").await;
-            let field = |name: &str| line["fields"][name].as_str().unwrap_or_default().to_owned();
+            let field = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
             assert_eq!(line["level"], "INFO");
             assert_eq!(field("version"), env!("CARGO_PKG_VERSION"));
             assert_eq!(field("dotenv"), dotenv);

@@ -87,7 +87,7 @@ pub fn start<C: ProgramConfig, H: Handler>(
         Ok(config) => config,
         Err(error) => return exit(StartupExit::Error(line.explain(error))),
     };
-    line.args.log().init(A::command().get_name());
+    line.args.log().init(C::Args::command().get_name());
     line.log_ignored();
     let (market, upstream) = (config.server().sessions.market, redacted(&config.link().url));
     block_on(threads, async {
