@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Write,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -22,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    doc_snippets::{block, document, replaced, root},
+    doc_snippets::{block, document, has_program, replaced, root},
     events::{quote, trade},
     nginx,
 };
@@ -263,14 +264,84 @@ async fn the_plain_commands_of_the_quick_start_work() {
     let document = document("QUICKSTART.md");
     let place = document.lines().find(|line| line.starts_with("Anything that speaks WebSocket"));
     let path = place.and_then(|line| line.split("localhost:8765").nth(1)?.split('`').next());
-    let block = block(&document, "text", "\"action\"");
-    let (login, subscription) = block.trim().split_once('\n').expect("two commands");
+    let commands = block(&document, "text", "\"action\"");
+    let (login, subscription) = commands.trim().split_once('\n').expect("two commands");
     let mut client = TestClient::connect_to(stack.addr(), path.expect("an address")).await;
-    client.expect(GREETING).await;
+    let answers: Vec<_> = block(&document, "text", "connected").lines().collect();
+    assert_eq!(answers, [GREETING, AUTHENTICATED, &acks("subscribed", "T.AAPL,Q.AAPL,LULD.*")]);
+    client.expect(answers[0]).await;
     client.send_raw(&replaced(login, "<key>", CLIENT_KEY)).await;
-    client.expect(AUTHENTICATED).await;
+    client.expect(answers[1]).await;
     client.send_raw(subscription).await;
-    client.expect(&acks("subscribed", "T.AAPL,Q.AAPL,LULD.*")).await;
+    client.expect(answers[2]).await;
+}
+
+#[tokio::test]
+async fn the_go_snippet_is_go() {
+    let document = document("QUICKSTART.md");
+    let snippet = block(&document, "go", "massivews.New(");
+    // Written directly, because the test runner hides the output of tests that pass.
+    let missing = "the Go snippet is not compiled: no registry of the tests has client-go";
+    let _ = writeln!(std::io::stderr(), "\n*** SKIPPED: {missing} ***");
+    if !has_program("gofmt", "-h").await {
+        return;
+    }
+    let indented = snippet.trim_end().replace('\n', "\n\t");
+    let program = format!("package main\n\nfunc main() {{\n\t{indented}\n}}\n");
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    let path = dir.path().join("main.go");
+    std::fs::write(&path, program).expect("write a program");
+    let gofmt = Command::new("gofmt").arg("-d").arg(&path).output();
+    let done = within(SOON, "gofmt", gofmt).await.expect("run gofmt");
+    assert!(done.status.success() && done.stdout.is_empty(), "{done:?}");
+}
+
+/// Starts each program of the block as its line says, but on free ports.
+#[tokio::test]
+async fn the_commands_without_a_key_bring_data() {
+    let document = document("QUICKSTART.md");
+    let block = block(&document, "sh", "polygon-sim").replace("\\\n", "");
+    let [sim, firehose, filtered, client] = block.lines().collect::<Vec<_>>()[..] else {
+        panic!("four commands in {block}");
+    };
+    let start = |line: &str, name: &'static str, port: &str, upstream: &str| {
+        let command = line.split(" #").next().expect("a command");
+        let (settings, program) = command.split_once("cargo run --release -p ").expect("cargo");
+        assert_eq!(program.trim(), name);
+        let mut launch = Launch::new(name).env(port, 0);
+        for setting in settings.split_whitespace() {
+            let (name, value) = setting.split_once('=').expect("a setting");
+            launch = launch.env(name, value.replace("localhost:8766", upstream));
+        }
+        launch
+    };
+    let mut sim = start(sim, "polygon-sim", "SIM_PORT", "").spawn();
+    let listening = || sim_address(&sim.log_text());
+    eventually(SOON, "the simulator listens", async || listening().is_some()).await;
+    let upstream = listening().expect("waited for above");
+    let firehose = start(firehose, "firehose-proxy", "FIREHOSE_PORT", &upstream).start().await;
+    let url = format!("ws://{}", firehose.addr());
+    let filtered = start(filtered, "filtered-proxy", "FILTERED_PROXY_PORT", "");
+    let filtered = filtered.env("FIREHOSE_URL", url).start().await;
+    stack::is_up(&filtered).await;
+    let line = client.split(" #").next().and_then(|line| line.strip_prefix("python3 tests/"));
+    let mut words = line.expect("a script").split_whitespace().map(|word| word.trim_matches('"'));
+    let script = words.next().expect("a script");
+    let url = format!("ws://{}", filtered.addr());
+    let args: Vec<_> = words.chain(["--seconds", "2", "--url", &url]).collect();
+    let Some(done) = run_script(script, &args, "wrong-key", SOON).await else { return };
+    assert_eq!(done.code, Some(0), "{done:?}");
+    assert!(done.stdout.contains("-- T.AAPL ") && done.stdout.contains("-- Q.AAPL "), "{done:?}");
+    sim.signal(Signal::SIGTERM);
+    assert_eq!(sim.wait_exit(SOON).await.code(), Some(0), "{}", sim.log_text());
+}
+
+/// The address in a simulator's log, whose lines have a form of their own.
+fn sim_address(log: &str) -> Option<String> {
+    let mut lines = log.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let line: serde_json::Value =
+        lines.find(|line: &serde_json::Value| line["message"] == "listening")?;
+    line["addr"].as_str().map(str::to_owned)
 }
 
 #[tokio::test]

@@ -3,12 +3,19 @@
 
 mod scripts;
 
+use std::{net::Ipv4Addr, process::Stdio};
+
 use futures_util::future::join_all;
 use tests::{
-    official_clients::{Client, Running},
+    official_clients::{Client, Prompt, Running},
     program::Signal,
     stack::{CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Stack, StackConfig, filtered, firehose},
-    wait::{SOON, eventually},
+    wait::{SOON, eventually, within},
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
 };
 
 use crate::events::{quote, trade};
@@ -222,6 +229,78 @@ async fn the_python_client_comes_again_until_there_is_room() {
     stack.publish(&[trade("AAPL", 1)]);
     client.expect_objects(&[trade("AAPL", 1)]).await;
     client.finish().await;
+}
+
+#[tokio::test]
+async fn the_python_client_tries_a_refused_path_again_and_again() {
+    // The clients ask for stocks.
+    let nowhere = ReservedPort::new();
+    let proxy = filtered(nowhere.addr()).env("MARKET", "options").start().await;
+    let refused = "filtered_connections_refused_total";
+    for client in [Client::PythonMassive, Client::PythonPolygon] {
+        let before = proxy.metric_with(refused, "reason=\"path\"").await;
+        let started = client.start(proxy.addr(), CLIENT_KEY, "T.AAPL").await;
+        let Some(_running) = started else { continue };
+        eventually(2 * SOON, "it was refused five times", async || {
+            let now = proxy.metric_with(refused, "reason=\"path\"").await;
+            now > Some(before.unwrap_or(0.0) + 4.0)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_python_client_logs_refused_items_and_notices() {
+    let mut stack = Stack::with(StackConfig {
+        filtered_env: vec![("MAX_SUBSCRIPTIONS", "1".to_owned())],
+        ..StackConfig::default()
+    })
+    .await;
+    let started =
+        Client::PythonMassive.start_parsed(stack.addr(), CLIENT_KEY, "T.AAPL,Q.AAPL").await;
+    let Some(mut client) = started else { return };
+    client.logged("server error: ").await;
+    stack.firehose.signal(Signal::SIGKILL);
+    stack.firehose.wait_exit(SOON).await;
+    // It reports what it was sent only when something comes.
+    client.logged("server upstream_down: ").await;
+}
+
+/// A proxy for other hosts must not get the requests for this one.
+#[tokio::test]
+async fn the_python_client_asks_a_proxy_of_its_environment_unless_told_not_to() {
+    let stack = Stack::start().await;
+    let proxy = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind a free port");
+    let proxy_url = format!("http://{}", proxy.local_addr().expect("its address"));
+    let program = format!(
+        "import os\nfrom massive import WebSocketClient\n\
+         def show(events):\n    print(events, flush=True)\n    os._exit(0)\n\
+         WebSocketClient(api_key='{CLIENT_KEY}', feed='{}', secure=False, \
+         subscriptions=['T.AAPL']).run(show)\n",
+        stack.addr()
+    );
+    let start = async |variable: &str, no_proxy: &str| {
+        let mut command = Prompt::Python.command(false).await?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.env(variable, &proxy_url).env("NO_PROXY", no_proxy).env("no_proxy", no_proxy);
+        let mut child = command.spawn().expect("start Python");
+        let mut input = child.stdin.take().expect("stdin is piped");
+        input.write_all(program.as_bytes()).await.expect("write a program");
+        Some(child)
+    };
+    for variable in ["HTTP_PROXY", "HTTPS_PROXY"] {
+        let Some(_child) = start(variable, "example.com").await else { return };
+        let (mut asked, _) = within(SOON, variable, proxy.accept()).await.expect("accept");
+        let mut line = vec![0; "CONNECT ".len()];
+        within(SOON, variable, asked.read_exact(&mut line)).await.expect("read a request");
+        assert_eq!(line, b"CONNECT ");
+    }
+    let Some(mut child) = start("HTTP_PROXY", "127.0.0.1").await else { return };
+    let ended = eventually(2 * SOON, "an event past the proxy", async || {
+        stack.publish(&[trade("AAPL", 1)]);
+        child.try_wait().expect("wait for Python").is_some_and(|status| status.success())
+    });
+    ended.await;
 }
 
 #[tokio::test]
