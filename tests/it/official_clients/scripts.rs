@@ -29,7 +29,7 @@ use tokio::{
 use tokio_tungstenite::{accept_async, tungstenite::Message};
 
 use crate::{
-    doc_snippets::document,
+    doc_snippets::{block, document},
     events::{quote, trade},
 };
 
@@ -185,8 +185,9 @@ async fn the_quick_start_runs_the_scripts_with_key_and_port_of_the_dotenv() {
     let port = stack.addr().port();
     let project = project(&format!("FILTERED_PROXY_PORT={port}\nMASSIVE_API_KEY={CLIENT_KEY}\n"));
     let document = document("QUICKSTART.md");
+    let commands = block(&document, "sh", "curl ");
     let lines: Vec<_> =
-        document.lines().filter_map(|line| line.strip_prefix("python3 tests/")).collect();
+        commands.lines().filter_map(|line| line.strip_prefix("python3 tests/")).collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
     for line in lines {
         let mut words = line.split_whitespace().map(|word| word.trim_matches('"'));
