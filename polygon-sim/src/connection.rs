@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -37,7 +38,7 @@ pub(crate) enum Item {
     /// A text frame that is not data.
     Garbage(&'static str),
     /// A binary frame.
-    Binary(&'static str),
+    Binary(Bytes),
     /// A close frame, then the end.
     Close(u16),
     /// The end of the TCP connection, without a close frame.
@@ -50,7 +51,8 @@ impl Item {
             Self::Status(text) => text.len(),
             Self::Events(frame) => frame.text.len(),
             Self::Raw(text, _) => text.len(),
-            Self::Garbage(text) | Self::Binary(text) => text.len(),
+            Self::Garbage(text) => text.len(),
+            Self::Binary(bytes) => bytes.len(),
             Self::Close(_) | Self::Drop => 0,
         }
     }

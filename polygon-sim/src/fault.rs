@@ -82,6 +82,17 @@ pub enum Fault {
     Garbage,
     /// Every authenticated connection gets one binary frame that holds a status array.
     Binary,
+    /// Every authenticated connection gets this text frame, unaltered: a heartbeat, an array with
+    /// elements that are no objects, an event that is not JSON.
+    RawText {
+        /// The text.
+        text: String,
+    },
+    /// Every authenticated connection gets a binary frame of these bytes.
+    RawBinary {
+        /// The bytes, in JSON an array of numbers.
+        bytes: Vec<u8>,
+    },
     /// One frame of this many generated events, without those that the connection is not subscribed
     /// to.
     HugeFrame {

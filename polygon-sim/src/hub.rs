@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
+use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::{
@@ -217,6 +218,10 @@ impl Hub {
         });
     }
 
+    fn send_binary(&self, bytes: &Bytes) {
+        self.each(|connection| connection.send_authenticated(Item::Binary(bytes.clone())));
+    }
+
     /// Calls `act` for every connection, unless the service is silent.
     fn each(&self, act: impl Fn(&Connection)) {
         if *self.silent.borrow() {
@@ -257,8 +262,10 @@ impl Hub {
                 self.each(|connection| connection.send_authenticated(Item::Garbage(GARBAGE)));
             }
             Fault::Binary => {
-                self.each(|connection| connection.send_authenticated(Item::Binary(BINARY)));
+                self.send_binary(&Bytes::from_static(BINARY.as_bytes()));
             }
+            Fault::RawText { text } => self.publish_raw(&text),
+            Fault::RawBinary { bytes } => self.send_binary(&bytes.into()),
             Fault::StatusInData => self.each(Connection::put_status_in_data),
         }
     }

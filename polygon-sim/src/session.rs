@@ -231,7 +231,7 @@ async fn write_items(
             Item::Events(frame) => send_data(&mut sink, frame.text.into(), frame.events, hub).await,
             Item::Raw(text, events) => send_data(&mut sink, (&*text).into(), events, hub).await,
             Item::Garbage(text) => sink.send(Message::text(text)).await,
-            Item::Binary(text) => sink.send(Message::binary(text)).await,
+            Item::Binary(bytes) => sink.send(Message::binary(bytes)).await,
             Item::Close(code) => {
                 let close = CloseFrame { code: code.into(), reason: Utf8Bytes::default() };
                 // The reading half ends the session earlier, when the client answers.

@@ -9,6 +9,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
+use tokio_tungstenite::tungstenite::Message;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{EVICTED, Ended, Sim, within};
@@ -48,6 +49,12 @@ async fn steers_over_http() {
     assert_eq!(http(addr, "POST", "/rate", "1000").await.0, 204);
     client.text().await;
     assert_eq!(http(addr, "POST", "/rate", "0").await.0, 204);
+    let heartbeat = r#"{"fault":"raw_text","text":"heartbeat"}"#;
+    assert_eq!(http(addr, "POST", "/fault", heartbeat).await.0, 204);
+    while client.text().await != "heartbeat" {}
+    let heartbeat = r#"{"fault":"raw_binary","bytes":[1]}"#;
+    assert_eq!(http(addr, "POST", "/fault", heartbeat).await.0, 204);
+    assert!(matches!(client.message().await, Ok(Message::Binary(bytes)) if bytes[..] == [1]));
     assert_eq!(http(addr, "POST", "/fault", r#"{"fault":"evict"}"#).await.0, 204);
     while client.text().await != EVICTED {}
     assert_eq!(client.end().await, Ended::Closed(1008));

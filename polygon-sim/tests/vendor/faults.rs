@@ -152,6 +152,20 @@ async fn garbage_and_binary_reach_those_authenticated() {
 }
 
 #[tokio::test]
+async fn raw_frames_go_out_as_they_are() {
+    let sim = Sim::plain().await;
+    let mut client = sim.subscriber("T.*").await;
+    for text in ["", "\r\n", "[null,5]", "[{\"ev\":\"T\",\"sym\":\"A\u{1}\",}]"] {
+        sim.handle.inject(Fault::RawText { text: text.to_owned() });
+        assert_eq!(client.text().await, text);
+    }
+    for bytes in [vec![], vec![1]] {
+        sim.handle.inject(Fault::RawBinary { bytes: bytes.clone() });
+        assert!(matches!(client.message().await, Ok(Message::Binary(came)) if came == bytes));
+    }
+}
+
+#[tokio::test]
 async fn a_huge_frame_holds_what_is_subscribed() {
     let sim = Sim::plain().await;
     let mut client = sim.subscriber("T.*,Q.*").await;
