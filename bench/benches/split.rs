@@ -22,7 +22,7 @@ fn frames(criterion: &mut Criterion) {
                 let frame = frames.next().map_or(&[][..], |frame| frame);
                 split(black_box(frame), |event| {
                     black_box(&event);
-                })
+                });
             });
         });
     }

@@ -12,7 +12,7 @@ use proxy_common::{
 use crate::{
     index::{Index, table::CohortId},
     split::{
-        event::{Event, EventKind, Malformed},
+        event::{Event, EventKind},
         split,
     },
 };
@@ -61,8 +61,6 @@ pub struct Found {
     pub events: u64,
     /// Objects without an `ev`.
     pub missing_ev: u64,
-    /// Where the frame stops being an array of objects, if it does.
-    pub damage: Option<Malformed>,
 }
 
 /// The frames of one batch, and which cohort gets which of their events.
@@ -90,13 +88,9 @@ impl Batch {
         let number = self.frames.len() as u32;
         let (events, missing_ev) = (self.tally.events, self.tally.missing_ev);
         self.bytes += frame.len();
-        let end = split(&frame, |event| self.sort(number, &event, market, index));
+        split(&frame, |event| self.sort(number, &event, market, index));
         self.frames.push(frame);
-        Found {
-            events: self.tally.events - events,
-            missing_ev: self.tally.missing_ev - missing_ev,
-            damage: end.err(),
-        }
+        Found { events: self.tally.events - events, missing_ev: self.tally.missing_ev - missing_ev }
     }
 
     /// Bytes of the frames added since the last delivery.
@@ -324,14 +318,5 @@ mod tests {
         assert_eq!(got[0], [r#"{"ev":"T","sym":"A"},{"ev":"T","sym":"B"}"#]);
         assert_eq!(got[1], [r#"{"ev":"T","sym":"A"}"#, r#"{"ev":"T","sym":"B"},{"ev":"ZZ"}"#]);
         assert_eq!(tally, Tally { events: 3, missing_ev: 2, ..Tally::default() });
-    }
-
-    #[test]
-    fn good_events_of_a_broken_frame_are_delivered() {
-        let frame = r#"[{"ev":"T","sym":"A"},{"ev":"T","sym":"A""#;
-        let (got, tally) = delivered(Market::Stocks, &["T.A", "*"], &[frame]);
-        assert_eq!(got[0], [r#"{"ev":"T","sym":"A"}"#]);
-        assert_eq!(got[1], got[0]);
-        assert_eq!(tally, Tally { events: 1, ..Tally::default() });
     }
 }

@@ -37,7 +37,7 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
     let sessions = config.server.sessions.clone();
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
-    let help = "Frames that stopped being an array of events, and objects that were none";
+    let help = "Objects without a type";
     let malformed = register(foundation.registry(), "malformed", help);
     // The link wants `*`, and never anything else.
     let (_, wanted) = watch::channel(BTreeSet::from([Channel::All]));

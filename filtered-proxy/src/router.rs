@@ -14,7 +14,6 @@ use std::{
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use proxy_common::{
     health::IntakeMetrics,
     link::{Link, LinkEvent},
@@ -35,7 +34,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use crate::{
     batch::{Batch, Found},
@@ -109,7 +108,7 @@ pub struct Router {
     /// Sessions that hold nothing, and that were told of an outage which has not ended.
     awaiting_end: BTreeSet<SessionId>,
     intake: IntakeMetrics,
-    /// Damaged frames, and objects without a type.
+    /// Objects without a type.
     malformed: Count,
     sessions: Arc<SessionMetrics>,
 }
@@ -179,8 +178,14 @@ impl Router {
 
     fn route(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Frame { frame, events } => self.route_frame(frame.shared_text(), events),
-            LinkEvent::Malformed => self.notify(&Notice::malformed(TierName::Filtered).frame()),
+            LinkEvent::Frame { frame, .. } => {
+                let found = self.batch.add(frame.shared_text(), self.market, &self.index);
+                self.account(found);
+            }
+            LinkEvent::Malformed { events } => {
+                self.sessions.lost(LossReason::Malformed, events);
+                self.notify(&Notice::malformed(TierName::Filtered).frame());
+            }
             LinkEvent::Notice(frame, status) => {
                 self.notify(&frame);
                 match status.status.as_str() {
@@ -214,35 +219,18 @@ impl Router {
         }
     }
 
-    fn route_frame(&mut self, text: Bytes, received: u64) {
-        let length = text.len();
-        let found = self.batch.add(text, self.market, &self.index);
-        self.account(received, found);
-        if let Some(damage) = found.damage {
-            debug!(at = damage.at, length, "malformed frame");
-            self.report_malformed("a frame that is no array of events", 1);
-        }
-    }
-
-    /// Records the counts of a frame in which the link had counted `received` objects.
-    ///
-    /// Only a damaged frame, or an object without a type, explains a difference. If this program
-    /// loses an event of a sound frame, the event stays missing in the ledger.
-    fn account(&self, received: u64, found: Found) {
+    /// Records the counts of a frame. An event that `split` loses stays missing in the ledger.
+    fn account(&self, found: Found) {
         self.intake.routed.inc_by(found.events);
-        let lost = match found.damage {
-            Some(_) => received.saturating_sub(found.events),
-            None => found.missing_ev,
-        };
-        self.sessions.lost(LossReason::Malformed, lost);
+        self.sessions.lost(LossReason::Malformed, found.missing_ev);
     }
 
-    /// Counts data that was dropped because it is no event, and notifies the clients.
-    fn report_malformed(&mut self, what: &str, count: u64) {
-        // The metric counts them all. One log line in a thousand is enough.
-        let before = self.malformed.inc_by(count);
-        if before == 0 || before / 1_000 != (before + count) / 1_000 {
-            warn!(what, "malformed data from upstream dropped");
+    /// Counts objects that were dropped because they have no type, and notifies the clients.
+    fn report_missing_ev(&mut self, objects: u64) {
+        // The metric counts them all. One log line for a thousand is enough.
+        let before = self.malformed.inc_by(objects);
+        if before.next_multiple_of(1_000) < before + objects {
+            warn!(objects, "objects without a type from upstream dropped");
         }
         self.notify(&Notice::malformed(TierName::Filtered).frame());
     }
@@ -313,7 +301,7 @@ impl Router {
         self.sessions.events_owed.inc_by(owed);
         self.intake.not_subscribed.inc_by(tally.not_subscribed);
         if tally.missing_ev > 0 {
-            self.report_malformed("objects without a type", tally.missing_ev);
+            self.report_missing_ev(tally.missing_ev);
         }
         if tally.oversize > 0 {
             warn!(events = tally.oversize, "dropped events that are too long for a message");
@@ -500,10 +488,9 @@ mod tests {
     fn ledger_after_losing(frame: &str, lost: &[usize]) -> Ledger {
         let (router, _) = router();
         let link = LinkMetrics::default();
-        let received = demux(Frame::new(frame.as_bytes())).unwrap().events;
-        link.events.inc_by(received);
+        link.events.inc_by(demux(Frame::new(frame.as_bytes())).unwrap().events);
         let (mut found, mut position) = (Found::default(), 0);
-        let end = split(frame.as_bytes(), |event| {
+        split(frame.as_bytes(), |event| {
             if !lost.contains(&position) {
                 match event.kind {
                     EventKind::Missing => found.missing_ev += 1,
@@ -512,8 +499,7 @@ mod tests {
             }
             position += 1;
         });
-        found.damage = end.err();
-        router.account(received, found);
+        router.account(found);
         Ledger::read(&link, &router.intake, &router.sessions, None)
     }
 
@@ -527,9 +513,6 @@ mod tests {
             let ledger = ledger_after_losing(frame, &[lost]);
             assert_eq!((ledger.balanced, ledger.intake.unaccounted), (false, 1), "{ledger:?}");
         }
-        let damaged = ledger_after_losing(&frame[..frame.len() - 10], &[]);
-        assert!(damaged.balanced, "{damaged:?}");
-        assert_eq!((damaged.intake.routed, damaged.intake.malformed), (2, 2));
     }
 
     #[tokio::test]

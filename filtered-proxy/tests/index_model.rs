@@ -241,7 +241,7 @@ fn deliver(
         let text = frame_text(events, *blanks);
         bytes += text.len();
         let typed = events.iter().filter(|event| event.kind.is_some()).count() as u64;
-        let found = Found { events: typed, missing_ev: events.len() as u64 - typed, damage: None };
+        let found = Found { events: typed, missing_ev: events.len() as u64 - typed };
         prop_assert_eq!(batch.add(Bytes::from(text), market, &pair.index), found);
         prop_assert_eq!(batch.bytes(), bytes);
         for event in events {
@@ -355,42 +355,6 @@ proptest! {
         }
         deliver(&mut batch, &pair, &frames, Market::Forex, letters)?;
     }
-
-    #[test]
-    fn a_truncated_frame_gives_its_whole_events(
-        events in vec(stock_event(), 1..12), blanks in any::<bool>(), at in any::<Position>(),
-    ) {
-        let (mut pair, mut batch) = (Pair::default(), Batch::default());
-        for (session, channel) in (0..).zip(["*", "T.*"]) {
-            pair.apply(&Step::Join(session), Market::Stocks)?;
-            pair.apply(&Step::Change(session, vec![channel.to_owned()], true), Market::Stocks)?;
-        }
-        let text = frame_text(&events, blanks);
-        let at = at.index(text.trim_end().len());
-        let mut end = 0;
-        let whole: Vec<_> = events
-            .into_iter()
-            .take_while(|event| {
-                end += text[end..].find(&event.text).expect("it is in the frame");
-                end += event.text.len();
-                end <= at
-            })
-            .collect();
-        let cut = Bytes::from(text[..at].to_owned());
-        prop_assert!(batch.add(cut, Market::Stocks, &pair.index).damage.is_some());
-        let texts = |batch: &mut Batch| {
-            let mut texts = Vec::new();
-            let tally = batch.deliver(&pair.index, |cohort, chunks| {
-                let chunks: Vec<_> = chunks.iter().map(|chunk| chunk.text().to_vec()).collect();
-                texts.push((cohort, chunks));
-            });
-            (texts, tally)
-        };
-        let got = texts(&mut batch);
-        let mut good = Batch::default();
-        good.add(Bytes::from(frame_text(&whole, blanks)), Market::Stocks, &pair.index);
-        prop_assert_eq!(got, texts(&mut good));
-    }
 }
 
 proptest! {
@@ -473,7 +437,7 @@ fn a_message_is_filled_to_the_last_byte() {
         let events = [event(500_000), event(MAX_MESSAGE_BYTES - 500_000 - 3 + more)];
         let mut batch = Batch::default();
         let frame = Bytes::from(frame_text(&events, false));
-        assert_eq!(batch.add(frame, Market::Stocks, &pair.index).damage, None);
+        batch.add(frame, Market::Stocks, &pair.index);
         let mut counts = Vec::new();
         batch.deliver(&pair.index, |cohort, chunks| {
             counts.extend(vec![cohort; chunks.len()]);

@@ -1,7 +1,9 @@
 //! Splits arrays that are too long for one message to clients.
 
-use proxy_common::{protocol::MAX_MESSAGE_BYTES, websocket::Frame};
-use serde_json::value::RawValue;
+use proxy_common::{
+    protocol::{MAX_MESSAGE_BYTES, elements},
+    websocket::Frame,
+};
 
 /// An oversized array, split into arrays that fit a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,37 +15,33 @@ pub struct Fitting {
 }
 
 /// Splits an array between its events into arrays of at most [`MAX_MESSAGE_BYTES`].
-///
-/// # Errors
-///
-/// The text is not a JSON array.
-pub fn split_oversized(text: &[u8]) -> Result<Fitting, serde_json::Error> {
-    let objects: Vec<&RawValue> = serde_json::from_slice(text)?;
+pub fn split_oversized(text: &[u8]) -> Fitting {
     let mut arrays = Vec::new();
     let mut oversize = 0;
-    let mut array = String::new();
+    let mut array = Vec::new();
     let mut events = 0;
-    let mut finish = |array: &mut String, events: &mut u32| {
+    let mut finish = |array: &mut Vec<u8>, events: &mut u32| {
         if !array.is_empty() {
-            array.push(']');
-            arrays.push((Frame::new(array.as_bytes()), std::mem::take(events)));
+            array.push(b']');
+            arrays.push((Frame::new(array), std::mem::take(events)));
             array.clear();
         }
     };
-    for object in objects.iter().map(|object| object.get()) {
+    elements(text, |element| {
+        let object = element.text;
         if object.len() + 2 > MAX_MESSAGE_BYTES {
             oversize += 1;
-            continue;
+            return;
         }
         if array.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
             finish(&mut array, &mut events);
         }
-        array.push(if array.is_empty() { '[' } else { ',' });
-        array.push_str(object);
+        array.push(if array.is_empty() { b'[' } else { b',' });
+        array.extend_from_slice(object);
         events += 1;
-    }
+    });
     finish(&mut array, &mut events);
-    Ok(Fitting { arrays, oversize })
+    Fitting { arrays, oversize }
 }
 
 #[cfg(test)]
@@ -58,14 +56,13 @@ mod tests {
         let expected = events.join(",");
         events.insert(7, format!("{{\"ev\":\"{}\"}}", "x".repeat(MAX_MESSAGE_BYTES)));
         let Fitting { arrays, oversize } =
-            split_oversized(format!("[{}]", events.join(" , ")).as_bytes()).unwrap();
+            split_oversized(format!("[{}]", events.join(" , ")).as_bytes());
         assert_eq!(oversize, 1);
         assert!(arrays.iter().all(|(frame, _)| frame.text().len() <= MAX_MESSAGE_BYTES));
         assert_eq!(arrays.iter().map(|(_, events)| events).sum::<u32>(), 1_000);
         let inner = |text: &[u8]| String::from_utf8(text[1..text.len() - 1].to_vec()).unwrap();
         let joined: Vec<String> = arrays.iter().map(|(frame, _)| inner(frame.text())).collect();
         assert_eq!(joined.join(","), expected);
-        assert!(split_oversized(b"[{]").is_err());
     }
 
     #[test]
@@ -74,7 +71,7 @@ mod tests {
             let object = |length: &usize| format!("{{\"ev\":\"{}\"}}", "x".repeat(length - 9));
             let objects: Vec<String> = lengths.iter().map(object).collect();
             let Fitting { arrays, oversize } =
-                split_oversized(format!("[{}]", objects.join(",")).as_bytes()).unwrap();
+                split_oversized(format!("[{}]", objects.join(",")).as_bytes());
             let lengths = arrays.iter().map(|(frame, events)| (frame.text().len(), *events));
             (lengths.collect::<Vec<_>>(), oversize)
         };

@@ -59,14 +59,17 @@ impl Publisher {
             LinkEvent::Frame { frame, events } => {
                 self.sampler.frame(frame.text());
                 if frame.text().len() > MAX_MESSAGE_BYTES {
-                    self.publish_oversized(frame.text(), events);
+                    self.publish_oversized(frame.text());
                 } else {
                     let events = self.recount(frame.text()).unwrap_or(events);
                     self.publish_events(frame, u32::try_from(events).unwrap_or(u32::MAX));
                 }
             }
             LinkEvent::Notice(frame, _) => self.ring.notify(frame),
-            LinkEvent::Malformed => self.notify(&Notice::malformed(TierName::Firehose)),
+            LinkEvent::Malformed { events } => {
+                self.shared.metrics.lost(LossReason::Malformed, events);
+                self.notify(&Notice::malformed(TierName::Firehose));
+            }
             LinkEvent::Down(outage) => {
                 self.outage.send_replace(Some(outage.clone()));
                 self.ring.control(Content::Down(outage));
@@ -97,7 +100,7 @@ impl Publisher {
         }
         self.recounts.fetch_sub(1, Ordering::Relaxed);
         let elements: Vec<&RawValue> = serde_json::from_slice(text).ok()?;
-        Some(elements.iter().filter(|element| element.get().starts_with('{')).count() as u64)
+        Some(elements.len() as u64)
     }
 
     /// Publishes one frame of events, and counts them as the ring counts them.
@@ -111,25 +114,17 @@ impl Publisher {
     }
 
     /// Publishes a frame that is longer than a message to clients may be, in parts. Such frames are
-    /// rare enough to be parsed. `received` is how many events the link counted in it.
-    fn publish_oversized(&mut self, text: &[u8], received: u64) {
-        match split_oversized(text) {
-            Ok(Fitting { arrays, oversize }) => {
-                for (array, events) in arrays {
-                    self.publish_events(array, events);
-                }
-                if oversize > 0 {
-                    warn!(oversize, "dropped events that are too long for a message");
-                    self.intake.routed.inc_by(oversize);
-                    self.shared.metrics.lost(LossReason::Oversize, oversize);
-                    self.notify(&Notice::oversize(TierName::Firehose, oversize));
-                }
-            }
-            Err(_) => {
-                warn!(bytes = text.len(), "malformed frame dropped");
-                self.shared.metrics.lost(LossReason::Malformed, received);
-                self.notify(&Notice::malformed(TierName::Firehose));
-            }
+    /// rare enough to be cut byte by byte.
+    fn publish_oversized(&mut self, text: &[u8]) {
+        let Fitting { arrays, oversize } = split_oversized(text);
+        for (array, events) in arrays {
+            self.publish_events(array, events);
+        }
+        if oversize > 0 {
+            warn!(oversize, "dropped events that are too long for a message");
+            self.intake.routed.inc_by(oversize);
+            self.shared.metrics.lost(LossReason::Oversize, oversize);
+            self.notify(&Notice::oversize(TierName::Firehose, oversize));
         }
     }
 

@@ -13,7 +13,7 @@ pub use self::{
     channel::{Channel, ChannelError, MAX_SYMBOL_BYTES, channel_items},
     channel_set::ChannelSet,
     coverage::{Coverage, Unavailable, newly_unavailable, summarize_channels, truncate_reason},
-    demux::{Demuxed, FrameStatus, NotAnArray, demux},
+    demux::{Demuxed, FrameStatus, NotAnArray, demux, elements},
     hint::hint,
     market::{Kind, Market, SymbolField},
     messages::{

@@ -38,10 +38,12 @@ async def authenticate(socket):
 
 
 async def receive(socket):
-    """Prints every frame until the server closes the connection."""
+    """Parses and prints every frame until the server closes the connection."""
     try:
         while True:
-            driver.say(frame=await socket.recv())
+            frame = await socket.recv()
+            json.loads(frame)
+            driver.say(frame=frame)
     except ConnectionClosed as closed:
         driver.say(ended=str(closed))
         return driver.ENDED

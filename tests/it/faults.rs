@@ -7,7 +7,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use tests::{
     chain::{Chain, Day, Hop},
+    oracle::Step,
     relay::{Fault, Planned, schedule},
+    wait::{SOON, eventually},
 };
 use tokio::time::sleep;
 
@@ -67,6 +69,31 @@ async fn each_fault_at(hop: Hop) {
     assert_eq!(connections, if hop == Hop::Client { 5 + 3 * 3 } else { 5 }, "{ends:?}");
 }
 
+#[tokio::test]
+async fn in_the_markets_own_frames() {
+    let chain = Chain::start(&[]).await;
+    let mut day = Day::new(seed::of_this_run()).damaged();
+    for channels in ["*", "T.*,Q.*", "T.S1,Q.S2"] {
+        day.watch(&chain, false, channels).await;
+    }
+    let enough = eventually(SOON, "enough is damaged", async || {
+        chain.firehose.metric("firehose_elements_dropped_total").await > Some(60.0)
+    });
+    day.publish_while(&chain, enough).await;
+    day.recover(&chain).await;
+    let malformed = day.malformed_frames();
+    let summary = day.end(&chain).await;
+    let all = summary.watchers.iter().map(|watched| match &watched[..] {
+        [one] => one.steps.iter().filter(|step| matches!(step, Step::Event(_))).count(),
+        several => panic!("{} connections: {:?}", several.len(), several[0].end),
+    });
+    assert_eq!(all.max(), Some(summary.events), "a client of everything gets every good event");
+    for one in summary.watchers.iter().flatten() {
+        assert_eq!(one.notice_count("gap"), malformed, "{:?}", one.notices);
+    }
+    assert!(malformed > 5, "too little happened");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedules_drawn_by_chance_at_all_links_at_once() {
     by_chance(&Chain::start(&[]).await).await;
@@ -89,7 +116,7 @@ async fn by_chance(chain: &Chain) {
     println!("TEST_SEED={seed} TEST_FAULTS={faults}");
     let mut rng = Rng::with_seed(seed);
     let plans = Hop::ALL.map(|_| schedule(&mut rng, faults, LONGEST));
-    let mut day = Day::new(seed);
+    let mut day = Day::new(seed).damaged();
     for (relayed, channels) in [(true, "T.*,Q.*"), (true, "Q.S1"), (false, "*"), (false, "T.S2")] {
         day.watch(chain, relayed, channels).await;
     }

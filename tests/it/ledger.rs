@@ -92,11 +92,17 @@ async fn what_is_no_event_or_damaged_is_counted_as_that() {
         &stack.filtered[0],
         "filtered",
         &[
-            ("/intake/received", 7),
+            ("/intake/received", 6),
             ("/intake/routed", 5),
-            ("/intake/malformed", 2),
+            ("/intake/malformed", 1),
             ("/sessions/delivered", 5),
         ],
+    )
+    .await;
+    has(
+        &stack.firehose,
+        "firehose",
+        &[("/intake/received", 7), ("/intake/routed", 6), ("/intake/malformed", 1)],
     )
     .await;
 }

@@ -9,6 +9,7 @@ mod autobahn;
 mod commands;
 mod config;
 mod coverage;
+mod damage;
 mod demo;
 mod doc_snippets;
 mod documents;

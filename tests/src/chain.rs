@@ -17,6 +17,7 @@ use tokio::{
 };
 
 use crate::{
+    damage::Damage,
     ledger,
     oracle::Oracle,
     program::Program,
@@ -166,6 +167,7 @@ pub struct Day {
     markers: usize,
     heard: Vec<Arc<AtomicUsize>>,
     padding: usize,
+    damage: Option<Damage>,
 }
 
 impl Day {
@@ -181,6 +183,7 @@ impl Day {
             markers: 0,
             heard: Vec::new(),
             padding: 0,
+            damage: None,
         }
     }
 
@@ -188,6 +191,20 @@ impl Day {
     #[must_use]
     pub fn padded(self, bytes: usize) -> Self {
         Self { padding: bytes, ..self }
+    }
+
+    /// Lets the market also send messages without events, elements that are no objects, and events
+    /// that are no JSON.
+    #[must_use]
+    pub fn damaged(mut self) -> Self {
+        self.damage = Some(Damage::new(self.rng.u64(..)));
+        self
+    }
+
+    /// Frames published so far that held malformed events.
+    #[must_use]
+    pub fn malformed_frames(&self) -> usize {
+        self.damage.as_ref().map_or(0, |damage| damage.malformed_frames)
     }
 
     /// Connects a watcher of these channels, directly or through the clients' relay, and waits
@@ -246,7 +263,11 @@ impl Day {
             self.events.push(format!(r#"{{"ev":"T","sym":"WIDE","q":{n},"x":"{x}"}}"#));
         }
         self.sent.store(self.events.len(), SeqCst);
-        chain.sim.handle.publish(&self.events[first..]);
+        let events = &self.events[first..];
+        match &mut self.damage {
+            Some(damage) => damage.publish(&chain.sim.handle, events),
+            None => chain.sim.handle.publish(events),
+        }
     }
 
     /// Publishes until the chain is linked up and every watcher has got a marker sent from now on.

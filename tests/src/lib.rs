@@ -17,6 +17,7 @@
 //! | [`ledger`] | whether a program's counters account for every event |
 //! | [`relay`] | a TCP relay that injects faults |
 //! | [`chain`] | a whole chain with a relay at each hop, and a market of numbered events |
+//! | [`damage`] | messages without events, and events that are no JSON |
 //! | [`soak`] | the chain under faults for any time, and what the programs hold afterwards |
 //! | [`watcher`] | a client that reconnects after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
@@ -25,6 +26,7 @@
 
 pub mod autobahn;
 pub mod chain;
+pub mod damage;
 pub mod http;
 pub mod imports;
 pub mod ledger;

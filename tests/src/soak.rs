@@ -1,5 +1,6 @@
-//! The soak: a market, faults at every hop, clients that come and go, and clients that do not read,
-//! for any length of time. At its end the programs must hold no more than at its beginning.
+//! The soak: a market that sends damaged frames, faults at every hop, clients that come and go, and
+//! clients that do not read, for any length of time. At its end the programs must hold no more than
+//! at its beginning.
 
 use std::{
     fmt,
@@ -184,7 +185,7 @@ pub async fn soak(time: Duration, seed: u64) -> Report {
 
 /// One round.
 async fn play(chain: &Chain, rng: &mut Rng, time: Duration, report: &mut Report) {
-    let mut day = Day::new(rng.u64(..)).padded(PADDING);
+    let mut day = Day::new(rng.u64(..)).padded(PADDING).damaged();
     for (relayed, channels) in [(true, "T.*,Q.*"), (true, "Q.S1"), (false, "*"), (false, "T.S2")] {
         day.watch(chain, relayed, channels).await;
     }

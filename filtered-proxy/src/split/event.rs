@@ -27,10 +27,3 @@ pub enum EventKind {
     /// on it.
     Missing,
 }
-
-/// The position from which the frame is no array of objects. Events before it are good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed {
-    /// The byte at which the fault was found.
-    pub at: usize,
-}

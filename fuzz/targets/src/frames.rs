@@ -2,22 +2,22 @@
 
 use firehose_proxy::oversized::{Fitting, split_oversized};
 use proxy_common::{
-    protocol::{Demuxed, MAX_MESSAGE_BYTES, demux},
+    protocol::{Demuxed, MAX_MESSAGE_BYTES, NotAnArray, demux},
     websocket::Frame,
 };
 use serde_json::{Value, value::RawValue};
 
 use crate::members::Members;
 
-/// Checks that a frame is separated into data and statuses as in the model, byte for byte, and
-/// split without loss.
+/// Checks that a frame is separated into data, statuses and what no client could read as in the
+/// model, byte for byte, and split without loss.
 ///
 /// # Panics
 ///
 /// If it is not.
 pub fn of_an_upstream(text: &[u8]) {
     check_demux(text);
-    // Blanks move the frame against the strides of the scan.
+    // Blanks move the frame against the blocks of the check.
     let blanks = 1 + text.iter().fold(0, |sum, &byte| (sum + usize::from(byte)) % 255);
     check_demux(&[&vec![b' '; blanks][..], text].concat());
     if let Ok(elements) = serde_json::from_slice::<Vec<&RawValue>>(text) {
@@ -29,62 +29,102 @@ pub fn of_an_upstream(text: &[u8]) {
             let elements = elements.repeat(times);
             split_without_loss(format!("[{}]", elements.join(" ,\n")).as_bytes(), &elements);
         }
-    } else {
-        assert!(split_oversized(text).is_err(), "something other than an array was split");
     }
 }
 
 fn check_demux(text: &[u8]) {
     let demuxed = demux(Frame::new(text));
-    let start = text.trim_ascii_start();
-    let lone = start.starts_with(b"{");
-    let Some(utf8) = str::from_utf8(text).ok().filter(|_| lone || start.starts_with(b"[")) else {
-        assert!(demuxed.is_err(), "a frame was accepted that is neither array nor object");
-        return;
-    };
-    let elements = if lone {
-        serde_json::from_str(utf8).map(|object: &RawValue| vec![object])
-    } else {
-        serde_json::from_str::<Vec<&RawValue>>(utf8)
-    };
-    let whole = if lone { format!("[{utf8}]") } else { utf8.to_owned() };
-    let Ok(Demuxed { data, events, statuses }) = demuxed else {
-        assert!(elements.is_err(), "JSON was refused");
-        return;
-    };
-    // A frame that contains no status in plain spelling is passed on unread.
-    if !lone && !may_hold_status(utf8) {
-        assert_eq!(data.map(|data| data.text().to_owned()).as_deref(), Some(text));
-        assert_eq!(statuses.len(), 0);
-        if let Ok(elements) = elements {
-            let objects = elements.iter().filter(|element| element.get().starts_with('{'));
-            assert_eq!(events as usize, objects.count());
-        }
-        return;
+    if let Ok(Demuxed { data: Some(data), events, .. }) = &demuxed {
+        // Whatever goes on is an array of objects, and a strict parser accepts it.
+        let objects: Vec<&RawValue> =
+            serde_json::from_slice(data.text()).expect("what goes on is JSON");
+        let objects: Vec<&str> = objects.into_iter().map(RawValue::get).collect();
+        assert!(objects.iter().all(|object| object.starts_with('{') && is_shallow(object)));
+        assert_eq!(objects.len() as u64, *events);
     }
-    let elements = elements.expect("an accepted frame is JSON");
-    let (expected, rest): (Vec<_>, Vec<_>) =
-        elements.into_iter().map(RawValue::get).partition(|element| is_status(element));
-    let texts: Vec<&str> = statuses.iter().map(|status| status.text.as_str()).collect();
-    assert_eq!(texts, expected);
-    for status in &statuses {
+    let elements = match text.trim_ascii_start().first() {
+        Some(b'[') => serde_json::from_slice::<Vec<&RawValue>>(text),
+        Some(b'{') => serde_json::from_slice(text).map(|object: &RawValue| vec![object]),
+        _ => return assert!(demuxed.is_err(), "neither an array nor an object"),
+    };
+    match elements {
+        Ok(elements) => check_json(text, &elements, demuxed),
+        Err(_) => check_damaged(text, demuxed),
+    }
+}
+
+/// Checks what is made of JSON.
+fn check_json(text: &[u8], elements: &[&RawValue], demuxed: Result<Demuxed, NotAnArray>) {
+    let lone = text.trim_ascii_start().starts_with(b"{");
+    let is_good = |element: &&str| element.starts_with('{') && is_shallow(element);
+    let Ok(demuxed) = demuxed else {
+        assert!(lone && !is_shallow(elements[0].get()), "JSON was refused");
+        return;
+    };
+    let (good, bad): (Vec<&str>, Vec<&str>) =
+        elements.iter().map(|element| element.get()).partition(is_good);
+    let (statuses, rest): (Vec<_>, Vec<_>) =
+        good.into_iter().partition(|element| is_status(element));
+    let texts: Vec<&str> = demuxed.statuses.iter().map(|status| status.text.as_str()).collect();
+    assert_eq!(texts, statuses);
+    for status in &demuxed.statuses {
         let (name, message) = name_and_message(&status.text);
         assert_eq!((&status.parsed.status, &status.parsed.message), (&name, &message));
     }
-    assert_eq!(events as usize, rest.iter().filter(|text| text.starts_with('{')).count());
-    let left = if expected.is_empty() { whole } else { format!("[{}]", rest.join(",")) };
-    let left = (!rest.is_empty()).then_some(left);
-    assert_eq!(data.map(|data| data.text().to_owned()), left.map(String::into_bytes));
+    let (malformed, odd): (Vec<&str>, Vec<&str>) =
+        bad.iter().partition(|element| element.contains('{'));
+    assert_eq!(demuxed.malformed, malformed.len() as u64);
+    assert_eq!(demuxed.not_objects, odd.len() as u64);
+    assert!(!demuxed.broken_off);
+    let data = demuxed.data.map(|data| data.text().to_vec());
+    if rest.len() == elements.len() && !lone {
+        assert_eq!(data.as_deref(), Some(text), "nothing was taken out");
+    } else {
+        let left = format!("[{}]", rest.join(","));
+        assert_eq!(data, (!rest.is_empty()).then(|| left.into_bytes()));
+    }
 }
 
-/// Whether `status` stands anywhere in quotes, as in every status.
-fn may_hold_status(text: &str) -> bool {
-    text.contains(r#""status""#)
+/// Checks what is made of bytes that are not JSON: nothing goes on unchanged, and whatever goes on
+/// stands in the frame, in order.
+fn check_damaged(text: &[u8], demuxed: Result<Demuxed, NotAnArray>) {
+    let Ok(Demuxed { data, not_objects, malformed, broken_off, .. }) = demuxed else { return };
+    assert!(broken_off || not_objects + malformed > 0, "damage went unnoticed");
+    let Some(data) = data else { return };
+    let objects: Vec<&RawValue> =
+        serde_json::from_slice(data.text()).expect("what goes on is JSON");
+    let mut rest = text;
+    for object in objects {
+        let object = object.get().as_bytes();
+        let at = rest.windows(object.len()).position(|window| window == object);
+        rest = &rest[at.expect("an event has the bytes that came") + object.len()..];
+    }
+}
+
+/// Whether an element of an array is nested no deeper than `serde_json` reads it by default, with
+/// the array around it.
+fn is_shallow(element: &str) -> bool {
+    let (mut depth, mut deepest, mut string, mut escaped) = (1, 1, false, false);
+    for byte in element.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => string = !string,
+            b'[' | b'{' if !string => depth += 1,
+            b']' | b'}' if !string => depth -= 1,
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest < 128
 }
 
 /// Whether an element is an object whose only `ev` is `status`, or one without a type whose only
-/// `status` is a string that is not empty.
+/// `status` is a string that is not empty. The word stands in it without escapes.
 fn is_status(element: &str) -> bool {
+    if !element.contains(r#""status""#) {
+        return false;
+    }
     let Some(members) = Members::read(element) else { return false };
     match members.only("ev") {
         Some(Some(Value::String(ev))) if ev == "status" => true,
@@ -108,7 +148,7 @@ fn name_and_message(status: &str) -> (String, String) {
 
 /// The pieces hold all elements that fit a message, and no piece could have been longer.
 fn split_without_loss(text: &[u8], elements: &[&str]) {
-    let Fitting { arrays, oversize } = split_oversized(text).expect("an array can be split");
+    let Fitting { arrays, oversize } = split_oversized(text);
     let mut expected = elements.iter().filter(|element| element.len() + 2 <= MAX_MESSAGE_BYTES);
     let mut fitting = 0;
     let mut last = None;

@@ -1,11 +1,11 @@
-//! `split`, compared with two readers that share no line with it: a walk over the bytes for any
-//! input, and a JSON parser for JSON.
+//! `split`, behind the link's check, compared with a JSON parser.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
-use filtered_proxy::split::{
-    event::{EventKind, Malformed},
-    split,
+use filtered_proxy::split::{event::EventKind, split};
+use proxy_common::{
+    protocol::{Demuxed, demux},
+    websocket::Frame,
 };
 use serde_json::{Value, value::RawValue};
 
@@ -24,7 +24,7 @@ static KINDS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     lines.filter_map(field).collect()
 });
 
-/// An event as one of the readers found it: where it begins and ends, its kind (empty if unknown,
+/// An event as the parser or `split` found it: where it begins and ends, its kind (empty if unknown,
 /// `None` if there is none), its symbol.
 #[derive(Debug, PartialEq)]
 struct Found {
@@ -34,52 +34,49 @@ struct Found {
     symbol: Option<Vec<u8>>,
 }
 
-/// Checks that `split` finds what both readers find, wherever the frame lies relative to the
-/// borders of its blocks.
+/// Checks that `split` finds what a parser finds in an array of objects, wherever the frame lies
+/// relative to the borders of its blocks. The link lets nothing else through.
 ///
 /// # Panics
 ///
 /// If it does not.
 pub fn as_a_parser_would(frame: &[u8]) {
-    let (events, end) = found(frame);
-    let (borders, whole) = walk(frame);
-    let places: Vec<_> = events.iter().map(|event| (event.start, event.end)).collect();
-    assert_eq!((places, end.is_ok()), (borders, whole), "events by a walk through the bytes");
-    if let Err(Malformed { at }) = end {
-        let last = events.last().map_or(0, |event| event.end);
-        assert!(
-            last <= at && at <= frame.len(),
-            "{at} is not between the last good event and the end"
-        );
+    check(frame);
+    // What the link makes of any other bytes.
+    if let Ok(Demuxed { data: Some(data), .. }) = demux(Frame::new(frame)) {
+        check(data.text());
     }
-    let parsed = serde_json::from_slice::<Vec<&RawValue>>(frame).ok();
-    if let Some(elements) = &parsed {
-        let objects = elements.iter().all(|element| element.get().starts_with('{'));
-        assert_eq!(whole, objects, "an array of objects or not");
-    }
-    // A frame that is not JSON may hold events that are.
-    for event in &events {
-        let Ok(text) = str::from_utf8(&frame[event.start..event.end]) else { continue };
-        if let Some(members) = Members::read(text) {
-            let (kind, symbol) = head(&members);
-            assert_eq!((&event.kind, &event.symbol), (&kind, &symbol), "{text}");
-        } else {
-            assert!(parsed.is_none(), "an event of a JSON array is JSON: {text}");
-        }
-    }
+}
+
+fn check(frame: &[u8]) {
+    let events = found(frame);
+    let Some(expected) = model(frame) else { return };
+    assert_eq!(events, expected);
     let shift = 1 + frame.iter().fold(0, |sum, &byte| (sum + usize::from(byte)) % 63);
-    let (mut shifted, shifted_end) = found(&[&vec![b' '; shift][..], frame].concat());
+    let mut shifted = found(&[&vec![b' '; shift][..], frame].concat());
     for event in &mut shifted {
         event.start -= shift;
         event.end -= shift;
     }
-    assert_eq!((shifted, shifted_end.is_ok()), (events, whole), "after {shift} blanks");
+    assert_eq!(shifted, expected, "after {shift} blanks");
+}
+
+/// The events of an array of objects; `None` for any other bytes.
+fn model(frame: &[u8]) -> Option<Vec<Found>> {
+    let elements: Vec<&RawValue> = serde_json::from_slice(frame).ok()?;
+    let event = |element: &RawValue| {
+        let text = element.get();
+        let (kind, symbol) = head(&Members::read(text)?);
+        let start = text.as_ptr() as usize - frame.as_ptr() as usize;
+        Some(Found { start, end: start + text.len(), kind, symbol })
+    };
+    elements.into_iter().map(event).collect()
 }
 
 /// The events that the code under test finds.
-fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
+fn found(frame: &[u8]) -> Vec<Found> {
     let mut events = Vec::new();
-    let end = split(frame, |event| {
+    split(frame, |event| {
         let kind = match event.kind {
             EventKind::Known(kind) => Some(kind.name().to_owned()),
             EventKind::Unknown => Some(String::new()),
@@ -88,58 +85,7 @@ fn found(frame: &[u8]) -> (Vec<Found>, Result<(), Malformed>) {
         let symbol = event.symbol.map(<[u8]>::to_owned);
         events.push(Found { start: event.start, end: event.end, kind, symbol });
     });
-    (events, end)
-}
-
-/// Where the events begin and end, and whether the frame is an array of events and nothing else.
-///
-/// Inside an event, either kind of bracket may close the other, as long as the event ends at the
-/// same byte.
-fn walk(frame: &[u8]) -> (Vec<(usize, usize)>, bool) {
-    /// What may stand next outside events.
-    #[derive(PartialEq)]
-    enum Next {
-        Array,
-        EventOrEnd,
-        CommaOrEnd,
-        Event,
-        Nothing,
-    }
-    let mut events = Vec::new();
-    let mut next = Next::Array;
-    let (mut start, mut depth, mut string, mut escaped) = (0, 0, false, false);
-    for (at, &byte) in frame.iter().enumerate() {
-        // Outside strings a backslash is not valid, but it still takes away the meaning of a quote.
-        let bare = !escaped;
-        escaped = bare && byte == b'\\';
-        if string {
-            string = !(bare && byte == b'"');
-        } else if depth > 0 {
-            match byte {
-                b'"' => string = bare,
-                b'{' | b'[' => depth += 1,
-                b']' if depth == 1 => return (events, false),
-                b'}' | b']' => depth -= 1,
-                _ => {}
-            }
-            if depth == 0 {
-                events.push((start, at + 1));
-            }
-        } else {
-            next = match (next, byte) {
-                (next, b' ' | b'\t' | b'\n' | b'\r') => next,
-                (Next::Array, b'[') => Next::EventOrEnd,
-                (Next::EventOrEnd | Next::CommaOrEnd, b']') => Next::Nothing,
-                (Next::CommaOrEnd, b',') => Next::Event,
-                (Next::EventOrEnd | Next::Event, b'{') => {
-                    (start, depth) = (at, 1);
-                    Next::CommaOrEnd
-                }
-                _ => return (events, false),
-            };
-        }
-    }
-    (events, depth == 0 && next == Next::Nothing)
+    events
 }
 
 /// Kind and symbol from the parser. Of equal keys the first counts.

@@ -188,7 +188,7 @@ impl Connection {
         match message {
             UpstreamMessage::Text(frame) => self.on_frame(frame),
             UpstreamMessage::Binary(payload) => {
-                self.report_malformed(payload.len(), "binary", may_hold_events(&payload));
+                self.drop_message(payload.len(), "binary", may_hold_events(&payload));
             }
             UpstreamMessage::Close(Some(CloseFrame { code: CloseCode::Policy, reason }))
                 if reason.is_empty() && self.last_status.is_none() =>
@@ -205,14 +205,19 @@ impl Connection {
     fn on_frame(&mut self, frame: Frame) {
         let (bytes, events) = (frame.text().len(), may_hold_events(frame.text()));
         let Ok(demuxed) = demux(frame) else {
-            return self.report_malformed(bytes, "no JSON array", events);
+            return self.drop_message(bytes, "no JSON array", events);
         };
+        let events = demuxed.events + demuxed.malformed;
+        self.metrics.events.inc_by(events);
         if let Some(frame) = demuxed.data {
             self.metrics.frames.inc();
-            self.metrics.events.inc_by(demuxed.events);
             self.metrics.bytes.inc_by(frame.text().len() as u64);
             self.ready.push_back(LinkEvent::Frame { frame, events: demuxed.events });
         }
+        if demuxed.malformed > 0 || demuxed.broken_off {
+            self.ready.push_back(LinkEvent::Malformed { events: demuxed.malformed });
+        }
+        self.count_dropped(demuxed.not_objects + demuxed.malformed);
         if demuxed.statuses.is_empty() {
             return;
         }
@@ -253,11 +258,23 @@ impl Connection {
         }
     }
 
+    /// Counts elements of an array that were dropped.
+    fn count_dropped(&self, elements: u64) {
+        if elements == 0 {
+            return;
+        }
+        // The metric counts each of them. One log line for a thousand is enough.
+        let before = self.metrics.elements_dropped.inc_by(elements);
+        if before.next_multiple_of(1_000) < before + elements {
+            warn!(elements, "elements of an upstream array dropped: no objects, or not JSON");
+        }
+    }
+
     /// Counts a message that is no array of events. It matters to clients only if it may have held
     /// events: others are heartbeats.
-    fn report_malformed(&mut self, bytes: usize, what: &str, may_hold_events: bool) {
+    fn drop_message(&mut self, bytes: usize, what: &str, may_hold_events: bool) {
         if may_hold_events {
-            self.ready.push_back(LinkEvent::Malformed);
+            self.ready.push_back(LinkEvent::Malformed { events: 0 });
         }
         // The metric counts each of them. One log line for a thousand is enough.
         if self.metrics.malformed.inc().is_multiple_of(1_000) {
@@ -270,9 +287,9 @@ impl Connection {
     }
 }
 
-/// Whether a message begins as JSON with events does.
+/// Whether a message that is no array may hold events: an object begins in it.
 fn may_hold_events(message: &[u8]) -> bool {
-    message.trim_ascii_start().starts_with(b"[") || message.trim_ascii_start().starts_with(b"{")
+    message.contains(&b'{')
 }
 
 /// Resolves when `wanted` changes; never if its sender is gone.

@@ -16,15 +16,20 @@ pub enum LinkEvent {
     Down(Outage),
     /// The upstream has answered for every channel wanted by now, and no outage was going on.
     AllAnswered,
-    /// An array of events. Unless it held statuses, byte for byte as the upstream sent it.
+    /// An array of objects, which every JSON parser accepts. Byte for byte as the upstream sent it,
+    /// unless it held statuses or something that was dropped.
     Frame {
         /// The frame.
         frame: Frame,
         /// How many objects the array holds.
         events: u64,
     },
-    /// A message without events arrived and was dropped; events may be missing.
-    Malformed,
+    /// Something damaged arrived and was dropped; events may be missing. Follows the rest of its
+    /// frame.
+    Malformed {
+        /// How many events were found in it.
+        events: u64,
+    },
     /// A notice of the upstream for the clients: a frame that holds it alone, and its status.
     Notice(Frame, UpstreamStatus),
     /// A firehose reports its coverage: the status object, for

@@ -18,12 +18,15 @@ pub struct LinkMetrics {
     pub disconnects: CountByReason,
     /// Data frames received.
     pub frames: Count,
-    /// Objects in the arrays received, without statuses: the ledger's first count.
+    /// Objects in the arrays received, without statuses: the ledger's first count. Those dropped as
+    /// malformed count too.
     pub events: Count,
     /// Bytes of data frames received.
     pub bytes: Count,
     /// Frames that were not text, or neither a JSON array nor an object.
     pub malformed: Count,
+    /// Elements of arrays that were dropped: no objects, or not JSON.
+    pub elements_dropped: Count,
 }
 
 impl LinkMetrics {
@@ -31,6 +34,7 @@ impl LinkMetrics {
     pub fn register(registry: &mut Registry) -> Arc<Self> {
         let disconnects = "Upstream connections lost and attempts failed";
         let malformed = "Frames received that hold no events";
+        let dropped = "Elements of arrays that are no objects, or not JSON";
         let labels = LinkError::LABELS;
         Arc::new(Self {
             up: register(registry, "upstream_up", "1 while logged in upstream"),
@@ -40,6 +44,7 @@ impl LinkMetrics {
             events: register(registry, "events_in", "Events received"),
             bytes: register_bytes(registry, "in", "Bytes of data frames received"),
             malformed: register(registry, "frames_malformed", malformed),
+            elements_dropped: register(registry, "elements_dropped", dropped),
         })
     }
 }
