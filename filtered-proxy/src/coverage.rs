@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proxy_common::protocol::{Channel, Coverage, Unavailable, summarize_channels};
+use proxy_common::protocol::{
+    Channel, Coverage, ExtraKinds, Kind, Unavailable, summarize_channels,
+};
 
 /// The coverage that the firehose reported last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +21,8 @@ struct Reported {
     /// Channels that are carried, or asked for and not yet answered.
     offered: BTreeSet<Channel>,
     refused: BTreeMap<Channel, String>,
+    /// The kinds of both.
+    kinds: BTreeSet<Kind>,
 }
 
 impl KnownCoverage {
@@ -34,7 +38,8 @@ impl KnownCoverage {
                     None => _ = offered.insert(channel),
                 }
             }
-            Reported { offered, refused }
+            let kinds = offered.iter().chain(refused.keys()).filter_map(Channel::kind).collect();
+            Reported { offered, refused, kinds }
         });
         Self { version: self.version + 1, reported }
     }
@@ -44,14 +49,19 @@ impl KnownCoverage {
         self.version
     }
 
+    /// The kinds that the firehose asks for upstream.
+    pub fn kinds(&self) -> ExtraKinds {
+        match &self.reported {
+            Some(reported) => ExtraKinds::These(reported.kinds.clone()),
+            None => ExtraKinds::Any,
+        }
+    }
+
     /// Why a subscription of this channel delivers nothing, or only a part; `None` if it misses
     /// nothing, as far as known. `*` misses nothing, because it stands for the channels carried.
     pub fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
-        let Reported { offered, refused } = self.reported.as_ref()?;
-        let kind = match channel {
-            Channel::All => return None,
-            Channel::Kind(kind) | Channel::Symbol(kind, _) => *kind,
-        };
+        let Reported { offered, refused, .. } = self.reported.as_ref()?;
+        let kind = channel.kind()?;
         let whole = Channel::Kind(kind);
         if offered.contains(&whole) || offered.contains(channel) {
             return None;
@@ -124,6 +134,20 @@ mod tests {
         check(&coverage, "AM.AAPL", &format!(r#""AM.AAPL" is not carried: {only}"#));
         let none = r#""LV.*" is not carried: the firehose takes no LV from upstream"#;
         check(&coverage, "LV.*", none);
+    }
+
+    #[test]
+    fn the_kinds_are_those_that_the_firehose_asks_for() {
+        let kinds = |list: &str| {
+            ExtraKinds::These(channels(list).iter().filter_map(Channel::kind).collect())
+        };
+        let unknown = KnownCoverage::default();
+        assert_eq!(unknown.kinds(), ExtraKinds::Any);
+        let known = unknown.after(Some(report("T.*,NEW9.AAPL", "NEW8.*", "NEW7.*")));
+        assert_eq!(known.kinds(), kinds("T.*,NEW9.*,NEW8.*,NEW7.*"));
+        let none = r#""NEW6.A" is not carried: the firehose takes no NEW6 from upstream"#;
+        check(&known, "NEW6.A", none);
+        assert_eq!(known.after(None).kinds(), ExtraKinds::Any);
     }
 
     #[test]

@@ -34,13 +34,28 @@ pub struct Index<M> {
     by_channels: HashTable<CohortId>,
     /// Cohorts that hold `*`. They are in no other list.
     all: Vec<CohortId>,
-    by_kind: [Vec<CohortId>; Kind::COUNT],
-    by_symbol: [Table<ShortSymbol>; Kind::COUNT],
-    /// The same for symbols too long for a [`ShortSymbol`].
-    by_long_symbol: [Table<Box<[u8]>>; Kind::COUNT],
+    /// By the number of the kind.
+    named: [KindTables; Kind::COUNT],
+    /// Of kinds without a number, while some cohort holds them.
+    others: HashMap<Kind, KindTables, RandomState>,
     lists: HolderLists,
     subscriptions: usize,
     hasher: RandomState,
+}
+
+/// The cohorts that hold channels of one kind.
+#[derive(Debug, Default)]
+struct KindTables {
+    whole: Vec<CohortId>,
+    by_symbol: Table<ShortSymbol>,
+    /// The same for symbols too long for a [`ShortSymbol`].
+    by_long_symbol: Table<Box<[u8]>>,
+}
+
+impl KindTables {
+    fn entries(&self) -> usize {
+        self.whole.len() + self.by_symbol.len() + self.by_long_symbol.len()
+    }
 }
 
 #[derive(Debug)]
@@ -56,9 +71,8 @@ impl<M> Default for Index<M> {
             sessions: HashMap::default(),
             by_channels: HashTable::new(),
             all: Vec::new(),
-            by_kind: std::array::from_fn(|_| Vec::new()),
-            by_symbol: std::array::from_fn(|_| Table::default()),
-            by_long_symbol: std::array::from_fn(|_| Table::default()),
+            named: std::array::from_fn(|_| KindTables::default()),
+            others: HashMap::default(),
             lists: HolderLists::default(),
             subscriptions: 0,
             hasher: RandomState::default(),
@@ -122,13 +136,20 @@ impl<M> Index<M> {
     /// twice if it holds both the kind and the symbol.
     #[inline]
     pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
-        for &cohort in &self.by_kind[kind as usize] {
+        let tables = match kind.number() {
+            Some(number) => &self.named[number],
+            None => match self.others.get(&kind) {
+                Some(tables) => tables,
+                None => return,
+            },
+        };
+        for &cohort in &tables.whole {
             visit(cohort);
         }
         let Some(symbol) = symbol else { return };
         let holders = match ShortSymbol::of(symbol) {
-            Some(short) => self.by_symbol[kind as usize].get(&short),
-            None => self.by_long_symbol[kind as usize].get(symbol),
+            Some(short) => tables.by_symbol.get(&short),
+            None => tables.by_long_symbol.get(symbol),
         };
         let Some(holders) = holders else { return };
         for &cohort in self.lists.get(holders) {
@@ -171,9 +192,8 @@ impl<M> Index<M> {
         self.cohorts.len()
             + self.by_channels.len()
             + self.all.len()
-            + self.by_kind.iter().map(Vec::len).sum::<usize>()
-            + self.by_symbol.iter().map(HashMap::len).sum::<usize>()
-            + self.by_long_symbol.iter().map(HashMap::len).sum::<usize>()
+            + self.named.iter().chain(self.others.values()).map(KindTables::entries).sum::<usize>()
+            + self.others.len()
             + self.lists.len()
     }
 
@@ -283,30 +303,39 @@ impl<M> Index<M> {
     }
 
     fn insert_channel(&mut self, id: CohortId, channel: &Channel) {
-        match channel {
-            Channel::All => self.all.push(id),
-            Channel::Kind(kind) => self.by_kind[*kind as usize].push(id),
-            Channel::Symbol(kind, symbol) => match ShortSymbol::of(symbol.as_bytes()) {
-                Some(short) => self.lists.insert(self.by_symbol[*kind as usize].entry(short), id),
-                None => {
-                    let entry = self.by_long_symbol[*kind as usize].entry(symbol.as_bytes().into());
-                    self.lists.insert(entry, id);
-                }
-            },
+        let Some(kind) = channel.kind() else { return self.all.push(id) };
+        let tables = match kind.number() {
+            Some(number) => &mut self.named[number],
+            None => self.others.entry(kind).or_default(),
+        };
+        let Channel::Symbol(_, symbol) = channel else { return tables.whole.push(id) };
+        match ShortSymbol::of(symbol.as_bytes()) {
+            Some(short) => self.lists.insert(tables.by_symbol.entry(short), id),
+            None => {
+                let entry = tables.by_long_symbol.entry(symbol.as_bytes().into());
+                self.lists.insert(entry, id);
+            }
         }
     }
 
     fn remove_channel(&mut self, id: CohortId, channel: &Channel) {
+        let Some(kind) = channel.kind() else { return remove(&mut self.all, id) };
+        let tables = match kind.number() {
+            Some(number) => &mut self.named[number],
+            None => self.others.entry(kind).or_default(),
+        };
         match channel {
-            Channel::All => remove(&mut self.all, id),
-            Channel::Kind(kind) => remove(&mut self.by_kind[*kind as usize], id),
-            Channel::Symbol(kind, symbol) => match ShortSymbol::of(symbol.as_bytes()) {
-                Some(short) => self.lists.remove(self.by_symbol[*kind as usize].entry(short), id),
+            Channel::Symbol(_, symbol) => match ShortSymbol::of(symbol.as_bytes()) {
+                Some(short) => self.lists.remove(tables.by_symbol.entry(short), id),
                 None => {
-                    let entry = self.by_long_symbol[*kind as usize].entry(symbol.as_bytes().into());
+                    let entry = tables.by_long_symbol.entry(symbol.as_bytes().into());
                     self.lists.remove(entry, id);
                 }
             },
+            Channel::All | Channel::Kind(_) => remove(&mut tables.whole, id),
+        }
+        if kind.number().is_none() && tables.entries() == 0 {
+            self.others.remove(&kind);
         }
     }
 }

@@ -20,8 +20,8 @@ use proxy_common::{
     metrics::Count,
     program::wiring::Upkeep,
     protocol::{
-        Channel, ChannelSet, Coverage, Market, Notice, NoticePolicy, TierName, Unavailable,
-        newly_unavailable,
+        Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, TierName,
+        Unavailable, newly_unavailable,
     },
     session::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionConfig, SessionMetrics,
@@ -409,6 +409,10 @@ impl Subscriber for RouterSubscriber {
 
     fn coverage_version(&self) -> u64 {
         self.router.shared.coverage.borrow().version()
+    }
+
+    fn extra_kinds(&self) -> ExtraKinds {
+        self.router.shared.coverage.borrow().kinds()
     }
 
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {

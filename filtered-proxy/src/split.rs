@@ -186,7 +186,7 @@ mod tests {
             (r#"{"ev":"C","p":"EUR/USD","a":1}"#, Known(Kind::C), Some("EUR/USD")),
             (r#"{"ev":"NOI","sym":"NO","T":"GE"}"#, Known(Kind::NOI), Some("GE")),
             (r#"{"ev":"T","p":"NO","T":"NO"}"#, Known(Kind::T), None),
-            (r#"{"ev":"ZZ","sym":"A"}"#, Unknown, None),
+            (r#"{"ev":"zz","sym":"A"}"#, Unknown, None),
             (r#"{"ev":7,"sym":"A"}"#, Missing, None),
             (r#"{"sym":"A"}"#, Missing, None),
             ("{}", Missing, None),

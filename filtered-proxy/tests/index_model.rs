@@ -19,7 +19,7 @@ use serde_json::{Value, value::RawValue};
 
 /// Few sessions, so that they often hold the same channels.
 const SESSIONS: u64 = 7;
-const KINDS: [&str; 4] = ["T", "Q", "LULD", "FMV"];
+const KINDS: [&str; 5] = ["T", "Q", "LULD", "FMV", "NEW9"];
 /// Short and long symbols, the longest that counts as short, and one that is a byte longer.
 const SYMBOLS: [&str; 8] =
     ["A", "B", "BRK.B", "X:Y", "S3", "ABCDEFG", "ABCDEFGH", "O:SPY251219C00650000"];
@@ -131,8 +131,9 @@ impl Pair {
     fn agree(&self) -> Result<(), TestCaseError> {
         let symbols = SYMBOLS.iter().chain(&["S60", "NONE", "*", ""]).copied().map(Some);
         for symbol in symbols.chain([None]) {
-            for kind in Kind::ALL {
-                let expected = self.model.wanting(kind.name(), symbol);
+            let others = ["NEW9", "ZZ"].map(|code| Kind::from_code(code.as_bytes()));
+            for kind in Kind::NAMED.into_iter().chain(others.into_iter().flatten()) {
+                let expected = self.model.wanting(&kind.to_string(), symbol);
                 prop_assert_eq!(self.wanting(kind, symbol)?, expected, "{} {:?}", kind, symbol);
             }
         }
@@ -194,7 +195,7 @@ impl Event {
 }
 
 fn stock_event() -> impl Strategy<Value = Event> {
-    let kind = select(vec!["T", "T", "Q", "LULD", "FMV", "A", "ZZ"]);
+    let kind = select(vec!["T", "T", "Q", "LULD", "FMV", "A", "ZZ", "NEW9"]);
     let symbol = select([&SYMBOLS[..], &["S60", "NONE"]].concat());
     let shape = 0..8_usize;
     (kind, symbol, shape, 0..1_000_u32).prop_map(|(kind, symbol, shape, n)| {

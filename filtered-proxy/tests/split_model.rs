@@ -100,6 +100,10 @@ fn model_event(frame: &[u8], text: &str) -> Option<Found> {
     let (kind, symbol) = match first("ev") {
         None => (Ev::Missing, None),
         Some(code) => match KINDS.get(&code) {
+            None if is_code(&code) => {
+                let symbol = ["sym", "pair", "T", "p"].into_iter().find_map(first);
+                (Ev::Kind(code), symbol)
+            }
             None => (Ev::Unknown, None),
             Some(field) => (Ev::Kind(code), first(field)),
         },
@@ -107,12 +111,19 @@ fn model_event(frame: &[u8], text: &str) -> Option<Found> {
     Some(Found { start, end: start + text.len(), kind, symbol })
 }
 
+/// Whether a channel can name a kind that the vendor does not document.
+fn is_code(code: &str) -> bool {
+    (1..=9).contains(&code.len())
+        && code.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+        && !code.as_bytes()[0].is_ascii_digit()
+}
+
 /// The events of a frame, as the code under test finds them.
 fn found(frame: &[u8]) -> Vec<Found> {
     let mut events = Vec::new();
     split(frame, |event| {
         let kind = match event.kind {
-            EventKind::Known(kind) => Ev::Kind(kind.name().to_owned()),
+            EventKind::Known(kind) => Ev::Kind(kind.to_string()),
             EventKind::Unknown => Ev::Unknown,
             EventKind::Missing => Ev::Missing,
         };
@@ -199,7 +210,7 @@ fn key() -> impl Strategy<Value = String> {
 
 fn value() -> impl Strategy<Value = String> {
     let plain = ["0", "-0", "1E2", "-12.50e+3", "1790604301733018455", "true", "false", "null"];
-    let kinds = ["T", "Q", "LULD", "C", "XT", "ZZ", "status", "t"];
+    let kinds = ["T", "Q", "LULD", "C", "XT", "ZZ", "NEW9", "9NEW", "LONGESTOF", "status", "t"];
     let leaf = prop_oneof![
         2 => select(plain.to_vec()).prop_map(str::to_owned),
         1 => select(kinds.to_vec()).prop_map(|kind| format!("\"{kind}\"")),
@@ -271,7 +282,8 @@ fn event() -> impl Strategy<Value = String> {
             members
         });
     // An event that begins as the feed writes it, and may go on in another way.
-    let codes: Vec<String> = KINDS.keys().cloned().chain(["ZZ".into(), "LULDX".into()]).collect();
+    let others = ["ZZ", "NEW9", "LULDX", "LONGESTOF", "TOOLONGFOR", "New9"].map(str::to_owned);
+    let codes: Vec<String> = KINDS.keys().cloned().chain(others).collect();
     let like_feed = (select(codes), key(), string_body(), vec(member(), 0..4)).prop_map(
         |(code, key, symbol, more)| {
             let key = match KINDS.get(&code) {
@@ -449,6 +461,40 @@ fn every_sample_is_found_with_its_kind_and_symbol() {
         EVENTS.len() - 1,
         "all but the status"
     );
+}
+
+/// The fields in their order, wherever they stand; one that is no string does not count.
+#[test]
+fn a_kind_without_a_name_has_the_first_symbol_there_is() {
+    for (members, symbol) in [
+        (r#","sym":"A""#, Some("A")),
+        (r#","pair":"A""#, Some("A")),
+        (r#","T":"A""#, Some("A")),
+        (r#","p":"A""#, Some("A")),
+        (r#","p":"NO","T":"NO","pair":"NO","x":1,"sym":"A""#, Some("A")),
+        (r#","p":"NO","T":"NO","pair":"A""#, Some("A")),
+        (r#","p":"NO","T":"A""#, Some("A")),
+        (r#","p":1.5,"T":2,"sym":"A""#, Some("A")),
+        (r#","sym":7,"p":"A""#, Some("A")),
+        (r#","sym":null,"sym":"NO","T":"A""#, Some("A")),
+        (r#","sym":["x"],"pair":{"sym":"NO"},"T":"A""#, Some("A")),
+        (r#","sym":"\ud800","p":"A""#, Some("A")),
+        (r#","s\u0079m":"\u0041","pair":"NO""#, Some("A")),
+        (r#","sym":"","pair":"NO""#, Some("")),
+        (r#","p":1.5,"x":"NO""#, None),
+        ("", None),
+    ] {
+        for event in
+            [format!(r#"{{"ev":"NEW9"{members}}}"#), format!(r#"{{"x":1{members},"ev":"NEW9"}}"#)]
+        {
+            let frame = format!("[{event}]");
+            let (events, end) = found(frame.as_bytes());
+            let expected = (Ev::Kind("NEW9".to_owned()), symbol.map(str::to_owned));
+            let [Found { kind, symbol, .. }] = &events[..] else { panic!("one event: {frame}") };
+            assert_eq!((kind, symbol), (&expected.0, &expected.1), "{frame}");
+            assert_eq!((Some(events), end), (model(frame.as_bytes()), Ok(())), "{frame}");
+        }
+    }
 }
 
 /// Half a character of UTF-16 is valid JSON, but no text. It must hide only itself.

@@ -18,7 +18,7 @@ use proxy_common::{
         runtime::{ProgramArgs, ProgramConfig},
         wiring::ServerConfig,
     },
-    protocol::{Channel, Kind, Market, NoticePolicy, channel_items},
+    protocol::{Channel, ChannelError, Feed, Kind, Market, NoticePolicy, channel_items},
     transport::ListenConfig,
 };
 use secrecy::SecretString;
@@ -41,8 +41,9 @@ pub struct Args {
     /// [default: none]
     #[arg(long, env = "POLYGON_CA", value_parser = path)]
     polygon_ca: Option<PathBuf>,
-    /// Event types or channels that * stands for upstream, separated by commas [default: all types
-    /// that the vendor serves by wildcard]
+    /// Event types or channels that * stands for upstream, separated by commas. A type that this
+    /// version does not know is requested as well [default: the types that the host serves by
+    /// wildcard]
     #[arg(long, env = "UPSTREAM_CHANNELS")]
     upstream_channels: Option<String>,
     /// How long a channel stays subscribed upstream after its last subscriber has left
@@ -93,6 +94,8 @@ impl ProgramArgs for Args {
 pub struct Config {
     /// The link to the vendor.
     pub link: LinkConfig,
+    /// What the upstream's host serves.
+    pub feed: Feed,
     /// The channels that `*` stands for upstream.
     pub upstream_channels: BTreeSet<Channel>,
     /// How long a channel stays subscribed upstream after its last subscriber has left.
@@ -146,17 +149,19 @@ impl TryFrom<&Args> for Config {
             None => websocket_url(&format!("wss://socket.massive.com/{market}"))
                 .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
         };
+        let feed = Feed::new(market, upstream.host_str().unwrap_or_default());
         let mut link = LinkConfig::new("Polygon", upstream, key);
         if let Some(path) = &args.polygon_ca {
             link.extra_roots = certificates("POLYGON_CA", path)?;
         }
         let upstream_channels = match &args.upstream_channels {
             Some(list) => parse_channels(list, market)?,
-            None => market.default_kinds().iter().copied().map(Channel::Kind).collect(),
+            None => feed.default_kinds().map(Channel::Kind).collect(),
         };
         check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
             link,
+            feed,
             upstream_channels,
             upstream_linger: args.upstream_linger,
             silence_alarm: args.silence_alarm,
@@ -201,18 +206,28 @@ const MAX_RING_FRAMES: usize = 1 << 20;
 /// With fewer bytes, a frame of usual size would take many slots of the ring.
 const MIN_BYTES_PER_FRAME: usize = 1 << 10;
 
-/// Reads `T,Q.*,AM.SPY`: a bare type stands for all its symbols.
+/// Reads `T,Q.*,AM.SPY`: a bare type stands for all its symbols. The operator may know types that
+/// this version does not, so the vendor decides about them.
 fn parse_channels(list: &str, market: Market) -> Result<BTreeSet<Channel>, ConfigError> {
     let invalid = |why: String| ConfigError::invalid("UPSTREAM_CHANNELS", list, why);
-    let parse = |item: &str| match Kind::from_code(item.as_bytes()) {
-        Some(kind) if market.kinds().contains(&kind) => Ok(Channel::Kind(kind)),
-        _ => match Channel::parse(item, market) {
+    let parse = |item: &str| {
+        let channel = match Kind::from_code(item.as_bytes()) {
+            Some(kind) => Ok(Channel::Kind(kind)),
+            None => Channel::parse(item, market),
+        };
+        match channel {
             Ok(Channel::All) => {
                 Err(invalid("expected event types such as T,Q,AM: * stands for them".into()))
             }
             Ok(channel) => Ok(channel),
-            Err(error) => Err(invalid(error.to_string())),
-        },
+            Err(error @ ChannelError::Symbol { .. }) => Err(invalid(error.to_string())),
+            Err(ChannelError::Form { item, .. } | ChannelError::UnknownKind { item, .. }) => {
+                Err(invalid(format!(
+                    "expected types of up to nine capital letters and digits, or channels, such as \
+                     T,Q.*,AM.SPY, and not {item:?}"
+                )))
+            }
+        }
     };
     let channels: BTreeSet<_> = channel_items(list).map(parse).collect::<Result<_, _>>()?;
     if channels.is_empty() {
@@ -239,8 +254,24 @@ mod tests {
     }
 
     #[test]
+    fn any_type_of_capitals_and_digits_may_be_listed() {
+        // Another market's type, too: the vendor may serve it here some day.
+        for list in ["NEW9", "T,NEW9.*", "NEW9.AAPL", "XT", "ZZZZZZZZZ"] {
+            assert!(parse_channels(list, Market::Stocks).is_ok(), "{list}");
+        }
+        let shown: Vec<String> = parse_channels("NEW9,T,NEW9.A.B,NEW8", Market::Stocks)
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(shown, ["T.*", "NEW8.*", "NEW9.*", "NEW9.A.B"]);
+    }
+
+    #[test]
     fn channels_that_cannot_be_asked_upstream_are_refused() {
-        for list in ["", " , ", "*", "T,*", "ZZ", "XT", "AAPL", "T."] {
+        let items = ["", " , ", "*", "T,*", "T.", "zz", "t", "Am", "new9", "T,zz.AAPL", "9NEW"];
+        for list in items.into_iter().chain(["NEW-9", "NÉW", "ZZZZZZZZZZ", "NEW9.A*", ".A", "T;Q"])
+        {
             let error = parse_channels(list, Market::Stocks).unwrap_err().to_string();
             assert!(error.starts_with("UPSTREAM_CHANNELS: invalid value "), "{error}");
         }

@@ -12,14 +12,14 @@ use std::{
 
 use proxy_common::{
     link::Wanted,
-    protocol::{Channel, Kind, Market},
+    protocol::{Channel, Feed, Kind},
 };
 use tokio::{sync::watch, time::Instant};
 
 /// The reference-counted union of the sessions' channels.
 #[derive(Debug)]
 pub struct UpstreamDemand {
-    market: Market,
+    feed: Feed,
     /// Locked during one change or publication. Both are rare and short.
     channels: Mutex<BTreeMap<Channel, Count>>,
     wanted: watch::Sender<Wanted>,
@@ -40,13 +40,13 @@ impl UpstreamDemand {
     /// Creates an empty union. `all` holds the channels that `*` stands for upstream, where `*`
     /// itself means nothing.
     pub fn new(
-        market: Market,
+        feed: Feed,
         all: BTreeSet<Channel>,
         linger: Duration,
     ) -> (Self, watch::Receiver<Wanted>) {
         let (wanted, receiver) = watch::channel(Wanted::new());
         let (channels, all_answered) = (Mutex::default(), AtomicBool::new(false));
-        (Self { market, channels, wanted, all_answered, all, linger }, receiver)
+        (Self { feed, channels, wanted, all_answered, all, linger }, receiver)
     }
 
     /// Counts one more holder of each channel.
@@ -121,11 +121,13 @@ impl UpstreamDemand {
         // It is unknown whether the vendor sends an event twice if two subscriptions match it. So
         // symbols are left out while their kind is wanted. A kind without a wildcard, such as
         // option quotes, is asked for by symbol.
-        for kind in Kind::ALL {
-            if self.market.serves_whole(kind) && wanted.contains(&Channel::Kind(kind)) {
-                wanted.retain(|other| !matches!(other, Channel::Symbol(k, _) if *k == kind));
-            }
-        }
+        let whole = |channel: &Channel| match channel {
+            Channel::Kind(kind) => self.feed.serves_whole(*kind).then_some(*kind),
+            Channel::All | Channel::Symbol(..) => None,
+        };
+        let whole: BTreeSet<Kind> = wanted.iter().filter_map(whole).collect();
+        wanted
+            .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if whole.contains(kind)));
         self.wanted.send_if_modified(|before| {
             let modified = *before != wanted;
             if modified {
@@ -139,7 +141,13 @@ impl UpstreamDemand {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::protocol::Market;
+
     use super::*;
+
+    fn feed() -> Feed {
+        Feed::new(Market::Stocks, "socket.massive.com")
+    }
 
     fn channels(list: &str) -> BTreeSet<Channel> {
         let parse = |item| Channel::parse(item, Market::Stocks).unwrap();
@@ -153,7 +161,7 @@ mod tests {
     #[test]
     fn the_union_is_counted_and_lingers() {
         let linger = Duration::from_secs(30);
-        let (union, receiver) = UpstreamDemand::new(Market::Stocks, channels("T.*,Q.*"), linger);
+        let (union, receiver) = UpstreamDemand::new(feed(), channels("T.*,Q.*"), linger);
         let now = Instant::now();
         let (a, b) = (channels("T.AAPL,T.MSFT"), channels("T.AAPL"));
         union.add(&a);
@@ -173,7 +181,7 @@ mod tests {
     #[test]
     fn star_is_replaced_and_never_passed_on() {
         let (union, receiver) =
-            UpstreamDemand::new(Market::Stocks, channels("T.*,Q.*"), Duration::from_secs(1));
+            UpstreamDemand::new(feed(), channels("T.*,Q.*"), Duration::from_secs(1));
         let star = channels("*,Q.*");
         union.add(&star);
         assert_eq!(wanted(&receiver), "T.*,Q.*");
@@ -185,7 +193,7 @@ mod tests {
     #[test]
     fn a_wildcard_stands_for_its_symbols_while_it_is_wanted() {
         let (union, receiver) =
-            UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+            UpstreamDemand::new(feed(), channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A,Q.A"));
         union.add(&channels("*"));
         assert_eq!(wanted(&receiver), "T.*,Q.A");
@@ -197,7 +205,7 @@ mod tests {
     #[test]
     fn a_new_channel_waits_for_the_vendors_answer() {
         let (union, _receiver) =
-            UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+            UpstreamDemand::new(feed(), channels("T.*"), Duration::from_secs(1));
         assert!(!union.all_answered());
         union.add(&channels("*"));
         union.set_answered(Some(&Wanted::new()), || panic!("T.* is wanted too"));
@@ -214,7 +222,7 @@ mod tests {
     #[test]
     fn an_unchanged_union_wakes_no_receiver() {
         let (union, mut receiver) =
-            UpstreamDemand::new(Market::Stocks, channels("T.*"), Duration::from_secs(1));
+            UpstreamDemand::new(feed(), channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A"));
         receiver.mark_unchanged();
         union.add(&channels("T.A"));

@@ -8,7 +8,7 @@ use std::{
 
 use proxy_common::{
     link::{SubscriptionOutcome, Wanted},
-    protocol::{Channel, Coverage, Market, TierName, Unavailable, truncate_reason},
+    protocol::{Channel, Coverage, Feed, Kind, TierName, Unavailable, truncate_reason},
     websocket::Frame,
 };
 
@@ -24,9 +24,11 @@ pub struct Refusals {
 /// The vendor's answers so far. They outlive the connection, because the account's plan does.
 #[derive(Debug)]
 pub struct Entitlements {
-    market: Market,
+    feed: Feed,
     /// The channels that `*` stands for.
     all: BTreeSet<Channel>,
+    /// Their kinds.
+    kinds: BTreeSet<Kind>,
     /// Locked for one read or change.
     known: Mutex<Known>,
 }
@@ -48,8 +50,14 @@ impl Known {
 
 impl Entitlements {
     /// Starts without an answer. `all` holds the channels that `*` stands for.
-    pub fn new(market: Market, all: BTreeSet<Channel>) -> Self {
-        Self { market, all, known: Mutex::default() }
+    pub fn new(feed: Feed, all: BTreeSet<Channel>) -> Self {
+        let kinds = all.iter().filter_map(Channel::kind).collect();
+        Self { feed, all, kinds, known: Mutex::default() }
+    }
+
+    /// The kinds that the operator chose for `*`.
+    pub fn kinds(&self) -> &BTreeSet<Kind> {
+        &self.kinds
     }
 
     /// Applies the vendor's answers. Returns whether sessions must be notified: the refusals
@@ -118,7 +126,7 @@ impl Entitlements {
             Channel::Symbol(kind, _) => {
                 // A kind without a wildcard, such as option quotes, is asked for by symbol. Its
                 // refusal does not concern its symbols.
-                let whole = || self.market.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
+                let whole = || self.feed.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
                 by(channel).or_else(|| whole()?)
             }
         }
@@ -147,6 +155,8 @@ impl Entitlements {
 
 #[cfg(test)]
 mod tests {
+    use proxy_common::protocol::Market;
+
     use super::*;
 
     fn channel(item: &str, market: Market) -> Channel {
@@ -154,7 +164,8 @@ mod tests {
     }
 
     fn entitlements_of(market: Market, all: &[&str]) -> Entitlements {
-        Entitlements::new(market, all.iter().map(|item| channel(item, market)).collect())
+        let feed = Feed::new(market, "socket.massive.com");
+        Entitlements::new(feed, all.iter().map(|item| channel(item, market)).collect())
     }
 
     fn carried(item: &str) -> SubscriptionOutcome {
@@ -166,9 +177,8 @@ mod tests {
     }
 
     fn lacks(entitlements: &Entitlements, item: &str) -> bool {
-        entitlements
-            .unavailable(&channel(item, entitlements.market), &entitlements.refused())
-            .is_some()
+        let channel = channel(item, Market::Options);
+        entitlements.unavailable(&channel, &entitlements.refused()).is_some()
     }
 
     #[test]

@@ -15,16 +15,20 @@ pub mod silence;
 mod subscriber;
 mod upkeep;
 
-use std::sync::{Arc, atomic::AtomicU32};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, atomic::AtomicU32},
+};
 
 use proxy_common::{
     config::ConfigError,
     link::Link,
     metrics::{Level, register},
     program::wiring::{BoundTier, Foundation, TierHandler},
-    protocol::TierName,
+    protocol::{Channel, Kind, Market, TierName},
 };
 use tokio::sync::watch;
+use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
@@ -45,14 +49,15 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
     let (market, notices, queue_bytes) =
         (sessions.market, sessions.notices, sessions.slow.queue_bytes);
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
+    warn_of_odd_channels(market, &config.upstream_channels);
     let help = "Events in the ring that sessions have yet to read, counted for each session";
     let unread: Level = register(foundation.registry(), "ring_events", help);
     let ring = Ring::new(config.ring_frames, config.ring_bytes, unread.clone());
     let silence = config.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, foundation.registry());
-    let entitlements = Arc::new(Entitlements::new(market, config.upstream_channels.clone()));
+    let entitlements = Arc::new(Entitlements::new(config.feed, config.upstream_channels.clone()));
     let (demand, wanted) =
-        UpstreamDemand::new(market, config.upstream_channels, config.upstream_linger);
+        UpstreamDemand::new(config.feed, config.upstream_channels, config.upstream_linger);
     let upstream = Arc::clone(&foundation.upstream);
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&upstream));
     let outage = watch::Sender::new(link.outage().cloned());
@@ -76,4 +81,19 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
     };
     let upkeep = FirehoseUpkeep { shared: shared.clone(), upstream, silence, unread, recounts };
     Ok(foundation.complete(shared, upkeep, handle, |stop| publisher.run(link, stop)))
+}
+
+/// Names the types that may be typing errors: the vendor does not answer for a type that it does
+/// not know.
+fn warn_of_odd_channels(market: Market, channels: &BTreeSet<Channel>) {
+    if channels.is_empty() {
+        warn!(%market, "this host serves no type by wildcard: list contracts in UPSTREAM_CHANNELS");
+    }
+    let kinds: BTreeSet<Kind> = channels.iter().filter_map(Channel::kind).collect();
+    for kind in kinds.iter().filter(|kind| !market.kinds().contains(kind)) {
+        warn!(
+            "UPSTREAM_CHANNELS names the type {kind}, which this version does not know in {market}: \
+             check its spelling"
+        );
+    }
 }

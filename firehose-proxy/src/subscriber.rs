@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, Notice, NoticePolicy, Outage, TierName, Unavailable, newly_unavailable,
+        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, Outage, TierName, Unavailable,
+        newly_unavailable,
     },
     session::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
@@ -224,6 +225,10 @@ impl Subscriber for FirehoseSubscriber {
         self.shared.entitlements.refused().version
     }
 
+    fn extra_kinds(&self) -> ExtraKinds {
+        ExtraKinds::These(self.shared.entitlements.kinds().clone())
+    }
+
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
         let entitlements = &self.shared.entitlements;
         entitlements.unavailable(channel, &entitlements.refused())
@@ -298,7 +303,7 @@ mod tests {
     use proxy_common::{
         link::SubscriptionOutcome,
         metrics::Level,
-        protocol::{Kind, Market},
+        protocol::{Feed, Kind, Market},
         session::SlowLimits,
         transport::Socket,
     };
@@ -312,12 +317,13 @@ mod tests {
         let trades = Channel::Kind(Kind::T);
         let all = BTreeSet::from([trades.clone()]);
         let mut ring = Ring::new(8, 8_000, Level::default());
-        let (demand, _wanted) = UpstreamDemand::new(Market::Stocks, all.clone(), Duration::ZERO);
+        let feed = Feed::new(Market::Stocks, "localhost");
+        let (demand, _wanted) = UpstreamDemand::new(feed, all.clone(), Duration::ZERO);
         let shared = Shared {
             ring: ring.readers(),
             outage: watch::Sender::new(None).subscribe(),
             demand: Arc::new(demand),
-            entitlements: Arc::new(Entitlements::new(Market::Stocks, all)),
+            entitlements: Arc::new(Entitlements::new(feed, all)),
             notices: NoticePolicy::Everyone,
             metrics: Arc::default(),
             queue_bytes: 1_000_000,

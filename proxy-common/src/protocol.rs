@@ -4,18 +4,22 @@ mod channel;
 mod channel_set;
 mod coverage;
 mod demux;
+mod feed;
 mod hint;
+mod kind;
 mod market;
 mod messages;
 mod notice;
 
 pub use self::{
-    channel::{Channel, ChannelError, MAX_SYMBOL_BYTES, channel_items},
+    channel::{Channel, ChannelError, ExtraKinds, MAX_SYMBOL_BYTES, channel_items},
     channel_set::ChannelSet,
     coverage::{Coverage, Unavailable, newly_unavailable, summarize_channels, truncate_reason},
     demux::{Demuxed, FrameStatus, NotAnArray, demux, elements},
+    feed::Feed,
     hint::hint,
-    market::{Kind, Market, SymbolField},
+    kind::{Kind, SymbolField},
+    market::Market,
     messages::{
         Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
         status_frame, status_frames,

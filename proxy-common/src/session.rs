@@ -372,7 +372,7 @@ mod tests {
     use super::*;
     use crate::{
         access::{CommandRate, Keys},
-        protocol::{Channel, ChannelSet, Kind, Market, Unavailable},
+        protocol::{Channel, ChannelSet, ExtraKinds, Kind, Market, Unavailable},
     };
 
     /// A tier whose coverage changes between the decision on a subscription and its effect: T is
@@ -402,6 +402,10 @@ mod tests {
 
         fn coverage_version(&self) -> u64 {
             self.version
+        }
+
+        fn extra_kinds(&self) -> ExtraKinds {
+            ExtraKinds::Any
         }
 
         fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {

@@ -213,3 +213,74 @@ async fn subscribers_of_everything_at_the_firehose_learn_what_that_covers() {
     client.expect_objects(&[quote("AAPL", 1)]).await;
     direct.expect_objects(&[quote("AAPL", 1)]).await;
 }
+
+/// The hosts do not exist. What `*` stands for is known all the same.
+#[tokio::test]
+async fn the_types_that_star_stands_for_follow_the_host() {
+    let cases = [
+        ("stocks", "socket", vec!["T", "Q", "A", "AM", "LULD", "NOI"]),
+        ("stocks", "delayed", vec!["T", "Q", "A", "AM", "LULD", "NOI"]),
+        ("stocks", "business", vec!["T", "Q", "A", "AM", "LULD", "NOI", "FMV"]),
+        ("stocks", "delayed-business", vec!["T", "Q", "A", "AM", "LULD", "NOI", "FMV"]),
+        ("stocks", "launchpad", vec!["AM", "LV"]),
+        ("stocks", "relay", vec!["T", "Q", "A", "AM", "LULD", "NOI", "FMV"]),
+        ("options", "socket", vec!["T", "A", "AM"]),
+        ("options", "business", vec!["T", "A", "AM"]),
+        ("options", "launchpad", vec![]),
+        ("forex", "socket", vec!["C", "CA", "CAS"]),
+        ("forex", "business", vec!["C", "CA", "CAS", "FMV"]),
+        ("forex", "launchpad", vec!["AM", "LV"]),
+        ("crypto", "socket", vec!["XT", "XQ", "XA", "XAS"]),
+        ("crypto", "business", vec!["XT", "XQ", "XA", "XAS", "FMV"]),
+        ("crypto", "relay", vec!["XT", "XQ", "XA", "XAS", "FMV"]),
+        ("indices", "socket", vec!["V", "A", "AM"]),
+        ("futures", "delayed", vec!["T", "Q", "A", "AM"]),
+    ];
+    for (market, host, kinds) in cases {
+        let url = format!("ws://{host}.invalid/{market}");
+        let firehose = stack::firehose(&url).env("MARKET", market).start().await;
+        let mut client = TestClient::connect_to(firehose.addr(), "/").await;
+        client.log_in(FIREHOSE_KEY).await;
+        client.subscribe("*").await;
+        let coverage: serde_json::Value =
+            serde_json::from_str(&client.next_object().await).expect("a status");
+        let mut expected: Vec<_> = kinds.iter().map(|kind| format!("{kind}.*")).collect();
+        let mut pending: Vec<_> = coverage["pending"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|channel| channel.as_str().expect("a channel").to_owned())
+            .collect();
+        expected.sort_unstable();
+        pending.sort_unstable();
+        assert_eq!(pending, expected, "{market} at {host}");
+    }
+}
+
+/// A type that `*` leaves out is requested and carried once the operator lists it.
+#[tokio::test]
+async fn a_documented_type_outside_the_default_works_when_it_is_listed() {
+    let sim = SimConfig { market: "crypto".to_owned(), ..SimConfig::default() };
+    for (listed, carried) in [(None, false), (Some("XT,XL2"), true)] {
+        let listed = listed.map(|list: &str| ("UPSTREAM_CHANNELS", list.to_owned()));
+        let stack = Stack::with(StackConfig {
+            sim: sim.clone(),
+            firehose_env: listed.into_iter().collect(),
+            ..StackConfig::default()
+        })
+        .await;
+        assert_eq!(stack.sim.handle.subscriptions().contains("XL2.*"), carried);
+        let mut client = TestClient::connect_to(stack.addr(), "/crypto").await;
+        client.log_in(CLIENT_KEY).await;
+        if carried {
+            let book = r#"{"ev":"XL2","pair":"BTC-USD","b":[],"a":[],"t":1,"x":1,"r":1}"#;
+            client.subscribe("XL2.BTC-USD").await;
+            stack.publish(&[book]);
+            client.expect_objects(&[book]).await;
+        } else {
+            client.command("subscribe", "XL2.BTC-USD").await;
+            let why = r#""XL2.BTC-USD" is not carried: the firehose takes no XL2 from upstream"#;
+            client.expect_objects(&[error(why)]).await;
+        }
+    }
+}

@@ -26,6 +26,7 @@ mod large_messages;
 mod ledger;
 mod login;
 mod logs;
+mod new_types;
 mod nginx;
 mod notices;
 mod official_clients;

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
-/// The symbol field of this kind in this market. `None` for kinds that the market does not have.
+/// The symbol field of this kind in this market. `None` for kinds that the vendor does not document
+/// for the market.
 #[must_use]
 pub fn symbol_field(market: &str, kind: &str) -> Option<&'static str> {
     Some(match (market, kind) {
@@ -55,16 +56,21 @@ fn symbol_form(market: &str, symbol: &str) -> String {
 /// The channels that match an event.
 #[derive(Debug)]
 struct Sent {
-    /// `T.*` and `T.AAPL`. `None` for a kind that the market does not have, which only `*` matches.
+    /// `T.*` and `T.AAPL`. `None` for a kind that no channel can name, which only `*` matches.
     entries: Option<(String, String)>,
 }
 
 impl Sent {
     fn new(market: &str, event: &Value) -> Self {
         let kind = event["ev"].as_str().expect("every event has ev");
-        let entries = symbol_field(market, kind).map(|field| {
-            let symbol = event[field].as_str().unwrap_or_default();
-            (format!("{kind}.*"), format!("{kind}.{}", symbol_form(market, symbol)))
+        let symbol = match symbol_field(market, kind) {
+            Some(field) => Some(event[field].as_str()),
+            None => is_code(kind)
+                .then(|| ["sym", "pair", "T", "p"].iter().find_map(|field| event[field].as_str())),
+        };
+        let entries = symbol.map(|symbol| {
+            let symbol = symbol_form(market, symbol.unwrap_or_default());
+            (format!("{kind}.*"), format!("{kind}.{symbol}"))
         });
         Self { entries }
     }
@@ -74,6 +80,13 @@ impl Sent {
             |(kind, symbol): &(String, String)| held.contains(kind) || held.contains(symbol);
         held.contains("*") || self.entries.as_ref().is_some_and(named)
     }
+}
+
+/// Whether a channel can name this kind: up to nine capital letters and digits, the first a letter.
+fn is_code(kind: &str) -> bool {
+    kind.len() <= 9
+        && kind.starts_with(|c: char| c.is_ascii_uppercase())
+        && kind.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
 }
 
 /// What one client saw, in order.
@@ -360,7 +373,10 @@ mod tests {
         check("stocks", "T.BRK", r#"{"ev":"T","sym":"BRK.B"}"#, false);
         check("stocks", "LULD.X", r#"{"ev":"LULD","i":[16],"T":"X"}"#, true);
         check("stocks", "LULD.X", r#"{"ev":"LULD","sym":"X"}"#, false);
-        check("stocks", "ZZ.*", r#"{"ev":"ZZ","sym":"X"}"#, false);
+        check("stocks", "ZZ.*", r#"{"ev":"ZZ","sym":"X"}"#, true);
+        check("stocks", "ZZ.X", r#"{"ev":"ZZ","p":"NO","T":"X"}"#, true);
+        check("stocks", "ZZ.X", r#"{"ev":"ZZ","p":"X","pair":"NO"}"#, false);
+        check("stocks", "zz.*", r#"{"ev":"zz","sym":"X"}"#, false);
         check("stocks", "*", r#"{"ev":"ZZ","sym":"X"}"#, true);
         check("stocks", "A.*", r#"{"ev":"AM","sym":"X"}"#, false);
         check("forex", "C.C:EUR-USD", r#"{"ev":"C","p":"EUR/USD"}"#, true);

@@ -19,9 +19,9 @@ pub struct Event<'a> {
 /// The kind that the `ev` of an event names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventKind {
-    /// A kind of the vendor's.
+    /// A kind that a channel can name.
     Known(Kind),
-    /// A kind that this program does not know. Only sessions with `*` get such an event.
+    /// A code that no channel can name. Only sessions with `*` get such an event.
     Unknown,
     /// There is no `ev`, or it is no string. Such an object is no event, and official clients crash
     /// on it.

@@ -20,13 +20,13 @@ pub(super) fn feed_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
         [b'Q', b'"', rest @ ..] => (Kind::Q, rest),
         _ => {
             let end = rest.iter().take(5).position(|&byte| byte == b'"')?;
-            (Kind::from_code(&rest[..end])?, &rest[end + 1..])
+            (Kind::named(&rest[..end])?, &rest[end + 1..])
         }
     };
-    let rest = match kind.symbol_field() {
+    let rest = match kind.symbol_field()? {
         SymbolField::Sym => rest.strip_prefix(br#","sym":""#)?,
-        SymbolField::T => rest.strip_prefix(br#","T":""#)?,
         SymbolField::Pair => rest.strip_prefix(br#","pair":""#)?,
+        SymbolField::T => rest.strip_prefix(br#","T":""#)?,
         SymbolField::P => rest.strip_prefix(br#","p":""#)?,
     };
     let end = string_end(rest)?;
@@ -93,12 +93,12 @@ pub(super) fn flat_head<'a>(
             },
         }
         if let Some(kind) = kind
-            && let Some(symbol) = symbols[kind.symbol_field() as usize]
+            && let Some(symbol) = settled(kind, &symbols)
         {
             return Some((EventKind::Known(kind), symbol));
         }
     }
-    Some((kind.map_or(EventKind::Missing, EventKind::Known), None))
+    Some(without_more_keys(kind, &symbols))
 }
 
 /// The head of an event of any form. The first of equal keys counts.
@@ -125,15 +125,39 @@ pub(super) fn any_head(text: &[u8]) -> (EventKind, Option<Cow<'_, [u8]>>) {
             _ => continue,
         };
         if let Some(field) = field {
-            symbols[field as usize].get_or_insert(value);
+            let text = || value.filter(|string| string.decode().is_some());
+            symbols[field as usize].get_or_insert_with(text);
         }
         if let Some(kind) = kind
-            && let Some(symbol) = symbols[kind.symbol_field() as usize]
+            && let Some(symbol) = settled(kind, &symbols)
         {
             return (EventKind::Known(kind), symbol.and_then(Quoted::decode));
         }
     }
-    (kind.map_or(EventKind::Missing, EventKind::Known), None)
+    let (kind, symbol) = without_more_keys(kind, &symbols);
+    (kind, symbol.and_then(Quoted::decode))
+}
+
+/// For each field that may hold a symbol, whether it was read, and its text if it is a string.
+type Symbols<S> = [Option<Option<S>>; 4];
+
+/// The symbol of an event of this kind, if no key that follows can change it.
+#[inline(always)]
+fn settled<S: Copy>(kind: Kind, symbols: &Symbols<S>) -> Option<Option<S>> {
+    match kind.symbol_field() {
+        Some(field) => symbols[field as usize],
+        None => symbols[SymbolField::Sym as usize].filter(Option::is_some),
+    }
+}
+
+/// The head of an event whose symbol the last key has not settled.
+fn without_more_keys<S: Copy>(kind: Option<Kind>, symbols: &Symbols<S>) -> (EventKind, Option<S>) {
+    let Some(kind) = kind else { return (EventKind::Missing, None) };
+    let symbol = match kind.symbol_field() {
+        Some(_) => None,
+        None => symbols.iter().flatten().flatten().next().copied(),
+    };
+    (EventKind::Known(kind), symbol)
 }
 
 /// The text without the blanks that JSON allows before it.
@@ -244,7 +268,7 @@ mod tests {
 
     #[test]
     fn all_readers_find_the_same_head() {
-        let kinds = ["T", "LULD", "XT", "C", "V", "status", "ZZ"];
+        let kinds = ["T", "LULD", "XT", "C", "V", "status", "ZZ", "NEW9"];
         let keys = ["ev", "sym", "T", "pair", "p", "t"];
         let values = [r#""A""#, r#""""#, "7", "-1.5e3", "null", r#"["x",7]"#];
         let mut random = fastrand::Rng::with_seed(3);

@@ -1,6 +1,8 @@
 //! Lists of channels as clients write them, checked against the documented rules.
 
-use proxy_common::protocol::{Channel, MAX_SYMBOL_BYTES, Market, channel_items};
+use std::collections::BTreeSet;
+
+use proxy_common::protocol::{Channel, ExtraKinds, MAX_SYMBOL_BYTES, Market, channel_items};
 
 /// Checks every item of a list in every market. The parser accepts it if the rules do. Where
 /// symbols have one spelling only, the channel keeps it. The displayed channel is read as the same
@@ -30,10 +32,15 @@ fn read(item: &str, market: Market) {
         Ok(channel) => {
             assert_ne!(fits, Some(false), "{item:?} is no channel of {market}");
             let shown = channel.to_string();
-            assert_eq!(Channel::parse(&shown, market), Ok(channel), "{item:?}, shown as {shown:?}");
+            assert_eq!(
+                Channel::parse(&shown, market).as_ref(),
+                Ok(&channel),
+                "{item:?}, shown as {shown:?}"
+            );
             if !pairs {
                 assert_eq!(shown, item);
             }
+            among(item, market, &channel);
         }
         Err(error) => {
             assert_ne!(fits, Some(true), "{item:?} of {market}: {error}");
@@ -42,14 +49,25 @@ fn read(item: &str, market: Market) {
     }
 }
 
-/// The rules: `*`, `KIND.*` or `KIND.SYMBOL`, with a kind of the market. The symbol is short, has
-/// no blanks (but spaces, for futures), control characters or stars, and is more than the prefix of a pair. `None` for a pair
-/// that may be too long with its separator.
+/// Checks that a channel of another kind than the market's needs that kind as an extra one.
+fn among(item: &str, market: Market, channel: &Channel) {
+    let own = channel.kind().is_none_or(|kind| market.kinds().contains(&kind));
+    let among = |extra: BTreeSet<_>| {
+        Channel::parse_among(item, market, &ExtraKinds::These(extra)).as_ref() == Ok(channel)
+    };
+    assert_eq!(among(BTreeSet::new()), own, "{item:?} of {market}");
+    assert!(among(channel.kind().into_iter().collect()), "{item:?} of {market}");
+}
+
+/// The rules: `*`, `KIND.*` or `KIND.SYMBOL`. A kind has up to nine capital letters and digits, the
+/// first a letter. The symbol is short, has no blanks (but spaces, for futures), control characters
+/// or stars, and is more than the prefix of a pair. `None` for a pair that may be too long with its
+/// separator.
 fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
     let Some((kind, symbol)) = item.split_once('.') else { return Some(item == "*") };
-    let known = market.kinds().iter().any(|known| known.name() == kind);
-    if symbol == "*" || !known {
-        return Some(known);
+    let is_kind = is_kind(kind);
+    if symbol == "*" || !is_kind {
+        return Some(is_kind);
     }
     let mut bare = symbol;
     while pairs && (bare.starts_with("C:") || bare.starts_with("X:")) {
@@ -61,4 +79,12 @@ fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
         return Some(false);
     }
     (!pairs || bare.len() != MAX_SYMBOL_BYTES).then_some(bare.len() <= MAX_SYMBOL_BYTES)
+}
+
+/// Whether a channel can name this kind.
+pub(crate) fn is_kind(code: &str) -> bool {
+    let letter = |c: char| ('A'..='Z').contains(&c);
+    code.len() <= 9
+        && code.starts_with(letter)
+        && code.chars().all(|c| letter(c) || ('0'..='9').contains(&c))
 }

@@ -9,7 +9,7 @@ use proxy_common::{
 };
 use serde_json::{Value, value::RawValue};
 
-use crate::members::Members;
+use crate::{channels::is_kind, members::Members};
 
 /// An event of every kind as the vendor sends it, with the field that holds its symbol.
 const SAMPLES: &str = include_str!("../../../tests/it/events.jsonl");
@@ -24,8 +24,8 @@ static KINDS: LazyLock<BTreeMap<String, String>> = LazyLock::new(|| {
     lines.filter_map(field).collect()
 });
 
-/// An event as the parser or `split` found it: where it begins and ends, its kind (empty if unknown,
-/// `None` if there is none), its symbol.
+/// An event as the parser or `split` found it: where it begins and ends, its kind (empty if no
+/// channel can name it, `None` if there is none), its symbol.
 #[derive(Debug, PartialEq)]
 struct Found {
     start: usize,
@@ -78,7 +78,7 @@ fn found(frame: &[u8]) -> Vec<Found> {
     let mut events = Vec::new();
     split(frame, |event| {
         let kind = match event.kind {
-            EventKind::Known(kind) => Some(kind.name().to_owned()),
+            EventKind::Known(kind) => Some(kind.to_string()),
             EventKind::Unknown => Some(String::new()),
             EventKind::Missing => None,
         };
@@ -88,11 +88,18 @@ fn found(frame: &[u8]) -> Vec<Found> {
     events
 }
 
-/// Kind and symbol from the parser. Of equal keys the first counts.
+/// Kind and symbol from the parser. Of equal keys the first counts. The symbol of a kind that the
+/// vendor does not document is the first of four fields that is a string.
 fn head(members: &Members<'_>) -> (Option<String>, Option<Vec<u8>>) {
     match members.first_string("ev") {
         None => (None, None),
         Some(code) => match KINDS.get(&code) {
+            None if is_kind(&code) => {
+                let symbol = ["sym", "pair", "T", "p"]
+                    .into_iter()
+                    .find_map(|field| members.first_string(field));
+                (Some(code), symbol.map(String::into_bytes))
+            }
             None => (Some(String::new()), None),
             Some(field) => (Some(code), members.first_string(field).map(String::into_bytes)),
         },

@@ -1,10 +1,10 @@
 //! The channels that a client can subscribe to: `*`, `T.*` or `T.AAPL`.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use thiserror::Error;
 
-use crate::protocol::market::{Kind, Market};
+use crate::protocol::{kind::Kind, market::Market};
 
 /// The longest symbol accepted, in bytes of the form that [`Market::symbol_key`] returns. The
 /// vendor's longest symbols, those of option contracts, have 21 bytes.
@@ -21,6 +21,24 @@ pub enum Channel {
     Symbol(Kind, Box<str>),
 }
 
+/// The kinds that channels may name beside those of the market.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExtraKinds {
+    /// Any: it is not known yet which ones there are.
+    Any,
+    /// These. Kinds of the market may be among them.
+    These(BTreeSet<Kind>),
+}
+
+impl ExtraKinds {
+    fn contains(&self, kind: Kind) -> bool {
+        match self {
+            Self::Any => true,
+            Self::These(kinds) => kinds.contains(&kind),
+        }
+    }
+}
+
 /// Why an item of a subscription names no channel. The error text is the message to the client.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ChannelError {
@@ -32,12 +50,12 @@ pub enum ChannelError {
         /// A channel of this market.
         example: String,
     },
-    /// The part before the first dot is not a kind of this market.
+    /// The part before the first dot is not a kind that channels may name.
     #[error("unknown channel type in {item:?}: expected one of {kinds} before the first dot")]
     UnknownKind {
         /// The item as the client wrote it, trimmed and cut at 80 characters.
         item: String,
-        /// The market's kinds, separated by commas.
+        /// The kinds known, separated by commas.
         kinds: String,
     },
     /// No such symbol can exist.
@@ -51,14 +69,35 @@ pub enum ChannelError {
 }
 
 impl Channel {
-    /// Reads one trimmed item of a subscription. The first dot ends the kind; the symbol keeps its
-    /// case.
+    /// Its kind; `None` for `*`.
+    pub fn kind(&self) -> Option<Kind> {
+        match self {
+            Self::All => None,
+            Self::Kind(kind) | Self::Symbol(kind, _) => Some(*kind),
+        }
+    }
+
+    /// Reads one trimmed item of a subscription, of any kind. The first dot ends the kind; the
+    /// symbol keeps its case.
     ///
     /// # Errors
     ///
-    /// The item has another form than `TYPE.SYMBOL`, `TYPE.*` or `*`; or `TYPE` is not a kind of
-    /// the market, or no such symbol can exist.
+    /// The item has another form than `TYPE.SYMBOL`, `TYPE.*` or `*`; or `TYPE` is no code of a
+    /// kind, or no such symbol can exist.
     pub fn parse(item: &str, market: Market) -> Result<Self, ChannelError> {
+        Self::parse_among(item, market, &ExtraKinds::Any)
+    }
+
+    /// Reads an item as [`parse`](Self::parse) does, if its kind is one of the market or `extra`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`parse`](Self::parse), and another kind.
+    pub fn parse_among(
+        item: &str,
+        market: Market,
+        extra: &ExtraKinds,
+    ) -> Result<Self, ChannelError> {
         if item == "*" {
             return Ok(Self::All);
         }
@@ -75,8 +114,11 @@ impl Channel {
             return Err(form());
         }
         let kind = Kind::from_code(code.as_bytes())
-            .filter(|kind| market.kinds().contains(kind))
-            .ok_or_else(|| ChannelError::UnknownKind { item: shown(), kinds: kind_list(market) })?;
+            .filter(|kind| market.kinds().contains(kind) || extra.contains(*kind))
+            .ok_or_else(|| ChannelError::UnknownKind {
+                item: shown(),
+                kinds: kind_list(market, extra),
+            })?;
         let refuse = |reason| Err(ChannelError::Symbol { item: shown(), reason });
         match symbol {
             "*" => Ok(Self::Kind(kind)),
@@ -113,8 +155,13 @@ pub fn channel_items(params: &str) -> impl Iterator<Item = &str> {
     params.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-fn kind_list(market: Market) -> String {
-    market.kinds().iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+fn kind_list(market: Market, extra: &ExtraKinds) -> String {
+    let mut kinds: Vec<_> = market.kinds().iter().map(ToString::to_string).collect();
+    if let ExtraKinds::These(extra) = extra {
+        let added = extra.iter().filter(|kind| !market.kinds().contains(kind));
+        kinds.extend(added.map(ToString::to_string));
+    }
+    kinds.join(", ")
 }
 
 #[cfg(test)]
@@ -146,7 +193,7 @@ mod tests {
             check(item, &form(item));
         }
         let kinds = "expected one of T, Q, A, AM, LULD, NOI, FMV, LV before the first dot";
-        for item in ["ZZ.AAPL", "t.AAPL", "XT.BTC-USD", "*.AAPL"] {
+        for item in ["t.AAPL", "Tt.AAPL", "9T.AAPL", "T-T.AAPL", "*.AAPL", "ABCDEFGHIJ.AAPL"] {
             check(item, &format!("unknown channel type in {item:?}: {kinds}"));
         }
         check("T.AA*", "invalid symbol in \"T.AA*\": a wildcard stands alone, as in T.*");
@@ -158,6 +205,24 @@ mod tests {
         check(&longest, &longest);
         let long = format!("T.{}", "A".repeat(65));
         check(&long, &format!("invalid symbol in {long:?}: longer than 64 bytes"));
+    }
+
+    #[test]
+    fn kinds_of_no_market_or_another_one_are_taken_if_they_are_among_the_extra_ones() {
+        for item in ["ZZ.AAPL", "NEW9.*", "NEW9.BRK.B", "XT.BTC-USD"] {
+            check(item, item);
+        }
+        let kinds = ["T", "NEW9", "XT"].map(|code| Kind::from_code(code.as_bytes()).unwrap());
+        let extra = ExtraKinds::These(kinds.into());
+        let among = |item| Channel::parse_among(item, Market::Stocks, &extra);
+        for item in ["T.AAPL", "LV.*", "NEW9.AAPL", "XT.*"] {
+            assert_eq!(among(item), Channel::parse(item, Market::Stocks), "{item}");
+        }
+        for item in ["NEW8.AAPL", "XQ.*", "new9.AAPL"] {
+            let kinds = "T, Q, A, AM, LULD, NOI, FMV, LV, XT, NEW9 before the first dot";
+            let error = format!("unknown channel type in {item:?}: expected one of {kinds}");
+            assert_eq!(among(item).unwrap_err().to_string(), error);
+        }
     }
 
     #[test]

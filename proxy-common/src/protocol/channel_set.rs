@@ -136,7 +136,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::protocol::market::Kind;
+    use crate::protocol::kind::Kind;
 
     fn channel(n: u32) -> Channel {
         Channel::Symbol(Kind::T, format!("S{n}").into())

@@ -102,8 +102,8 @@ impl Coverage {
         frame(&document)
     }
 
-    /// Reads the status object. `None` if it is another status or has no lists. Skips channels that
-    /// this market does not have.
+    /// Reads the status object. `None` if it is another status or has no lists. Skips what names
+    /// no channel of this market.
     pub fn read(object: &str, market: Market) -> Option<Self> {
         let document: Document = serde_json::from_str(object).ok()?;
         let lists = document.lists.filter(|_| document.status == Self::STATUS)?;

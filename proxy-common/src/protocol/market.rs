@@ -1,9 +1,8 @@
-//! Markets and event kinds: the one table of the kinds of each market and of the field that holds
-//! an event's symbol.
+//! Markets: the one table of the kinds of each, and the spellings of its symbols.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
-use crate::named_enum::named_enum;
+use crate::{named_enum::named_enum, protocol::kind::Kind};
 
 named_enum! {
     /// One upstream endpoint, as the vendor's clients call it: `wss://socket.massive.com/<market>`.
@@ -28,106 +27,8 @@ named_enum! {
     }
 }
 
-/// The field of an event that holds its symbol (source: the vendor's documentation, confirmed by
-/// captures).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SymbolField {
-    /// `sym`: most kinds.
-    Sym,
-    /// `T`: LULD, NOI and V.
-    T,
-    /// `pair`: crypto, and the aggregates of forex.
-    Pair,
-    /// `p`: forex quotes only; elsewhere `p` is a price or a quantity.
-    P,
-}
-
-impl SymbolField {
-    /// The key in the event's object.
-    pub const fn key(self) -> &'static str {
-        match self {
-            Self::Sym => "sym",
-            Self::T => "T",
-            Self::Pair => "pair",
-            Self::P => "p",
-        }
-    }
-}
-
-/// Writes the table of kinds as an enum with its conversions.
-macro_rules! kinds {
-    ($count:literal: $($kind:ident $code:literal $field:ident,)*) => {
-        /// The kind of an event: the value of its `ev` field and the part of a channel before the
-        /// first dot. The variants are the vendor's own codes.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        #[repr(u8)]
-        #[expect(missing_docs, reason = "the vendor's codes; docs/WIRE.md lists them")]
-        pub enum Kind {
-            $($kind,)*
-        }
-
-        impl Kind {
-            /// How many kinds there are. Each `kind as usize` is below it.
-            pub const COUNT: usize = $count;
-
-            /// Every kind, in the order of their numbers.
-            pub const ALL: [Self; Self::COUNT] = [$(Self::$kind,)*];
-
-            /// The vendor's code, as in `ev` and in channels.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$kind => stringify!($kind),)*
-                }
-            }
-
-            /// The kind with this code, of any market.
-            #[inline]
-            pub const fn from_code(code: &[u8]) -> Option<Self> {
-                match code {
-                    $($code => Some(Self::$kind),)*
-                    _ => None,
-                }
-            }
-
-            /// The field of an event that holds its symbol.
-            #[inline]
-            pub const fn symbol_field(self) -> SymbolField {
-                match self {
-                    $(Self::$kind => SymbolField::$field,)*
-                }
-            }
-        }
-    };
-}
-
-kinds! { 17:
-    T b"T" Sym,
-    Q b"Q" Sym,
-    A b"A" Sym,
-    AM b"AM" Sym,
-    LULD b"LULD" T,
-    NOI b"NOI" T,
-    FMV b"FMV" Sym,
-    LV b"LV" Sym,
-    C b"C" P,
-    CA b"CA" Pair,
-    CAS b"CAS" Pair,
-    XT b"XT" Pair,
-    XQ b"XQ" Pair,
-    XA b"XA" Pair,
-    XAS b"XAS" Pair,
-    XL2 b"XL2" Pair,
-    V b"V" T,
-}
-
 /// The venues of the vendor's futures paths.
 const VENUES: [&str; 4] = ["cme", "cbot", "nymex", "comex"];
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 impl Market {
     /// Whether a path leads to this market: `/`, `/<market>`, and for futures also
@@ -143,7 +44,7 @@ impl Market {
             && third.is_none()
     }
 
-    /// The kinds that clients may subscribe to.
+    /// The kinds that the vendor documents for this market.
     pub const fn kinds(self) -> &'static [Kind] {
         use Kind::*;
         match self {
@@ -154,27 +55,6 @@ impl Market {
             Self::Indices => &[V, A, AM],
             Self::Futures => &[T, Q, A, AM],
         }
-    }
-
-    /// The kinds that `*` requests from the vendor if `UPSTREAM_CHANNELS` names none.
-    ///
-    /// Leaves out the kinds of the Launchpad product, which other hosts serve, and option quotes,
-    /// which the vendor does not serve by wildcard.
-    pub const fn default_kinds(self) -> &'static [Kind] {
-        use Kind::*;
-        match self {
-            Self::Stocks => &[T, Q, A, AM, LULD, NOI, FMV],
-            Self::Options => &[T, A, AM],
-            Self::Forex => &[C, CA, CAS, FMV],
-            Self::Crypto => &[XT, XQ, XA, XAS, XL2, FMV],
-            Self::Indices => &[V, A, AM],
-            Self::Futures => &[T, Q, A, AM],
-        }
-    }
-
-    /// Whether the vendor serves this kind by wildcard.
-    pub fn serves_whole(self, kind: Kind) -> bool {
-        self.default_kinds().contains(&kind)
     }
 
     /// The form of a symbol in which subscriptions and events of this market are compared.
@@ -239,17 +119,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kind_is_found_by_its_code_alone() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::from_code(kind.name().as_bytes()), Some(kind));
-            assert_eq!(Kind::ALL[kind as usize], kind);
-        }
-        for code in ["", "t", "TT", "status", "am", "*"] {
-            assert_eq!(Kind::from_code(code.as_bytes()), None, "{code}");
-        }
-    }
-
-    #[test]
     fn all_spellings_of_a_pair_have_one_form() {
         for spelling in ["EUR/USD", "EUR-USD", "C:EUR-USD", "C:EUR/USD", "C:EURUSD", "EURUSD"] {
             assert_eq!(Market::Forex.symbol_key(spelling), "EUR-USD", "{spelling}");
@@ -288,9 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn default_kinds_are_kinds_of_the_market() {
+    fn a_market_is_found_by_its_name() {
         for &market in Market::ALL {
-            assert!(market.default_kinds().iter().all(|kind| market.kinds().contains(kind)));
             assert_eq!(market.name().parse(), Ok(market));
         }
         assert!("Stocks".parse::<Market>().is_err());

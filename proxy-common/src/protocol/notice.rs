@@ -183,7 +183,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::protocol::market::Kind;
+    use crate::protocol::kind::Kind;
 
     #[test]
     fn notices_are_statuses_with_a_message_and_fields_for_programs() {

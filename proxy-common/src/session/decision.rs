@@ -7,7 +7,7 @@ use super::{
     tier::{Subscriber, SubscriptionChange},
 };
 use crate::protocol::{
-    Channel, NoticePolicy, Status, Unavailable, channel_items, hint, status_frames,
+    Channel, Market, NoticePolicy, Status, Unavailable, channel_items, hint, status_frames,
 };
 
 /// Decides on each item of a command: one status for each, refusals first. A hint follows if a new
@@ -21,11 +21,14 @@ pub(super) fn decide(
     let SessionConfig { market, max_subscriptions: limit, notices, .. } = *config;
     // Read first: any later change of the coverage makes the decision outdated.
     let coverage_version = subscriber.coverage_version();
+    let extra = subscriber.extra_kinds();
     let mut channels = BTreeSet::new();
     let (mut refusals, mut accepted) = (Vec::new(), Vec::new());
     let mut named = channel_items(params);
     for item in named.by_ref().take(limit) {
-        let channel = match Channel::parse(item, market) {
+        let channel = match Channel::parse_among(item, market, &extra)
+            .or_else(|error| held_before(item, market, subscriber).ok_or(error))
+        {
             Ok(channel) => channel,
             Err(error) => {
                 refusals.push(Status::error(error.to_string()));
@@ -56,6 +59,13 @@ pub(super) fn decide(
     let reply = status_frames(&refusals);
     let change = SubscriptionChange { subscribe, channels, reply, coverage_version };
     (!change.reply.is_empty()).then_some(change)
+}
+
+/// The channel that an item names, if the session holds it: it was accepted before it was known
+/// which kinds there are.
+fn held_before(item: &str, market: Market, subscriber: &impl Subscriber) -> Option<Channel> {
+    let channel = Channel::parse(item, market).ok()?;
+    subscriber.held().contains(&channel).then_some(channel)
 }
 
 /// Adds a channel to the `channels` that a command subscribes to, unless it is refused. Returns the

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{close::CloseReason, outbound::Outbound};
 use crate::{
-    protocol::{Channel, ChannelSet, Unavailable},
+    protocol::{Channel, ChannelSet, ExtraKinds, Unavailable},
     websocket::Frame,
 };
 
@@ -22,8 +22,12 @@ pub trait Subscriber: Send {
     /// The subscriptions that the session holds.
     fn held(&self) -> &ChannelSet;
 
-    /// The version of the coverage that [`unavailable`](Self::unavailable) uses.
+    /// The version of the coverage that [`extra_kinds`](Self::extra_kinds) and
+    /// [`unavailable`](Self::unavailable) use.
     fn coverage_version(&self) -> u64;
+
+    /// The kinds that can be subscribed to beside those of the market.
+    fn extra_kinds(&self) -> ExtraKinds;
 
     /// Why a subscription to this channel would deliver nothing, or only a part. `None` if it would
     /// deliver everything.
