@@ -2,6 +2,7 @@
 //! wait for it.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard,
@@ -40,7 +41,7 @@ pub(crate) enum Item {
     /// A binary frame.
     Binary(Bytes),
     /// A close frame, then the end.
-    Close(u16),
+    Close(u16, Cow<'static, str>),
     /// The end of the TCP connection, without a close frame.
     Drop,
 }
@@ -53,7 +54,7 @@ impl Item {
             Self::Raw(text, _) => text.len(),
             Self::Garbage(text) => text.len(),
             Self::Binary(bytes) => bytes.len(),
-            Self::Close(_) | Self::Drop => 0,
+            Self::Close(..) | Self::Drop => 0,
         }
     }
 }
@@ -192,7 +193,7 @@ impl Connection {
         if self.is_authenticated() {
             self.counters.evictions.one();
             let status = Item::Status(status::frame(status::MAX_CONNECTIONS));
-            self.send_last([status, Item::Close(1008)]);
+            self.send_last([status, Item::Close(1008, Cow::Borrowed(""))]);
         }
     }
 
@@ -413,7 +414,7 @@ mod tests {
         connection.send_status(status::CONNECTED);
         connection.offer(&batch(1), &["AAPL".to_owned()], 10, Some(1));
         let state = lock(&connection.state);
-        assert!(matches!(state.items.back(), Some(Item::Close(1008))));
+        assert!(matches!(state.items.back(), Some(Item::Close(1008, _))));
         assert_eq!(connection.counters.snapshot(0).evictions, 1);
     }
 }

@@ -41,6 +41,9 @@ pub enum Fault {
     CloseWith {
         /// The close code.
         code: u16,
+        /// The reason in the close frame. Default: none.
+        #[serde(default)]
+        reason: String,
     },
     /// Half-open connections: the simulator neither reads nor writes on any connection, old or new,
     /// and answers no ping. Whatever is published or injected meanwhile is lost, except

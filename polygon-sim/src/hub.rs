@@ -255,8 +255,10 @@ impl Hub {
             Fault::Evict => self.each(Connection::evict),
             // An abort reaches a silent connection too.
             Fault::Abort => lock(&self.connections).iter().for_each(|one| one.abort()),
-            Fault::CloseWith { code } => {
-                self.each(|connection| connection.send_last([Item::Close(code)]));
+            Fault::CloseWith { code, reason } => {
+                self.each(|connection| {
+                    connection.send_last([Item::Close(code, reason.clone().into())]);
+                });
             }
             Fault::Garbage => {
                 self.each(|connection| connection.send_authenticated(Item::Garbage(GARBAGE)));

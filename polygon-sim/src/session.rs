@@ -1,6 +1,7 @@
 //! The life of one connection: upgrade, commands in, items out.
 
 use std::{
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -159,7 +160,7 @@ async fn read_commands(
                 auth_seen = true;
                 hub.counters.auth_timeouts.one();
                 let status = Item::Status(status::frame(status::AUTH_TIMEOUT));
-                connection.send_last([status, Item::Close(1008)]);
+                connection.send_last([status, Item::Close(1008, Cow::Borrowed(""))]);
                 continue;
             }
             message = stream.next() => message,
@@ -232,8 +233,8 @@ async fn write_items(
             Item::Raw(text, events) => send_data(&mut sink, (&*text).into(), events, hub).await,
             Item::Garbage(text) => sink.send(Message::text(text)).await,
             Item::Binary(bytes) => sink.send(Message::binary(bytes)).await,
-            Item::Close(code) => {
-                let close = CloseFrame { code: code.into(), reason: Utf8Bytes::default() };
+            Item::Close(code, reason) => {
+                let close = CloseFrame { code: code.into(), reason: (&*reason).into() };
                 // The reading half ends the session earlier, when the client answers.
                 if sink.send(Message::Close(Some(close))).await.is_ok() {
                     sleep(CLOSE_ANSWER).await;

@@ -72,7 +72,7 @@ async fn a_close_comes_with_its_code_after_what_was_queued() {
     let sim = Sim::plain().await;
     let mut client = sim.subscriber("T.*").await;
     sim.handle.publish_raw("[]");
-    sim.handle.inject(Fault::CloseWith { code: 1012 });
+    sim.handle.inject(Fault::CloseWith { code: 1012, reason: String::new() });
     assert_eq!(client.text().await, "[]");
     assert_eq!(client.end().await, Ended::Closed(1012));
 }

@@ -231,6 +231,9 @@ pub(super) fn login_error(status: UpstreamStatus) -> Option<LinkError> {
 /// What a close frame says.
 pub(super) fn close_text(frame: Option<&CloseFrame>) -> String {
     match frame {
+        Some(CloseFrame { code, reason }) if reason.is_empty() => {
+            format!("closed with code {}", u16::from(*code))
+        }
         Some(CloseFrame { code, reason }) => {
             format!("closed with code {} {:?}", u16::from(*code), reason.as_str())
         }
