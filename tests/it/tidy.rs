@@ -59,6 +59,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "proxy-common/src/protocol/coverage.rs",
         "proxy-common/src/protocol/demux.rs",
         "proxy-common/src/protocol/demux/elements.rs",
+        "proxy-common/src/protocol/demux/flat.rs",
         "proxy-common/src/protocol/hint.rs",
         "proxy-common/src/protocol/market.rs",
         "proxy-common/src/protocol/messages.rs",

@@ -1,11 +1,13 @@
 //! Separates the statuses of an upstream's array from its events, and drops what is no JSON.
 //!
-//! Clients read a message with a strict JSON parser, which loses all of it over one bad byte. So
-//! only arrays of objects leave this module, and a JSON parser accepts each of them.
+//! A client reads a message with a strict JSON parser, which takes all of it or nothing. So only
+//! arrays of objects that a parser accepts leave this module. Most arrays are as the feed writes
+//! them, and [`flat`](mod@flat) recognizes them. The elements of all others are parsed one by one.
 //!
-//! One pass over the bytes counts the objects: the first of the ledger's two counts.
+//! Both count the objects: the first of the ledger's two counts.
 
 mod elements;
+mod flat;
 
 use std::borrow::Cow;
 
@@ -14,7 +16,10 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 pub use self::elements::elements;
-use self::elements::{Element, trim};
+use self::{
+    elements::{Element, trim},
+    flat::flat,
+};
 use super::messages::UpstreamStatus;
 use crate::websocket::Frame;
 
@@ -63,6 +68,18 @@ pub struct NotAnArray;
 ///
 /// The frame is neither an array nor an object.
 pub fn demux(frame: Frame) -> Result<Demuxed, NotAnArray> {
+    if let Some(flat) = flat(frame.text())
+        && !(flat.may_hold_status && holds_status(frame.text()))
+    {
+        return Ok(Demuxed {
+            data: Some(frame),
+            events: flat.objects,
+            statuses: Vec::new(),
+            not_objects: 0,
+            malformed: 0,
+            broken_off: false,
+        });
+    }
     let text = trim(frame.text());
     match text.first() {
         Some(b'[') => Ok(demux_array(frame)),
