@@ -136,13 +136,8 @@ impl<M> Index<M> {
     /// twice if it holds both the kind and the symbol.
     #[inline]
     pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
-        let tables = match kind.number() {
-            Some(number) => &self.named[number],
-            None => match self.others.get(&kind) {
-                Some(tables) => tables,
-                None => return,
-            },
-        };
+        let named = self.named.get(kind.number());
+        let Some(tables) = named.or_else(|| self.others.get(&kind)) else { return };
         for &cohort in &tables.whole {
             visit(cohort);
         }
@@ -304,8 +299,8 @@ impl<M> Index<M> {
 
     fn insert_channel(&mut self, id: CohortId, channel: &Channel) {
         let Some(kind) = channel.kind() else { return self.all.push(id) };
-        let tables = match kind.number() {
-            Some(number) => &mut self.named[number],
+        let tables = match self.named.get_mut(kind.number()) {
+            Some(tables) => tables,
             None => self.others.entry(kind).or_default(),
         };
         let Channel::Symbol(_, symbol) = channel else { return tables.whole.push(id) };
@@ -320,8 +315,8 @@ impl<M> Index<M> {
 
     fn remove_channel(&mut self, id: CohortId, channel: &Channel) {
         let Some(kind) = channel.kind() else { return remove(&mut self.all, id) };
-        let tables = match kind.number() {
-            Some(number) => &mut self.named[number],
+        let tables = match self.named.get_mut(kind.number()) {
+            Some(tables) => tables,
             None => self.others.entry(kind).or_default(),
         };
         match channel {
@@ -334,7 +329,8 @@ impl<M> Index<M> {
             },
             Channel::All | Channel::Kind(_) => remove(&mut tables.whole, id),
         }
-        if kind.number().is_none() && tables.entries() == 0 {
+        if tables.entries() == 0 {
+            // Does nothing for a named kind.
             self.others.remove(&kind);
         }
     }

@@ -35,7 +35,7 @@ impl Kinds {
     }
 
     fn bit(kind: Kind) -> u32 {
-        kind.number().map_or(0, |number| 1 << number)
+        if kind.number() < Kind::COUNT { 1 << kind.number() } else { 0 }
     }
 
     /// The kinds that are not in `others`.
