@@ -44,7 +44,7 @@ DOTENV_LINE = re.compile(
     r"""\s*(?:export\s+)?(\w+)\s*=[^\S\n]*(?:'([^']*)'|"((?:[^"\\]|\\.)*)"|((?!#)\S*)?)"""
 )
 
-# Where an event keeps its symbol, if not in `sym`.
+# Where events keep their symbol, if not in `sym`.
 SYMBOL_FIELDS = {
     **dict.fromkeys(["LULD", "NOI", "V"], "T"),
     **dict.fromkeys(["CA", "CAS", "XT", "XQ", "XA", "XAS", "XL2"], "pair"),
@@ -141,7 +141,10 @@ def line(event):
 
 def symbol(event):
     """The symbol of an event, wherever its kind keeps it."""
-    return event.get(SYMBOL_FIELDS.get(event["ev"], "sym"), "?")
+    kind = event["ev"]
+    # A type that this list does not know may keep it in any of the four fields.
+    fields = [SYMBOL_FIELDS[kind]] if kind in SYMBOL_FIELDS else ["sym", "pair", "T", "p"]
+    return next((event[field] for field in fields if isinstance(event.get(field), str)), "?")
 
 
 def split(frame):

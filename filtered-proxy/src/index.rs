@@ -137,7 +137,7 @@ impl<M> Index<M> {
     #[inline]
     pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
         let named = self.named.get(kind.number());
-        let Some(tables) = named.or_else(|| self.others.get(&kind)) else { return };
+        let Some(tables) = named.or_else(|| self.tables_of_other(kind)) else { return };
         for &cohort in &tables.whole {
             visit(cohort);
         }
@@ -150,6 +150,12 @@ impl<M> Index<M> {
         for &cohort in self.lists.get(holders) {
             visit(cohort as CohortId);
         }
+    }
+
+    /// Kept out of [`lookup`](Self::lookup), which is compiled into the walk over each frame.
+    #[cold]
+    fn tables_of_other(&self, kind: Kind) -> Option<&KindTables> {
+        self.others.get(&kind)
     }
 
     /// The caller's values for the sessions of a cohort.

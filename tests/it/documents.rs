@@ -79,8 +79,8 @@ fn default_cell(help: Option<&str>) -> String {
     match help {
         None | Some("none") => "none".to_owned(),
         Some("the account's key") => "`POLYGON_API_KEY`".to_owned(),
-        Some("all types that the vendor serves by wildcard") => {
-            "all types that Polygon serves by wildcard".to_owned()
+        Some("the types that the host serves by wildcard") => {
+            "the [types that the host serves](docs/WIRE.md#channels) by wildcard".to_owned()
         }
         Some("text on a terminal, json otherwise") => "by output".to_owned(),
         Some(value) => format!("`{value}`"),

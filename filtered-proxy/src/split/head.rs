@@ -15,15 +15,16 @@ use super::{
 #[inline(always)]
 pub(super) fn feed_head(text: &[u8]) -> Option<(EventKind, Option<&[u8]>)> {
     let rest = text.strip_prefix(br#"{"ev":""#)?;
-    let (kind, rest) = match rest {
-        [b'T', b'"', rest @ ..] => (Kind::T, rest),
-        [b'Q', b'"', rest @ ..] => (Kind::Q, rest),
+    let (kind, field, rest) = match rest {
+        [b'T', b'"', rest @ ..] => (Kind::T, SymbolField::Sym, rest),
+        [b'Q', b'"', rest @ ..] => (Kind::Q, SymbolField::Sym, rest),
         _ => {
             let end = rest.iter().take(5).position(|&byte| byte == b'"')?;
-            (Kind::named(&rest[..end])?, &rest[end + 1..])
+            let kind = Kind::named(&rest[..end])?;
+            (kind, kind.symbol_field()?, &rest[end + 1..])
         }
     };
-    let rest = match kind.symbol_field()? {
+    let rest = match field {
         SymbolField::Sym => rest.strip_prefix(br#","sym":""#)?,
         SymbolField::Pair => rest.strip_prefix(br#","pair":""#)?,
         SymbolField::T => rest.strip_prefix(br#","T":""#)?,

@@ -83,8 +83,7 @@ fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
 
 /// Whether a channel can name this kind.
 pub(crate) fn is_kind(code: &str) -> bool {
-    let letter = |c: char| ('A'..='Z').contains(&c);
     code.len() <= 9
-        && code.starts_with(letter)
-        && code.chars().all(|c| letter(c) || ('0'..='9').contains(&c))
+        && code.starts_with(|c: char| c.is_ascii_uppercase())
+        && code.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit())
 }

@@ -54,6 +54,8 @@ fn model(text: &str) -> Result<(&'static str, String), String> {
         return Err(format!("unknown action {shown:?}: expected auth, subscribe or unsubscribe"));
     };
     match params {
+        // A key out of a file often ends with a line end.
+        Some(Value::String(params)) if action == "auth" => Ok((action, params.trim().to_owned())),
         Some(Value::String(params)) => Ok((action, params)),
         _ => Err(format!(r#"invalid command: "params" of {action:?} must be a string"#)),
     }

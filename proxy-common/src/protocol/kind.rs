@@ -54,6 +54,7 @@ macro_rules! kinds {
             pub const fn number(self) -> usize {
                 // No `Option`: that compiles to a jump for each kind, and the lookup of an event
                 // takes a third longer.
+                #[expect(clippy::upper_case_acronyms, reason = "the vendor's codes")]
                 enum Number {
                     $($kind,)*
                 }
