@@ -17,7 +17,7 @@ use proxy_common::{
     websocket::Frame,
 };
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::coop::consume_budget};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -48,6 +48,8 @@ impl Publisher {
             loop {
                 let event = link.next().await;
                 self.publish(event, &link);
+                // One read can hold thousands of frames.
+                consume_budget().await;
             }
         };
         let _: Option<()> = stop.run_until_cancelled(publishing).await;

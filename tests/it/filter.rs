@@ -22,7 +22,7 @@ async fn each_client_gets_what_it_asked_for_and_nothing_else() {
         minute_bar("AAPL", 6),
         trade("AAP", 7),
         trade("AAPLW", 8),
-        trade("aapl", 9),
+        trade("AAPLw", 9),
         END.to_owned(),
     ];
     let cases: [(&str, &[usize]); 10] = [
@@ -32,7 +32,7 @@ async fn each_client_gets_what_it_asked_for_and_nothing_else() {
         ("Q.*,T.MSFT", &[1, 2, 3]),
         ("A.*", &[4]),
         ("A.AAPL,AM.AAPL", &[4, 5]),
-        ("T.aapl", &[8]),
+        ("T.AAPLw", &[8]),
         ("T.GOOG,LULD.AAPL", &[]),
         ("*", &[0, 1, 2, 3, 4, 5, 6, 7, 8]),
         ("*,T.*,T.AAPL,AM.AAPL", &[0, 1, 2, 3, 4, 5, 6, 7, 8]),

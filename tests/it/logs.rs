@@ -65,10 +65,19 @@ async fn a_client_turned_away_is_logged_with_what_it_sent() {
         ("origin", "https://evil.example"),
         ("handshake", "a request with a body"),
     ] {
-        let lines = lines(proxy, "filtered-proxy");
-        let line = lines.iter().find(|line| line["abuse"] == abuse).expect("a line about it");
-        assert!(line["detail"].as_str().is_some_and(|text| text == detail), "{line}");
-        assert_eq!(line["client"], "127.0.0.1", "{line}");
+        let mut found = None;
+        eventually(SOON, "a line about it", async || {
+            let lines = lines(proxy, "filtered-proxy");
+            found = lines.into_iter().find(|line| line["abuse"] == abuse);
+            found.is_some()
+        })
+        .await;
+        let line = found.expect("the condition held");
+        assert_eq!(
+            (&line["detail"], &line["client"]),
+            (&detail.into(), &"127.0.0.1".into()),
+            "{line}"
+        );
     }
     assert!(!proxy.log_text().contains("secret"));
 }
