@@ -53,7 +53,7 @@ impl KnownCoverage {
     pub fn kinds(&self) -> ExtraKinds {
         match &self.reported {
             Some(reported) => ExtraKinds::These(reported.kinds.clone()),
-            None => ExtraKinds::Any,
+            None => ExtraKinds::Unnamed,
         }
     }
 
@@ -142,12 +142,12 @@ mod tests {
             ExtraKinds::These(channels(list).iter().filter_map(Channel::kind).collect())
         };
         let unknown = KnownCoverage::default();
-        assert_eq!(unknown.kinds(), ExtraKinds::Any);
+        assert_eq!(unknown.kinds(), ExtraKinds::Unnamed);
         let known = unknown.after(Some(report("T.*,NEW9.AAPL", "NEW8.*", "NEW7.*")));
         assert_eq!(known.kinds(), kinds("T.*,NEW9.*,NEW8.*,NEW7.*"));
         let none = r#""NEW6.A" is not carried: the firehose takes no NEW6 from upstream"#;
         check(&known, "NEW6.A", none);
-        assert_eq!(known.after(None).kinds(), ExtraKinds::Any);
+        assert_eq!(known.after(None).kinds(), ExtraKinds::Unnamed);
     }
 
     #[test]

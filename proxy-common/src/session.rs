@@ -405,7 +405,7 @@ mod tests {
         }
 
         fn extra_kinds(&self) -> ExtraKinds {
-            ExtraKinds::Any
+            ExtraKinds::Unnamed
         }
 
         fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {

@@ -198,9 +198,9 @@ async fn a_client_that_came_before_the_types_were_known_is_told_once_they_are() 
     let port = ReservedPort::new();
     let filtered = stack::filtered(port.addr()).start().await;
     let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
-    client.command("subscribe", "NEW9.AAPL,NEW8.AAPL,NEW8.*,new9.AAPL").await;
-    let lower = unknown("new9.AAPL", "T, Q, A, AM, LULD, NOI, FMV, LV");
-    client.expect_objects(&[lower]).await;
+    client.command("subscribe", "NEW9.AAPL,NEW8.AAPL,NEW8.*,new9.AAPL,XT.BTC-USD").await;
+    let kinds = "T, Q, A, AM, LULD, NOI, FMV, LV";
+    client.expect_objects(&["new9.AAPL", "XT.BTC-USD"].map(|item| unknown(item, kinds))).await;
     let accepted = acks("subscribed", "NEW9.AAPL,NEW8.AAPL,NEW8.*");
     client.expect_objects(&tests::ws_client::objects(&accepted)).await;
 

@@ -60,6 +60,8 @@ async fn run(churn: Churn) {
     let stack = Stack::with(StackConfig {
         sim: SimConfig { market: market.to_owned(), record: true, ..SimConfig::default() },
         filtered: 2,
+        // The clients also choose types that `*` leaves out by default.
+        firehose_env: vec![("UPSTREAM_CHANNELS", sample_kinds(market).join(","))],
         ..StackConfig::default()
     })
     .await;

@@ -24,8 +24,8 @@ pub enum Channel {
 /// The kinds that channels may name beside those of the market.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExtraKinds {
-    /// Any: it is not known yet which ones there are.
-    Any,
+    /// Any that has no name in this version: it is not known yet which ones there are.
+    Unnamed,
     /// These. Kinds of the market may be among them.
     These(BTreeSet<Kind>),
 }
@@ -33,7 +33,7 @@ pub enum ExtraKinds {
 impl ExtraKinds {
     fn contains(&self, kind: Kind) -> bool {
         match self {
-            Self::Any => true,
+            Self::Unnamed => matches!(kind, Kind::Other(_)),
             Self::These(kinds) => kinds.contains(&kind),
         }
     }
@@ -85,7 +85,7 @@ impl Channel {
     /// The item has another form than `TYPE.SYMBOL`, `TYPE.*` or `*`; or `TYPE` is no code of a
     /// kind, or no such symbol can exist.
     pub fn parse(item: &str, market: Market) -> Result<Self, ChannelError> {
-        Self::parse_among(item, market, &ExtraKinds::Any)
+        Self::read(item, market, None)
     }
 
     /// Reads an item as [`parse`](Self::parse) does, if its kind is one of the market or `extra`.
@@ -98,6 +98,11 @@ impl Channel {
         market: Market,
         extra: &ExtraKinds,
     ) -> Result<Self, ChannelError> {
+        Self::read(item, market, Some(extra))
+    }
+
+    /// Reads an item of any kind, or of one of the market or `extra`.
+    fn read(item: &str, market: Market, extra: Option<&ExtraKinds>) -> Result<Self, ChannelError> {
         if item == "*" {
             return Ok(Self::All);
         }
@@ -114,7 +119,9 @@ impl Channel {
             return Err(form());
         }
         let kind = Kind::from_code(code.as_bytes())
-            .filter(|kind| market.kinds().contains(kind) || extra.contains(*kind))
+            .filter(|kind| {
+                market.kinds().contains(kind) || extra.is_none_or(|extra| extra.contains(*kind))
+            })
             .ok_or_else(|| ChannelError::UnknownKind {
                 item: shown(),
                 kinds: kind_list(market, extra),
@@ -155,9 +162,9 @@ pub fn channel_items(params: &str) -> impl Iterator<Item = &str> {
     params.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 
-fn kind_list(market: Market, extra: &ExtraKinds) -> String {
+fn kind_list(market: Market, extra: Option<&ExtraKinds>) -> String {
     let mut kinds: Vec<_> = market.kinds().iter().map(ToString::to_string).collect();
-    if let ExtraKinds::These(extra) = extra {
+    if let Some(ExtraKinds::These(extra)) = extra {
         let added = extra.iter().filter(|kind| !market.kinds().contains(kind));
         kinds.extend(added.map(ToString::to_string));
     }
@@ -223,6 +230,10 @@ mod tests {
             let error = format!("unknown channel type in {item:?}: expected one of {kinds}");
             assert_eq!(among(item).unwrap_err().to_string(), error);
         }
+        let unnamed =
+            |item| Channel::parse_among(item, Market::Stocks, &ExtraKinds::Unnamed).is_ok();
+        assert!(unnamed("NEW8.AAPL") && unnamed("T.AAPL"));
+        assert!(!unnamed("XQ.*") && !unnamed("new9.AAPL"), "another market's, or no code");
     }
 
     #[test]
