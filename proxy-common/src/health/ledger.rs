@@ -7,7 +7,7 @@
 //!   lost, counted by each session.
 //!
 //! Nothing is added to make them equal: an event that gets lost between two counts stays missing.
-//! The link counts by the shape of the array (`protocol::demux`). The filtered proxy counts the
+//! The link counts while it checks an array (`protocol::demux`). The filtered proxy counts the
 //! events that `split` yields. The firehose, which does not open frames, counts the events that its
 //! ring has accepted.
 //!
@@ -69,7 +69,7 @@ pub struct Intake {
     pub not_subscribed: u64,
     /// Of these, lost: events longer than a message may be.
     pub oversize: u64,
-    /// Lost: events of damaged frames, and objects without a type.
+    /// Lost: events that were no JSON, and objects without a type.
     pub malformed: u64,
     /// Events received that the tier never found; 0 if all is well.
     pub unaccounted: i64,

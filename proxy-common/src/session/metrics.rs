@@ -24,7 +24,7 @@ named_enum! {
         RingOverrun = "ring_overrun",
         /// The event alone is longer than a message may be.
         Oversize = "oversize",
-        /// The event was in a damaged frame, or has no type.
+        /// The event is no JSON, or has no type.
         Malformed = "malformed",
     }
 }
