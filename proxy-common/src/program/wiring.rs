@@ -107,7 +107,7 @@ impl Foundation {
     }
 
     /// The whole tier. `data` moves the link's data to the sessions until the token is cancelled.
-    /// Then it closes the link,.
+    /// Then it closes the link.
     pub fn complete<T: Tier, U: Upkeep, D: Future<Output = ()> + Send + 'static>(
         self,
         tier: T,
