@@ -129,18 +129,13 @@ fn no_upgrade(status: StatusCode, headers: &HeaderMap, now: SystemTime) -> LinkE
     }
 }
 
-/// The error with its causes. HTTP alone says no more than `connection error`.
-fn unreachable(error: impl Error) -> LinkError {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let why = error.to_string();
-        if !text.ends_with(&why) {
-            text += &format!(": {why}");
-        }
-        cause = error.source();
+/// The first cause of an error. What HTTP makes of the same cause differs from time to time.
+fn unreachable(error: impl Error + 'static) -> LinkError {
+    let mut cause: &dyn Error = &error;
+    while let Some(earlier) = cause.source() {
+        cause = earlier;
     }
-    LinkError::Unreachable(text)
+    LinkError::Unreachable(cause.to_string())
 }
 
 /// Tries each address of a host for a limited time, so that one that never answers does not block
