@@ -33,18 +33,23 @@ pub(super) fn flat(text: &[u8]) -> Option<Flat> {
 #[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
 fn scan(text: &[u8]) -> Option<Flat> {
     let (mut grammar, mut bytes) = (Grammar::new(), Bytes::default());
+    let (mut faults, mut objects) = (0, 0);
     let mut rest = text;
     while let Some(window) = rest.first_chunk() {
-        grammar.follow(&Classes::of(window, &mut bytes), u64::MAX);
+        let (fault, begun) = grammar.follow(&Classes::of(window, &mut bytes), u64::MAX);
+        faults |= fault;
+        objects += u64::from(begun.count_ones());
         rest = &rest[BLOCK..];
     }
     // The last bracket is left out, and filled up with a byte that is of no class.
     let length = rest.len() - 1;
     let mut window = [b'x'; BLOCK + 1];
     window[..length].copy_from_slice(&rest[..length]);
-    grammar.follow(&Classes::of(&window, &mut bytes), !(u64::MAX << length));
-    let recognized = grammar.is_complete() && bytes.are_plain();
-    recognized.then(|| Flat { objects: grammar.objects, may_hold_status: bytes.status.any() })
+    let (fault, begun) = grammar.follow(&Classes::of(&window, &mut bytes), !(u64::MAX << length));
+    faults |= fault;
+    objects += u64::from(begun.count_ones());
+    let recognized = faults == 0 && grammar.is_complete() && bytes.are_plain();
+    recognized.then(|| Flat { objects, may_hold_status: bytes.status.any() })
 }
 
 /// What is asked of all bytes, whatever stands beside them.
@@ -134,24 +139,18 @@ impl Classes {
 /// The grammar, from one block to the next.
 #[derive(Default)]
 struct Grammar {
-    /// Any bit says that the text is not recognized.
-    faults: u64,
-    objects: u64,
     strings: Spans,
     arrays: Spans,
     values: Spans,
     /// 1 if the block ends among digits after a dot.
     fraction: u64,
-    before_strings: Last,
+    starters: Last,
     closed: Last,
+    numbers: Last,
+    dots: Last,
+    zeros: Last,
     ends: Last,
     separators: Last,
-    colons: Last,
-    commas_and_squares: Last,
-    numbers: Last,
-    closing: Last,
-    zeros: Last,
-    dots: Last,
 }
 
 impl Grammar {
@@ -160,19 +159,20 @@ impl Grammar {
         Self { separators: Last(1), ..Self::default() }
     }
 
-    /// Whether all was right, and nothing is open.
+    /// Whether nothing is open but the last value.
     fn is_complete(&self) -> bool {
-        let open = self.strings.open | self.arrays.open | self.values.open;
-        (self.faults | open) == 0
+        (self.strings.open, self.arrays.open, self.values.open) == (0, 0, 1)
     }
 
-    /// Follows a block. Only bytes in `used` count.
+    /// Follows a block, of which only the bytes in `used` count. Returns its faults, and the bytes
+    /// that begin an object. Any fault says that the text is not recognized.
     #[inline(always)]
-    fn follow(&mut self, classes: &Classes, used: u64) {
-        // A quote opens a string if it stands where a string may begin, and else it closes one. If
-        // that is wrong, because a string ends with such a byte, the spans show it.
-        let before_strings = classes.opening | classes.colons | classes.commas;
-        let opened = classes.quotes & self.before_strings.then(before_strings);
+    fn follow(&mut self, classes: &Classes, used: u64) -> (u64, u64) {
+        // A quote opens a string if it follows one of these, and else it closes one. If that is
+        // wrong, because a string ends with such a byte, the spans show it.
+        let starters = classes.opening | classes.colons | classes.commas;
+        let after_starter = self.starters.then(starters);
+        let opened = classes.quotes & after_starter;
         let closed = classes.quotes ^ opened;
         let (inside, mut faults) = self.strings.of(opened, closed);
 
@@ -186,39 +186,32 @@ impl Grammar {
         faults |= outside & used & !(numbers | opening | stops | colons);
 
         // Objects stand at the beginning and after each comma between two, and nowhere else.
-        let separators = commas & self.ends.then(ends);
-        faults |= objects ^ self.separators.then(separators);
+        let after_end = self.ends.then(ends);
+        faults |= objects ^ self.separators.then(commas & after_end);
         let (array, fault) = self.arrays.of(squares, unsquares);
-        faults |= fault | (array & ends);
-        // A value goes from a colon to a comma or to the end of the object. In between is no colon,
-        // and before the next colon no comma and no end. So names and values alternate.
-        let value_ends = ends | (commas & !separators & !array);
-        faults |= self.values.of(colons, value_ends).1;
+        faults |= fault | (array & (ends | colons)) | (ends & after_end);
+        // A value goes from a colon to the next comma outside arrays. So names and values
+        // alternate, and every object has a value before its end.
+        faults |= self.values.of(colons, commas & !array).1;
 
-        // What may stand before each byte.
-        let after_colon = self.colons.then(colons);
-        let after_start = after_colon | self.commas_and_squares.then(commas | squares);
-        let after_string = self.closed.then(closed);
+        // What may stand before each byte. What these rules let pass, such as an array for a name,
+        // leaves a value out and shows above.
         let after_number = self.numbers.then(numbers);
-        let after_value = after_string | after_number | self.closing.then(closing);
-        faults |= squares & !after_colon;
-        faults |= colons & !after_string;
-        faults |= digits & !(after_number | after_start);
-        faults |= dots & !after_number;
-        faults |= stops & !after_value;
+        faults |= (stops & after_starter) | (squares & !after_starter);
+        faults |= colons & !self.closed.then(closed);
+        faults |= (digits & !(after_starter | after_number)) | (dots & !after_number);
 
         // Digits follow a dot, and a number has one dot. A first zero has no digit after it.
         let after_dot = self.dots.then(dots);
         faults |= after_dot & !digits;
-        faults |= digits & self.zeros.then(classes.zeros & digits & after_start);
+        faults |= digits & self.zeros.then(classes.zeros & after_starter);
         // Adding a bit to a run of digits carries just past its end.
         let (sum, carry) = digits.overflowing_add(after_dot);
         let (sum, more) = sum.overflowing_add(self.fraction);
         self.fraction = u64::from(carry | more);
         faults |= dots & sum;
 
-        self.faults |= faults;
-        self.objects += u64::from(objects.count_ones());
+        (faults, objects)
     }
 }
 
