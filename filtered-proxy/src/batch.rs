@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use proxy_common::{
-    protocol::{MAX_MESSAGE_BYTES, Market},
+    protocol::{MAX_MESSAGE_BYTES, MAX_SYMBOL_BYTES, Market, without_separator},
     session::{Chunk, ChunkBuffer},
 };
 
@@ -128,7 +128,13 @@ impl Batch {
             match event.symbol {
                 Some(symbol) if market.has_symbol_forms() => {
                     let symbol = String::from_utf8_lossy(symbol);
-                    index.lookup(kind, Some(market.symbol_key(&symbol).as_bytes()), &mut add);
+                    let key = market.symbol_key(&symbol);
+                    index.lookup(kind, Some(key.as_bytes()), &mut add);
+                    if index.has_prefixes(kind) {
+                        let mut room = [0; MAX_SYMBOL_BYTES];
+                        let joined = without_separator(key.as_bytes(), &mut room);
+                        index.lookup_prefixes(kind, joined, &mut add);
+                    }
                 }
                 symbol => index.lookup(kind, symbol, &mut add),
             }
@@ -281,6 +287,36 @@ mod tests {
         let (got, _) = delivered(Market::Forex, &["C.C:EUR-USD", "FMV.EUR/USD"], &[frame]);
         assert_eq!(got[0], [r#"{"ev":"C","p":"EUR/USD"}"#]);
         assert_eq!(got[1], [r#"{"ev":"FMV","fmv":1,"sym":"C:EURUSD"}"#]);
+    }
+
+    #[test]
+    fn an_event_comes_once_whatever_matches_it() {
+        let frame = r#"[{"ev":"T","sym":"AAPL"},{"ev":"T","sym":"AB"},{"ev":"T","sym":"B"}]"#;
+        let sets = ["T.A*,T.AA*,T.AAP*,T.AAPL,T.AAPL*", "T.*,T.A*", "*,T.A*", "T.AAPLX*"];
+        let (got, tally) = delivered(Market::Stocks, &sets, &[frame]);
+        assert_eq!(got[0], [r#"{"ev":"T","sym":"AAPL"},{"ev":"T","sym":"AB"}"#]);
+        assert_eq!(got[1], [&frame[1..frame.len() - 1]]);
+        assert_eq!(got[2], got[1]);
+        assert_eq!(got[3], [""; 0]);
+        assert_eq!(tally, Tally { events: 3, ..Tally::default() });
+    }
+
+    #[test]
+    fn a_prefix_meets_each_pair_that_has_a_spelling_with_it() {
+        let frame = r#"[{"ev":"XT","pair":"BTC-USD"},{"ev":"XT","pair":"BTCB-USD"}]"#;
+        let (one, both) = ([r#"{"ev":"XT","pair":"BTC-USD"}"#], [&frame[1..frame.len() - 1]]);
+        for item in ["XT.BTC-*", "XT.BTC/U*", "XT.X:BTC-*", "XT.BTCU*", "XT.X:BTCUSD*"] {
+            let (got, _) = delivered(Market::Crypto, &[item], &[frame]);
+            assert_eq!(got[0], one, "{item}");
+        }
+        for item in ["XT.BTC*", "XT.X:BTC*", "XT.B*", "XT.X:*", "XT.BTC*,XT.BTC-*"] {
+            let (got, _) = delivered(Market::Crypto, &[item], &[frame]);
+            assert_eq!(got[0], both, "{item}");
+        }
+        for item in ["XT.X*", "XT.BT-*", "XT.BTC-E*", "XT.BTC-USDT*", "XQ.BTC*"] {
+            let (got, _) = delivered(Market::Crypto, &[item], &[frame]);
+            assert_eq!(got[0], [""; 0], "{item}");
+        }
     }
 
     #[test]

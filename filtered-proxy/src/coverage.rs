@@ -137,6 +137,23 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_needs_its_whole_kind() {
+        let coverage =
+            KnownCoverage::default().after(Some(report("T.*,AM.SPY", "Q.*", "FMV.*,A.SPY")));
+        check(&coverage, "T.S*", "");
+        check(&coverage, "Q.S*", "");
+        let refused = r#""FMV.S*" is not carried: upstream refused FMV.*: not authorized"#;
+        check(&coverage, "FMV.S*", refused);
+        let only = "of AM the firehose takes from upstream only AM.SPY";
+        check(&coverage, "AM.S*", &format!(r#""AM.S*" is not carried: {only}"#));
+        for kind in ["A", "LV"] {
+            let none = format!("the firehose takes no {kind} from upstream");
+            let item = format!("{kind}.S*");
+            check(&coverage, &item, &format!("{item:?} is not carried: {none}"));
+        }
+    }
+
+    #[test]
     fn the_kinds_are_those_that_the_firehose_asks_for() {
         let kinds = |list: &str| {
             ExtraKinds::These(channels(list).iter().filter_map(Channel::kind).collect())

@@ -5,6 +5,7 @@
 //! is looked up once, however many sessions there are. The cost grows with the cohorts that want
 //! it.
 
+mod prefixes;
 pub mod table;
 
 use std::{collections::BTreeSet, hash::BuildHasher};
@@ -14,12 +15,13 @@ use hashbrown::{HashMap, HashTable};
 use proxy_common::protocol::{Channel, ChannelSet, Kind};
 use slab::Slab;
 
-use self::table::{CohortId, HolderLists, Holders, ShortSymbol};
+use self::{
+    prefixes::Prefixes,
+    table::{CohortId, HolderLists, Holders, SymbolTable},
+};
 
 /// Identifies a session.
 pub type SessionId = u64;
-
-type Table<K> = HashMap<K, Holders, RandomState>;
 
 /// Most channels that sessions may share as a cohort. A session with more is a cohort of its own.
 /// So the cost of a change depends on the channels that change, not on the channels held.
@@ -47,14 +49,15 @@ pub struct Index<M> {
 #[derive(Debug, Default)]
 struct KindTables {
     whole: Vec<CohortId>,
-    by_symbol: Table<ShortSymbol>,
-    /// The same for symbols too long for a [`ShortSymbol`].
-    by_long_symbol: Table<Box<[u8]>>,
+    symbols: SymbolTable,
+    /// `None` while no cohort holds one, so that they cost nothing then.
+    prefixes: Option<Box<Prefixes>>,
 }
 
 impl KindTables {
     fn entries(&self) -> usize {
-        self.whole.len() + self.by_symbol.len() + self.by_long_symbol.len()
+        let prefixes = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.entries());
+        self.whole.len() + self.symbols.len() + prefixes
     }
 }
 
@@ -133,20 +136,45 @@ impl<M> Index<M> {
     }
 
     /// Calls `visit` with each cohort that wants this event and does not hold `*`. Visits a cohort
-    /// twice if it holds both the kind and the symbol.
+    /// as often as it holds channels that match.
     #[inline]
     pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
-        let named = self.named.get(kind.number());
-        let Some(tables) = named.or_else(|| self.tables_of_other(kind)) else { return };
+        let Some(tables) = self.tables(kind) else { return };
         for &cohort in &tables.whole {
             visit(cohort);
         }
         let Some(symbol) = symbol else { return };
-        let holders = match ShortSymbol::of(symbol) {
-            Some(short) => tables.by_symbol.get(&short),
-            None => tables.by_long_symbol.get(symbol),
-        };
-        let Some(holders) = holders else { return };
+        if let Some(holders) = tables.symbols.get(symbol) {
+            self.visit(holders, &mut visit);
+        }
+        if let Some(prefixes) = &tables.prefixes {
+            prefixes.of(symbol).for_each(|holders| self.visit(holders, &mut visit));
+        }
+    }
+
+    /// Whether a cohort that does not hold `*` holds a prefix of this kind.
+    #[inline]
+    pub fn has_prefixes(&self, kind: Kind) -> bool {
+        self.tables(kind).is_some_and(|tables| tables.prefixes.is_some())
+    }
+
+    /// Calls `visit` as [`lookup`](Self::lookup) does, with the cohorts that hold a prefix of this
+    /// symbol.
+    #[inline]
+    pub fn lookup_prefixes(&self, kind: Kind, symbol: &[u8], mut visit: impl FnMut(CohortId)) {
+        let prefixes = self.tables(kind).and_then(|tables| tables.prefixes.as_ref());
+        let holders = prefixes.into_iter().flat_map(|prefixes| prefixes.of(symbol));
+        holders.for_each(|holders| self.visit(holders, &mut visit));
+    }
+
+    #[inline]
+    fn tables(&self, kind: Kind) -> Option<&KindTables> {
+        let named = self.named.get(kind.number());
+        named.or_else(|| self.tables_of_other(kind))
+    }
+
+    #[inline]
+    fn visit(&self, holders: &Holders, visit: &mut impl FnMut(CohortId)) {
         for &cohort in self.lists.get(holders) {
             visit(cohort as CohortId);
         }
@@ -309,13 +337,13 @@ impl<M> Index<M> {
             Some(tables) => tables,
             None => self.others.entry(kind).or_default(),
         };
-        let Channel::Symbol(_, symbol) = channel else { return tables.whole.push(id) };
-        match ShortSymbol::of(symbol.as_bytes()) {
-            Some(short) => self.lists.insert(tables.by_symbol.entry(short), id),
-            None => {
-                let entry = tables.by_long_symbol.entry(symbol.as_bytes().into());
-                self.lists.insert(entry, id);
+        match channel {
+            Channel::Symbol(_, symbol) => tables.symbols.insert(symbol, id, &mut self.lists),
+            Channel::Prefix(prefix) => {
+                let prefixes = tables.prefixes.get_or_insert_default();
+                prefixes.insert(&prefix.start, id, &mut self.lists);
             }
+            Channel::All | Channel::Kind(_) => tables.whole.push(id),
         }
     }
 
@@ -326,13 +354,13 @@ impl<M> Index<M> {
             None => self.others.entry(kind).or_default(),
         };
         match channel {
-            Channel::Symbol(_, symbol) => match ShortSymbol::of(symbol.as_bytes()) {
-                Some(short) => self.lists.remove(tables.by_symbol.entry(short), id),
-                None => {
-                    let entry = tables.by_long_symbol.entry(symbol.as_bytes().into());
-                    self.lists.remove(entry, id);
+            Channel::Symbol(_, symbol) => tables.symbols.remove(symbol, id, &mut self.lists),
+            Channel::Prefix(prefix) => {
+                if let Some(prefixes) = &mut tables.prefixes {
+                    prefixes.remove(&prefix.start, id, &mut self.lists);
+                    tables.prefixes.take_if(|prefixes| prefixes.entries() == 0);
                 }
-            },
+            }
             Channel::All | Channel::Kind(_) => remove(&mut tables.whole, id),
         }
         if tables.entries() == 0 {
@@ -400,6 +428,29 @@ mod tests {
         assert_eq!(wanting(&index, Kind::T, "MSFT"), NO_SESSION);
         index.change(0, channels("T.AAPL,T.AAPL,Q.X"), false);
         assert_eq!(wanting(&index, Kind::T, "AAPL"), [1]);
+    }
+
+    #[test]
+    fn a_prefix_is_an_entry_beside_its_symbols_and_its_kind() {
+        let long = "T.O:SPY25*,T.O:SPY251219C00650000";
+        let mut index = with_sessions(&["T.*,T.A*,T.AA*,T.AAPL", "T.AA*", "NEW9.A*", long]);
+        assert_eq!(wanting(&index, Kind::T, "AAPL"), [0, 1]);
+        assert_eq!(wanting(&index, Kind::T, "A"), [0]);
+        assert_eq!(wanting(&index, Kind::T, "O:SPY251219P00650000"), [0, 3]);
+        assert_eq!(wanting(&index, Kind::Q, "AAPL"), NO_SESSION);
+        assert_eq!(wanting(&index, Kind::from_code(b"NEW9").unwrap(), "AB"), [2]);
+        index.change(0, channels("T.*,T.AAPL"), false);
+        assert_eq!(wanting(&index, Kind::T, "AAPL"), [0, 1]);
+        assert_eq!(wanting(&index, Kind::T, "AB"), [0]);
+        index.change(0, channels("T.A*,T.AB*"), false);
+        assert_eq!(wanting(&index, Kind::T, "AB"), NO_SESSION);
+        assert_eq!(wanting(&index, Kind::T, "AA"), [0, 1]);
+        assert!(index.has_prefixes(Kind::T) && !index.has_prefixes(Kind::Q));
+        for session in 0..4 {
+            index.leave(session);
+        }
+        assert!(!index.has_prefixes(Kind::T));
+        assert_eq!((index.subscriptions(), index.entries()), (0, 0));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use filtered_proxy::{
 };
 use proptest::{
     collection::vec,
+    option::of,
     prelude::*,
     sample::{Index as Position, select},
     test_runner::FileFailurePersistence,
@@ -23,6 +24,10 @@ const KINDS: [&str; 5] = ["T", "Q", "LULD", "FMV", "NEW9"];
 /// Short and long symbols, the longest that counts as short, and one that is a byte longer.
 const SYMBOLS: [&str; 8] =
     ["A", "B", "BRK.B", "X:Y", "S3", "ABCDEFG", "ABCDEFGH", "O:SPY251219C00650000"];
+
+/// Prefixes of one symbol or several, of a whole symbol, and of none.
+const PREFIXES: [&str; 10] =
+    ["A", "AB", "BRK.", "S", "S5", "ABCDEFG", "ABCDEFGH", "O:SPY25", "O:SPY251219C00650000", "NON"];
 
 /// A call of the caller.
 #[derive(Debug, Clone)]
@@ -47,11 +52,12 @@ fn channels() -> impl Strategy<Value = Vec<String>> {
         1 => Just("*".to_owned()),
         2 => select(KINDS.to_vec()).prop_map(|kind| format!("{kind}.*")),
         5 => (select(KINDS.to_vec()), select(SYMBOLS.to_vec())).prop_map(|(k, s)| format!("{k}.{s}")),
+        4 => (select(KINDS.to_vec()), select(PREFIXES.to_vec())).prop_map(|(k, p)| format!("{k}.{p}*")),
     ];
     prop_oneof![
         6 => vec(channel, 0..5),
-        1 => (0..3_usize, 50..80_usize).prop_map(|(from, count)| {
-            (from..from + count).map(|n| format!("T.S{n}")).collect()
+        1 => (0..3_usize, 50..80_usize, select(vec!["", "*"])).prop_map(|(from, count, end)| {
+            (from..from + count).map(|n| format!("T.S{n}{end}")).collect()
         }),
     ]
 }
@@ -70,13 +76,23 @@ impl Model {
         self.0.iter_mut().find(|(other, _)| *other == session).map(|(_, held)| held)
     }
 
+    /// How many of these channels match an event.
+    fn matching(held: &BTreeSet<String>, kind: &str, symbol: Option<&str>) -> usize {
+        let matches = |channel: &&String| match channel.split_once('.') {
+            None => true,
+            Some((of, _)) if of != kind => false,
+            Some((_, "*")) => true,
+            Some((_, name)) => symbol.is_some_and(|symbol| match name.strip_suffix('*') {
+                Some(prefix) => symbol.starts_with(prefix),
+                None => symbol == name,
+            }),
+        };
+        held.iter().filter(matches).count()
+    }
+
     /// The sessions that want an event, in order of their ids.
     fn wanting(&self, kind: &str, symbol: Option<&str>) -> Vec<SessionId> {
-        let wants = |held: &BTreeSet<String>| {
-            held.contains("*")
-                || held.contains(&format!("{kind}.*"))
-                || symbol.is_some_and(|symbol| held.contains(&format!("{kind}.{symbol}")))
-        };
+        let wants = |held| Self::matching(held, kind, symbol) > 0;
         let mut sessions: Vec<_> =
             self.0.iter().filter(|(_, held)| wants(held)).map(|(session, _)| *session).collect();
         sessions.sort_unstable();
@@ -159,7 +175,12 @@ impl Pair {
         self.index.lookup(kind, symbol.map(str::as_bytes), |cohort| found.push(cohort));
         for cohort in &found {
             prop_assert!(!self.index.all().contains(cohort), "a cohort with * is in no other list");
-            prop_assert!(found.iter().filter(|other| *other == cohort).count() <= 2);
+            let visits = found.iter().filter(|other| *other == cohort).count();
+            for session in self.index.members(*cohort) {
+                let held = self.model.0.iter().find(|(other, _)| other == session);
+                let (_, held) = held.expect("a session that has joined");
+                prop_assert_eq!(visits, Model::matching(held, &kind.to_string(), symbol));
+            }
         }
         found.sort_unstable();
         found.dedup();
@@ -341,18 +362,31 @@ proptest! {
     /// A subscription and an event of the same pair match, however each is written.
     #[test]
     fn pairs_meet_in_every_spelling(
-        requests in vec((0..SESSIONS, select(vec!["C", "CA", "FMV"]), 0..PAIRS.len(), 0..6_usize), 0..12),
+        requests in vec((
+            0..SESSIONS,
+            select(vec!["C", "CA", "FMV"]),
+            (0..PAIRS.len(), 0..6_usize),
+            of(0..12_usize),
+        ), 0..12),
         frames in frames(pair_event(), 8),
     ) {
         let (mut pair, mut batch) = (Pair::default(), Batch::default());
         for session in 0..SESSIONS {
             pair.apply(&Step::Join(session), Market::Forex)?;
         }
-        for (session, kind, symbol, spelling) in requests {
-            let channel = format!("{kind}.{}", spell(symbol, spelling));
+        for (session, kind, (symbol, spelling), prefix) in requests {
+            let text = spell(symbol, spelling);
+            let (item, meant) = match prefix {
+                None => (text.clone(), vec![symbol]),
+                Some(bytes) => {
+                    let prefix = &text[..bytes.min(text.len())];
+                    (format!("{prefix}*"), pairs_with(prefix))
+                }
+            };
+            let channel = format!("{kind}.{item}");
             pair.index.change(session, parse(&[channel], Market::Forex), true);
             let held = pair.model.get(session).expect("it has joined");
-            held.insert(format!("{kind}.{}", letters(&spell(symbol, spelling))));
+            held.extend(meant.iter().map(|pair| format!("{kind}.{}", PAIRS[*pair].concat())));
         }
         deliver(&mut batch, &pair, &frames, Market::Forex, letters)?;
     }
@@ -392,7 +426,14 @@ proptest! {
     }
 }
 
-const PAIRS: [[&str; 2]; 4] = [["EUR", "USD"], ["USD", "EUR"], ["GBP", "JPY"], ["USDT", "EUR"]];
+const PAIRS: [[&str; 2]; 6] = [
+    ["EUR", "USD"],
+    ["USD", "EUR"],
+    ["GBP", "JPY"],
+    ["USDT", "EUR"],
+    ["CAD", "JPY"],
+    ["USD", "CAD"],
+];
 
 /// A pair in one of the spellings that clients and events use.
 fn spell(pair: usize, spelling: usize) -> String {
@@ -405,6 +446,15 @@ fn spell(pair: usize, spelling: usize) -> String {
         4 => format!("C:{base}/{quote}"),
         _ => format!("{base}{quote}"),
     }
+}
+
+/// The pairs that have a spelling with this prefix, apart from the market's `C:`.
+fn pairs_with(prefix: &str) -> Vec<usize> {
+    let prefix = prefix.trim_start_matches("C:");
+    let begins = |[base, quote]: [&str; 2]| {
+        ["/", "-", ""].iter().any(|mark| format!("{base}{mark}{quote}").starts_with(prefix))
+    };
+    (0..PAIRS.len()).filter(|pair| begins(PAIRS[*pair])).collect()
 }
 
 /// Only the letters of a pair: all its spellings share them, and no two of [`PAIRS`] do.

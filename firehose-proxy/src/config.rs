@@ -219,7 +219,13 @@ fn parse_channels(list: &str, market: Market) -> Result<BTreeSet<Channel>, Confi
             Ok(Channel::All) => {
                 Err(invalid("expected event types such as T,Q,AM: * stands for them".into()))
             }
-            Ok(channel) => Ok(channel),
+            Ok(Channel::Prefix(prefix)) => {
+                let kind = prefix.kind;
+                Err(invalid(format!(
+                    "expected types or symbols: Polygon serves no prefix, so list {kind} for {item}"
+                )))
+            }
+            Ok(channel @ (Channel::Kind(_) | Channel::Symbol(..))) => Ok(channel),
             Err(error @ ChannelError::Symbol { .. }) => Err(invalid(error.to_string())),
             Err(ChannelError::Form { item, .. } | ChannelError::UnknownKind { item, .. }) => {
                 Err(invalid(format!(
@@ -270,10 +276,14 @@ mod tests {
     #[test]
     fn channels_that_cannot_be_asked_upstream_are_refused() {
         let items = ["", " , ", "*", "T,*", "T.", "zz", "t", "Am", "new9", "T,zz.AAPL", "9NEW"];
-        for list in items.into_iter().chain(["NEW-9", "NÉW", "ZZZZZZZZZZ", "NEW9.A*", ".A", "T;Q"])
+        for list in
+            items.into_iter().chain(["NEW-9", "NÉW", "ZZZZZZZZZZ", "NEW9.A*", "T.*A", ".A", "T;Q"])
         {
             let error = parse_channels(list, Market::Stocks).unwrap_err().to_string();
             assert!(error.starts_with("UPSTREAM_CHANNELS: invalid value "), "{error}");
         }
+        let error = parse_channels("T,Q.AA*", Market::Stocks).unwrap_err().to_string();
+        let expected = "expected types or symbols: Polygon serves no prefix, so list Q for Q.AA*";
+        assert!(error.ends_with(expected), "{error}");
     }
 }

@@ -1,5 +1,5 @@
 //! The union of the channels that all sessions hold, with the number of their holders. In place of
-//! `*` it asks upstream for the channels that `*` stands for.
+//! `*` it asks upstream for the channels that `*` stands for, and in place of a prefix for its kind.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -114,7 +114,12 @@ impl UpstreamDemand {
         if !change(&mut counts) {
             return;
         }
-        let mut wanted: Wanted = counts.keys().cloned().collect();
+        // The vendor acknowledges a prefix as it does any symbol, which is no promise to serve it.
+        let upstream = |channel: &Channel| match channel {
+            Channel::Prefix(prefix) => Channel::Kind(prefix.kind),
+            Channel::All | Channel::Kind(_) | Channel::Symbol(..) => channel.clone(),
+        };
+        let mut wanted: Wanted = counts.keys().map(upstream).collect();
         if wanted.remove(&Channel::All) {
             wanted.extend(self.all.iter().cloned());
         }
@@ -123,7 +128,7 @@ impl UpstreamDemand {
         // option quotes, is asked for by symbol.
         let whole = |channel: &Channel| match channel {
             Channel::Kind(kind) => self.feed.serves_whole(*kind).then_some(*kind),
-            Channel::All | Channel::Symbol(..) => None,
+            Channel::All | Channel::Symbol(..) | Channel::Prefix(..) => None,
         };
         let whole: BTreeSet<Kind> = wanted.iter().filter_map(whole).collect();
         wanted
@@ -200,6 +205,23 @@ mod tests {
         union.remove(&channels("*"), Instant::now());
         union.expire(Instant::now() + Duration::from_secs(2));
         assert_eq!(wanted(&receiver), "T.A,Q.A");
+    }
+
+    #[test]
+    fn a_prefix_asks_for_its_whole_kind_and_is_never_passed_on() {
+        let linger = Duration::from_secs(1);
+        let (union, receiver) = UpstreamDemand::new(feed(), channels("Q.*"), linger);
+        union.add(&channels("T.AAPL,Q.MSFT"));
+        union.add(&channels("T.AA*,T.B*"));
+        union.add(&channels("T.AA*"));
+        assert_eq!(wanted(&receiver), "T.*,Q.MSFT");
+        let now = Instant::now();
+        union.remove(&channels("T.AA*,T.B*"), now);
+        union.expire(now + linger);
+        assert_eq!(wanted(&receiver), "T.*,Q.MSFT", "another session holds one");
+        union.remove(&channels("T.AA*"), now);
+        union.expire(now + linger);
+        assert_eq!(wanted(&receiver), "T.AAPL,Q.MSFT");
     }
 
     #[test]

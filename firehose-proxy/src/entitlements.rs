@@ -115,7 +115,7 @@ impl Entitlements {
     }
 
     /// Why a subscription of this channel delivers nothing under these refusals; `None` if they do
-    /// not concern it.
+    /// not concern it. A prefix needs its whole kind.
     pub fn unavailable(&self, channel: &Channel, refused: &Refusals) -> Option<Unavailable> {
         let by = |channel: &Channel| {
             refused.reasons.get(channel).map(|why| Unavailable::refused(channel, why))
@@ -123,6 +123,13 @@ impl Entitlements {
         match channel {
             Channel::All => None,
             Channel::Kind(_) => by(channel),
+            Channel::Prefix(prefix) if self.feed.serves_whole(prefix.kind) => {
+                by(&Channel::Kind(prefix.kind))
+            }
+            Channel::Prefix(prefix) => {
+                let why = format!("upstream serves {} by single contracts only", prefix.kind);
+                Some(Unavailable::Whole(why))
+            }
             Channel::Symbol(kind, _) => {
                 // A kind without a wildcard, such as option quotes, is asked for by symbol. Its
                 // refusal does not concern its symbols.
@@ -224,6 +231,21 @@ mod tests {
         entitlements.update(&[SubscriptionOutcome::Refused(quotes, "not authorized".to_owned())]);
         assert!(lacks(&entitlements, "Q.*"));
         assert!(!lacks(&entitlements, "Q.O:SPY251219C00650000"));
+    }
+
+    #[test]
+    fn a_prefix_is_as_unavailable_as_its_kind() {
+        let entitlements = entitlements_of(Market::Options, &["T.*", "A.*"]);
+        assert!(!lacks(&entitlements, "T.O:SPY*") && !lacks(&entitlements, "A.O:SPY*"));
+        entitlements.update(&[refused("A.*")]);
+        assert!(!lacks(&entitlements, "T.O:SPY*") && lacks(&entitlements, "A.O:SPY*"));
+        for item in ["Q.O:SPY*", "FMV.O:SPY*"] {
+            let prefix = channel(item, Market::Options);
+            let unavailable = entitlements.unavailable(&prefix, &entitlements.refused());
+            let kind = prefix.kind().unwrap();
+            let why = format!("upstream serves {kind} by single contracts only");
+            assert_eq!(unavailable, Some(Unavailable::Whole(why)));
+        }
     }
 
     #[test]

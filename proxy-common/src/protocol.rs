@@ -19,7 +19,7 @@ pub use self::{
     feed::Feed,
     hint::hint,
     kind::{Kind, SymbolField},
-    market::Market,
+    market::{Market, without_separator},
     messages::{
         Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
         status_frame, status_frames,

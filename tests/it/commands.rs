@@ -167,17 +167,17 @@ async fn refusals_name_the_item_and_come_first() {
         let cases = [
             (
                 "AAPL",
-                r#"invalid channel \"AAPL\": expected TYPE.SYMBOL, TYPE.* or *, for example T.*"#
+                r#"invalid channel \"AAPL\": expected TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example T.*"#
                     .to_owned(),
             ),
             (
                 "T.",
-                r#"invalid channel \"T.\": expected TYPE.SYMBOL, TYPE.* or *, for example T.*"#
+                r#"invalid channel \"T.\": expected TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example T.*"#
                     .to_owned(),
             ),
             (
                 ".AAPL",
-                r#"invalid channel \".AAPL\": expected TYPE.SYMBOL, TYPE.* or *, for example T.*"#
+                r#"invalid channel \".AAPL\": expected TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example T.*"#
                     .to_owned(),
             ),
             (
@@ -199,8 +199,19 @@ async fn refusals_name_the_item_and_come_first() {
                 ),
             ),
             (
-                "T.AA*",
-                r#"invalid symbol in \"T.AA*\": a wildcard stands alone, as in T.*"#.to_owned(),
+                "T.A*B",
+                r#"invalid symbol in \"T.A*B\": a * is the end of a channel, as in T.* or T.AA*"#
+                    .to_owned(),
+            ),
+            (
+                "T.**",
+                r#"invalid symbol in \"T.**\": a * is the end of a channel, as in T.* or T.AA*"#
+                    .to_owned(),
+            ),
+            (
+                "T.*A",
+                r#"invalid symbol in \"T.*A\": a * is the end of a channel, as in T.* or T.AA*"#
+                    .to_owned(),
             ),
         ];
         for action in ["subscribe", "unsubscribe"] {
@@ -214,7 +225,7 @@ async fn refusals_name_the_item_and_come_first() {
             .expect(
                 &[
                     r#"[{"ev":"status","status":"error","message":"unknown channel type in \"ZZ.AAPL\": expected one of T, Q, A, AM, LULD, NOI, FMV, LV before the first dot"}"#,
-                    r#"{"ev":"status","status":"error","message":"invalid channel \"AAPL\": expected TYPE.SYMBOL, TYPE.* or *, for example T.*"}"#,
+                    r#"{"ev":"status","status":"error","message":"invalid channel \"AAPL\": expected TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example T.*"}"#,
                     r#"{"ev":"status","status":"success","message":"subscribed to: T.AAPL"}"#,
                     r#"{"ev":"status","status":"success","message":"subscribed to: Q.AAPL"}]"#,
                 ]

@@ -75,6 +75,7 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("UPSTREAM_CHANNELS", "T,new9"),
         ("UPSTREAM_CHANNELS", "T,TOOLONGFOR"),
         ("UPSTREAM_CHANNELS", "T;Q"),
+        ("UPSTREAM_CHANNELS", "T,Q.AA*"),
         ("UPSTREAM_LINGER", "a while"),
         ("RING_FRAMES", "x"),
         ("RING_BYTES", "0"),

@@ -31,6 +31,7 @@ mod nginx;
 mod notices;
 mod official_clients;
 mod oracle_churn;
+mod prefixes;
 mod responsiveness;
 mod rolling;
 mod scale;

@@ -160,22 +160,28 @@ impl Vocabulary {
             0..2 => "*".to_owned(),
             2..12 => format!("{kind}.*"),
             12..17 => format!("{kind}.NOSUCH"),
-            _ => {
-                // Mostly the most active symbols.
-                let most = 1 + rng.usize(..self.symbols.len());
-                let symbol = &self.symbols[rng.usize(..most)];
-                let prefix = match (self.market, rng.u8(..4)) {
-                    ("forex", 0) => "C:",
-                    ("crypto", 0) => "X:",
-                    _ => "",
-                };
-                let separator = if rng.bool() { "-" } else { "/" };
-                let symbol = match self.market {
-                    "forex" | "crypto" => symbol.replace(['-', '/'], separator),
-                    _ => symbol.clone(),
-                };
-                format!("{kind}.{prefix}{symbol}")
+            17..35 => {
+                let mut prefix = self.symbol(rng);
+                prefix.truncate(rng.usize(1..=prefix.len()));
+                format!("{kind}.{prefix}*")
             }
+            _ => format!("{kind}.{}", self.symbol(rng)),
+        }
+    }
+
+    /// A symbol in one of its spellings, mostly one of the most active.
+    fn symbol(&self, rng: &mut Rng) -> String {
+        let most = 1 + rng.usize(..self.symbols.len());
+        let symbol = &self.symbols[rng.usize(..most)];
+        let prefix = match (self.market, rng.u8(..4)) {
+            ("forex", 0) => "C:",
+            ("crypto", 0) => "X:",
+            _ => "",
+        };
+        let separator = *rng.choice(&["-", "/", ""]).expect("not empty");
+        match self.market {
+            "forex" | "crypto" => prefix.to_owned() + &symbol.replace(['-', '/'], separator),
+            _ => symbol.clone(),
         }
     }
 

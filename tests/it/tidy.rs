@@ -73,6 +73,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "filtered-proxy/src/batch.rs",
         "filtered-proxy/src/coverage.rs",
         "filtered-proxy/src/index.rs",
+        "filtered-proxy/src/index/prefixes.rs",
         "filtered-proxy/src/index/table.rs",
         "filtered-proxy/src/split.rs",
         "filtered-proxy/src/split/brackets.rs",

@@ -36,21 +36,46 @@ pub fn matches(market: &str, channel: &str, event: &Value) -> bool {
 }
 
 /// A channel in the form in which subscriptions and events are compared. Only pairs have several
-/// spellings.
+/// spellings. The separator of a prefix counts: `BTC-*` is not `BTC*`.
 fn entry(market: &str, channel: &str) -> String {
     match channel.split_once('.') {
+        Some((kind, symbol)) if symbol.ends_with('*') => match of_pairs(market) {
+            Some(mark) => format!("{kind}.{}", bare(mark, symbol).replace('/', "-")),
+            None => channel.to_owned(),
+        },
         Some((kind, symbol)) => format!("{kind}.{}", symbol_form(market, symbol)),
         None => channel.to_owned(),
     }
 }
 
+/// What the symbols of a market of pairs may begin with.
+fn of_pairs(market: &str) -> Option<&'static str> {
+    match market {
+        "forex" => Some("C:"),
+        "crypto" => Some("X:"),
+        _ => None,
+    }
+}
+
+fn bare<'a>(mark: &str, symbol: &'a str) -> &'a str {
+    symbol.strip_prefix(mark).unwrap_or(symbol)
+}
+
 fn symbol_form(market: &str, symbol: &str) -> String {
-    let prefix = match market {
-        "forex" => "C:",
-        "crypto" => "X:",
-        _ => return symbol.to_owned(),
-    };
-    symbol.strip_prefix(prefix).unwrap_or(symbol).replace(['/', '-'], "")
+    match of_pairs(market) {
+        Some(mark) => bare(mark, symbol).replace(['/', '-'], ""),
+        None => symbol.to_owned(),
+    }
+}
+
+/// The spellings of a symbol with which a prefix may begin. A pair that has no separator is split
+/// before its last three letters.
+fn spellings(market: &str, symbol: &str) -> Vec<String> {
+    let Some(mark) = of_pairs(market) else { return vec![symbol.to_owned()] };
+    let pair = bare(mark, symbol);
+    let (base, quote) =
+        pair.split_once(['/', '-']).unwrap_or_else(|| pair.split_at(pair.len().saturating_sub(3)));
+    vec![format!("{base}-{quote}"), format!("{base}{quote}")]
 }
 
 /// The channels that match an event.
@@ -58,6 +83,8 @@ fn symbol_form(market: &str, symbol: &str) -> String {
 struct Sent {
     /// `T.*` and `T.AAPL`. `None` for a kind that no channel can name, which only `*` matches.
     entries: Option<(String, String)>,
+    /// `T.AAPL` in each spelling with which a prefix may begin.
+    spellings: Vec<String>,
 }
 
 impl Sent {
@@ -68,17 +95,21 @@ impl Sent {
             None => is_code(kind)
                 .then(|| ["sym", "pair", "T", "p"].iter().find_map(|field| event[field].as_str())),
         };
+        let spellings = symbol.flatten().map(|symbol| spellings(market, symbol));
         let entries = symbol.map(|symbol| {
             let symbol = symbol_form(market, symbol.unwrap_or_default());
             (format!("{kind}.*"), format!("{kind}.{symbol}"))
         });
-        Self { entries }
+        let of_kind = |spelling| format!("{kind}.{spelling}");
+        Self { entries, spellings: spellings.into_iter().flatten().map(of_kind).collect() }
     }
 
     fn is_wanted(&self, held: &HashSet<String>) -> bool {
         let named =
             |(kind, symbol): &(String, String)| held.contains(kind) || held.contains(symbol);
-        held.contains("*") || self.entries.as_ref().is_some_and(named)
+        let prefixes = || held.iter().filter_map(|entry| entry.strip_suffix('*'));
+        let begins = |prefix| self.spellings.iter().any(|spelling| spelling.starts_with(prefix));
+        held.contains("*") || self.entries.as_ref().is_some_and(named) || prefixes().any(begins)
     }
 }
 
@@ -365,7 +396,7 @@ mod tests {
 
     #[test]
     fn channels_match_by_the_vendors_table() {
-        let check = |market, channel, event: &str, expected| {
+        let check = |market, channel: &str, event: &str, expected| {
             let event: Value = serde_json::from_str(event).unwrap();
             assert_eq!(matches(market, channel, &event), expected, "{channel} {event}");
         };
@@ -383,5 +414,18 @@ mod tests {
         check("crypto", "XT.X:BTC-USD", r#"{"ev":"XT","pair":"BTC-USD"}"#, true);
         check("crypto", "FMV.BTC-USD", r#"{"ev":"FMV","sym":"X:BTC-USD"}"#, true);
         check("indices", "V.I:SPX", r#"{"ev":"V","val":1,"T":"I:SPX"}"#, true);
+        check("stocks", "T.BRK*", r#"{"ev":"T","sym":"BRK.B"}"#, true);
+        check("stocks", "T.BRK.B*", r#"{"ev":"T","sym":"BRK.B"}"#, true);
+        check("stocks", "T.BRK-*", r#"{"ev":"T","sym":"BRK.B"}"#, false);
+        check("stocks", "T.A*", r#"{"ev":"Q","sym":"AAPL"}"#, false);
+        check("options", "T.O:SPY*", r#"{"ev":"T","sym":"O:SPY251219C00650000"}"#, true);
+        check("options", "T.SPY*", r#"{"ev":"T","sym":"O:SPY251219C00650000"}"#, false);
+        for prefix in ["EUR*", "EUR/*", "C:EUR-U*", "EURU*", "C:EURUSD*", "C:*", "E*"] {
+            let event = r#"{"ev":"C","p":"EUR/USD"}"#;
+            check("forex", &format!("C.{prefix}"), event, true);
+        }
+        check("forex", "C.C*", r#"{"ev":"C","p":"EUR/USD"}"#, false);
+        check("crypto", "XT.BTC-*", r#"{"ev":"XT","pair":"BTCB-USD"}"#, false);
+        check("crypto", "FMV.BTC-*", r#"{"ev":"FMV","sym":"X:BTCUSD"}"#, true);
     }
 }

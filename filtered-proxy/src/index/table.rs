@@ -7,7 +7,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use hashbrown::hash_map::Entry;
+use hashbrown::{HashMap, hash_map::Entry};
 use slab::Slab;
 
 /// Identifies a cohort. Numbers are dense from 0: those of cohorts that ended are used again.
@@ -16,15 +16,15 @@ pub type CohortId = usize;
 /// A symbol of up to [`ShortSymbol::MAX`] bytes as one number, which is compared and hashed without
 /// following a pointer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ShortSymbol(u64);
+struct ShortSymbol(u64);
 
 impl ShortSymbol {
     /// The longest symbol that fits beside its length.
-    pub(super) const MAX: usize = 7;
+    const MAX: usize = 7;
 
     /// The number, or `None` for a symbol that is too long.
     #[inline(always)]
-    pub(super) fn of(symbol: &[u8]) -> Option<Self> {
+    fn of(symbol: &[u8]) -> Option<Self> {
         let length = symbol.len();
         // Two overlapping reads, instead of one for each byte.
         let word = match length {
@@ -49,6 +49,46 @@ impl Hash for ShortSymbol {
     #[inline(always)]
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.0);
+    }
+}
+
+/// The holders of symbols, or of prefixes.
+#[derive(Debug, Default)]
+pub(super) struct SymbolTable {
+    short: HashMap<ShortSymbol, Holders, RandomState>,
+    /// The same for symbols too long for a [`ShortSymbol`].
+    long: HashMap<Box<[u8]>, Holders, RandomState>,
+}
+
+impl SymbolTable {
+    /// The holders of a symbol.
+    #[inline(always)]
+    pub(super) fn get(&self, symbol: &[u8]) -> Option<&Holders> {
+        match ShortSymbol::of(symbol) {
+            Some(short) => self.short.get(&short),
+            None => self.long.get(symbol),
+        }
+    }
+
+    /// Adds a cohort to the holders of a symbol. It must not be one of them yet.
+    pub(super) fn insert(&mut self, symbol: &str, id: CohortId, lists: &mut HolderLists) {
+        match ShortSymbol::of(symbol.as_bytes()) {
+            Some(short) => lists.insert(self.short.entry(short), id),
+            None => lists.insert(self.long.entry(symbol.as_bytes().into()), id),
+        }
+    }
+
+    /// Removes a cohort from the holders of a symbol, and the symbol with its last holder.
+    pub(super) fn remove(&mut self, symbol: &str, id: CohortId, lists: &mut HolderLists) {
+        match ShortSymbol::of(symbol.as_bytes()) {
+            Some(short) => lists.remove(self.short.entry(short), id),
+            None => lists.remove(self.long.entry(symbol.as_bytes().into()), id),
+        }
+    }
+
+    /// How many symbols have holders.
+    pub(super) fn len(&self) -> usize {
+        self.short.len() + self.long.len()
     }
 }
 
@@ -81,11 +121,7 @@ impl HolderLists {
     }
 
     /// Adds a cohort to the holders of a channel. It must not be one of them yet.
-    pub(super) fn insert<K: Hash>(
-        &mut self,
-        entry: Entry<'_, K, Holders, RandomState>,
-        id: CohortId,
-    ) {
+    fn insert<K: Hash>(&mut self, entry: Entry<'_, K, Holders, RandomState>, id: CohortId) {
         match entry {
             Entry::Occupied(mut entry) => self.add(entry.get_mut(), id),
             Entry::Vacant(entry) => _ = entry.insert(Self::one(id)),
@@ -93,7 +129,7 @@ impl HolderLists {
     }
 
     /// Removes a cohort from the holders of a channel, and the channel with its last holder.
-    pub(super) fn remove<K>(&mut self, entry: Entry<'_, K, Holders, RandomState>, id: CohortId) {
+    fn remove<K>(&mut self, entry: Entry<'_, K, Holders, RandomState>, id: CohortId) {
         if let Entry::Occupied(mut entry) = entry
             && !self.remove_from(entry.get_mut(), id)
         {

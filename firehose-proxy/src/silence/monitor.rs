@@ -151,7 +151,7 @@ fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = 
     whole.filter(|channel| !refused.reasons.contains_key(*channel)).filter_map(|channel| {
         match channel {
             Channel::Kind(kind) => Some(*kind),
-            Channel::All | Channel::Symbol(..) => None,
+            Channel::All | Channel::Symbol(..) | Channel::Prefix(..) => None,
         }
     })
 }

@@ -59,26 +59,28 @@ fn among(item: &str, market: Market, channel: &Channel) {
     assert!(among(channel.kind().into_iter().collect()), "{item:?} of {market}");
 }
 
-/// The rules: `*`, `KIND.*` or `KIND.SYMBOL`. A kind has up to nine capital letters and digits, the
-/// first a letter. The symbol is short, has no blanks (but spaces, for futures), control characters
-/// or stars, and is more than the prefix of a pair. `None` for a pair that may be too long with its
-/// separator.
+/// The rules: `*`, `KIND.*`, `KIND.PREFIX*` or `KIND.SYMBOL`. A kind has up to nine capital letters
+/// and digits, the first a letter. A symbol or prefix is short, has no blanks (but spaces, for
+/// futures), control characters or other stars, and is more than the market of a pair. Only
+/// `KIND.C:*` is not: it means all pairs. `None` for a pair that may be too long with its separator.
 fn fits(item: &str, market: Market, pairs: bool) -> Option<bool> {
     let Some((kind, symbol)) = item.split_once('.') else { return Some(item == "*") };
     let is_kind = is_kind(kind);
     if symbol == "*" || !is_kind {
         return Some(is_kind);
     }
-    let mut bare = symbol;
+    let prefix = symbol.strip_suffix('*');
+    let mut bare = prefix.unwrap_or(symbol);
     while pairs && (bare.starts_with("C:") || bare.starts_with("X:")) {
         bare = &bare[2..];
     }
     let space = |c: char| market == Market::Futures && c == ' ';
     let strange = |c: char| c == '*' || c.is_whitespace() && !space(c) || c.is_control();
-    if bare.is_empty() || bare.contains(strange) {
+    if bare.contains(strange) || bare.is_empty() && prefix.is_none() {
         return Some(false);
     }
-    (!pairs || bare.len() != MAX_SYMBOL_BYTES).then_some(bare.len() <= MAX_SYMBOL_BYTES)
+    let exact = !pairs || prefix.is_some() || bare.len() != MAX_SYMBOL_BYTES;
+    exact.then_some(bare.len() <= MAX_SYMBOL_BYTES)
 }
 
 /// Whether a channel can name this kind.

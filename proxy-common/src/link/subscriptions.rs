@@ -109,7 +109,9 @@ impl UpstreamSubscriptions {
         let mut missing = self.wanted.iter().filter(|channel| !self.answers.contains_key(channel));
         match missing.next() {
             None => Vec::new(),
-            Some(first @ (Channel::All | Channel::Kind(_))) => vec![first.clone()],
+            Some(first @ (Channel::All | Channel::Kind(_) | Channel::Prefix(..))) => {
+                vec![first.clone()]
+            }
             Some(first @ Channel::Symbol(kind, _)) => std::iter::once(first)
                 .chain(missing.filter(|other| matches!(other, Channel::Symbol(k, _) if k == kind)))
                 .take(BATCH)

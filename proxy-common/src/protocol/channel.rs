@@ -1,4 +1,4 @@
-//! The channels that a client can subscribe to: `*`, `T.*` or `T.AAPL`.
+//! The channels that a client can subscribe to: `*`, `T.*`, `T.AA*` or `T.AAPL`.
 
 use std::{collections::BTreeSet, fmt};
 
@@ -6,8 +6,8 @@ use thiserror::Error;
 
 use crate::protocol::{kind::Kind, market::Market};
 
-/// The longest symbol accepted, in bytes of the form that [`Market::symbol_key`] returns. The
-/// vendor's longest symbols, those of option contracts, have 21 bytes.
+/// The longest symbol or prefix accepted, in bytes of the form in which it is compared. The vendor's
+/// longest symbols, those of option contracts, have 21 bytes.
 pub const MAX_SYMBOL_BYTES: usize = 64;
 
 /// One subscription entry. Entries are independent: a session with `T.*` and `T.AAPL` holds two.
@@ -19,6 +19,18 @@ pub enum Channel {
     Kind(Kind),
     /// `T.AAPL`: the events of a kind with this symbol, in the form of [`Market::symbol_key`].
     Symbol(Kind, Box<str>),
+    /// `T.AA*`: the events of a kind whose symbol begins with this. In a box, because two variants
+    /// that hold a kind would make every channel larger.
+    Prefix(Box<Prefix>),
+}
+
+/// A kind, and what the symbols of its events begin with.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The kind.
+    pub kind: Kind,
+    /// The beginning, in the form of [`Market::prefix_key`]. Never empty: `T.*` is a kind.
+    pub start: Box<str>,
 }
 
 /// The kinds that channels may name beside those of the market.
@@ -43,7 +55,10 @@ impl ExtraKinds {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ChannelError {
     /// No dot, or nothing on one side of it.
-    #[error("invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.* or *, for example {example}")]
+    #[error(
+        "invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example \
+         {example}"
+    )]
     Form {
         /// The item as the client wrote it, trimmed and cut at 80 characters.
         item: String,
@@ -74,6 +89,7 @@ impl Channel {
         match self {
             Self::All => None,
             Self::Kind(kind) | Self::Symbol(kind, _) => Some(*kind),
+            Self::Prefix(prefix) => Some(prefix.kind),
         }
     }
 
@@ -82,8 +98,8 @@ impl Channel {
     ///
     /// # Errors
     ///
-    /// The item has another form than `TYPE.SYMBOL`, `TYPE.*` or `*`; or `TYPE` is no code of a
-    /// kind, or no such symbol can exist.
+    /// The item has another form than `TYPE.SYMBOL`, `TYPE.PREFIX*`, `TYPE.*` or `*`; or `TYPE` is
+    /// no code of a kind, or no such symbol can exist.
     pub fn parse(item: &str, market: Market) -> Result<Self, ChannelError> {
         Self::read(item, market, None)
     }
@@ -127,22 +143,30 @@ impl Channel {
                 kinds: kind_list(market, extra),
             })?;
         let refuse = |reason| Err(ChannelError::Symbol { item: shown(), reason });
-        match symbol {
-            "*" => Ok(Self::Kind(kind)),
-            _ if symbol.contains('*') => refuse("a wildcard stands alone, as in T.*"),
-            // The names of futures combinations contain spaces: `ES:BF Z6-H7-M7`.
-            _ if symbol.chars().any(|c| {
-                c.is_control() || c.is_whitespace() && (c, market) != (' ', Market::Futures)
-            }) =>
-            {
-                refuse("blanks and control characters are not part of symbols")
-            }
-            _ => match market.symbol_key(symbol) {
-                // A prefix alone, such as `C:`.
-                key if key.is_empty() => Err(form()),
-                key if key.len() > MAX_SYMBOL_BYTES => refuse("longer than 64 bytes"),
-                key => Ok(Self::Symbol(kind, key.into())),
-            },
+        let prefix = symbol.strip_suffix('*');
+        let symbol = prefix.unwrap_or(symbol);
+        if symbol.contains('*') {
+            return refuse("a * is the end of a channel, as in T.* or T.AA*");
+        }
+        // The names of futures combinations contain spaces: `ES:BF Z6-H7-M7`.
+        let is_blank = |c: char| c.is_whitespace() && (c, market) != (' ', Market::Futures);
+        if symbol.chars().any(|c| c.is_control() || is_blank(c)) {
+            return refuse("blanks and control characters are not part of symbols");
+        }
+        let key = match prefix {
+            Some(prefix) => market.prefix_key(prefix),
+            None => market.symbol_key(symbol),
+        };
+        if key.len() > MAX_SYMBOL_BYTES {
+            return refuse("longer than 64 bytes");
+        }
+        match (prefix, key.is_empty()) {
+            // `T.*`, or a pair's market alone, as in `C.C:*`.
+            (Some(_), true) => Ok(Self::Kind(kind)),
+            (Some(_), false) => Ok(Self::Prefix(Box::new(Prefix { kind, start: key.into() }))),
+            // A pair's market alone, such as `C:`.
+            (None, true) => Err(form()),
+            (None, false) => Ok(Self::Symbol(kind, key.into())),
         }
     }
 }
@@ -153,6 +177,7 @@ impl fmt::Display for Channel {
             Self::All => f.write_str("*"),
             Self::Kind(kind) => write!(f, "{kind}.*"),
             Self::Symbol(kind, symbol) => write!(f, "{kind}.{symbol}"),
+            Self::Prefix(prefix) => write!(f, "{}.{}*", prefix.kind, prefix.start),
         }
     }
 }
@@ -194,7 +219,8 @@ mod tests {
     #[test]
     fn an_invalid_channel_is_answered_with_the_expected_form() {
         let form = |item: &str| {
-            format!("invalid channel {item:?}: expected TYPE.SYMBOL, TYPE.* or *, for example T.*")
+            let forms = "TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example T.*";
+            format!("invalid channel {item:?}: expected {forms}")
         };
         for item in ["AAPL", ".AAPL", "T.", ".", "**"] {
             check(item, &form(item));
@@ -203,15 +229,36 @@ mod tests {
         for item in ["t.AAPL", "Tt.AAPL", "9T.AAPL", "T-T.AAPL", "*.AAPL", "ABCDEFGHIJ.AAPL"] {
             check(item, &format!("unknown channel type in {item:?}: {kinds}"));
         }
-        check("T.AA*", "invalid symbol in \"T.AA*\": a wildcard stands alone, as in T.*");
+        for item in ["T.A*B", "T.**", "T.*A", "T.A**", "T.*A*"] {
+            let end = "a * is the end of a channel, as in T.* or T.AA*";
+            check(item, &format!("invalid symbol in {item:?}: {end}"));
+        }
         check(
             "T.A B",
             "invalid symbol in \"T.A B\": blanks and control characters are not part of symbols",
         );
         let longest = format!("T.{}", "A".repeat(64));
         check(&longest, &longest);
-        let long = format!("T.{}", "A".repeat(65));
-        check(&long, &format!("invalid symbol in {long:?}: longer than 64 bytes"));
+        check(&format!("{longest}*"), &format!("{longest}*"));
+        for end in ["", "*"] {
+            let long = format!("T.{}{end}", "A".repeat(65));
+            check(&long, &format!("invalid symbol in {long:?}: longer than 64 bytes"));
+        }
+    }
+
+    #[test]
+    fn a_prefix_is_a_channel_of_its_own() {
+        for item in ["T.AA*", "Q.BRK.*", "LULD.BACp*", "T.X:Y/Z-*", "NEW9.A*"] {
+            check(item, item);
+            let prefix = Channel::parse(item, Market::Stocks).unwrap();
+            let symbol = Channel::parse(item.trim_end_matches('*'), Market::Stocks).unwrap();
+            assert_ne!(prefix, symbol);
+            assert_eq!(prefix.kind(), symbol.kind());
+        }
+        for (item, market) in [("T.O:SPY2*", Market::Options), ("T.ES:BF *", Market::Futures)] {
+            assert_eq!(Channel::parse(item, market).unwrap().to_string(), item);
+        }
+        assert!(Channel::parse("T.A *", Market::Stocks).is_err());
     }
 
     #[test]
@@ -261,6 +308,11 @@ mod tests {
         let channel = |item: &str| Channel::parse(item, Market::Forex);
         assert_eq!(channel("C.EUR/USD"), channel("C.C:EUR-USD"));
         assert_ne!(channel("C.EUR/USD"), channel("CA.EUR/USD"));
+        for prefix in ["C.EUR-*", "C.C:EUR/*", "C.X:EUR-*"] {
+            assert_eq!(channel(prefix).unwrap().to_string(), "C.EUR-*", "{prefix}");
+        }
+        assert_ne!(channel("C.EUR*"), channel("C.EUR/*"));
+        assert_eq!(channel("C.C:*"), channel("C.*"), "all pairs");
         for nothing in ["C.C:", "C.X:", "CA.C:X:"] {
             assert!(matches!(channel(nothing), Err(ChannelError::Form { .. })), "{nothing}");
         }

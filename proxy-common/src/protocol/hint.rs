@@ -22,7 +22,11 @@ enum Doubt {
 
 impl Doubt {
     fn of(channel: &Channel, market: Market) -> Option<Self> {
-        let Channel::Symbol(_, symbol) = channel else { return None };
+        let symbol = match channel {
+            Channel::Symbol(_, symbol) => symbol,
+            Channel::Prefix(prefix) => &prefix.start,
+            Channel::All | Channel::Kind(_) => return None,
+        };
         let may_be_lower = |at, letter| {
             market == Market::Stocks && at > 0 && LOWER_CASE_SUFFIXES.contains(&letter)
         };
@@ -74,7 +78,11 @@ mod tests {
 
     #[test]
     fn symbols_that_exist_get_no_hint() {
-        check(Market::Stocks, "*,T.*,T.AAPL,Q.BRK.B,T.BACpL,T.XYZr,T.XYZw,T.HHw.WS,T.FCELpB", None);
+        check(
+            Market::Stocks,
+            "*,T.*,T.AAPL,Q.BRK.B,T.BACpL,T.XYZr,T.XYZw,T.HHw.WS,T.FCELpB,T.AA*,T.BACp*",
+            None,
+        );
         check(Market::Options, "T.O:SPY251219C00650000,Q.O:BRKB251219P00650000", None);
         check(Market::Forex, "C.EUR/USD,C.EUR-USD,C.C:EURUSD", None);
         check(Market::Indices, "V.I:SPX,V.I:NDX", None);
@@ -88,6 +96,8 @@ mod tests {
         let separator = "commas separate channels, as in T.AAPL,Q.AAPL";
         for (market, items, expected) in [
             (Market::Stocks, "T.aapl", format!("T.aapl: {case}")),
+            (Market::Stocks, "T.aa*", format!("T.aa*: {case}")),
+            (Market::Crypto, "XT.btc-*", format!("XT.btc-*: {case}")),
             (Market::Stocks, "T.AAPL,T.Msft,T.w", format!("T.Msft, T.w: {case}")),
             (Market::Crypto, "XT.btc-usd", format!("XT.btc-usd: {case}")),
             (Market::Indices, "V.I:SPXw", format!("V.I:SPXw: {case}")),

@@ -72,6 +72,18 @@ impl Market {
         }
     }
 
+    /// The form of a prefix in which it is compared with symbols.
+    ///
+    /// A prefix meets a pair if one of the pair's spellings begins with it, once `C:` and `X:` are
+    /// taken off both. So a prefix with a separator is compared with the form `EUR-USD`, and one
+    /// without is compared with [`without_separator`]. `BTC*` meets `BTCB-USD` too; `BTC-*` does not.
+    pub fn prefix_key(self, prefix: &str) -> Cow<'_, str> {
+        match self {
+            Self::Forex | Self::Crypto => with_hyphens(without_market(prefix)),
+            Self::Stocks | Self::Options | Self::Indices | Self::Futures => Cow::Borrowed(prefix),
+        }
+    }
+
     /// Whether [`symbol_key`](Self::symbol_key) may differ from the symbol.
     #[inline]
     pub const fn has_symbol_forms(self) -> bool {
@@ -80,20 +92,36 @@ impl Market {
 }
 
 fn pair_key(symbol: &str) -> Cow<'_, str> {
-    let mut pair = symbol;
-    while let Some(rest) = pair.strip_prefix("C:").or_else(|| pair.strip_prefix("X:")) {
-        pair = rest;
-    }
-    if pair.contains('/') {
-        return Cow::Owned(pair.replace('/', "-"));
-    }
-    if pair.contains('-') {
-        return Cow::Borrowed(pair);
+    let pair = without_market(symbol);
+    if pair.contains(['/', '-']) {
+        return with_hyphens(pair);
     }
     match pair.len().checked_sub(3).and_then(|middle| pair.split_at_checked(middle)) {
         Some((base, quote)) if !base.is_empty() => Cow::Owned(format!("{base}-{quote}")),
         _ => Cow::Borrowed(pair),
     }
+}
+
+fn without_market(mut pair: &str) -> &str {
+    while let Some(rest) = pair.strip_prefix("C:").or_else(|| pair.strip_prefix("X:")) {
+        pair = rest;
+    }
+    pair
+}
+
+fn with_hyphens(pair: &str) -> Cow<'_, str> {
+    if pair.contains('/') { Cow::Owned(pair.replace('/', "-")) } else { Cow::Borrowed(pair) }
+}
+
+/// A pair, in the form of [`Market::symbol_key`], without its separators. As many bytes of it as
+/// there is room for.
+pub fn without_separator<'a>(pair: &[u8], room: &'a mut [u8]) -> &'a [u8] {
+    let mut length = 0;
+    for (place, byte) in room.iter_mut().zip(pair.iter().filter(|byte| **byte != b'-')) {
+        *place = *byte;
+        length += 1;
+    }
+    &room[..length]
 }
 
 impl fmt::Display for Market {
@@ -133,6 +161,35 @@ mod tests {
         for odd in ["EUR/U/USD", "EUR-U/USD", "/", "C:X:/C:", "ABCDEFG"] {
             let form = Market::Crypto.symbol_key(odd);
             assert_eq!(Market::Crypto.symbol_key(&form), form, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_loses_its_market_and_keeps_its_separator() {
+        for (prefix, key) in [
+            ("BTC", "BTC"),
+            ("X:BTC", "BTC"),
+            ("BTC/", "BTC-"),
+            ("X:BTC-U", "BTC-U"),
+            ("C:EURUS", "EURUS"),
+            ("X", "X"),
+            ("X:X", "X"),
+            ("X:", ""),
+            ("", ""),
+        ] {
+            assert_eq!(Market::Crypto.prefix_key(prefix), key, "{prefix}");
+            assert_eq!(Market::Crypto.prefix_key(key), key, "the form of a form");
+            assert_eq!(Market::Stocks.prefix_key(prefix), prefix);
+        }
+    }
+
+    #[test]
+    fn a_pair_without_its_separator_is_cut_at_the_end_of_the_room() {
+        for (pair, room, expected) in
+            [("EUR-USD", 64, "EURUSD"), ("EUR-USD", 4, "EURU"), ("EUR", 3, "EUR"), ("", 9, "")]
+        {
+            let mut room = vec![0; room];
+            assert_eq!(without_separator(pair.as_bytes(), &mut room), expected.as_bytes());
         }
     }
 
