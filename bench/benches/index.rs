@@ -4,10 +4,12 @@
 use std::hint::black_box;
 
 use bench::{
+    client::ClientPlan,
     event::symbol,
     feed::{FRAME_EVENTS, Feed},
+    rig::client,
     scenario::s3,
-    shapes::index_of,
+    shapes::{index_of, prefixes},
 };
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use proxy_common::protocol::{Channel, Kind, Market};
@@ -21,10 +23,10 @@ fn lookup(criterion: &mut Criterion) {
         .collect();
     let mut group = criterion.benchmark_group("lookup");
     group.throughput(Throughput::Elements(FRAME_EVENTS as u64));
-    for clients in [10, 100, 1_000, 10_000] {
-        let index = index_of(&s3::clients(&feed, clients));
+    let mut measure = |name: String, clients: &[ClientPlan]| {
+        let index = index_of(clients);
         let mut frames = symbols.chunks(FRAME_EVENTS).cycle();
-        group.bench_function(format!("{clients} sessions, 20,000 subscriptions"), |bencher| {
+        group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 let mut found = 0;
                 for (kind, symbol) in frames.next().unwrap_or_default() {
@@ -34,6 +36,15 @@ fn lookup(criterion: &mut Criterion) {
                 found
             });
         });
+    };
+    for clients in [10, 100, 1_000, 10_000] {
+        let name = format!("{clients} sessions, 20,000 subscriptions");
+        measure(name, &s3::clients(&feed, clients));
+    }
+    for count in [1, 100, 10_000] {
+        let mut clients = s3::clients(&feed, 1_000);
+        clients.push(client(&feed, prefixes(count)));
+        measure(format!("the same of 1,000 sessions, and {count} prefixes of trades"), &clients);
     }
     group.finish();
 }

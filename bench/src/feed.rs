@@ -88,7 +88,8 @@ impl Feed {
         slots.map(|(slot, _)| slot as u32).collect()
     }
 
-    /// The slots that these channels name: `T.AAPL`, `Q.*`, `*`. Channels of other kinds name none.
+    /// The slots that these channels name: `T.AAPL`, `T.AA*`, `Q.*`, `*`. Channels of other kinds
+    /// name none.
     pub fn slots_of<'a>(&self, channels: impl IntoIterator<Item = &'a str>) -> Vec<u32> {
         let mut wanted = vec![[false; 2]; SYMBOLS];
         for channel in channels {
@@ -99,8 +100,10 @@ impl Feed {
                 _ => continue,
             };
             for &kind in kinds {
-                if name == "*" {
-                    wanted.iter_mut().for_each(|pair| pair[kind] = true);
+                if let Some(prefix) = name.strip_suffix('*') {
+                    let with_prefix =
+                        self.ranks.iter().filter(|(symbol, _)| symbol.starts_with(prefix));
+                    with_prefix.for_each(|(_, &rank)| wanted[rank][kind] = true);
                 } else if let Some(&rank) = self.ranks.get(name) {
                     wanted[rank][kind] = true;
                 }

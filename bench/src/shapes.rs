@@ -38,6 +38,14 @@ pub fn any_shape(feed: &Feed) -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// This many prefixes of trades: one that gets events, and others that never do. With 1, 100 and
+/// 10,000 of them, one, two and four lengths are in use; symbols have four letters.
+pub fn prefixes(count: usize) -> String {
+    let quiet = (1..count).map(|n| format!("T.Z{n}*"));
+    let all: Vec<String> = std::iter::once("T.BAB*".to_owned()).chain(quiet).collect();
+    all.join(",")
+}
+
 /// An index of sessions with these plans.
 ///
 /// # Panics

@@ -1,6 +1,6 @@
 //! Growth: the filtered tier's processor time per delivery while one thing grows and the deliveries
-//! per second stay the same. What grows is clients, distinct subscriptions or events per frame. The
-//! tier runs alone, at rates far below saturation.
+//! per second stay the same. What grows is clients, distinct subscriptions, prefixes or events per
+//! frame. The tier runs alone, at rates far below saturation.
 
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ use crate::{
     plot::{Plot, Series},
     rig::{Shape, client},
     search::median,
+    shapes,
     sheet::{Case, Goal},
 };
 
@@ -24,6 +25,7 @@ const FLAT: f64 = 1.25;
 pub fn run(context: &mut Context) -> Result<()> {
     clients(context)?;
     subscriptions(context)?;
+    prefixes(context)?;
     frames(context)
 }
 
@@ -75,6 +77,27 @@ fn subscriptions(context: &mut Context) -> Result<()> {
         file: "growth-subscriptions.svg",
         title: "Processor time a delivery, by distinct subscriptions",
         x: "distinct subscriptions of 10 clients",
+        y: "us a delivery",
+        series: vec![Series { name: "alone".to_owned(), points }],
+    });
+    Ok(())
+}
+
+fn prefixes(context: &mut Context) -> Result<()> {
+    const CLIENTS: usize = 10;
+    let feed = Arc::clone(&context.feed);
+    let mut points = Vec::new();
+    for total in sizes(context, &[1, 100, 10_000]) {
+        let mut clients: Vec<_> =
+            (1..CLIENTS).map(|i| client(&feed, format!("T.{}", symbol(i)))).collect();
+        clients.push(client(&feed, shapes::prefixes(total)));
+        points.push(point(context, "growth: prefixes", &feed, total, &clients, 20_000.0)?);
+    }
+    flatness(context, "prefixes: last over first", &points);
+    context.sheet.plots.push(Plot {
+        file: "growth-prefixes.svg",
+        title: "Processor time a delivery, by prefixes",
+        x: "prefixes of one of 10 clients",
         y: "us a delivery",
         series: vec![Series { name: "alone".to_owned(), points }],
     });
