@@ -104,6 +104,28 @@ async fn official_clients_read_the_firehose_too() {
 }
 
 #[tokio::test]
+async fn official_clients_subscribe_by_prefix() {
+    let stack = Stack::start().await;
+    let clients = Client::ALL
+        .map(async |client| subscriber(client, &stack, "T.AA*,T.AAPL,Q.BRK.*,AM.END").await);
+    let clients = join_all(clients).await;
+    let events = [
+        trade("AAPL", 1),
+        trade("AA", 2),
+        trade("ABCD", 3),
+        quote("AAPL", 4),
+        quote("BRK.B", 5),
+        quote("BRKX", 6),
+        END.to_owned(),
+    ];
+    stack.publish(&events);
+    for mut client in clients.into_iter().flatten() {
+        client.expect_objects(&[0, 1, 4, 6].map(|n| &events[n])).await;
+        client.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn no_official_client_stumbles_over_a_hint() {
     let stack = Stack::start().await;
     let clients = Client::ALL.map(async |client| {
@@ -204,6 +226,12 @@ async fn the_python_client_changes_its_subscriptions_as_it_runs() {
         check(&mut running, &[0, 1, 2]).await;
         running.command("unsubscribe", "T.*").await;
         running.unsubscribed("T.*").await;
+        check(&mut running, &[2]).await;
+        running.command("subscribe", "T.MS*").await;
+        running.subscribed("T.MS*").await;
+        check(&mut running, &[1, 2]).await;
+        running.command("unsubscribe", "T.MS*").await;
+        running.unsubscribed("T.MS*").await;
         check(&mut running, &[2]).await;
         running.finish().await;
     }
