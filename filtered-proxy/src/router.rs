@@ -17,7 +17,7 @@ use std::{
 use proxy_common::{
     health::IntakeMetrics,
     link::{Link, LinkEvent},
-    metrics::Count,
+    metrics::{Count, count_and_sample},
     program::wiring::Upkeep,
     protocol::{
         Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, TierName,
@@ -227,9 +227,7 @@ impl Router {
 
     /// Counts objects that were dropped because they have no type, and notifies the clients.
     fn report_missing_ev(&mut self, objects: u64) {
-        // The metric counts them all. One log line for a thousand is enough.
-        let before = self.malformed.inc_by(objects);
-        if before.next_multiple_of(1_000) < before + objects {
+        if count_and_sample(&self.malformed, objects) {
             warn!(objects, "objects without a type from upstream dropped");
         }
         self.notify(&Notice::malformed(TierName::Filtered).frame());

@@ -30,6 +30,13 @@ impl Reason {
     }
 }
 
+/// Adds to a counter of cases that may be many. Returns whether to log them: of all cases, the first
+/// and each that follows a thousand others.
+pub fn count_and_sample(count: &Count, cases: u64) -> bool {
+    let before = count.inc_by(cases);
+    before.next_multiple_of(1_000) < before + cases
+}
+
 /// Registers a metric under the registry's prefix.
 pub fn register<M: Metric + Clone + Default>(
     registry: &mut Registry,
@@ -64,4 +71,21 @@ pub fn register_by_reason(
         drop(counts.get_or_create(&Reason::new(reason)));
     }
     counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_case_and_each_after_a_thousand_is_logged() {
+        let count = Count::default();
+        let logged: Vec<u64> = (0..2_500).filter(|_| count_and_sample(&count, 1)).collect();
+        assert_eq!(logged, [0, 1_000, 2_000]);
+        assert_eq!(
+            [0, 500, 1, 0, 5_000].map(|cases| count_and_sample(&count, cases)),
+            [false, false, true, false, true]
+        );
+        assert_eq!(count.get(), 8_001);
+    }
 }

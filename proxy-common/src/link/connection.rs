@@ -25,6 +25,7 @@ use super::{
     upstream_socket::{UpstreamMessage, UpstreamSocket},
 };
 use crate::{
+    metrics::count_and_sample,
     protocol::{Coverage, UpstreamStatus, command_text, demux},
     websocket::Frame,
 };
@@ -263,9 +264,7 @@ impl Connection {
         if elements == 0 {
             return;
         }
-        // The metric counts each of them. One log line for a thousand is enough.
-        let before = self.metrics.elements_dropped.inc_by(elements);
-        if before.next_multiple_of(1_000) < before + elements {
+        if count_and_sample(&self.metrics.elements_dropped, elements) {
             warn!(elements, "elements of an upstream array dropped: no objects, or not JSON");
         }
     }
@@ -276,8 +275,7 @@ impl Connection {
         if may_hold_events {
             self.ready.push_back(LinkEvent::Malformed { events: 0 });
         }
-        // The metric counts each of them. One log line for a thousand is enough.
-        if self.metrics.malformed.inc().is_multiple_of(1_000) {
+        if count_and_sample(&self.metrics.malformed, 1) {
             warn!(bytes, what, "upstream frame without events dropped");
         }
     }
