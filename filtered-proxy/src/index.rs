@@ -39,7 +39,7 @@ pub struct Index<M> {
     /// By the number of the kind.
     named: [KindTables; Kind::COUNT],
     /// Of kinds without a number, while some cohort holds them.
-    others: HashMap<Kind, KindTables, RandomState>,
+    others: OtherTables,
     lists: HolderLists,
     subscriptions: usize,
     hasher: RandomState,
@@ -58,6 +58,20 @@ impl KindTables {
     fn entries(&self) -> usize {
         let prefixes = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.entries());
         self.whole.len() + self.symbols.len() + prefixes
+    }
+}
+
+type OtherTables = HashMap<Kind, KindTables, RandomState>;
+
+/// The tables of a kind, which are made if it has none.
+fn tables_mut<'a>(
+    named: &'a mut [KindTables],
+    others: &'a mut OtherTables,
+    kind: Kind,
+) -> &'a mut KindTables {
+    match named.get_mut(kind.number()) {
+        Some(tables) => tables,
+        None => others.entry(kind).or_default(),
     }
 }
 
@@ -333,10 +347,7 @@ impl<M> Index<M> {
 
     fn insert_channel(&mut self, id: CohortId, channel: &Channel) {
         let Some(kind) = channel.kind() else { return self.all.push(id) };
-        let tables = match self.named.get_mut(kind.number()) {
-            Some(tables) => tables,
-            None => self.others.entry(kind).or_default(),
-        };
+        let tables = tables_mut(&mut self.named, &mut self.others, kind);
         match channel {
             Channel::Symbol(_, symbol) => tables.symbols.insert(symbol, id, &mut self.lists),
             Channel::Prefix(prefix) => {
@@ -349,10 +360,7 @@ impl<M> Index<M> {
 
     fn remove_channel(&mut self, id: CohortId, channel: &Channel) {
         let Some(kind) = channel.kind() else { return remove(&mut self.all, id) };
-        let tables = match self.named.get_mut(kind.number()) {
-            Some(tables) => tables,
-            None => self.others.entry(kind).or_default(),
-        };
+        let tables = tables_mut(&mut self.named, &mut self.others, kind);
         match channel {
             Channel::Symbol(_, symbol) => tables.symbols.remove(symbol, id, &mut self.lists),
             Channel::Prefix(prefix) => {

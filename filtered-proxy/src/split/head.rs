@@ -67,14 +67,10 @@ pub(super) fn flat_head<'a>(
     while let [opening, closing, following @ ..] = quotes {
         quotes = following;
         let (key, rest) = (&text[*opening as usize + 1..*closing as usize], *closing as usize + 1);
-        let field = match key {
-            b"ev" => None,
-            b"sym" => Some(SymbolField::Sym),
-            b"T" => Some(SymbolField::T),
-            b"pair" => Some(SymbolField::Pair),
-            b"p" => Some(SymbolField::P),
-            _ => continue,
-        };
+        let field = SymbolField::of_key(key);
+        if field.is_none() && key != b"ev" {
+            continue;
+        }
         // Only a key has a colon after it; strings inside arrays, and values, have none.
         let [b':', value @ ..] = trim_start(&text[rest..]) else { continue };
         let mut string = None;
@@ -108,26 +104,16 @@ pub(super) fn any_head(text: &[u8]) -> (EventKind, Option<Cow<'_, [u8]>>) {
     let mut kind = None;
     let mut symbols = [None; 4];
     while let Some((key, value)) = fields.next() {
-        let field = match key.decode().as_deref() {
-            Some(b"ev") => {
-                let code = value.and_then(Quoted::decode);
-                match code.map(|code| Kind::from_code(&code)) {
-                    _ if kind.is_some() => {}
-                    Some(Some(known)) => kind = Some(known),
-                    Some(None) => return (EventKind::Unknown, None),
-                    None => return (EventKind::Missing, None),
-                }
-                None
-            }
-            Some(b"sym") => Some(SymbolField::Sym),
-            Some(b"T") => Some(SymbolField::T),
-            Some(b"pair") => Some(SymbolField::Pair),
-            Some(b"p") => Some(SymbolField::P),
-            _ => continue,
-        };
-        if let Some(field) = field {
+        let Some(key) = key.decode() else { continue };
+        if let Some(field) = SymbolField::of_key(&key) {
             let text = || value.filter(|string| string.decode().is_some());
             symbols[field as usize].get_or_insert_with(text);
+        } else if *key == *b"ev" && kind.is_none() {
+            match value.and_then(Quoted::decode).map(|code| Kind::from_code(&code)) {
+                Some(Some(known)) => kind = Some(known),
+                Some(None) => return (EventKind::Unknown, None),
+                None => return (EventKind::Missing, None),
+            }
         }
         if let Some(kind) = kind
             && let Some(symbol) = settled(kind, &symbols)

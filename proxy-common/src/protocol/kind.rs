@@ -17,13 +17,15 @@ pub enum SymbolField {
 }
 
 impl SymbolField {
-    /// The key in the event's object.
-    pub const fn key(self) -> &'static str {
-        match self {
-            Self::Sym => "sym",
-            Self::Pair => "pair",
-            Self::T => "T",
-            Self::P => "p",
+    /// The field with this key in the event's object.
+    #[inline(always)]
+    pub const fn of_key(key: &[u8]) -> Option<Self> {
+        match key {
+            b"sym" => Some(Self::Sym),
+            b"pair" => Some(Self::Pair),
+            b"T" => Some(Self::T),
+            b"p" => Some(Self::P),
+            _ => None,
         }
     }
 }
