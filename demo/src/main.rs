@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::Parser;
 use filtered_proxy::FilteredTier;
 use firehose_proxy::FirehoseTier;
-use polygon_sim::{Profile, SimConfig, Simulator};
+use polygon_sim::{Profile, SimConfig, Simulator, config::check_rate};
 use proxy_common::{
     config::{
         ConfigError,
@@ -164,10 +164,8 @@ async fn bind_filtered(
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        _ => Err("expected a number of events per second, 0 or more".to_owned()),
-    }
+    let rate = text.parse().ok().filter(|&rate| check_rate(rate).is_ok());
+    rate.ok_or_else(|| "expected a number of events per second, 0 or more".to_owned())
 }
 
 fn market_port_error(port: u16, error: &anyhow::Error) -> ConfigError {

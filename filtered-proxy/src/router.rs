@@ -331,9 +331,10 @@ impl Router {
             // A session that subscribes while events may be missing also gets the notices of the
             // outages. One that holds nothing would not get the notices of their ends.
             let holds = held.is_some_and(|held| held > 0);
-            let notified = subscribe && holds && self.notices != NoticePolicy::Off;
+            let wants_notices = self.notices != NoticePolicy::Off;
+            let notified = subscribe && holds && wants_notices;
             let outages = self.shared.outages.borrow();
-            if removes && !holds && outages.go_on() && self.notices != NoticePolicy::Off {
+            if removes && !holds && outages.go_on() && wants_notices {
                 self.awaiting_end.insert(session);
             } else if holds {
                 self.awaiting_end.remove(&session);

@@ -88,7 +88,10 @@ impl SimConfig {
 }
 
 /// Checks a generation rate, in events per second.
-pub(crate) fn check_rate(rate: f64) -> Result<()> {
+///
+/// # Errors
+/// When it is negative, infinite or no number.
+pub fn check_rate(rate: f64) -> Result<()> {
     ensure!(rate.is_finite() && rate >= 0.0, "rate {rate} must be 0 or more events per second");
     Ok(())
 }

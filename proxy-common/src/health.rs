@@ -145,8 +145,7 @@ impl HealthReporter {
     ) -> Health {
         let Self { upstream, intake, sessions, .. } = self;
         let (frames_per_second, events_per_second) = self.sample();
-        let mut problems = problems;
-        problems.splice(..0, link_problems(&link));
+        let problems = [link_problems(&link), problems].concat();
         Health {
             status: match link.state {
                 LinkState::Up if !problems.is_empty() => HealthStatus::Degraded,

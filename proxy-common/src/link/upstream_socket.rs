@@ -203,20 +203,21 @@ impl UpstreamSocket {
     ///
     /// The connection ends without an answer.
     pub async fn close(mut self) -> Result<(), SocketError> {
-        future::poll_fn(|cx| {
-            self.send_close(&u16::from(CloseCode::Normal).to_be_bytes(), cx);
-            Poll::Ready(())
-        })
-        .await;
+        self.queue_close(&u16::from(CloseCode::Normal).to_be_bytes());
         while !matches!(self.next().await?, UpstreamMessage::Close(_)) {}
         self.stream.shutdown().await.map_err(SocketError::Socket)
     }
 
-    /// Writes a close frame, as far as the socket has room, unless one was written before.
-    fn send_close(&mut self, code: &[u8], cx: &mut Context<'_>) {
+    /// Queues a close frame, unless one was queued before.
+    fn queue_close(&mut self, code: &[u8]) {
         if !std::mem::replace(&mut self.closing, true) {
             self.send(OpCode::Control(Control::Close), code);
         }
+    }
+
+    /// Writes a close frame, as far as the socket has room, unless one was written before.
+    fn send_close(&mut self, code: &[u8], cx: &mut Context<'_>) {
+        self.queue_close(code);
         // An error is ignored: the caller has a better reason for the end.
         let _ = self.poll_flush(cx);
     }

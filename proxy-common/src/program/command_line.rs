@@ -1,10 +1,7 @@
 //! Reads settings from the command line, the environment and `.env`. Reports a bad setting in one
 //! line.
 
-use std::{
-    fmt::{Display, Write},
-    path::PathBuf,
-};
+use std::{fmt::Display, path::PathBuf};
 
 use clap::{
     CommandFactory, FromArgMatches,
@@ -57,14 +54,11 @@ impl<T> CommandLine<T> {
 }
 
 fn with_ignored(error: ConfigError, ignored: &[Ignored]) -> ConfigError {
-    match ignored {
-        [] => error,
-        _ => ConfigError::other(ignored.iter().fold(error.to_string(), |mut line, one| {
-            // Writing to a text does not fail.
-            let _ = write!(line, "; {one}");
-            line
-        })),
+    if ignored.is_empty() {
+        return error;
     }
+    let parts = std::iter::once(error.to_string()).chain(ignored.iter().map(ToString::to_string));
+    ConfigError::other(parts.collect::<Vec<_>>().join("; "))
 }
 
 /// Reads flags, then environment variables, then the nearest `.env` in the working directory or

@@ -163,7 +163,8 @@ impl Foundation {
             budget: self.budget,
             data: Box::pin(data(data_stop.clone())),
             data_stop,
-            drain: [self.sessions.drain_spread, self.sessions.drain_timeout],
+            drain_spread: self.sessions.drain_spread,
+            drain_timeout: self.sessions.drain_timeout,
         }
     }
 }
@@ -227,14 +228,16 @@ pub struct BoundTier<H> {
     budget: Arc<QueueBudget>,
     data: Pin<Box<dyn Future<Output = ()> + Send>>,
     data_stop: CancellationToken,
-    /// How long the last session may take to begin to drain, and to end.
-    drain: [Duration; 2],
+    /// How long the last session may take to begin to drain.
+    drain_spread: Duration,
+    /// How long the last session may take to end.
+    drain_timeout: Duration,
 }
 
 impl<H: Handler> BoundTier<H> {
     /// Serves until `stop`, then until the last session has ended and the link is closed.
     pub async fn serve(mut self, stop: CancellationToken) {
-        let (data_stop, [spread, limit]) = (self.data_stop, self.drain);
+        let (data_stop, spread, limit) = (self.data_stop, self.drain_spread, self.drain_timeout);
         let serving = async {
             tokio::join!(
                 self.server.serve(self.listeners, stop.clone()),
