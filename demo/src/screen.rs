@@ -102,7 +102,8 @@ impl Screen {
     fn introduction(&self) -> String {
         let Self { key, market, firehose, filtered, .. } = self;
         let (host, port) = ("localhost", filtered.port());
-        // A terminal of 80 columns must not break a line, and each block must work when it is pasted.
+        // A terminal of 80 columns must not break a line, and each block must work when it is
+        // pasted.
         format!(
             "\
 SIMULATED DATA: nothing shown here is a real market.

@@ -131,8 +131,8 @@ impl Batch {
                     let key = market.symbol_key(&symbol);
                     index.lookup(kind, Some(key.as_bytes()), &mut add);
                     if index.has_prefixes(kind) {
-                        let mut room = [0; MAX_SYMBOL_BYTES];
-                        let joined = without_separator(key.as_bytes(), &mut room);
+                        let mut buffer = [0; MAX_SYMBOL_BYTES];
+                        let joined = without_separator(key.as_bytes(), &mut buffer);
                         index.lookup_prefixes(kind, joined, &mut add);
                     }
                 }

@@ -1,5 +1,6 @@
 //! The union of the channels that all sessions hold, with the number of their holders. In place of
-//! `*` it asks upstream for the channels that `*` stands for, and in place of a prefix for its kind.
+//! `*` it asks upstream for the channels that `*` stands for, and in place of a prefix for its
+//! kind.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},

@@ -116,7 +116,7 @@ impl Publisher {
     }
 
     /// Publishes a frame that is longer than a message to clients may be, in parts. Such frames are
-    /// rare enough to be cut byte by byte.
+    /// rare enough to be followed byte by byte.
     fn publish_oversized(&mut self, text: &[u8]) {
         let Fitting { arrays, oversize } = split_oversized(text);
         for (array, events) in arrays {

@@ -187,8 +187,8 @@ impl Link {
                 Phase::Connecting(login) => match ready!(login.as_mut().poll(cx)) {
                     Ok(socket) => self.on_login(socket),
                     Err(error) => {
-                        if let Some(news) = self.on_end(&error, Duration::ZERO) {
-                            return Poll::Ready(news);
+                        if let Some(event) = self.on_end(&error, Duration::ZERO) {
+                            return Poll::Ready(event);
                         }
                     }
                 },
@@ -197,8 +197,8 @@ impl Link {
                     Err(error) => {
                         let life = connection.age();
                         self.metrics.up.set(0);
-                        if let Some(news) = self.on_end(&error, life) {
-                            return Poll::Ready(news);
+                        if let Some(event) = self.on_end(&error, life) {
+                            return Poll::Ready(event);
                         }
                     }
                 },
@@ -284,7 +284,7 @@ impl Link {
             | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),
         };
         let (upstream, url) = (self.config.upstream, redacted(&self.config.url));
-        let next_try = shown(wait);
+        let next_try = rounded(wait);
         let failures = self.backoff.failures();
         let advice = error.advice();
         if state == LinkState::Refused {
@@ -308,12 +308,12 @@ impl Link {
                 () = retry.notified() => info!(upstream, "trying again on request"),
             }
         }));
-        self.news_of_outage(error.to_string())
+        self.change_outage(error.to_string())
     }
 
     /// Begins an outage with this reason, or changes the reason of the one that goes on. `None` if
     /// that is its reason already.
-    fn news_of_outage(&mut self, reason: String) -> Option<LinkEvent> {
+    fn change_outage(&mut self, reason: String) -> Option<LinkEvent> {
         let outage = match self.outage.take() {
             Some(known) if known.reason == reason => {
                 self.outage = Some(known);
@@ -358,7 +358,7 @@ impl Link {
 }
 
 /// A time as people write it, to the millisecond.
-fn shown(time: Duration) -> humantime::FormattedDuration {
+fn rounded(time: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(time.as_millis() as u64))
 }
 

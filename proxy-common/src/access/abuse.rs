@@ -106,8 +106,8 @@ impl AbuseLog {
         Self { counts, quiet: std::array::from_fn(|_| Mutex::default()) }
     }
 
-    /// Counts one case. Logs it, with a detail if there is one, unless its kind was logged less than
-    /// a minute ago.
+    /// Counts one case. Logs it, with a detail if there is one, unless its kind was logged less
+    /// than a minute ago.
     pub fn note(&self, abuse: Abuse, client: IpAddr, detail: Option<&str>) {
         self.counts.get_or_create(&Reason::new(abuse.label())).inc();
         let line = self.lock(abuse).note(client, Instant::now());

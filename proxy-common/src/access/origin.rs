@@ -45,9 +45,9 @@ impl Origins {
     }
 }
 
-/// Whether a browser could send this `Origin`. A browser sends `null` or `scheme://host`, with a port
-/// where it is not the usual one and nothing behind it (RFC 6454, section 6.2), and loads no page by
-/// `ws` or `wss`. Programs also send bare hosts, URLs with a path, or nothing.
+/// Whether a browser could send this `Origin`. A browser sends `null` or `scheme://host`, with a
+/// port where it is not the usual one and nothing behind it (RFC 6454, section 6.2), and loads no
+/// page by `ws` or `wss`. Programs also send bare hosts, URLs with a path, or nothing.
 fn is_from_browser(origin: &str) -> bool {
     match origin.split_once("://") {
         Some((scheme, host)) => {

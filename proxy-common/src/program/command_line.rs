@@ -31,7 +31,7 @@ impl StartupExit {
     }
 }
 
-/// What a program was told.
+/// The settings of a program, and where they came from.
 #[derive(Debug)]
 pub struct CommandLine<T> {
     /// Flags, variables and lines of the `.env`.

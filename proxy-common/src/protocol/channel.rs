@@ -6,8 +6,8 @@ use thiserror::Error;
 
 use crate::protocol::{kind::Kind, market::Market};
 
-/// The longest symbol or prefix accepted, in bytes of the form in which it is compared. The vendor's
-/// longest symbols, those of option contracts, have 21 bytes.
+/// The longest symbol or prefix accepted, in bytes of the form in which it is compared. The
+/// vendor's longest symbols, those of option contracts, have 21 bytes.
 pub const MAX_SYMBOL_BYTES: usize = 64;
 
 /// One subscription entry. Entries are independent: a session with `T.*` and `T.AAPL` holds two.

@@ -109,7 +109,7 @@ fn names_a_status(object: &str) -> bool {
     serde_json::from_str::<Named<'_>>(object).is_ok_and(|named| !named.status.is_empty())
 }
 
-/// Judges an array element by element.
+/// Parses an array element by element.
 fn demux_array(frame: Frame) -> Demuxed {
     let text = frame.text();
     let may_hold_status = holds_status(text);

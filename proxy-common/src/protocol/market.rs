@@ -76,7 +76,8 @@ impl Market {
     ///
     /// A prefix meets a pair if one of the pair's spellings begins with it, once `C:` and `X:` are
     /// taken off both. So a prefix with a separator is compared with the form `EUR-USD`, and one
-    /// without is compared with [`without_separator`]. `BTC*` meets `BTCB-USD` too; `BTC-*` does not.
+    /// without is compared with [`without_separator`]. `BTC*` meets `BTCB-USD` too; `BTC-*` does
+    /// not.
     pub fn prefix_key(self, prefix: &str) -> Cow<'_, str> {
         match self {
             Self::Forex | Self::Crypto => with_hyphens(without_market(prefix)),
@@ -114,14 +115,14 @@ fn with_hyphens(pair: &str) -> Cow<'_, str> {
 }
 
 /// A pair, in the form of [`Market::symbol_key`], without its separators. As many bytes of it as
-/// there is room for.
-pub fn without_separator<'a>(pair: &[u8], room: &'a mut [u8]) -> &'a [u8] {
+/// the buffer holds.
+pub fn without_separator<'a>(pair: &[u8], buffer: &'a mut [u8]) -> &'a [u8] {
     let mut length = 0;
-    for (place, byte) in room.iter_mut().zip(pair.iter().filter(|byte| **byte != b'-')) {
+    for (place, byte) in buffer.iter_mut().zip(pair.iter().filter(|byte| **byte != b'-')) {
         *place = *byte;
         length += 1;
     }
-    &room[..length]
+    &buffer[..length]
 }
 
 impl fmt::Display for Market {

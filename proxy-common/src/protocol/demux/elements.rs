@@ -1,4 +1,4 @@
-//! Cuts a JSON array into its elements.
+//! Finds the elements of a JSON array.
 
 /// One element of an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
