@@ -31,6 +31,7 @@ mod nginx;
 mod notices;
 mod official_clients;
 mod oracle_churn;
+mod outages;
 mod prefixes;
 mod responsiveness;
 mod rolling;
