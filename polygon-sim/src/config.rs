@@ -27,6 +27,10 @@ pub struct SimConfig {
     /// Kinds that the account's plan lacks, such as `FMV`: answered with `not authorized`. Default
     /// none.
     pub refuse: Vec<String>,
+    /// Contracts that a connection may hold of each kind that the vendor serves by contract only:
+    /// `Q` and `FMV` of options, `AM` and `LV` of Launchpad options. A request for more is refused
+    /// whole. Default 1,000.
+    pub contracts: usize,
     /// The most generated events in a frame while the client keeps up. Default 50.
     pub frame_events: usize,
     /// How long the simulator gathers generated events before it sends them. Default 5 ms.
@@ -54,6 +58,7 @@ impl Default for SimConfig {
             seed: 1,
             keys: vec!["sim-key".to_owned()],
             refuse: Vec::new(),
+            contracts: 1_000,
             frame_events: 50,
             tick: Duration::from_millis(5),
             profile: Profile::Steady,

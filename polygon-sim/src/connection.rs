@@ -197,9 +197,18 @@ impl Connection {
         }
     }
 
-    /// Adds the items of a `subscribe`. Queues one frame, refusals before acknowledgements.
-    pub(crate) fn subscribe(&self, params: &str, refused: &[usize]) {
+    /// Adds the items of a `subscribe`. Queues one frame, refusals before acknowledgements. Adds
+    /// none if the connection would then hold more than `contracts` contracts.
+    pub(crate) fn subscribe(&self, params: &str, refused: &[usize], contracts: usize) {
         let mut state = lock(&self.state);
+        let items = || channels(self.market, params).map(|(_, channel)| channel);
+        if state.interest.would_exceed(items(), contracts) {
+            // Measured: 27 statuses for 200 items. Whether they share a frame is unknown.
+            for _ in 0..(items().count() * 27).div_ceil(200) {
+                self.push(&mut state, Item::Status(status::frame(status::CONTRACT_LIMIT)));
+            }
+            return;
+        }
         let (mut refusals, mut acks) = (Vec::new(), Vec::new());
         for (item, channel) in channels(self.market, params) {
             if refused.contains(&channel.kind) {
@@ -359,7 +368,7 @@ mod tests {
     fn connection(limit: usize) -> Connection {
         let connection = Connection::new(Market::Stocks, limit, Arc::default(), Arc::default());
         connection.admit();
-        connection.subscribe("T.*", &[]);
+        connection.subscribe("T.*", &[], 0);
         connection
     }
 

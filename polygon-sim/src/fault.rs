@@ -108,6 +108,12 @@ pub enum Fault {
         /// Bytes per second and connection, at least 1. `None` turns the fault off.
         bytes_per_second: Option<u64>,
     },
+    /// From now on, a connection may hold this many contracts of each kind that is served by
+    /// contract only. What it holds stays.
+    Contracts {
+        /// The number. `None` restores the configured one.
+        most: Option<usize>,
+    },
     /// The next data frame of each authenticated connection carries a status object after its first
     /// event.
     StatusInData,

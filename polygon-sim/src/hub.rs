@@ -50,6 +50,7 @@ pub(crate) struct Switches {
     pub(crate) refuse_upgrade: Option<u16>,
     pub(crate) refusal_header: Option<(String, String)>,
     greet_with: Option<String>,
+    contracts: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -182,7 +183,8 @@ impl Hub {
     }
 
     pub(crate) fn subscribe(&self, connection: &Connection, params: &str) {
-        connection.subscribe(params, &self.refused);
+        let contracts = self.switches().contracts.unwrap_or(self.config.contracts);
+        connection.subscribe(params, &self.refused, contracts);
     }
 
     /// Generates events and queues them in frames of `per_frame`.
@@ -244,6 +246,7 @@ impl Hub {
                 let mut switches = switches();
                 (switches.refuse_upgrade, switches.refusal_header) = (status, header);
             }
+            Fault::Contracts { most } => switches().contracts = most,
             Fault::GreetWith { text } => switches().greet_with = text,
             Fault::Silence { on } => {
                 self.silent.send_replace(on);

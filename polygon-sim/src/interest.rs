@@ -1,6 +1,6 @@
 //! The subscriptions of one connection.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::market::Market;
 
@@ -56,6 +56,26 @@ impl Interest {
         }
         kind.symbols.insert(form, channel.symbol.to_owned());
         true
+    }
+
+    /// Whether these channels and those that it holds are more than `most` contracts of a kind that
+    /// is served by contract only.
+    pub(crate) fn would_exceed<'a>(
+        &self,
+        added: impl Iterator<Item = Channel<'a>>,
+        most: usize,
+    ) -> bool {
+        let mut new = vec![HashSet::new(); self.kinds.len()];
+        for channel in added {
+            let form = self.market.matching_form(channel.symbol);
+            let held = &self.kinds[channel.kind].symbols;
+            let counts = self.market.is_by_contract(channel.kind) && channel.symbol != "*";
+            if counts && !held.contains_key(&form) {
+                new[channel.kind].insert(form);
+            }
+        }
+        let mut kinds = self.kinds.iter().zip(new);
+        kinds.any(|(held, new)| !new.is_empty() && held.symbols.len() + new.len() > most)
     }
 
     /// Removes a channel. Returns false if it is not there.

@@ -53,6 +53,10 @@ struct Args {
     /// Event kinds that the plan lacks, repeated or separated by commas: FMV,NOI.
     #[arg(long, env = "SIM_REFUSE", value_delimiter = ',')]
     refuse: Vec<String>,
+    /// Contracts that a connection may hold of each kind that is served by contract only: quotes and
+    /// fair market values of options.
+    #[arg(long, env = "SIM_CONTRACTS", default_value_t = 1_000)]
+    contracts: usize,
     /// How the rate changes over time: steady, or ten times as high at the open and decaying.
     #[arg(long, env = "SIM_PROFILE", value_enum, default_value_t = Profile::Steady)]
     profile: Profile,
@@ -197,6 +201,7 @@ fn config(args: Args) -> SimConfig {
         seed: args.seed,
         keys: args.keys,
         refuse: args.refuse,
+        contracts: args.contracts,
         frame_events: args.frame_events,
         tick: args.tick,
         profile: args.profile,

@@ -183,6 +183,23 @@ impl Market {
         self.kinds().iter().position(|kind| kind.ev == ev)
     }
 
+    /// Whether the vendor documents the kind at this position without a wildcard, and limits the
+    /// contracts that a connection may hold of it.
+    pub(crate) fn is_by_contract(self, kind: usize) -> bool {
+        match self {
+            Self::Options => matches!(self.kinds()[kind].ev, "Q" | "FMV"),
+            Self::LaunchpadOptions => true,
+            Self::Stocks
+            | Self::Forex
+            | Self::Crypto
+            | Self::Indices
+            | Self::Futures
+            | Self::LaunchpadStocks
+            | Self::LaunchpadForex
+            | Self::LaunchpadCrypto => false,
+        }
+    }
+
     /// The form in which the symbols of subscriptions and events are compared.
     ///
     /// Clients subscribe to pairs as `EUR/USD`, `EUR-USD` or `C:EUR-USD`, and events carry yet

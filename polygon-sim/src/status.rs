@@ -16,6 +16,11 @@ pub(crate) const AUTH_TIMEOUT: (&str, &str) =
 /// The status is documented, but its text is published nowhere. This text is the simulator's own.
 pub(crate) const AUTH_REQUIRED: (&str, &str) = ("auth_required", "authentication required");
 pub(crate) const NOT_AUTHORIZED: (&str, &str) = ("error", "not authorized");
+/// Measured in 2026-09. Names no item.
+pub(crate) const CONTRACT_LIMIT: (&str, &str) = (
+    "error",
+    "Subscription limit reached for feed. Please remove some subscriptions and try again.",
+);
 pub(crate) const MAX_CONNECTIONS: (&str, &str) = (
     "max_connections",
     "Maximum number of websocket connections exceeded. You have reached the connection limit for \

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::SinkExt;
-use polygon_sim::{SimConfig, SimHandle};
+use polygon_sim::{Fault, SimConfig, SimHandle};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::client::{AUTHENTICATED, Client, EVICTED, Ended, GREETING, Sim, events, status, within};
@@ -200,4 +200,66 @@ async fn thousands_of_items_are_acknowledged_in_one_frame() {
     let acks = client.text().await;
     assert_eq!(acks.matches("subscribed to: T.S").count(), 5_000);
     assert!(acks.find("T.S10\"").unwrap() < acks.find("T.S4999\"").unwrap());
+}
+
+const LIMIT: &str =
+    "Subscription limit reached for feed. Please remove some subscriptions and try again.";
+
+fn contracts(kind: &str, numbers: std::ops::Range<usize>) -> String {
+    let items: Vec<_> = numbers.map(|n| format!("{kind}.O:SPY261218C{n:08}")).collect();
+    items.join(",")
+}
+
+async fn options() -> (Sim, Client) {
+    let config = SimConfig { market: "options".to_owned(), ..SimConfig::default() };
+    let sim = Sim::start(config).await;
+    let mut client = sim.connect().await;
+    client.log_in().await;
+    (sim, client)
+}
+
+#[tokio::test]
+async fn a_request_for_too_many_contracts_is_refused_whole_with_fewer_statuses_than_items() {
+    let (sim, mut client) = options().await;
+    for first in [0, 300, 600] {
+        client.subscribe(&contracts("Q", first..first + 300)).await;
+    }
+    let more = contracts("Q", 900..1_100);
+    for _ in 0..2 {
+        client.send(&format!(r#"{{"action":"subscribe","params":"{more}"}}"#)).await;
+        for _ in 0..27 {
+            assert_eq!(client.text().await, status("error", LIMIT));
+        }
+        client.is_quiet().await;
+        assert_eq!(held(&sim.handle).len(), 900);
+    }
+    // Contracts that are held take no room again, and removed ones free it at once.
+    client.subscribe(&contracts("Q", 900..1_000)).await;
+    client
+        .send(&format!(r#"{{"action":"unsubscribe","params":"{}"}}"#, contracts("Q", 0..10)))
+        .await;
+    client
+        .send(&format!(r#"{{"action":"subscribe","params":"{}"}}"#, contracts("Q", 990..1_010)))
+        .await;
+    assert_eq!(client.text().await.matches("unsubscribed to").count(), 10);
+    assert_eq!(client.text().await.matches("subscribed to").count(), 10);
+    assert_eq!(held(&sim.handle).len(), 1_000);
+    // Each kind has a room of its own. Others have no limit.
+    client.subscribe(&contracts("FMV", 0..1_000)).await;
+    client.subscribe(&contracts("T", 0..1_500)).await;
+    client.send(r#"{"action":"subscribe","params":"T.*,Q.O:X"}"#).await;
+    assert_eq!(client.text().await, status("error", LIMIT), "a wildcard beside it is refused too");
+    client.is_quiet().await;
+}
+
+#[tokio::test]
+async fn the_limit_on_contracts_changes_by_a_fault() {
+    let (sim, mut client) = options().await;
+    client.subscribe(&contracts("Q", 0..3)).await;
+    sim.handle.inject(Fault::Contracts { most: Some(2) });
+    client.send(r#"{"action":"subscribe","params":"Q.O:X"}"#).await;
+    assert_eq!(client.text().await, status("error", LIMIT));
+    assert_eq!(held(&sim.handle).len(), 3, "what is held stays");
+    sim.handle.inject(Fault::Contracts { most: None });
+    client.subscribe("Q.O:X").await;
 }

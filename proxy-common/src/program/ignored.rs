@@ -9,7 +9,7 @@ use super::dotenv::Dotenv;
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 59] = [
+const SETTINGS: [&str; 60] = [
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
     "AUTH_TIMEOUT",
@@ -49,6 +49,7 @@ const SETTINGS: [&str; 59] = [
     "RING_BYTES",
     "RING_FRAMES",
     "SILENCE_ALARM",
+    "SIM_CONTRACTS",
     "SIM_CONTROL_PORT",
     "SIM_FRAME_EVENTS",
     "SIM_HOST",
