@@ -31,16 +31,18 @@ impl KnownCoverage {
     /// A refused channel stays refused if a later report has it pending again: the firehose may
     /// have restarted, and the account's plan is most likely the same.
     pub fn after(&self, report: Option<Coverage>) -> Self {
-        let reported = report.map(|Coverage { carried: mut offered, pending, mut refused }| {
-            for channel in pending {
-                match self.reported.as_ref().and_then(|before| before.refused.get(&channel)) {
-                    Some(why) => _ = refused.insert(channel, why.clone()),
-                    None => _ = offered.insert(channel),
+        let reported =
+            report.map(|Coverage { carried: mut offered, pending, mut refused, .. }| {
+                for channel in pending {
+                    match self.reported.as_ref().and_then(|before| before.refused.get(&channel)) {
+                        Some(why) => _ = refused.insert(channel, why.clone()),
+                        None => _ = offered.insert(channel),
+                    }
                 }
-            }
-            let kinds = offered.iter().chain(refused.keys()).filter_map(Channel::kind).collect();
-            Reported { offered, refused, kinds }
-        });
+                let kinds =
+                    offered.iter().chain(refused.keys()).filter_map(Channel::kind).collect();
+                Reported { offered, refused, kinds }
+            });
         Self { version: self.version + 1, reported }
     }
 
@@ -102,7 +104,8 @@ mod tests {
     fn report(carried: &str, pending: &str, refused: &str) -> Coverage {
         let why = "not authorized".to_owned();
         let refused = channels(refused).into_iter().map(|channel| (channel, why.clone())).collect();
-        Coverage { carried: channels(carried), pending: channels(pending), refused }
+        let (carried, pending) = (channels(carried), channels(pending));
+        Coverage { carried, pending, refused, ..Coverage::default() }
     }
 
     #[track_caller]

@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
     config::ConfigError,
-    link::Link,
+    link::{Link, Wanted},
     metrics::register,
     program::wiring::{BoundTier, Foundation, TierHandler},
     protocol::{Channel, TierName},
@@ -39,8 +39,9 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
     let help = "Objects without a type";
     let malformed = register(foundation.registry(), "malformed", help);
-    // The link wants `*`, and never anything else.
-    let (_, wanted) = watch::channel(BTreeSet::from([Channel::All]));
+    // The link wants `*`. The router asks for contracts itself.
+    let wanted = Wanted { channels: BTreeSet::from([Channel::All]), ..Wanted::default() };
+    let (_, wanted) = watch::channel(wanted);
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&foundation.upstream));
     let (intake, metrics) = (foundation.intake.clone(), Arc::clone(&foundation.session_metrics));
     let (router, routes) = Router::new(&sessions, intake, malformed, metrics);

@@ -215,7 +215,7 @@ impl Router {
                 self.notify_of_end(&frame);
             }
             LinkEvent::Coverage(object) => self.on_coverage(&object),
-            LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) => {}
+            LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) | LinkEvent::Contract { .. } => {}
         }
     }
 
@@ -320,7 +320,7 @@ impl Router {
     }
 
     fn change(&mut self, session: SessionId, change: SubscriptionChange) -> ChangeOutcome {
-        let SubscriptionChange { subscribe, channels, reply, coverage_version } = change;
+        let SubscriptionChange { subscribe, channels, reply, coverage_version, .. } = change;
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
             return ChangeOutcome::CoverageChanged;
         }
@@ -385,7 +385,7 @@ impl Upkeep for RouterHandle {
 impl Tier for RouterHandle {
     type Subscriber = RouterSubscriber;
 
-    async fn admit(&self, outbound: &Arc<Outbound>) -> RouterSubscriber {
+    async fn admit(&self, outbound: &Arc<Outbound>, _key: Arc<str>) -> RouterSubscriber {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
         // If the router is gone, the session's first change fails.
         let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound))).await;
@@ -412,6 +412,10 @@ impl Subscriber for RouterSubscriber {
 
     fn extra_kinds(&self) -> ExtraKinds {
         self.router.shared.coverage.borrow().kinds()
+    }
+
+    fn is_on_demand(&self, _channel: &Channel) -> bool {
+        false
     }
 
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
@@ -530,6 +534,7 @@ mod tests {
         let change = |version, subscribe| SubscriptionChange {
             subscribe,
             channels: BTreeSet::from([Channel::Kind(Kind::T)]),
+            on_behalf_of: None,
             reply: vec![Frame::new(b"[]")],
             coverage_version: version,
         };

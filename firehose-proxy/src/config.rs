@@ -49,6 +49,10 @@ pub struct Args {
     /// How long a channel stays subscribed upstream after its last subscriber has left
     #[arg(long, env = "UPSTREAM_LINGER", default_value = "30s", value_parser = duration)]
     upstream_linger: Duration,
+    /// Contracts of each type without a wildcard, such as option quotes, that the vendor serves at a
+    /// time
+    #[arg(long, env = "UPSTREAM_CONTRACTS", default_value = "1000", value_parser = count)]
+    upstream_contracts: usize,
     /// How long a busy type may send no event, while its market is open, before /health reports it;
     /// or off
     #[arg(long, env = "SILENCE_ALARM", default_value = "60s", value_parser = silence_alarm)]
@@ -100,6 +104,11 @@ pub struct Config {
     pub upstream_channels: BTreeSet<Channel>,
     /// How long a channel stays subscribed upstream after its last subscriber has left.
     pub upstream_linger: Duration,
+    /// The kinds that are requested by contract only: the host serves no wildcard of them, and the
+    /// operator lists none.
+    pub on_demand: BTreeSet<Kind>,
+    /// How many contracts of each of these kinds the vendor serves at a time.
+    pub upstream_contracts: usize,
     /// How long a busy type may send no event before it counts as silent; `None` turns the alarm
     /// off.
     pub silence_alarm: Option<Duration>,
@@ -158,12 +167,16 @@ impl TryFrom<&Args> for Config {
             Some(list) => parse_channels(list, market)?,
             None => feed.default_kinds().map(Channel::Kind).collect(),
         };
+        let is_listed = |kind: &Kind| upstream_channels.contains(&Channel::Kind(*kind));
+        let on_demand = feed.on_demand_kinds().filter(|kind| !is_listed(kind)).collect();
         check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
             link,
             feed,
             upstream_channels,
             upstream_linger: args.upstream_linger,
+            on_demand,
+            upstream_contracts: args.upstream_contracts,
             silence_alarm: args.silence_alarm,
             ring_frames: args.ring_frames,
             ring_bytes: args.ring_bytes,

@@ -1,33 +1,47 @@
-//! The union of the channels that all sessions hold, with the number of their holders. In place of
-//! `*` it asks upstream for the channels that `*` stands for, and in place of a prefix for its
-//! kind.
+//! What all sessions together want of the vendor: the union of their channels, with the number of
+//! their holders, and the contracts for which there is room. In place of `*` it asks upstream for
+//! the channels that `*` stands for, and in place of a prefix for its kind.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use proxy_common::{
-    link::Wanted,
+    link::{SubscriptionOutcome, Wanted},
     protocol::{Channel, Feed, Kind},
 };
 use tokio::{sync::watch, time::Instant};
 
-/// The reference-counted union of the sessions' channels.
+use crate::contracts::{Contracts, Occupancy, Standing};
+
+/// The reference-counted union of the sessions' channels, and their contracts.
 #[derive(Debug)]
 pub struct UpstreamDemand {
     feed: Feed,
     /// Locked during one change or publication. Both are rare and short.
-    channels: Mutex<BTreeMap<Channel, Count>>,
+    state: Mutex<State>,
     wanted: watch::Sender<Wanted>,
+    /// [`Contracts::version`].
+    contracts_version: watch::Sender<u64>,
     /// Whether the vendor has answered every channel wanted.
     all_answered: AtomicBool,
     all: BTreeSet<Channel>,
+    /// The contracts that `*` stands for: the operator lists them.
+    pinned: BTreeSet<Channel>,
+    /// The kinds of contracts.
+    on_demand: BTreeSet<Kind>,
     linger: Duration,
+}
+
+#[derive(Debug)]
+struct State {
+    channels: BTreeMap<Channel, Count>,
+    contracts: Contracts,
 }
 
 #[derive(Debug)]
@@ -44,10 +58,24 @@ impl UpstreamDemand {
         feed: Feed,
         all: BTreeSet<Channel>,
         linger: Duration,
+        contracts: Contracts,
     ) -> (Self, watch::Receiver<Wanted>) {
-        let (wanted, receiver) = watch::channel(Wanted::new());
-        let (channels, all_answered) = (Mutex::default(), AtomicBool::new(false));
-        (Self { feed, channels, wanted, all_answered, all, linger }, receiver)
+        let (wanted, receiver) = watch::channel(Wanted::default());
+        let on_demand: BTreeSet<Kind> = contracts.occupancy().map(|(kind, _)| kind).collect();
+        let is_contract = |channel: &Channel| matches!(channel, Channel::Symbol(kind, _) if on_demand.contains(kind));
+        let (pinned, all) = all.into_iter().partition(is_contract);
+        let demand = Self {
+            feed,
+            contracts_version: watch::Sender::new(contracts.version()),
+            state: Mutex::new(State { channels: BTreeMap::new(), contracts }),
+            wanted,
+            all_answered: AtomicBool::new(false),
+            all,
+            pinned,
+            on_demand,
+            linger,
+        };
+        (demand, receiver)
     }
 
     /// Counts one more holder of each channel.
@@ -80,6 +108,42 @@ impl UpstreamDemand {
         });
     }
 
+    /// Counts a session as a holder of contracts, on behalf of a key.
+    pub fn add_contracts(
+        &self,
+        session: u64,
+        key: &Arc<str>,
+        contracts: &BTreeSet<Channel>,
+        now: Instant,
+    ) {
+        self.change_contracts(|state| state.add(session, key, contracts, now.into_std()));
+    }
+
+    /// Counts a session as a holder of contracts no more.
+    pub fn remove_contracts<'a>(
+        &self,
+        session: u64,
+        key: &str,
+        contracts: impl IntoIterator<Item = &'a Channel>,
+        now: Instant,
+    ) {
+        self.change_contracts(|state| state.remove(session, key, contracts, now.into_std()));
+    }
+
+    /// Applies the vendor's answers.
+    pub fn on_outcomes(&self, outcomes: &[SubscriptionOutcome]) {
+        let now = Instant::now().into_std();
+        self.change_contracts(|contracts| contracts.on_outcomes(outcomes, now));
+    }
+
+    /// The connection to the vendor is lost, or it is complete again.
+    pub fn set_up(&self, up: bool) {
+        self.change_contracts(|contracts| match up {
+            true => contracts.on_up(),
+            false => contracts.on_down(Instant::now().into_std()),
+        });
+    }
+
     /// Drops channels that have lingered long enough. Call it about once a second.
     pub fn expire(&self, now: Instant) {
         self.change(|counts| {
@@ -87,13 +151,42 @@ impl UpstreamDemand {
             counts.retain(|_, count| !matches!(count, Count::Lingering(until) if *until <= now));
             counts.len() != before
         });
+        self.change_contracts(|contracts| contracts.expire(now.into_std()));
+    }
+
+    /// Whether this is a contract that is asked for on demand.
+    pub fn is_on_demand(&self, channel: &Channel) -> bool {
+        matches!(channel, Channel::Symbol(kind, _) if self.on_demand.contains(kind))
+    }
+
+    /// Calls `visit` with each contract and its standing; `None` if nobody holds it.
+    pub fn standings<'a, T>(
+        &self,
+        contracts: impl IntoIterator<Item = (&'a Channel, T)>,
+        mut visit: impl FnMut(&Channel, T, Option<&Standing>),
+    ) {
+        let state = self.state();
+        for (contract, value) in contracts {
+            visit(contract, value, state.contracts.standing(contract));
+        }
+    }
+
+    /// Shows the version of the standings, which changes with any of them.
+    pub fn contracts_version(&self) -> watch::Receiver<u64> {
+        self.contracts_version.subscribe()
+    }
+
+    /// The numbers of contracts of each kind.
+    pub fn occupancy(&self) -> Vec<(Kind, Occupancy)> {
+        self.state().contracts.occupancy().collect()
     }
 
     /// Records which channels the vendor has answered. If these are all that are wanted, calls
     /// `publish`, before any session can want more.
     pub fn set_answered(&self, answered: Option<&Wanted>, publish: impl FnOnce()) {
-        let _unchanged = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if Some(&*self.wanted.borrow()) == answered {
+        let _unchanged = self.state();
+        let answered = answered.map(|answered| &answered.channels);
+        if Some(&self.wanted.borrow().channels) == answered {
             self.all_answered.store(true, Ordering::Release);
             publish();
         }
@@ -104,15 +197,19 @@ impl UpstreamDemand {
         self.all_answered.load(Ordering::Acquire)
     }
 
-    /// The channels wanted now.
+    /// What is wanted now.
     pub fn wanted(&self) -> watch::Ref<'_, Wanted> {
         self.wanted.borrow()
     }
 
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Applies `change`, which returns whether the wanted channels may have changed.
     fn change(&self, change: impl FnOnce(&mut BTreeMap<Channel, Count>) -> bool) {
-        let mut counts = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if !change(&mut counts) {
+        let mut state = self.state();
+        if !change(&mut state.channels) {
             return;
         }
         // The vendor acknowledges a prefix as it does any symbol, which is no promise to serve it.
@@ -120,10 +217,21 @@ impl UpstreamDemand {
             Channel::Prefix(prefix) => Channel::Kind(prefix.kind),
             Channel::All | Channel::Kind(_) | Channel::Symbol(..) => channel.clone(),
         };
-        let mut wanted: Wanted = counts.keys().map(upstream).collect();
-        if wanted.remove(&Channel::All) {
+        let mut wanted: BTreeSet<Channel> = state.channels.keys().map(upstream).collect();
+        let all = wanted.remove(&Channel::All);
+        if all {
             wanted.extend(self.all.iter().cloned());
         }
+        if !self.pinned.is_empty() {
+            let is_wanted = |contract: &&Channel| {
+                all || contract.kind().is_some_and(|kind| wanted.contains(&Channel::Kind(kind)))
+            };
+            let pinned = self.pinned.iter().filter(is_wanted).cloned().collect();
+            state.contracts.pin(&pinned, Instant::now().into_std());
+            self.publish_contracts(&state.contracts);
+        }
+        // Of a kind on demand, all means the contracts that the operator lists.
+        wanted.retain(|channel| !matches!(channel, Channel::Kind(k) if self.on_demand.contains(k)));
         // It is unknown whether the vendor sends an event twice if two subscriptions match it. So
         // symbols are left out while their kind is wanted. A kind without a wildcard, such as
         // option quotes, is asked for by symbol.
@@ -135,13 +243,33 @@ impl UpstreamDemand {
         wanted
             .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if whole.contains(kind)));
         self.wanted.send_if_modified(|before| {
-            let modified = *before != wanted;
+            let modified = before.channels != wanted;
             if modified {
-                *before = wanted;
+                before.channels = wanted;
                 self.all_answered.store(false, Ordering::Release);
             }
             modified
         });
+    }
+
+    fn change_contracts(&self, change: impl FnOnce(&mut Contracts)) {
+        let mut state = self.state();
+        change(&mut state.contracts);
+        self.publish_contracts(&state.contracts);
+    }
+
+    fn publish_contracts(&self, contracts: &Contracts) {
+        let wanted = contracts.wanted();
+        self.wanted.send_if_modified(|before| {
+            let modified = before.contracts != wanted;
+            if modified {
+                before.contracts = wanted;
+            }
+            modified
+        });
+        let version = contracts.version();
+        self.contracts_version
+            .send_if_modified(|before| std::mem::replace(before, version) != version);
     }
 }
 
@@ -155,19 +283,30 @@ mod tests {
         Feed::new(Market::Stocks, "socket.massive.com")
     }
 
+    fn demand(
+        all: BTreeSet<Channel>,
+        linger: Duration,
+    ) -> (UpstreamDemand, watch::Receiver<Wanted>) {
+        UpstreamDemand::new(feed(), all, linger, Contracts::new([], 0, linger))
+    }
+
+    fn of(list: &str) -> Wanted {
+        Wanted { channels: channels(list), ..Wanted::default() }
+    }
+
     fn channels(list: &str) -> BTreeSet<Channel> {
         let parse = |item| Channel::parse(item, Market::Stocks).unwrap();
         proxy_common::protocol::channel_items(list).map(parse).collect()
     }
 
     fn wanted(receiver: &watch::Receiver<Wanted>) -> String {
-        receiver.borrow().iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        receiver.borrow().channels.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
     }
 
     #[test]
     fn the_union_is_counted_and_lingers() {
         let linger = Duration::from_secs(30);
-        let (union, receiver) = UpstreamDemand::new(feed(), channels("T.*,Q.*"), linger);
+        let (union, receiver) = demand(channels("T.*,Q.*"), linger);
         let now = Instant::now();
         let (a, b) = (channels("T.AAPL,T.MSFT"), channels("T.AAPL"));
         union.add(&a);
@@ -186,8 +325,7 @@ mod tests {
 
     #[test]
     fn star_is_replaced_and_never_passed_on() {
-        let (union, receiver) =
-            UpstreamDemand::new(feed(), channels("T.*,Q.*"), Duration::from_secs(1));
+        let (union, receiver) = demand(channels("T.*,Q.*"), Duration::from_secs(1));
         let star = channels("*,Q.*");
         union.add(&star);
         assert_eq!(wanted(&receiver), "T.*,Q.*");
@@ -198,8 +336,7 @@ mod tests {
 
     #[test]
     fn a_wildcard_stands_for_its_symbols_while_it_is_wanted() {
-        let (union, receiver) =
-            UpstreamDemand::new(feed(), channels("T.*"), Duration::from_secs(1));
+        let (union, receiver) = demand(channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A,Q.A"));
         union.add(&channels("*"));
         assert_eq!(wanted(&receiver), "T.*,Q.A");
@@ -211,7 +348,7 @@ mod tests {
     #[test]
     fn a_prefix_asks_for_its_whole_kind_and_is_never_passed_on() {
         let linger = Duration::from_secs(1);
-        let (union, receiver) = UpstreamDemand::new(feed(), channels("Q.*"), linger);
+        let (union, receiver) = demand(channels("Q.*"), linger);
         union.add(&channels("T.AAPL,Q.MSFT"));
         union.add(&channels("T.AA*,T.B*"));
         union.add(&channels("T.AA*"));
@@ -227,14 +364,13 @@ mod tests {
 
     #[test]
     fn a_new_channel_waits_for_the_vendors_answer() {
-        let (union, _receiver) =
-            UpstreamDemand::new(feed(), channels("T.*"), Duration::from_secs(1));
+        let (union, _receiver) = demand(channels("T.*"), Duration::from_secs(1));
         assert!(!union.all_answered());
         union.add(&channels("*"));
-        union.set_answered(Some(&Wanted::new()), || panic!("T.* is wanted too"));
+        union.set_answered(Some(&Wanted::default()), || panic!("T.* is wanted too"));
         assert!(!union.all_answered());
         let mut published = false;
-        union.set_answered(Some(&channels("T.*")), || published = true);
+        union.set_answered(Some(&of("T.*")), || published = true);
         assert!(published);
         union.add(&channels("T.A,T.*,*"));
         assert!(union.all_answered(), "nothing new is asked for");
@@ -244,12 +380,32 @@ mod tests {
 
     #[test]
     fn an_unchanged_union_wakes_no_receiver() {
-        let (union, mut receiver) =
-            UpstreamDemand::new(feed(), channels("T.*"), Duration::from_secs(1));
+        let (union, mut receiver) = demand(channels("T.*"), Duration::from_secs(1));
         union.add(&channels("T.A"));
         receiver.mark_unchanged();
         union.add(&channels("T.A"));
         union.expire(Instant::now());
         assert!(!receiver.has_changed().unwrap());
+    }
+
+    #[test]
+    fn listed_contracts_stand_for_their_kind_which_is_never_asked_for() {
+        let parse = |item: &str| Channel::parse(item, Market::Options).unwrap();
+        let all = BTreeSet::from(["T.*", "Q.O:A"].map(parse));
+        let contracts = Contracts::new([Kind::Q], 2, Duration::ZERO);
+        let feed = Feed::new(Market::Options, "socket.massive.com");
+        let (union, receiver) = UpstreamDemand::new(feed, all, Duration::ZERO, contracts);
+        let pinned = || {
+            let wanted = receiver.borrow();
+            wanted.contracts.iter().map(|(contract, _)| contract.to_string()).collect::<Vec<_>>()
+        };
+        for (item, channels) in [("*", "T.*"), ("Q.*", "")] {
+            let held = BTreeSet::from([parse(item)]);
+            union.add(&held);
+            assert_eq!((wanted(&receiver), pinned()), (channels.to_owned(), vec!["Q.O:A".into()]));
+            union.remove(&held, Instant::now());
+            union.expire(Instant::now());
+            assert_eq!((wanted(&receiver), pinned()), (String::new(), vec![]));
+        }
     }
 }

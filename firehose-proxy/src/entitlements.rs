@@ -8,7 +8,9 @@ use std::{
 
 use proxy_common::{
     link::{SubscriptionOutcome, Wanted},
-    protocol::{Channel, Coverage, Feed, Kind, TierName, Unavailable, truncate_reason},
+    protocol::{
+        Channel, Coverage, Feed, Kind, TierName, Unavailable, summarize_channels, truncate_reason,
+    },
     websocket::Frame,
 };
 
@@ -29,6 +31,9 @@ pub struct Entitlements {
     all: BTreeSet<Channel>,
     /// Their kinds.
     kinds: BTreeSet<Kind>,
+    /// Kinds that are served by contract only, and how many contracts of each.
+    on_demand: BTreeSet<Kind>,
+    contracts: usize,
     /// Locked for one read or change.
     known: Mutex<Known>,
 }
@@ -49,10 +54,16 @@ impl Known {
 }
 
 impl Entitlements {
-    /// Starts without an answer. `all` holds the channels that `*` stands for.
-    pub fn new(feed: Feed, all: BTreeSet<Channel>) -> Self {
+    /// Starts without an answer. `all` holds the channels that `*` stands for. Of the kinds
+    /// `on_demand`, this many contracts are served.
+    pub fn new(
+        feed: Feed,
+        all: BTreeSet<Channel>,
+        on_demand: BTreeSet<Kind>,
+        contracts: usize,
+    ) -> Self {
         let kinds = all.iter().filter_map(Channel::kind).collect();
-        Self { feed, all, kinds, known: Mutex::default() }
+        Self { feed, all, kinds, on_demand, contracts, known: Mutex::default() }
     }
 
     /// The kinds that the operator chose for `*`.
@@ -68,6 +79,15 @@ impl Entitlements {
         let complete = known.answered.len() == self.all.len();
         for outcome in outcomes {
             let channel = match outcome {
+                // Contracts on demand have a standing of their own. Those of `*` are listed here.
+                SubscriptionOutcome::Carried(channel)
+                | SubscriptionOutcome::Refused(channel, _)
+                | SubscriptionOutcome::Unanswered(channel)
+                    if self.is_on_demand(channel) && !self.all.contains(channel) =>
+                {
+                    continue;
+                }
+                SubscriptionOutcome::Full(..) => continue,
                 SubscriptionOutcome::Refused(channel, why) => {
                     reasons.insert(channel.clone(), truncate_reason(why));
                     channel
@@ -95,10 +115,11 @@ impl Entitlements {
     /// Forgets refusals of channels that are not wanted any more. Once they are wanted again, the
     /// link asks the vendor again, and until then they are pending.
     pub fn retain(&self, wanted: &Wanted) {
+        let wanted =
+            |channel: &Channel| wanted.channels.contains(channel) || self.is_on_demand(channel);
         let known = &mut *self.known();
         let Known { answered, refused } = known;
-        let forgotten: Vec<_> =
-            refused.reasons.keys().filter(|channel| !wanted.contains(channel)).collect();
+        let forgotten: Vec<_> = refused.reasons.keys().filter(|channel| !wanted(channel)).collect();
         if !forgotten.is_empty() {
             let mut reasons = refused.reasons.clone();
             for channel in forgotten {
@@ -122,14 +143,20 @@ impl Entitlements {
         };
         match channel {
             Channel::All => None,
+            Channel::Kind(kind) if self.on_demand.contains(kind) => {
+                let listed = self.all.iter().filter(|channel| channel.kind() == Some(*kind));
+                let mut listed = listed.peekable();
+                Some(match listed.peek() {
+                    Some(_) => Unavailable::Part(summarize_channels(listed)),
+                    None => Unavailable::by_contract(*kind, self.contracts),
+                })
+            }
+            Channel::Symbol(..) if self.is_on_demand(channel) => None,
             Channel::Kind(_) => by(channel),
             Channel::Prefix(prefix) if self.feed.serves_whole(prefix.kind) => {
                 by(&Channel::Kind(prefix.kind))
             }
-            Channel::Prefix(prefix) => {
-                let why = format!("upstream serves {} by single contracts only", prefix.kind);
-                Some(Unavailable::Whole(why))
-            }
+            Channel::Prefix(prefix) => Some(Unavailable::by_contract(prefix.kind, self.contracts)),
             Channel::Symbol(kind, _) => {
                 // A kind without a wildcard, such as option quotes, is asked for by symbol. Its
                 // refusal does not concern its symbols.
@@ -142,7 +169,11 @@ impl Entitlements {
     /// The status for sessions that hold `*`: the channels that `*` stands for.
     pub fn coverage_frame(&self) -> Frame {
         let known = &*self.known();
-        let mut coverage = Coverage::default();
+        let mut coverage = Coverage {
+            on_demand: self.on_demand.clone(),
+            contracts: self.contracts,
+            ..Coverage::default()
+        };
         for channel in &self.all {
             if let Some(why) = known.refused.reasons.get(channel) {
                 coverage.refused.insert(channel.clone(), why.clone());
@@ -153,6 +184,10 @@ impl Entitlements {
             }
         }
         coverage.frame(TierName::Firehose)
+    }
+
+    fn is_on_demand(&self, channel: &Channel) -> bool {
+        matches!(channel, Channel::Symbol(kind, _) if self.on_demand.contains(kind))
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -172,7 +207,8 @@ mod tests {
 
     fn entitlements_of(market: Market, all: &[&str]) -> Entitlements {
         let feed = Feed::new(market, "socket.massive.com");
-        Entitlements::new(feed, all.iter().map(|item| channel(item, market)).collect())
+        let all = all.iter().map(|item| channel(item, market)).collect();
+        Entitlements::new(feed, all, feed.on_demand_kinds().collect(), 1_000)
     }
 
     fn carried(item: &str) -> SubscriptionOutcome {
@@ -213,11 +249,14 @@ mod tests {
     fn a_refusal_is_forgotten_once_its_channel_is_unwanted() {
         let entitlements = entitlements_of(Market::Stocks, &["T.*"]);
         entitlements.update(&[refused("LV.AAPL"), refused("T.*")]);
-        entitlements.retain(&Wanted::from([channel("T.*", Market::Stocks)]));
+        entitlements.retain(&Wanted {
+            channels: [channel("T.*", Market::Stocks)].into(),
+            ..Wanted::default()
+        });
         assert!(!lacks(&entitlements, "LV.AAPL"));
         assert!(lacks(&entitlements, "T.AAPL"));
         assert!(entitlements.update(&[refused("LV.AAPL")]), "refused again");
-        entitlements.retain(&Wanted::new());
+        entitlements.retain(&Wanted::default());
         let coverage = entitlements.coverage_frame();
         let pending = memchr::memmem::find(coverage.text(), br#""carried":[],"pending":["T.*"]"#);
         assert!(pending.is_some(), "not carried: {coverage:?}");
@@ -225,12 +264,32 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_served_by_symbol_only_says_nothing_about_its_symbols() {
+    fn a_kind_on_demand_is_refused_whole_and_says_nothing_about_its_contracts() {
+        let contract = "Q.O:SPY251219C00650000";
+        let refused = SubscriptionOutcome::Refused(
+            channel(contract, Market::Options),
+            "not authorized".to_owned(),
+        );
+        let answer = |entitlements: &Entitlements| {
+            let quotes = channel("Q.*", Market::Options);
+            let unavailable = entitlements.unavailable(&quotes, &entitlements.refused());
+            unavailable.map(|unavailable| unavailable.status("Q.*").message).unwrap_or_default()
+        };
         let entitlements = entitlements_of(Market::Options, &["T.*"]);
-        let quotes = channel("Q.*", Market::Options);
-        entitlements.update(&[SubscriptionOutcome::Refused(quotes, "not authorized".to_owned())]);
-        assert!(lacks(&entitlements, "Q.*"));
-        assert!(!lacks(&entitlements, "Q.O:SPY251219C00650000"));
+        assert!(!entitlements.update(std::slice::from_ref(&refused)));
+        assert!(!lacks(&entitlements, contract) && !lacks(&entitlements, "T.*"));
+        assert_eq!(
+            answer(&entitlements),
+            r#""Q.*" is not carried: upstream serves Q by contract only, 1000 at a time: name contracts, such as Q.O:SPY261218C00600000"#
+        );
+        // Contracts that the operator lists belong to `*`.
+        let entitlements = entitlements_of(Market::Options, &["T.*", contract]);
+        entitlements.update(&[refused]);
+        assert_eq!(answer(&entitlements), format!(r#""Q.*" is carried in part: {contract}"#));
+        let coverage = entitlements.coverage_frame();
+        let text = str::from_utf8(coverage.text()).unwrap();
+        assert!(text.contains(&format!(r#""channels":["{contract}"]"#)), "{text}");
+        assert!(text.contains(r#""on_demand":["Q"],"contracts":1000"#), "{text}");
     }
 
     #[test]
@@ -243,8 +302,7 @@ mod tests {
             let prefix = channel(item, Market::Options);
             let unavailable = entitlements.unavailable(&prefix, &entitlements.refused());
             let kind = prefix.kind().unwrap();
-            let why = format!("upstream serves {kind} by single contracts only");
-            assert_eq!(unavailable, Some(Unavailable::Whole(why)));
+            assert_eq!(unavailable, Some(Unavailable::by_contract(kind, 1_000)));
         }
     }
 

@@ -5,6 +5,7 @@
 //! and gets everything that is carried. Filtering is the filtered proxy's work.
 
 pub mod config;
+pub mod contracts;
 pub mod demand;
 pub mod entitlements;
 pub mod outage_notices;
@@ -32,8 +33,8 @@ use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
-    demand::UpstreamDemand, entitlements::Entitlements, publisher::Publisher, ring::Ring,
-    silence::monitor::SilenceMonitor, subscriber::Shared, upkeep::FirehoseUpkeep,
+    contracts::Contracts, demand::UpstreamDemand, entitlements::Entitlements, publisher::Publisher,
+    ring::Ring, silence::monitor::SilenceMonitor, subscriber::Shared, upkeep::FirehoseUpkeep,
 };
 
 /// A firehose with its server.
@@ -48,6 +49,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
     let sessions = &config.server.sessions;
     let (market, notices, queue_bytes) =
         (sessions.market, sessions.notices, sessions.slow.queue_bytes);
+    let max_contracts = sessions.max_subscriptions;
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
     warn_of_odd_channels(market, &config.upstream_channels);
     let help = "Events in the ring that sessions have yet to read, counted for each session";
@@ -55,9 +57,20 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
     let ring = Ring::new(config.ring_frames, config.ring_bytes, unread.clone());
     let silence = config.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, foundation.registry());
-    let entitlements = Arc::new(Entitlements::new(config.feed, config.upstream_channels.clone()));
-    let (demand, wanted) =
-        UpstreamDemand::new(config.feed, config.upstream_channels, config.upstream_linger);
+    let entitlements = Arc::new(Entitlements::new(
+        config.feed,
+        config.upstream_channels.clone(),
+        config.on_demand.clone(),
+        config.upstream_contracts,
+    ));
+    let contracts =
+        Contracts::new(config.on_demand, config.upstream_contracts, config.upstream_linger);
+    let (demand, wanted) = UpstreamDemand::new(
+        config.feed,
+        config.upstream_channels,
+        config.upstream_linger,
+        contracts,
+    );
     let upstream = Arc::clone(&foundation.upstream);
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&upstream));
     let outage = watch::Sender::new(link.outage().cloned());
@@ -69,6 +82,8 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
         notices,
         metrics: Arc::clone(&foundation.session_metrics),
         queue_bytes,
+        max_contracts,
+        next_session: Arc::default(),
     };
     let recounts = Arc::new(AtomicU32::new(0));
     let publisher = Publisher {

@@ -73,10 +73,13 @@ impl Publisher {
                 self.notify(&Notice::malformed(TierName::Firehose));
             }
             LinkEvent::Down(outage) => {
+                self.shared.demand.set_up(false);
                 self.outage.send_replace(Some(outage.clone()));
                 self.ring.control(Content::Down(outage));
             }
+            LinkEvent::AllAnswered if self.shared.demand.all_answered() => {}
             LinkEvent::Up(_) | LinkEvent::AllAnswered => {
+                self.shared.demand.set_up(true);
                 // If sessions want more by now, `AllAnswered` follows once more.
                 self.shared.demand.set_answered(link.requested(), || {
                     self.outage.send_replace(None);
@@ -84,13 +87,13 @@ impl Publisher {
                 });
             }
             LinkEvent::Subscriptions(outcomes) => {
+                self.shared.demand.on_outcomes(&outcomes);
                 if self.shared.entitlements.update(&outcomes) {
                     self.ring.control(Content::EntitlementsChanged);
                 }
             }
-            // Only another firehose sends its coverage, to a link that asks for `*`. This link
-            // never does.
-            LinkEvent::Coverage(_) => {}
+            // Only another firehose sends these, to a link that asks for `*`. This link never does.
+            LinkEvent::Coverage(_) | LinkEvent::Contract { .. } => {}
         }
     }
 

@@ -1,11 +1,18 @@
 //! A session's side of the firehose: the channels it holds, and its cursor in the ring.
 
-use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, Outage, TierName, Unavailable,
-        newly_unavailable,
+        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, Outage, Status, TierName,
+        Unavailable, newly_unavailable, status_frames,
     },
     session::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
@@ -16,6 +23,7 @@ use proxy_common::{
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    contracts::Standing,
     demand::UpstreamDemand,
     entitlements::{Entitlements, Refusals},
     outage_notices::OutageNotices,
@@ -39,13 +47,21 @@ pub struct Shared {
     pub(crate) metrics: Arc<SessionMetrics>,
     /// Most bytes queued for a session.
     pub(crate) queue_bytes: usize,
+    /// Most contracts of a session, counted for each key on whose behalf it asks.
+    pub(crate) max_contracts: usize,
+    pub(crate) next_session: Arc<AtomicU64>,
 }
 
 impl Tier for Shared {
     type Subscriber = FirehoseSubscriber;
 
-    async fn admit(&self, outbound: &Arc<Outbound>) -> FirehoseSubscriber {
+    async fn admit(&self, outbound: &Arc<Outbound>, key: Arc<str>) -> FirehoseSubscriber {
         FirehoseSubscriber {
+            session: self.next_session.fetch_add(1, Ordering::Relaxed),
+            key,
+            contracts: BTreeMap::new(),
+            claims: 0,
+            standings: self.demand.contracts_version(),
             outbound: Arc::clone(outbound),
             shared: self.clone(),
             refused: self.entitlements.refused(),
@@ -61,6 +77,15 @@ impl Tier for Shared {
 /// One session's side of the firehose. It reads the ring while it holds any channel.
 #[derive(Debug)]
 pub struct FirehoseSubscriber {
+    session: u64,
+    /// The label of the session's key.
+    key: Arc<str>,
+    /// The contracts among the channels held.
+    contracts: BTreeMap<Channel, HeldContract>,
+    /// How many contracts are held, counted for each key.
+    claims: usize,
+    /// Changes with the standing of any contract.
+    standings: watch::Receiver<u64>,
     outbound: Arc<Outbound>,
     shared: Shared,
     /// The refusals that this session knows of.
@@ -70,6 +95,43 @@ pub struct FirehoseSubscriber {
     outages: OutageNotices,
     batch: Vec<(Frame, u32)>,
     batch_bytes: usize,
+}
+
+/// A contract that a session holds.
+#[derive(Debug, Default)]
+struct HeldContract {
+    /// The labels of the keys on whose behalf.
+    keys: BTreeSet<Arc<str>>,
+    told: Told,
+}
+
+/// The last answer for a contract.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    Nothing,
+    Subscribed,
+    Waiting,
+    Refused,
+}
+
+impl HeldContract {
+    /// The answer to the session, if the standing has changed in kind since the last one.
+    fn news(&mut self, contract: &Channel, standing: &Standing) -> Option<Status> {
+        let (told, status) = match standing {
+            // No answer yet.
+            Standing::Asked => return None,
+            Standing::Granted => (Told::Subscribed, Status::subscribed(&contract.to_string())),
+            Standing::Waiting { place, room } => {
+                (Told::Waiting, Status::waiting(contract, *place, *room))
+            }
+            Standing::Refused(why) => {
+                let item = contract.to_string();
+                (Told::Refused, Unavailable::refused(contract, why).status(&item).about(item))
+            }
+        };
+        (std::mem::replace(&mut self.told, told) != told).then_some(status)
+    }
 }
 
 impl FirehoseSubscriber {
@@ -92,16 +154,95 @@ impl FirehoseSubscriber {
             self.refused = refused;
             self.outages = OutageNotices::default();
         }
-        self.shared.metrics.subscriptions.inc_by(channels.len() as i64);
-        self.shared.demand.add(&channels);
-        self.held.add(channels);
+        let demand = &self.shared.demand;
+        demand.add(channels.iter().filter(|channel| !demand.is_on_demand(channel)));
+        self.hold(|held| held.add(channels));
         ChangeOutcome::Applied
     }
 
-    fn unsubscribe(&mut self, channels: &BTreeSet<Channel>) {
-        self.shared.metrics.subscriptions.dec_by(channels.len() as i64);
-        self.shared.demand.remove(channels, Instant::now());
-        self.held.remove(channels);
+    /// Changes the channels held, and counts them.
+    fn hold(&mut self, change: impl FnOnce(&mut ChannelSet)) {
+        let before = self.held.len() as i64;
+        change(&mut self.held);
+        self.shared.metrics.subscriptions.inc_by(self.held.len() as i64 - before);
+    }
+
+    /// Asks for contracts, and returns the answers that are known.
+    fn add_contracts(&mut self, contracts: BTreeSet<Channel>, key: &Arc<str>) -> Vec<Status> {
+        let room = self.shared.max_contracts.saturating_sub(self.claims);
+        let mut statuses = Vec::new();
+        let mut asked = BTreeSet::new();
+        for contract in contracts {
+            let held = self.contracts.get(&contract);
+            let is_new = held.is_none_or(|held| !held.keys.contains(key));
+            if is_new && asked.len() >= room {
+                let limit = self.shared.max_contracts;
+                let item = contract.to_string();
+                let full =
+                    format!("subscription limit of {limit} reached: {item:?} not subscribed");
+                statuses.push(Status::error(full).about(item));
+                continue;
+            }
+            let held = self.contracts.entry(contract.clone()).or_default();
+            // A repeated subscription is answered as well.
+            held.told = Told::Nothing;
+            self.claims += usize::from(held.keys.insert(Arc::clone(key)));
+            asked.insert(contract);
+        }
+        self.hold(|held| held.add(asked.iter().cloned()));
+        self.shared.demand.add_contracts(self.session, key, &asked, Instant::now());
+        statuses.extend(self.contract_news(Some(&asked)));
+        statuses
+    }
+
+    fn remove_contracts(&mut self, contracts: &BTreeSet<Channel>, key: &Arc<str>) {
+        let mut left = Vec::new();
+        for contract in contracts {
+            let Some(held) = self.contracts.get_mut(contract) else { continue };
+            self.claims -= usize::from(held.keys.remove(key));
+            if held.keys.is_empty() {
+                self.contracts.remove(contract);
+                left.push(contract.clone());
+            }
+        }
+        self.shared.demand.remove_contracts(self.session, key, contracts, Instant::now());
+        self.hold(|held| held.remove(&left));
+    }
+
+    /// The answers for these contracts, or for all, that differ from the last ones.
+    fn contract_news(&mut self, among: Option<&BTreeSet<Channel>>) -> Vec<Status> {
+        let mut statuses = Vec::new();
+        let held = self.contracts.iter_mut();
+        let held = held.filter(|(contract, _)| among.is_none_or(|among| among.contains(contract)));
+        self.shared.demand.standings(held, |contract, held, standing| {
+            statuses.extend(standing.and_then(|standing| held.news(contract, standing)));
+        });
+        statuses
+    }
+
+    /// Queues the answers for contracts whose standing has changed. An answer is in order with the
+    /// data: the vendor's answer comes before the events that it enables.
+    fn enqueue_contract_news(&mut self) {
+        self.standings.borrow_and_update();
+        if self.contracts.is_empty() {
+            return;
+        }
+        let statuses = self.contract_news(None);
+        for frame in status_frames(&statuses) {
+            self.enqueue(frame, 0);
+        }
+    }
+
+    fn unsubscribe(&mut self, channels: &BTreeSet<Channel>, key: &Arc<str>) {
+        let on_demand = |channel: &&Channel| self.shared.demand.is_on_demand(channel);
+        let contracts: BTreeSet<Channel> = channels.iter().filter(on_demand).cloned().collect();
+        let others: Vec<Channel> =
+            channels.iter().filter(|channel| !on_demand(channel)).cloned().collect();
+        if !contracts.is_empty() {
+            self.remove_contracts(&contracts, key);
+        }
+        self.shared.demand.remove(&others, Instant::now());
+        self.hold(|held| held.remove(&others));
         if self.held.is_empty() {
             self.leave_ring();
         }
@@ -143,6 +284,9 @@ impl FirehoseSubscriber {
     }
 
     fn enqueue_next(&mut self, next: Next) {
+        if self.standings.has_changed().unwrap_or(false) {
+            self.enqueue_contract_news();
+        }
         match next {
             Next::Message(message) => self.enqueue_message(message),
             Next::Gap { frames, events, then } => {
@@ -229,23 +373,35 @@ impl Subscriber for FirehoseSubscriber {
         ExtraKinds::These(self.shared.entitlements.kinds().clone())
     }
 
+    fn is_on_demand(&self, channel: &Channel) -> bool {
+        self.shared.demand.is_on_demand(channel)
+    }
+
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
         let entitlements = &self.shared.entitlements;
         entitlements.unavailable(channel, &entitlements.refused())
     }
 
     async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
-        let SubscriptionChange { subscribe, channels, mut reply, coverage_version } = change;
+        let SubscriptionChange { subscribe, channels, on_behalf_of, mut reply, coverage_version } =
+            change;
+        let key = on_behalf_of.unwrap_or_else(|| Arc::clone(&self.key));
         if !channels.is_empty() {
             if subscribe {
                 let all = channels.contains(&Channel::All);
+                let demand = &self.shared.demand;
+                let (contracts, channels): (BTreeSet<_>, BTreeSet<_>) =
+                    channels.into_iter().partition(|channel| demand.is_on_demand(channel));
                 let outcome = self.subscribe(channels, coverage_version);
                 if outcome != ChangeOutcome::Applied {
                     return Ok(outcome);
                 }
                 reply.extend(all.then(|| self.shared.entitlements.coverage_frame()));
+                if !contracts.is_empty() {
+                    reply.extend(status_frames(&self.add_contracts(contracts, &key)));
+                }
             } else {
-                self.unsubscribe(&channels);
+                self.unsubscribe(&channels, &key);
                 // Whoever holds nothing waits for no answer of the upstream.
                 if self.held.is_empty() && self.shared.outage.borrow().is_none() {
                     reply.extend(self.outage_end());
@@ -264,11 +420,19 @@ impl Subscriber for FirehoseSubscriber {
             self.await_outage_end().await;
             return Ok(());
         };
-        let Some(next) = reader.next().await else {
-            // The publisher ends only with the program. Every session sees that stop by itself.
-            return std::future::pending().await;
+        let next = tokio::select! {
+            // Answers do not wait for data.
+            _ = self.standings.changed() => None,
+            next = reader.next() => match next {
+                Some(next) => Some(next),
+                // The publisher ends only with the program. Every session sees that stop by itself.
+                None => return std::future::pending().await,
+            },
         };
-        self.enqueue_next(next);
+        match next {
+            Some(next) => self.enqueue_next(next),
+            None => self.enqueue_contract_news(),
+        }
         // One batch must not make a session slow that has kept up.
         let max_bytes = MAX_BATCH_BYTES.min(self.shared.queue_bytes / 2);
         while self.batch.len() < BATCH
@@ -292,7 +456,17 @@ impl Drop for FirehoseSubscriber {
     fn drop(&mut self) {
         self.leave_ring();
         self.shared.metrics.subscriptions.dec_by(self.held.len() as i64);
-        self.shared.demand.remove(self.held.iter(), Instant::now());
+        let (demand, now) = (&self.shared.demand, Instant::now());
+        demand.remove(self.held.iter().filter(|channel| !demand.is_on_demand(channel)), now);
+        let mut by_key = BTreeMap::<&Arc<str>, Vec<&Channel>>::new();
+        for (contract, held) in &self.contracts {
+            for key in &held.keys {
+                by_key.entry(key).or_default().push(contract);
+            }
+        }
+        for (key, contracts) in by_key {
+            demand.remove_contracts(self.session, key, contracts, now);
+        }
     }
 }
 
@@ -310,7 +484,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::ring::Ring;
+    use crate::{contracts::Contracts, ring::Ring};
 
     #[tokio::test]
     async fn a_subscription_decided_by_older_refusals_changes_and_answers_nothing() {
@@ -318,25 +492,33 @@ mod tests {
         let all = BTreeSet::from([trades.clone()]);
         let mut ring = Ring::new(8, 8_000, Level::default());
         let feed = Feed::new(Market::Stocks, "localhost");
-        let (demand, _wanted) = UpstreamDemand::new(feed, all.clone(), Duration::ZERO);
+        let (demand, _wanted) = UpstreamDemand::new(
+            feed,
+            all.clone(),
+            Duration::ZERO,
+            Contracts::new([], 0, Duration::ZERO),
+        );
         let shared = Shared {
             ring: ring.readers(),
             outage: watch::Sender::new(None).subscribe(),
             demand: Arc::new(demand),
-            entitlements: Arc::new(Entitlements::new(feed, all)),
+            entitlements: Arc::new(Entitlements::new(feed, all, BTreeSet::new(), 0)),
             notices: NoticePolicy::Everyone,
             metrics: Arc::default(),
             queue_bytes: 1_000_000,
+            max_contracts: 10,
+            next_session: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
         let limits = SlowLimits { queue_bytes: 1_000_000, max_lag: Duration::from_secs(1) };
         let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&shared.metrics));
-        let mut subscriber = shared.admit(&Arc::new(outbound)).await;
+        let mut subscriber = shared.admit(&Arc::new(outbound), "key".into()).await;
         let change = |version| SubscriptionChange {
             subscribe: true,
             channels: BTreeSet::from([trades.clone()]),
+            on_behalf_of: None,
             reply: vec![Frame::new(b"[]")],
             coverage_version: version,
         };
@@ -347,7 +529,7 @@ mod tests {
         assert!(shared.entitlements.update(&[refused]));
         let outcome = subscriber.change(change(decided_by)).await.unwrap();
         assert_eq!(outcome, ChangeOutcome::CoverageChanged);
-        assert!(subscriber.held().is_empty() && shared.demand.wanted().is_empty());
+        assert!(subscriber.held().is_empty() && shared.demand.wanted().channels.is_empty());
         assert_eq!(ring.publish(Frame::new(b"[{}]"), 1).readers, 0, "its cursor is gone");
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
 

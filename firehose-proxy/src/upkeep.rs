@@ -47,7 +47,7 @@ impl Upkeep for FirehoseUpkeep {
         entitlements.retain(&wanted);
         let snapshot = UpstreamSnapshot {
             up: self.upstream.up.get() == 1,
-            wanted: &wanted,
+            wanted: &wanted.channels,
             refused: &entitlements.refused(),
             frames: self.upstream.frames.get(),
         };

@@ -3,7 +3,6 @@
 //! connection. `cargo test -p tests --test it autobahn::` runs the cases.
 
 use std::{
-    collections::BTreeSet,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -13,7 +12,7 @@ use proxy_common::{
     access::Keys,
     config::values::websocket_url,
     health::{Health, HealthReporter},
-    link::{Link, LinkConfig, LinkError, LinkHandle, UpstreamMessage, connect},
+    link::{Link, LinkConfig, LinkError, LinkHandle, UpstreamMessage, Wanted, connect},
     program::{
         args::ServerArgs,
         command_line::{StartupExit, parse},
@@ -103,7 +102,7 @@ async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), Start
     // `/health` shows a link; this one never connects.
     let nowhere = Url::parse("ws://localhost").map_err(StartupExit::system)?;
     let nowhere = LinkConfig::new("nobody", nowhere, SecretString::from("none"));
-    let wanted = watch::Sender::new(BTreeSet::new());
+    let wanted = watch::Sender::new(Wanted::default());
     let (_link, link) = Link::new(nowhere, wanted.subscribe(), Arc::clone(&foundation.upstream));
     let health = HealthReporter::new(
         market,

@@ -22,7 +22,7 @@ pub use self::{
     login::connect,
     metrics::LinkMetrics,
     status::{ChannelStatus, LastError, LinkState, LinkStatus},
-    subscriptions::{SubscriptionOutcome, Wanted},
+    subscriptions::{Request, SubscriptionOutcome, UpstreamSubscriptions, Wanted},
     upstream_socket::{SocketError, Stream, UpstreamMessage, UpstreamSocket},
 };
 
@@ -121,10 +121,17 @@ impl Link {
         self.outage.as_ref()
     }
 
-    /// The channels that the current connection wants; `None` without a connection.
+    /// What the current connection wants; `None` without a connection.
     pub fn requested(&self) -> Option<&Wanted> {
         let Phase::Up(connection) = &self.phase else { return None };
         Some(&connection.subscriptions.wanted)
+    }
+
+    /// Sends a command of the link's owner. Without a connection it is lost.
+    pub fn send(&mut self, command: &str) {
+        if let Phase::Up(connection) = &mut self.phase {
+            connection.send(command);
+        }
     }
 
     /// The next event.
@@ -331,6 +338,9 @@ impl Link {
         for outcome in outcomes {
             match outcome {
                 SubscriptionOutcome::Carried(Channel::Symbol(..)) => symbols += 1,
+                SubscriptionOutcome::Full(kind, held) => {
+                    warn!(upstream, %kind, held, "upstream has no room for more contracts");
+                }
                 SubscriptionOutcome::Carried(Channel::All) => {
                     info!(upstream, "Subscribed to wildcard (*)");
                 }

@@ -21,8 +21,8 @@ pub use self::{
     kind::{Kind, SymbolField},
     market::{Market, without_separator},
     messages::{
-        Command, CommandError, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
-        status_frame, status_frames,
+        Command, CommandError, Items, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
+        refused_contract, status_frame, status_frames,
     },
     notice::{Notice, NoticePolicy, Outage, TierName},
 };

@@ -41,7 +41,7 @@ use self::decision::decide;
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
     metrics::Reason,
-    protocol::{Command, NoticePolicy, Status, status_frame},
+    protocol::{Command, Items, NoticePolicy, Status, status_frame},
     transport::Socket,
 };
 
@@ -257,17 +257,18 @@ impl<'a, T: Tier> Session<'a, T> {
                     return Err(CloseReason::AuthFailed);
                 };
                 debug!(client = %self.client.address, key = key.label(), "authenticated");
+                let label = key.shared_label();
                 self.key = Some(key);
                 self.reply(&Status::auth_success());
                 // A second auth is answered like the first. It changes the key, not the
                 // subscriptions.
                 if self.subscriber.is_none() {
-                    self.subscriber = Some(self.sessions.tier.admit(&self.outbound).await);
+                    self.subscriber = Some(self.sessions.tier.admit(&self.outbound, label).await);
                 }
                 Ok(())
             }
-            Ok(Command::Subscribe(params)) => self.on_change(&params, true).await,
-            Ok(Command::Unsubscribe(params)) => self.on_change(&params, false).await,
+            Ok(Command::Subscribe(items)) => self.on_change(&items, true).await,
+            Ok(Command::Unsubscribe(items)) => self.on_change(&items, false).await,
             Err(error) => {
                 self.reply_error(error.to_string());
                 Ok(())
@@ -275,7 +276,7 @@ impl<'a, T: Tier> Session<'a, T> {
         }
     }
 
-    async fn on_change(&mut self, params: &str, subscribe: bool) -> Result<(), CloseReason> {
+    async fn on_change(&mut self, items: &Items, subscribe: bool) -> Result<(), CloseReason> {
         let Some(subscriber) = &mut self.subscriber else {
             self.reply(&Status::auth_required());
             return Ok(());
@@ -283,7 +284,7 @@ impl<'a, T: Tier> Session<'a, T> {
         // Decide again if the coverage has changed meanwhile, which is rare.
         loop {
             let config = &self.sessions.config;
-            let Some(change) = decide(config, subscriber, params, subscribe) else {
+            let Some(change) = decide(config, subscriber, items, subscribe) else {
                 let action = if subscribe { "subscribe" } else { "unsubscribe" };
                 self.reply_error(format!(
                     "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"
@@ -389,7 +390,7 @@ mod tests {
     impl Tier for Fickle {
         type Subscriber = FickleSubscriber;
 
-        async fn admit(&self, outbound: &Arc<Outbound>) -> FickleSubscriber {
+        async fn admit(&self, outbound: &Arc<Outbound>, _: Arc<str>) -> FickleSubscriber {
             let outbound = Arc::clone(outbound);
             FickleSubscriber { outbound, held: ChannelSet::default(), version: 0, decisions: 0 }
         }
@@ -412,6 +413,10 @@ mod tests {
             let refused = Channel::Kind(Kind::T);
             (self.version > 0 && *channel == refused)
                 .then(|| Unavailable::refused(&refused, "not authorized"))
+        }
+
+        fn is_on_demand(&self, _: &Channel) -> bool {
+            false
         }
 
         async fn change(

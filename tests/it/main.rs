@@ -8,6 +8,7 @@ mod access;
 mod autobahn;
 mod commands;
 mod config;
+mod contracts;
 mod coverage;
 mod damage;
 mod demo;

@@ -5,6 +5,7 @@
 //! the next second.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -15,7 +16,6 @@ use std::{
 use memchr::memmem::Finder;
 use prometheus_client::registry::Registry;
 use proxy_common::{
-    link::Wanted,
     metrics::{Level, register},
     protocol::{Channel, Kind, Market},
 };
@@ -72,7 +72,7 @@ pub struct UpstreamSnapshot<'a> {
     /// Whether the upstream is up.
     pub up: bool,
     /// The channels that the link asks for.
-    pub wanted: &'a Wanted,
+    pub wanted: &'a BTreeSet<Channel>,
     /// The channels that the vendor refuses.
     pub refused: &'a Refusals,
     /// Frames received since the start.
@@ -145,7 +145,10 @@ impl SilenceMonitor {
 }
 
 /// The kinds that are asked for with all their symbols, and are not refused.
-fn asked<'a>(wanted: &'a Wanted, refused: &'a Refusals) -> impl Iterator<Item = Kind> + 'a {
+fn asked<'a>(
+    wanted: &'a BTreeSet<Channel>,
+    refused: &'a Refusals,
+) -> impl Iterator<Item = Kind> + 'a {
     // Channels of whole kinds are sorted before those of symbols.
     let whole = wanted.iter().take_while(|channel| !matches!(channel, Channel::Symbol(..)));
     whole.filter(|channel| !refused.reasons.contains_key(*channel)).filter_map(|channel| {
@@ -212,7 +215,7 @@ mod tests {
     use super::*;
 
     fn snapshot<'a>(
-        wanted: &'a Wanted,
+        wanted: &'a BTreeSet<Channel>,
         refused: &'a Refusals,
         frames: u64,
     ) -> UpstreamSnapshot<'a> {
@@ -224,7 +227,7 @@ mod tests {
         let mut registry = Registry::default();
         let alarm = Some(Duration::from_secs(60));
         let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
-        let wanted = Wanted::from([Kind::XT, Kind::XQ, Kind::XL2].map(Channel::Kind));
+        let wanted = BTreeSet::from([Kind::XT, Kind::XQ, Kind::XL2].map(Channel::Kind));
         let refused = Refusals::default();
         let (start, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
         let mut second = 0;
@@ -250,7 +253,7 @@ mod tests {
         let mut registry = Registry::default();
         let alarm = Some(Duration::from_secs(60));
         let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
-        let wanted = Wanted::from([Channel::Kind(Kind::XT), Channel::Kind(Kind::XQ)]);
+        let wanted = BTreeSet::from([Channel::Kind(Kind::XT), Channel::Kind(Kind::XQ)]);
         let refused = Refusals::default();
         let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
         monitor.tick(now, time, &snapshot(&wanted, &refused, 100_000));
@@ -264,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_kind_refused_or_asked_by_symbol_is_not_expected() {
-        let wanted = Wanted::from([
+        let wanted = BTreeSet::from([
             Channel::Kind(Kind::T),
             Channel::Kind(Kind::Q),
             Channel::Symbol(Kind::A, "AAPL".into()),

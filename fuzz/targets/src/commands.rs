@@ -20,7 +20,7 @@ pub fn as_a_parser_would(text: &[u8]) {
     assert_eq!(command, model(text));
     match command {
         Ok((action, params)) => {
-            let again = read(&command_text(action, &params));
+            let again = read(&command_text(action, &params, None));
             assert_eq!(again, Ok((action, params.clone())));
             let answers: Vec<_> = channel_items(&params).map(Status::subscribed).collect();
             check_answers(&answers);
@@ -33,8 +33,8 @@ pub fn as_a_parser_would(text: &[u8]) {
 fn read(text: &str) -> Result<(&'static str, String), String> {
     match Command::parse(text) {
         Ok(Command::Auth(key)) => Ok(("auth", key.expose_secret().to_owned())),
-        Ok(Command::Subscribe(params)) => Ok(("subscribe", params)),
-        Ok(Command::Unsubscribe(params)) => Ok(("unsubscribe", params)),
+        Ok(Command::Subscribe(items)) => Ok(("subscribe", items.params)),
+        Ok(Command::Unsubscribe(items)) => Ok(("unsubscribe", items.params)),
         Err(error) => Err(error.to_string()),
     }
 }

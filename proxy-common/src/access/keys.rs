@@ -77,6 +77,11 @@ impl KeyLease {
         &self.label
     }
 
+    /// The same, to keep.
+    pub fn shared_label(&self) -> Arc<str> {
+        Arc::clone(&self.label)
+    }
+
     /// Whether the key has been removed from the file since then.
     pub fn is_revoked(&self) -> bool {
         self.key.revoked.load(Ordering::Relaxed)

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     metrics::count_and_sample,
-    protocol::{Coverage, UpstreamStatus, command_text, demux},
+    protocol::{Coverage, UpstreamStatus, command_text, demux, refused_contract},
     websocket::Frame,
 };
 
@@ -47,6 +47,10 @@ pub(super) struct Connection {
     /// Whether a request to the upstream may be due.
     request_due: bool,
     answer_deadline: Pin<Box<Sleep>>,
+    /// Whether [`LinkEvent::AllAnswered`] has been yielded since the last change of what is wanted.
+    told_answered: bool,
+    /// Whether it has been yielded on this connection. The first also waits for the contracts.
+    complete: bool,
     ping: Interval,
     silent_pings: u8,
     metrics: Arc<LinkMetrics>,
@@ -78,6 +82,8 @@ impl Connection {
             wanted: Box::pin(changed(wanted)),
             request_due: true,
             answer_deadline: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            told_answered: false,
+            complete: false,
             ping,
             silent_pings: 0,
             metrics,
@@ -91,6 +97,11 @@ impl Connection {
     /// The socket, to close it.
     pub(super) fn into_socket(self) -> UpstreamSocket {
         self.socket
+    }
+
+    /// Queues a command. It leaves when the connection is polled next.
+    pub(super) fn send(&mut self, command: &str) {
+        self.socket.send_text(command);
     }
 
     /// How long the connection has been logged in.
@@ -135,8 +146,10 @@ impl Connection {
     fn keep_house(&mut self, cx: &mut Context<'_>) -> Result<(), LinkError> {
         self.messages_since_housekeeping = 0;
         while let Poll::Ready(mut receiver) = self.wanted.as_mut().poll(cx) {
-            self.subscriptions.want(receiver.borrow_and_update().clone());
+            let outcomes = self.subscriptions.want(receiver.borrow_and_update().clone());
+            self.told_answered = false;
             self.wanted = Box::pin(changed(receiver));
+            self.on_outcomes(outcomes);
             self.request_due = true;
         }
         self.poll_requests(cx);
@@ -148,27 +161,41 @@ impl Connection {
     }
 
     fn poll_requests(&mut self, cx: &mut Context<'_>) {
-        if let Some(deadline) = self.subscriptions.deadline()
-            && self.answer_deadline.as_mut().poll(cx).is_ready()
-        {
+        if let Some(deadline) = self.poll_deadline(cx) {
             let outcomes = self.subscriptions.on_time(deadline);
+            self.request_due = true;
             self.on_outcomes(outcomes);
         }
         while std::mem::take(&mut self.request_due) {
+            self.report_answered();
             let now = std::time::Instant::now();
-            let Some(request) = self.subscriptions.next_request(now) else {
-                if self.subscriptions.all_answered() {
-                    self.ready.push_back(LinkEvent::AllAnswered);
-                }
-                return;
-            };
+            let Some(request) = self.subscriptions.next_request(now) else { return };
             self.request_due = true;
-            self.socket.send_text(&command_text(request.action, &request.params));
-            if let Some(deadline) = self.subscriptions.deadline() {
-                self.answer_deadline.as_mut().reset(deadline.into());
-                // Polled once, so that it wakes this task.
-                let _ = self.answer_deadline.as_mut().poll(cx);
-            }
+            self.socket.send_text(&command_text(request.action, &request.params, None));
+            // Polled once, so that it wakes this task.
+            let _ = self.poll_deadline(cx);
+        }
+    }
+
+    /// The deadline of the request in flight, once it has come.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Option<std::time::Instant> {
+        let deadline = self.subscriptions.deadline()?;
+        if self.answer_deadline.deadline() != deadline.into() {
+            self.answer_deadline.as_mut().reset(deadline.into());
+        }
+        self.answer_deadline.as_mut().poll(cx).is_ready().then_some(deadline)
+    }
+
+    /// Yields once that all is answered. Later on it is enough for the channels: contracts are
+    /// acknowledged one by one, and may come and go all the time.
+    fn report_answered(&mut self) {
+        let answered = match self.complete {
+            true => self.subscriptions.channels_answered(),
+            false => self.subscriptions.all_answered(),
+        };
+        if answered && !self.told_answered {
+            (self.told_answered, self.complete) = (true, true);
+            self.ready.push_back(LinkEvent::AllAnswered);
         }
     }
 
@@ -222,9 +249,13 @@ impl Connection {
         if demuxed.statuses.is_empty() {
             return;
         }
-        let mut outcomes = Vec::new();
+        let (mut outcomes, now) = (Vec::new(), std::time::Instant::now());
         for status in demuxed.statuses {
-            outcomes.append(&mut self.subscriptions.on_status(&status.parsed));
+            let mut answers = self.subscriptions.on_status(&status.parsed, now);
+            if answers.is_empty() {
+                self.ready.extend(contract_answer(&status.parsed, &status.text));
+            }
+            outcomes.append(&mut answers);
             self.on_status(status.parsed, &status.text);
         }
         self.on_outcomes(outcomes);
@@ -283,6 +314,18 @@ impl Connection {
     fn closed(&self, why: String) -> LinkError {
         login::closed(why, self.last_status.as_deref())
     }
+}
+
+/// The answer of a firehose for a contract. Only a router asks for contracts of a firehose, and
+/// nobody else acts on the answer.
+fn contract_answer(status: &UpstreamStatus, text: &str) -> Option<LinkEvent> {
+    let item = match status.status.as_str() {
+        "success" => status.message.strip_prefix("subscribed to: ")?.to_owned(),
+        "error" => refused_contract(text)?,
+        _ => return None,
+    };
+    let refusal = (status.status == "error").then(|| Frame::of_object(text));
+    Some(LinkEvent::Contract { item, refusal })
 }
 
 /// Whether a message that is no array may hold events: an object begins in it.

@@ -9,12 +9,13 @@ use crate::{
 /// An event of a link.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Logged in, and the upstream has answered for every channel wanted. Holds the outage that
+    /// Logged in, and the upstream has answered for everything wanted. Holds the outage that
     /// ended; the first one begins with the program.
     Up(Outage),
     /// The connection is lost. The link reconnects by itself.
     Down(Outage),
     /// The upstream has answered for every channel wanted by now, and no outage was going on.
+    /// Contracts may still be asked for.
     AllAnswered,
     /// An array of objects, which every JSON parser accepts. Byte for byte as the upstream sent it,
     /// unless it held statuses or something that was dropped.
@@ -35,6 +36,14 @@ pub enum LinkEvent {
     /// A firehose reports its coverage: the status object, for
     /// [`Coverage::read`](crate::protocol::Coverage::read).
     Coverage(String),
+    /// A firehose answered for a contract that was asked for with
+    /// [`Link::send`](super::Link::send).
+    Contract {
+        /// The contract.
+        item: String,
+        /// The `error`, if the contract waits or is refused. Otherwise it is subscribed.
+        refusal: Option<Frame>,
+    },
     /// The upstream answered subscriptions.
     Subscriptions(Vec<SubscriptionOutcome>),
 }

@@ -174,7 +174,7 @@ pub(super) async fn authenticate(
     let limit = config.login_timeout;
     // The official clients take the first frame for the greeting, whatever it says.
     within(limit, "greeting", expect(&mut socket, None)).await?;
-    socket.send_text(&command_text("auth", config.key.expose_secret()));
+    socket.send_text(&command_text("auth", config.key.expose_secret(), None));
     within(limit, "verdict on the key", expect(&mut socket, Some("auth_success"))).await?;
     Ok(socket)
 }

@@ -9,7 +9,7 @@ use super::dotenv::Dotenv;
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 60] = [
+const SETTINGS: [&str; 61] = [
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
     "AUTH_TIMEOUT",
@@ -69,6 +69,7 @@ const SETTINGS: [&str; 60] = [
     "TOTAL_QUEUE_BYTES",
     "TRUSTED_PROXIES",
     "UPSTREAM_CHANNELS",
+    "UPSTREAM_CONTRACTS",
     "UPSTREAM_LINGER",
 ];
 

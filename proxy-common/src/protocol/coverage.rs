@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     protocol::{
         channel::Channel,
+        kind::Kind,
         market::Market,
         messages::{MAX_MESSAGE_BYTES, Status, status_frames},
         notice::TierName,
@@ -29,6 +30,11 @@ pub struct Coverage {
     pub pending: BTreeSet<Channel>,
     /// Refused, with the upstream's reason.
     pub refused: BTreeMap<Channel, String>,
+    /// Kinds that are served by contract only. `*` includes no contract of them but those that are
+    /// listed above.
+    pub on_demand: BTreeSet<Kind>,
+    /// How many contracts of each of these kinds are served at a time.
+    pub contracts: usize,
 }
 
 /// The object on the wire.
@@ -42,6 +48,11 @@ struct Document {
     message: String,
     #[serde(default)]
     tier: String,
+    /// Absent if there are none. A firehose of an earlier version knows no such types.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    on_demand: Vec<String>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    contracts: usize,
     /// The three lists; absent if they would not fit into a message.
     #[serde(flatten)]
     lists: Option<Lists>,
@@ -83,11 +94,18 @@ impl Coverage {
         if !self.refused.is_empty() {
             message += &format!("; upstream refused {}", summarize_channels(self.refused.keys()));
         }
+        let on_demand: Vec<String> = self.on_demand.iter().map(ToString::to_string).collect();
+        if !on_demand.is_empty() {
+            let (most, kinds) = (self.contracts, on_demand.join(", "));
+            message += &format!("; by contract only, {most} at a time: {kinds}");
+        }
         let mut document = Document {
             ev: "status".to_owned(),
             status: Self::STATUS.to_owned(),
             message,
             tier: tier.name().to_owned(),
+            contracts: if on_demand.is_empty() { 0 } else { self.contracts },
+            on_demand,
             lists: Some(lists),
         };
         let frame = |document: &Document| {
@@ -113,7 +131,14 @@ impl Coverage {
         for RefusedChannels { reason, channels } in &lists.refused {
             refused.extend(channels.iter().filter_map(parse).map(|c| (c, truncate_reason(reason))));
         }
-        Some(Self { carried: set(&lists.carried), pending: set(&lists.pending), refused })
+        let kinds = document.on_demand.iter();
+        Some(Self {
+            carried: set(&lists.carried),
+            pending: set(&lists.pending),
+            refused,
+            on_demand: kinds.filter_map(|code| Kind::from_code(code.as_bytes())).collect(),
+            contracts: document.contracts,
+        })
     }
 }
 
@@ -131,6 +156,14 @@ impl Unavailable {
     /// needs.
     pub fn refused(channel: &Channel, why: &str) -> Self {
         Self::Whole(format!("upstream refused {channel}: {why}"))
+    }
+
+    /// `kind` is served by contract only, `contracts` of them at a time.
+    pub fn by_contract(kind: Kind, contracts: usize) -> Self {
+        Self::Whole(format!(
+            "upstream serves {kind} by contract only, {contracts} at a time: name contracts, such as \
+             {kind}.O:SPY261218C00600000"
+        ))
     }
 
     /// The answer to a client that asked for `item`.
@@ -174,6 +207,10 @@ pub fn summarize_channels(channels: impl Iterator<Item = impl ToString>) -> Stri
     }
 }
 
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
 fn names(channels: &BTreeSet<Channel>) -> Vec<String> {
     channels.iter().map(ToString::to_string).collect()
 }
@@ -197,6 +234,7 @@ mod tests {
             carried: channels("T.*"),
             pending: channels("Q.*"),
             refused: refused("NOI.*,FMV.*"),
+            ..Coverage::default()
         };
         assert_eq!(
             coverage.frame(TierName::Firehose).text(),
@@ -210,6 +248,8 @@ mod tests {
             carried: channels("T.*,AM.BRK.B"),
             pending: channels("Q.*"),
             refused: refused("FMV.*"),
+            on_demand: BTreeSet::from([Kind::LV, Kind::Q]),
+            contracts: 1_000,
         };
         let text = String::from_utf8(coverage.frame(TierName::Firehose).text().to_vec()).unwrap();
         let object = &text[1..text.len() - 1];
@@ -223,6 +263,20 @@ mod tests {
         ] {
             assert_eq!(Coverage::read(other, Market::Stocks), None, "{other}");
         }
+    }
+
+    #[test]
+    fn kinds_on_demand_are_named() {
+        let coverage = Coverage {
+            carried: channels("T.*"),
+            on_demand: BTreeSet::from([Kind::Q, Kind::FMV]),
+            contracts: 950,
+            ..Coverage::default()
+        };
+        assert_eq!(
+            coverage.frame(TierName::Firehose).text(),
+            br#"[{"ev":"status","status":"carried","message":"* stands for T.*; by contract only, 950 at a time: Q, FMV","tier":"firehose","on_demand":["Q","FMV"],"contracts":950,"carried":["T.*"],"pending":[],"refused":[]}]"#
+        );
     }
 
     #[test]

@@ -118,10 +118,7 @@ fn demux_array(frame: Frame) -> Demuxed {
     let (mut not_objects, mut malformed) = (0, 0);
     let whole = elements(text, |element| match object(element) {
         Some(object) if may_hold_status && is_status(object) => {
-            let parsed = serde_json::from_str(object).unwrap_or_else(|_| UpstreamStatus {
-                status: String::new(),
-                message: String::new(),
-            });
+            let parsed = serde_json::from_str(object).unwrap_or_default();
             statuses.push(FrameStatus { parsed, text: object.to_owned() });
         }
         Some(object) => events.push(object),

@@ -50,6 +50,12 @@ impl Feed {
         kinds.filter(move |&kind| self.serves(kind) && self.serves_whole(kind) && kind != Kind::XL2)
     }
 
+    /// The kinds that the host serves by contract only, a limited number of contracts of each.
+    pub fn on_demand_kinds(self) -> impl Iterator<Item = Kind> {
+        let kinds = self.market.kinds().iter().copied();
+        kinds.filter(move |&kind| self.serves(kind) && !self.serves_whole(kind))
+    }
+
     fn serves(self, kind: Kind) -> bool {
         match (self.host, kind) {
             (Host::Launchpad, _) => matches!(kind, Kind::AM | Kind::LV),
@@ -104,6 +110,23 @@ mod tests {
                 assert_eq!(defaults(market, host), with_values, "{market} at {host}");
             }
             assert_eq!(defaults(market, "launchpad.massive.com"), launchpad, "{market}");
+        }
+    }
+
+    #[test]
+    fn kinds_without_a_wildcard_are_on_demand() {
+        let on_demand = |market, host| {
+            let kinds = Feed::new(market, host).on_demand_kinds();
+            kinds.map(|kind| kind.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(on_demand(Market::Options, "socket.massive.com"), "Q");
+        assert_eq!(on_demand(Market::Options, "business.massive.com"), "Q FMV");
+        assert_eq!(on_demand(Market::Options, "localhost"), "Q FMV");
+        assert_eq!(on_demand(Market::Options, "launchpad.massive.com"), "AM LV");
+        for market in Market::ALL.iter().filter(|market| **market != Market::Options) {
+            for host in ["socket.massive.com", "launchpad.massive.com", "localhost"] {
+                assert_eq!(on_demand(*market, host), "", "{market} at {host}");
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::websocket::Frame;
+use crate::{protocol::channel::Channel, websocket::Frame};
 
 /// The most bytes in one message to a client. The vendor's Go client fails at 1,000,000 bytes, its
 /// Python client at 1 MiB.
@@ -19,10 +19,19 @@ pub const MAX_MESSAGE_BYTES: usize = 900_000;
 pub enum Command {
     /// `{"action":"auth","params":KEY}`.
     Auth(SecretString),
-    /// `{"action":"subscribe","params":"T.AAPL,Q.*"}`: the params as received.
-    Subscribe(String),
-    /// `{"action":"unsubscribe","params":"T.AAPL,Q.*"}`: the params as received.
-    Unsubscribe(String),
+    /// `{"action":"subscribe","params":"T.AAPL,Q.*"}`.
+    Subscribe(Items),
+    /// `{"action":"unsubscribe","params":"T.AAPL,Q.*"}`.
+    Unsubscribe(Items),
+}
+
+/// The items of a command.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Items {
+    /// The params as received.
+    pub params: String,
+    /// Ours: the label of the key for which a filtered proxy asks its firehose for contracts.
+    pub on_behalf_of: Option<String>,
 }
 
 /// Why a text is not a command. The error text is the message to the client. It never repeats the
@@ -62,6 +71,8 @@ impl Command {
         struct Raw {
             action: String,
             params: Option<serde_json::Value>,
+            #[serde(rename = "for")]
+            on_behalf_of: Option<serde_json::Value>,
         }
         // A JSON array would fill the struct by position.
         if !text.trim_start().starts_with('{') {
@@ -72,24 +83,31 @@ impl Command {
             Some(serde_json::Value::String(params)) => Ok(params),
             _ => Err(CommandError::Params { action }),
         };
+        let on_behalf_of = match raw.on_behalf_of {
+            Some(serde_json::Value::String(label)) => Some(label),
+            _ => None,
+        };
+        let items = |params| Items { params, on_behalf_of };
         match raw.action.as_str() {
             // A key out of a file often ends with a line end.
             "auth" => params("auth").map(|key| Self::Auth(key.trim().into())),
-            "subscribe" => params("subscribe").map(Self::Subscribe),
-            "unsubscribe" => params("unsubscribe").map(Self::Unsubscribe),
+            "subscribe" => params("subscribe").map(items).map(Self::Subscribe),
+            "unsubscribe" => params("unsubscribe").map(items).map(Self::Unsubscribe),
             _ => Err(CommandError::UnknownAction { action: raw.action.chars().take(32).collect() }),
         }
     }
 }
 
-/// The text of a command to an upstream.
-pub fn command_text(action: &'static str, params: &str) -> String {
+/// The text of a command to an upstream. Only a firehose knows on whose behalf it comes.
+pub fn command_text(action: &'static str, params: &str, on_behalf_of: Option<&str>) -> String {
     #[derive(Serialize)]
     struct Out<'a> {
         action: &'a str,
         params: &'a str,
+        #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
+        on_behalf_of: Option<&'a str>,
     }
-    json(&Out { action, params })
+    json(&Out { action, params, on_behalf_of })
 }
 
 /// One status object, keys in the order that every capture shows: `ev`, `status`, `message`.
@@ -101,12 +119,38 @@ pub struct Status {
     /// The text for people. Always present, because the vendor's Python client reads it without
     /// checking.
     pub message: String,
+    /// Ours: the contract that an `error` is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    contract: Option<String>,
+    /// Its place in the queue, if it waits for room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<usize>,
+    /// How many contracts of its type there is room for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    room: Option<usize>,
 }
 
 impl Status {
     /// A status with this name and message.
     pub fn new(status: &'static str, message: impl Into<String>) -> Self {
-        Self { ev: "status", status, message: message.into() }
+        let message = message.into();
+        Self { ev: "status", status, message, contract: None, place: None, room: None }
+    }
+
+    /// The answer to a subscription of a contract for which there is no room.
+    pub fn waiting(contract: &Channel, place: usize, room: usize) -> Self {
+        let kind = contract.kind().map(|kind| kind.to_string()).unwrap_or_default();
+        let item = contract.to_string();
+        let message = format!(
+            "{item:?} waits for room: upstream serves {room} contracts of {kind} at a time; place \
+             {place} in the queue"
+        );
+        Self { place: Some(place), room: Some(room), ..Self::error(message) }.about(item)
+    }
+
+    /// Names the contract that this status is about.
+    pub fn about(self, contract: String) -> Self {
+        Self { contract: Some(contract), ..self }
     }
 
     /// The greeting, sent unprompted in a message of its own.
@@ -178,7 +222,7 @@ pub fn status_frame(status: &Status) -> Frame {
 }
 
 /// A status received from an upstream.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 pub struct UpstreamStatus {
     /// The machine-readable name; empty if absent.
     #[serde(default)]
@@ -188,6 +232,15 @@ pub struct UpstreamStatus {
     pub message: String,
 }
 
+/// The contract that an `error` of a firehose is about. `None` for any other status.
+pub fn refused_contract(status: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct About {
+        contract: String,
+    }
+    serde_json::from_str::<About>(status).ok().map(|about| about.contract)
+}
+
 fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("strings always serialise")
 }
@@ -195,6 +248,7 @@ fn json(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Market;
 
     #[track_caller]
     fn check_status(status: &Status, text: &str) {
@@ -259,10 +313,13 @@ mod tests {
 
     #[test]
     fn commands_are_written_as_they_are_read() {
-        let text = command_text("unsubscribe", "T.\"A,Q.*");
+        let text = command_text("unsubscribe", "T.\"A,Q.*", None);
         assert_eq!(text, r#"{"action":"unsubscribe","params":"T.\"A,Q.*"}"#);
         let command = Command::parse(&text);
-        assert!(matches!(&command, Ok(Command::Unsubscribe(p)) if p == "T.\"A,Q.*"), "{command:?}");
+        assert!(
+            matches!(&command, Ok(Command::Unsubscribe(items)) if items.params == "T.\"A,Q.*"),
+            "{command:?}"
+        );
     }
 
     #[test]
@@ -273,8 +330,31 @@ mod tests {
             r#" {"params":"T.A,T.B","extra":[1],"action":"\u0073ubscribe"} "#,
         ] {
             let command = Command::parse(text);
-            assert!(matches!(&command, Ok(Command::Subscribe(p)) if p == "T.A,T.B"), "{command:?}");
+            assert!(
+                matches!(&command, Ok(Command::Subscribe(items)) if items.params == "T.A,T.B"),
+                "{command:?}"
+            );
         }
+    }
+
+    #[test]
+    fn a_command_may_name_the_key_that_it_is_for() {
+        let text = command_text("subscribe", "Q.O:A", Some("desk-a"));
+        assert_eq!(text, r#"{"action":"subscribe","params":"Q.O:A","for":"desk-a"}"#);
+        for (label, expected) in [(r#""desk-a""#, Some("desk-a")), ("7", None), ("null", None)] {
+            let text = format!(r#"{{"action":"subscribe","params":"Q.O:A","for":{label}}}"#);
+            let Ok(Command::Subscribe(items)) = Command::parse(&text) else { panic!("{text}") };
+            assert_eq!(items.on_behalf_of.as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn a_contract_that_waits_is_named_with_its_place() {
+        let contract = Channel::parse("Q.O:SPY", Market::Options).unwrap();
+        check_status(
+            &Status::waiting(&contract, 12, 1_000),
+            r#"[{"ev":"status","status":"error","message":"\"Q.O:SPY\" waits for room: upstream serves 1000 contracts of Q at a time; place 12 in the queue","contract":"Q.O:SPY","place":12,"room":1000}]"#,
+        );
     }
 
     #[test]

@@ -1,21 +1,24 @@
 //! Decides on the items of a subscribe or unsubscribe command. Changes nothing and sends nothing.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     config::SessionConfig,
     tier::{Subscriber, SubscriptionChange},
 };
 use crate::protocol::{
-    Channel, Market, NoticePolicy, Status, Unavailable, channel_items, hint, status_frames,
+    Channel, Items, Market, NoticePolicy, Status, Unavailable, channel_items, hint, status_frames,
 };
+
+/// The longest label of a key.
+const MAX_LABEL: usize = 64;
 
 /// Decides on each item of a command: one status for each, refusals first. A hint follows if a new
 /// channel probably matches nothing. `None` if the command names no item.
 pub(super) fn decide(
     config: &SessionConfig,
     subscriber: &impl Subscriber,
-    params: &str,
+    items: &Items,
     subscribe: bool,
 ) -> Option<SubscriptionChange> {
     let SessionConfig { market, max_subscriptions: limit, notices, .. } = *config;
@@ -24,7 +27,7 @@ pub(super) fn decide(
     let extra = subscriber.extra_kinds();
     let mut channels = BTreeSet::new();
     let (mut refusals, mut accepted) = (Vec::new(), Vec::new());
-    let mut named = channel_items(params);
+    let mut named = channel_items(&items.params);
     for item in named.by_ref().take(limit) {
         let channel = match Channel::parse_among(item, market, &extra)
             .or_else(|error| held_before(item, market, subscriber).ok_or(error))
@@ -57,8 +60,14 @@ pub(super) fn decide(
         refusals.extend(hint(channels.iter(), market));
     }
     let reply = status_frames(&refusals);
-    let change = SubscriptionChange { subscribe, channels, reply, coverage_version };
-    (!change.reply.is_empty()).then_some(change)
+    let on_behalf_of = items.on_behalf_of.as_deref().map(shorten_label);
+    let change = SubscriptionChange { subscribe, channels, on_behalf_of, reply, coverage_version };
+    (!change.reply.is_empty() || !change.channels.is_empty()).then_some(change)
+}
+
+/// A label is no longer than those of keys.
+fn shorten_label(label: &str) -> Arc<str> {
+    label.chars().take(MAX_LABEL).collect::<String>().into()
 }
 
 /// The channel that an item names, if the session holds it: it was accepted before it was known
@@ -82,6 +91,10 @@ fn add(
     if is_new && held.len() + channels.len() >= limit {
         let full = format!("subscription limit of {limit} reached: {item:?} not subscribed");
         return (Some(Status::error(full)), None);
+    }
+    if subscriber.is_on_demand(&channel) {
+        channels.insert(channel);
+        return (None, None);
     }
     let unavailable = subscriber.unavailable(&channel);
     let refusal = unavailable.as_ref().map(|unavailable| unavailable.status(item));

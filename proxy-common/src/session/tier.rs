@@ -13,8 +13,12 @@ pub trait Tier: Sized + Send + Sync + 'static {
     /// A session's side of the tier's data. Dropping it ends all its subscriptions.
     type Subscriber: Subscriber;
 
-    /// Lets an authenticated session subscribe.
-    fn admit(&self, outbound: &Arc<Outbound>) -> impl Future<Output = Self::Subscriber> + Send;
+    /// Lets a session subscribe that has authenticated with the key of this label.
+    fn admit(
+        &self,
+        outbound: &Arc<Outbound>,
+        key: Arc<str>,
+    ) -> impl Future<Output = Self::Subscriber> + Send;
 }
 
 /// A session's side of a tier's data.
@@ -32,6 +36,10 @@ pub trait Subscriber: Send {
     /// Why a subscription to this channel would deliver nothing, or only a part. `None` if it would
     /// deliver everything.
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable>;
+
+    /// Whether this is a contract that upstream serves on demand. The tier itself answers its
+    /// subscription: there may be no room for it.
+    fn is_on_demand(&self, channel: &Channel) -> bool;
 
     /// Applies a change and sends its reply, in order with the events around it. Does not apply a
     /// subscription that was decided with an older version of the coverage.
@@ -54,8 +62,11 @@ pub trait Subscriber: Send {
 pub struct SubscriptionChange {
     /// Whether the channels are added or removed.
     pub subscribe: bool,
-    /// The channels to add, which the session does not hold, or to remove, which it holds.
+    /// The channels to add, which the session does not hold, or to remove, which it holds. Contracts
+    /// on demand may be held already.
     pub channels: BTreeSet<Channel>,
+    /// The label of the key for which a filtered proxy asks for contracts.
+    pub on_behalf_of: Option<Arc<str>>,
     /// The answer to the command, to be sent before any event that the change enables.
     pub reply: Vec<Frame>,
     /// The version of the coverage that the decision used.

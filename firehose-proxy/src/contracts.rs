@@ -1,0 +1,453 @@
+//! Contracts on demand: who gets the room that the vendor gives for kinds without a wildcard, such
+//! as option quotes. Pure: time is an argument.
+//!
+//! The contracts of a kind have one order. The keys take turns, each with its own contracts in the
+//! order in which it asked for them. The first contracts of this order, as many as there is room
+//! for, are asked of the vendor; the others wait. So a key with few contracts does not wait for a
+//! key with many, and the place of a contract depends on nothing but who asked for what, and when.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use proxy_common::{
+    link::SubscriptionOutcome,
+    protocol::{Channel, Kind, truncate_reason},
+};
+
+/// After the vendor had less room than was known, how long until the firehose tries the whole room
+/// again.
+const RETRY_ROOM: Duration = Duration::from_secs(60);
+
+/// Where a contract stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// It has room; the vendor has yet to answer.
+    Asked,
+    /// The vendor sends its events; during an outage, it will once the outage is over.
+    Granted,
+    /// There is no room.
+    Waiting {
+        /// Its place in the queue; the next one to get room has place 1.
+        place: usize,
+        /// How many contracts there is room for.
+        room: usize,
+    },
+    /// The vendor refuses it, for this reason.
+    Refused(Arc<str>),
+}
+
+/// The numbers of one kind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Contracts asked of the vendor. Those that linger are among them.
+    pub held: usize,
+    /// Contracts that the vendor serves, as far as is known.
+    pub room: usize,
+    /// Contracts that wait for room.
+    pub waiting: usize,
+}
+
+/// The contracts that sessions hold.
+#[derive(Debug)]
+pub struct Contracts {
+    books: BTreeMap<Kind, Book>,
+    /// Whether events may be missing anyway. A contract with room then counts as granted at once.
+    outage: bool,
+    /// Changes with the standing of any contract.
+    version: u64,
+}
+
+/// The contracts of one kind.
+#[derive(Debug)]
+struct Book {
+    room: usize,
+    linger: Duration,
+    /// A smaller room, which the vendor showed, and until when it counts.
+    lowered: Option<(usize, Instant)>,
+    contracts: BTreeMap<Channel, Contract>,
+    keys: BTreeMap<Arc<str>, Turn>,
+    /// How often anyone has asked.
+    asked: u64,
+    /// Contracts to ask of the vendor, each with the number of its admission.
+    wanted: Vec<(Channel, u64)>,
+    /// How often a contract was given room.
+    admissions: u64,
+    waiting: usize,
+}
+
+/// The contracts of one key, in the order in which it asked for them.
+#[derive(Debug)]
+struct Turn {
+    /// When the key first asked.
+    since: u64,
+    contracts: BTreeMap<u64, Channel>,
+}
+
+#[derive(Debug)]
+struct Contract {
+    claims: BTreeMap<Arc<str>, Claim>,
+    /// The operator's own choice for `*`. It goes before all others.
+    pinned: bool,
+    /// Without a holder it stays until then, while there is room.
+    lingers_until: Option<Instant>,
+    standing: Standing,
+    /// The number of its last admission.
+    admission: u64,
+    /// Refused on this connection, so it takes no room.
+    excluded: bool,
+}
+
+/// What one key asked for.
+#[derive(Debug)]
+struct Claim {
+    asked: u64,
+    sessions: BTreeSet<u64>,
+}
+
+impl Contract {
+    fn holders(&self) -> usize {
+        self.claims.values().map(|claim| claim.sessions.len()).sum()
+    }
+
+    fn is_held(&self) -> bool {
+        self.pinned || !self.claims.is_empty()
+    }
+}
+
+impl Contracts {
+    /// Starts without a contract, in an outage. There is room for this many contracts of each of
+    /// these kinds. A contract stays asked for this long after its last holder has left.
+    pub fn new(kinds: impl IntoIterator<Item = Kind>, room: usize, linger: Duration) -> Self {
+        let books = kinds.into_iter().map(|kind| (kind, Book::new(room, linger))).collect();
+        Self { books, outage: true, version: 0 }
+    }
+
+    /// Records that a session asks for contracts, on behalf of a key.
+    pub fn add<'a>(
+        &mut self,
+        session: u64,
+        key: &Arc<str>,
+        contracts: impl IntoIterator<Item = &'a Channel>,
+        now: Instant,
+    ) {
+        for contract in contracts {
+            if let Some(book) = self.book(contract) {
+                book.add(session, key, contract);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Records that a session asks for these contracts no more, on behalf of a key.
+    pub fn remove<'a>(
+        &mut self,
+        session: u64,
+        key: &str,
+        contracts: impl IntoIterator<Item = &'a Channel>,
+        now: Instant,
+    ) {
+        for contract in contracts {
+            if let Some(book) = self.book(contract) {
+                book.remove(session, key, contract, now);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Sets the contracts that go before all others.
+    pub fn pin(&mut self, pinned: &BTreeSet<Channel>, now: Instant) {
+        for (kind, book) in &mut self.books {
+            book.pin(pinned.iter().filter(|channel| channel.kind() == Some(*kind)));
+        }
+        self.settle(now);
+    }
+
+    /// Applies the vendor's answers.
+    pub fn on_outcomes(&mut self, outcomes: &[SubscriptionOutcome], now: Instant) {
+        for outcome in outcomes {
+            match outcome {
+                // A contract without an answer may be served all the same.
+                SubscriptionOutcome::Carried(channel)
+                | SubscriptionOutcome::Unanswered(channel) => self.on_taken(channel),
+                SubscriptionOutcome::Refused(channel, why) => self.on_refused(channel, why),
+                SubscriptionOutcome::Full(kind, held) => {
+                    if let Some(book) = self.books.get_mut(kind) {
+                        book.lowered = Some((*held, now + RETRY_ROOM));
+                    }
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    fn on_taken(&mut self, channel: &Channel) {
+        let Some(contract) = self.contract(channel) else { return };
+        if matches!(contract.standing, Standing::Asked | Standing::Refused(_)) {
+            contract.standing = Standing::Granted;
+            self.version += 1;
+        }
+    }
+
+    fn on_refused(&mut self, channel: &Channel, why: &str) {
+        let Some(contract) = self.contract(channel) else { return };
+        contract.excluded = true;
+        // A contract that only lingers ends.
+        contract.lingers_until = None;
+        contract.standing = Standing::Refused(truncate_reason(why).into());
+        self.version += 1;
+    }
+
+    /// The connection is lost: the next one has the whole room, and refuses what it refuses.
+    pub fn on_down(&mut self, now: Instant) {
+        self.outage = true;
+        for book in self.books.values_mut() {
+            book.lowered = None;
+            book.contracts.values_mut().for_each(|contract| contract.excluded = false);
+        }
+        self.settle(now);
+    }
+
+    /// Everything wanted arrives again.
+    pub fn on_up(&mut self) {
+        self.outage = false;
+    }
+
+    /// Ends what was to end by now. Call it about once a second.
+    pub fn expire(&mut self, now: Instant) {
+        self.books.values_mut().for_each(|book| book.expire(now));
+        self.settle(now);
+    }
+
+    /// Where a contract stands; `None` if nobody holds it.
+    pub fn standing(&self, contract: &Channel) -> Option<&Standing> {
+        let contract = self.books.get(&contract.kind()?)?.contracts.get(contract)?;
+        contract.is_held().then_some(&contract.standing)
+    }
+
+    /// A number that changes with the standing of any contract.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The contracts to ask of the vendor, each with a number that changes when it is given room
+    /// anew. Those of most holders come first; those that only linger come last.
+    pub fn wanted(&self) -> Vec<(Channel, u64)> {
+        self.books.values().flat_map(|book| &book.wanted).cloned().collect()
+    }
+
+    /// The numbers of each kind.
+    pub fn occupancy(&self) -> impl Iterator<Item = (Kind, Occupancy)> {
+        self.books.iter().map(|(kind, book)| {
+            let (held, room, waiting) = (book.wanted.len(), book.current_room(), book.waiting);
+            (*kind, Occupancy { held, room, waiting })
+        })
+    }
+
+    fn book(&mut self, contract: &Channel) -> Option<&mut Book> {
+        self.books.get_mut(&contract.kind()?)
+    }
+
+    fn contract(&mut self, channel: &Channel) -> Option<&mut Contract> {
+        self.book(channel)?.contracts.get_mut(channel)
+    }
+
+    /// Gives the room to the first contracts of each order.
+    fn settle(&mut self, now: Instant) {
+        for book in self.books.values_mut() {
+            self.version += u64::from(book.settle(self.outage, now));
+        }
+    }
+}
+
+impl Book {
+    fn new(room: usize, linger: Duration) -> Self {
+        Self {
+            room,
+            linger,
+            lowered: None,
+            contracts: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            asked: 0,
+            wanted: Vec::new(),
+            admissions: 0,
+            waiting: 0,
+        }
+    }
+
+    fn current_room(&self) -> usize {
+        self.lowered.map_or(self.room, |(room, _)| room.min(self.room))
+    }
+
+    fn entry(&mut self, channel: &Channel) -> &mut Contract {
+        self.contracts.entry(channel.clone()).or_insert_with(|| Contract {
+            claims: BTreeMap::new(),
+            pinned: false,
+            lingers_until: None,
+            // Set by `settle`.
+            standing: Standing::Waiting { place: 0, room: 0 },
+            admission: 0,
+            excluded: false,
+        })
+    }
+
+    fn add(&mut self, session: u64, key: &Arc<str>, channel: &Channel) {
+        self.asked += 1;
+        let asked = self.asked;
+        let contract = self.entry(channel);
+        contract.lingers_until = None;
+        if let Some(claim) = contract.claims.get_mut(key) {
+            claim.sessions.insert(session);
+            return;
+        }
+        contract
+            .claims
+            .insert(Arc::clone(key), Claim { asked, sessions: BTreeSet::from([session]) });
+        let turn = Turn { since: asked, contracts: BTreeMap::new() };
+        let turn = self.keys.entry(Arc::clone(key)).or_insert(turn);
+        turn.contracts.insert(asked, channel.clone());
+    }
+
+    fn remove(&mut self, session: u64, key: &str, channel: &Channel, now: Instant) {
+        let Some(contract) = self.contracts.get_mut(channel) else { return };
+        let Some(claim) = contract.claims.get_mut(key) else { return };
+        claim.sessions.remove(&session);
+        if !claim.sessions.is_empty() {
+            return;
+        }
+        let asked = claim.asked;
+        contract.claims.remove(key);
+        if let Some(turn) = self.keys.get_mut(key) {
+            turn.contracts.remove(&asked);
+            if turn.contracts.is_empty() {
+                self.keys.remove(key);
+            }
+        }
+        self.let_go(channel, now);
+    }
+
+    /// Lets a contract that nobody holds any more linger, if the vendor may be sending it.
+    fn let_go(&mut self, channel: &Channel, now: Instant) {
+        let Some(contract) = self.contracts.get_mut(channel) else { return };
+        if contract.is_held() {
+            return;
+        }
+        match contract.standing {
+            Standing::Granted | Standing::Asked => contract.lingers_until = Some(now + self.linger),
+            Standing::Waiting { .. } | Standing::Refused(_) => {
+                self.contracts.remove(channel);
+            }
+        }
+    }
+
+    fn pin<'a>(&mut self, pinned: impl Iterator<Item = &'a Channel>) {
+        let pinned: BTreeSet<&Channel> = pinned.collect();
+        self.contracts.retain(|channel, contract| {
+            contract.pinned = pinned.contains(channel);
+            contract.is_held() || contract.lingers_until.is_some()
+        });
+        for channel in pinned {
+            let contract = self.entry(channel);
+            (contract.pinned, contract.lingers_until) = (true, None);
+        }
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.lowered.take_if(|(_, until)| *until <= now);
+        self.contracts.retain(|_, contract| {
+            contract.is_held() || contract.lingers_until.is_some_and(|until| now < until)
+        });
+    }
+
+    /// Returns whether the standing of a contract has changed.
+    fn settle(&mut self, outage: bool, now: Instant) -> bool {
+        self.expire(now);
+        let (room, order) = (self.current_room(), self.order());
+        let (inside, waiting) = order.split_at(room.min(order.len()));
+        let mut changed = false;
+        for channel in inside {
+            let Some(contract) = self.contracts.get_mut(channel) else { continue };
+            if contract.admit(outage) {
+                self.admissions += 1;
+                contract.admission = self.admissions;
+                changed = true;
+            }
+        }
+        for (place, channel) in (1..).zip(waiting) {
+            let Some(contract) = self.contracts.get_mut(channel) else { continue };
+            changed |= contract.queue(Standing::Waiting { place, room });
+        }
+        self.waiting = waiting.len();
+        // Contracts that linger give way first, and those that will end soonest before the others.
+        let lingering = |(channel, contract): (&Channel, &Contract)| {
+            contract.lingers_until.map(|until| (Reverse(until), channel.clone()))
+        };
+        let mut lingering: Vec<_> = self.contracts.iter().filter_map(lingering).collect();
+        lingering.sort();
+        for (_, channel) in lingering.drain((room - inside.len()).min(lingering.len())..) {
+            self.contracts.remove(&channel);
+        }
+        let mut wanted = inside.to_vec();
+        wanted.sort_by_cached_key(|channel| Reverse(self.contracts[channel].holders()));
+        wanted.extend(lingering.into_iter().map(|(_, channel)| channel));
+        let numbered = |channel: Channel| {
+            let admission = self.contracts[&channel].admission;
+            (channel, admission)
+        };
+        self.wanted = wanted.into_iter().map(numbered).collect();
+        changed
+    }
+
+    /// All contracts held that the vendor does not refuse, in the order in which they get room.
+    fn order(&self) -> Vec<Channel> {
+        let pinned = self.contracts.iter().filter(|(_, contract)| contract.pinned);
+        let mut order: Vec<Channel> = pinned.map(|(channel, _)| channel.clone()).collect();
+        let mut seen: BTreeSet<&Channel> = self
+            .contracts
+            .iter()
+            .filter(|(_, contract)| contract.pinned || contract.excluded)
+            .map(|(channel, _)| channel)
+            .collect();
+        order.retain(|channel| !self.contracts[channel].excluded);
+        let mut turns: Vec<&Turn> = self.keys.values().collect();
+        turns.sort_by_key(|turn| turn.since);
+        let mut turns: VecDeque<_> =
+            turns.into_iter().map(|turn| turn.contracts.values()).collect();
+        while let Some(mut contracts) = turns.pop_front() {
+            if let Some(next) = contracts.find(|channel| seen.insert(channel)) {
+                order.push(next.clone());
+                turns.push_back(contracts);
+            }
+        }
+        order
+    }
+}
+
+impl Contract {
+    /// Gives it room. Returns whether its standing has changed.
+    fn admit(&mut self, outage: bool) -> bool {
+        let standing = match self.standing {
+            // Until the vendor answers again.
+            Standing::Refused(_) | Standing::Granted => return false,
+            Standing::Asked if !outage => return false,
+            Standing::Asked | Standing::Waiting { .. } if outage => Standing::Granted,
+            Standing::Asked | Standing::Waiting { .. } => Standing::Asked,
+        };
+        self.standing = standing;
+        true
+    }
+
+    /// Lets it wait. Returns whether it did not wait before.
+    fn queue(&mut self, standing: Standing) -> bool {
+        let known = match self.standing {
+            Standing::Refused(_) => return false,
+            Standing::Waiting { place, .. } => place > 0,
+            Standing::Asked | Standing::Granted => false,
+        };
+        self.standing = standing;
+        !known
+    }
+}
