@@ -33,8 +33,14 @@ use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
-    contracts::Contracts, demand::UpstreamDemand, entitlements::Entitlements, publisher::Publisher,
-    ring::Ring, silence::monitor::SilenceMonitor, subscriber::Shared, upkeep::FirehoseUpkeep,
+    contracts::Contracts,
+    demand::UpstreamDemand,
+    entitlements::Entitlements,
+    publisher::Publisher,
+    ring::Ring,
+    silence::monitor::SilenceMonitor,
+    subscriber::Shared,
+    upkeep::{ContractLevels, FirehoseUpkeep},
 };
 
 /// A firehose with its server.
@@ -71,6 +77,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
         config.upstream_linger,
         contracts,
     );
+    let levels = ContractLevels::register(foundation.registry(), demand.occupancy());
     let upstream = Arc::clone(&foundation.upstream);
     let (link, handle) = Link::new(config.link, wanted, Arc::clone(&upstream));
     let outage = watch::Sender::new(link.outage().cloned());
@@ -94,7 +101,14 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
         intake: foundation.intake.clone(),
         recounts: Arc::clone(&recounts),
     };
-    let upkeep = FirehoseUpkeep { shared: shared.clone(), upstream, silence, unread, recounts };
+    let upkeep = FirehoseUpkeep {
+        shared: shared.clone(),
+        upstream,
+        silence,
+        unread,
+        contracts: levels,
+        recounts,
+    };
     Ok(foundation.complete(shared, upkeep, handle, |stop| publisher.run(link, stop)))
 }
 

@@ -1,6 +1,7 @@
 //! The firehose's work of every second, and the problems that `/health` shows.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -8,10 +9,18 @@ use std::{
     time::SystemTime,
 };
 
-use proxy_common::{link::LinkMetrics, metrics::Level, program::wiring::Upkeep};
+use prometheus_client::registry::Registry;
+use proxy_common::{
+    health::ContractsHealth,
+    link::LinkMetrics,
+    metrics::{EventType, Level, LevelByType, register},
+    program::wiring::Upkeep,
+    protocol::Kind,
+};
 use tokio::time::Instant;
 
 use crate::{
+    contracts::Occupancy,
     silence::monitor::{SilenceMonitor, UpstreamSnapshot},
     subscriber::Shared,
 };
@@ -20,6 +29,40 @@ use crate::{
 /// ledger. A frame of 50 events takes about 20 us.
 const RECOUNTS: u32 = 32;
 
+/// The gauges of contracts on demand.
+#[derive(Debug)]
+pub(crate) struct ContractLevels {
+    held: LevelByType,
+    room: LevelByType,
+    waiting: LevelByType,
+}
+
+impl ContractLevels {
+    /// Shows these numbers from the start.
+    pub(crate) fn register(registry: &mut Registry, occupancy: Vec<(Kind, Occupancy)>) -> Self {
+        let levels = Self {
+            held: register(registry, "contracts_held", "Contracts asked of the vendor"),
+            room: register(
+                registry,
+                "contracts_room",
+                "Contracts that the vendor serves at a time",
+            ),
+            waiting: register(registry, "contracts_waiting", "Contracts that wait for room"),
+        };
+        for (kind, occupancy) in occupancy {
+            levels.set(kind, occupancy);
+        }
+        levels
+    }
+
+    fn set(&self, kind: Kind, Occupancy { held, room, waiting }: Occupancy) {
+        let kind = EventType::new(kind);
+        for (levels, number) in [(&self.held, held), (&self.room, room), (&self.waiting, waiting)] {
+            levels.get_or_create(&kind).set(number as i64);
+        }
+    }
+}
+
 /// Does the firehose's work of every second, and reports its problems.
 #[derive(Debug)]
 pub struct FirehoseUpkeep {
@@ -27,6 +70,7 @@ pub struct FirehoseUpkeep {
     pub(crate) upstream: Arc<LinkMetrics>,
     pub(crate) silence: SilenceMonitor,
     pub(crate) unread: Level,
+    pub(crate) contracts: ContractLevels,
     /// How many frames the publisher may still recount in this second.
     pub(crate) recounts: Arc<AtomicU32>,
 }
@@ -36,6 +80,14 @@ impl Upkeep for FirehoseUpkeep {
         self.silence.problems()
     }
 
+    fn contracts(&self) -> BTreeMap<String, ContractsHealth> {
+        let occupancy = self.shared.demand.occupancy().into_iter();
+        let by_kind = occupancy.map(|(kind, Occupancy { held, room, waiting })| {
+            (kind.to_string(), ContractsHealth { held, room, waiting })
+        });
+        by_kind.collect()
+    }
+
     fn unread(&self) -> Option<&Level> {
         Some(&self.unread)
     }
@@ -43,6 +95,9 @@ impl Upkeep for FirehoseUpkeep {
     fn tick(&self) {
         let Shared { demand, entitlements, .. } = &self.shared;
         demand.expire(Instant::now());
+        for (kind, occupancy) in demand.occupancy() {
+            self.contracts.set(kind, occupancy);
+        }
         let wanted = demand.wanted();
         entitlements.retain(&wanted);
         let snapshot = UpstreamSnapshot {

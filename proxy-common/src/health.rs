@@ -54,6 +54,9 @@ pub struct Health {
     pub upstream: UpstreamHealth,
     /// The channels requested from the upstream.
     pub channels: ChannelStatus,
+    /// The contracts on demand, by type. Absent if no type is on demand.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub contracts: BTreeMap<String, ContractsHealth>,
     /// Sessions now.
     pub sessions: i64,
     /// Sessions of each key, by the key's label.
@@ -85,6 +88,17 @@ pub struct UpstreamHealth {
     pub last_outage: Option<EndedOutage>,
     /// Successful logins after the first.
     pub reconnects: u64,
+}
+
+/// The contracts on demand of one type.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ContractsHealth {
+    /// Contracts asked of the vendor.
+    pub held: usize,
+    /// Contracts that the vendor serves at a time, as far as is known.
+    pub room: usize,
+    /// Contracts that wait for room.
+    pub waiting: usize,
 }
 
 /// An outage that ended.
@@ -173,6 +187,7 @@ impl HealthReporter {
                 reconnects: link.connects.saturating_sub(1),
             },
             channels: link.channels,
+            contracts: BTreeMap::new(),
             sessions: sessions.sessions.get(),
             keys: self.keys.sessions(),
             subscriptions: sessions.subscriptions.get(),

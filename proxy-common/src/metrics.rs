@@ -17,6 +17,22 @@ pub type Level = Gauge<i64, AtomicI64>;
 /// A counter for each value of the label `reason`.
 pub type CountByReason = Family<Reason, Count>;
 
+/// A gauge for each value of the label `type`.
+pub type LevelByType = Family<EventType, Level>;
+
+/// The label `type`: a type of events.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EventType {
+    r#type: String,
+}
+
+impl EventType {
+    /// A label with this value. The number of values must be small.
+    pub fn new(kind: impl ToString) -> Self {
+        Self { r#type: kind.to_string() }
+    }
+}
+
 /// The label `reason`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Reason {

@@ -143,7 +143,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("oversized", &[]),
             ("publisher", &["oversized", "ring", "silence", "subscriber"]),
             ("subscriber", &["contracts", "demand", "entitlements", "outage_notices", "ring"]),
-            ("upkeep", &["silence", "subscriber"]),
+            ("upkeep", &["contracts", "silence", "subscriber"]),
         ],
     ),
     (

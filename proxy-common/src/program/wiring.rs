@@ -1,6 +1,6 @@
 //! The wiring that both tiers share: binds ports, registers counters, builds and serves a tier.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::time::sleep;
@@ -10,7 +10,7 @@ use super::reload::Reload;
 use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
-    health::{Health, HealthReporter, IntakeMetrics, ProcessMetrics},
+    health::{ContractsHealth, Health, HealthReporter, IntakeMetrics, ProcessMetrics},
     link::{LinkHandle, LinkMetrics},
     metrics::Level,
     protocol::TierName,
@@ -174,6 +174,11 @@ pub trait Upkeep: Send + Sync + 'static {
     /// Its problems, in sentences for `/health`.
     fn problems(&self) -> Vec<String>;
 
+    /// The contracts on demand, by type.
+    fn contracts(&self) -> BTreeMap<String, ContractsHealth> {
+        BTreeMap::new()
+    }
+
     /// How many events its sessions have yet to fetch. `None` if sessions of this tier fetch none.
     fn unread(&self) -> Option<&Level> {
         None
@@ -205,7 +210,8 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
 
     fn health(&self) -> Health {
         let (unread, problems) = (self.upkeep.unread(), self.upkeep.problems());
-        self.health.report(self.link.status(), unread, problems)
+        let contracts = self.upkeep.contracts();
+        Health { contracts, ..self.health.report(self.link.status(), unread, problems) }
     }
 
     fn tick(&self) {
