@@ -113,11 +113,22 @@ impl Batch {
             self.skipped = true;
             return;
         }
-        let mut wanted = !index.all().is_empty();
+        let on_demand = match event.kind {
+            EventKind::Known(kind) => index.is_on_demand(kind, event.symbol),
+            EventKind::Unknown | EventKind::Missing => false,
+        };
+        self.skipped |= on_demand;
+        let mut wanted = !on_demand && !index.all().is_empty();
         if wanted {
             let extended = !std::mem::take(&mut self.skipped) && extend(&mut self.all, span);
             if !extended {
                 self.all.push(span);
+            }
+        }
+        if !on_demand {
+            for &cohort in index.all_and_contracts() {
+                wanted = true;
+                self.pending_of(cohort, span);
             }
         }
         if let EventKind::Known(kind) = event.kind {

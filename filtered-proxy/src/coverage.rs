@@ -23,6 +23,9 @@ struct Reported {
     refused: BTreeMap<Channel, String>,
     /// The kinds of both.
     kinds: BTreeSet<Kind>,
+    /// Kinds that are served by contract only, and how many contracts of each.
+    on_demand: BTreeSet<Kind>,
+    contracts: usize,
 }
 
 impl KnownCoverage {
@@ -31,18 +34,18 @@ impl KnownCoverage {
     /// A refused channel stays refused if a later report has it pending again: the firehose may
     /// have restarted, and the account's plan is most likely the same.
     pub fn after(&self, report: Option<Coverage>) -> Self {
-        let reported =
-            report.map(|Coverage { carried: mut offered, pending, mut refused, .. }| {
-                for channel in pending {
-                    match self.reported.as_ref().and_then(|before| before.refused.get(&channel)) {
-                        Some(why) => _ = refused.insert(channel, why.clone()),
-                        None => _ = offered.insert(channel),
-                    }
+        let reported = report.map(|report| {
+            let Coverage { carried: mut offered, pending, mut refused, on_demand, contracts } =
+                report;
+            for channel in pending {
+                match self.reported.as_ref().and_then(|before| before.refused.get(&channel)) {
+                    Some(why) => _ = refused.insert(channel, why.clone()),
+                    None => _ = offered.insert(channel),
                 }
-                let kinds =
-                    offered.iter().chain(refused.keys()).filter_map(Channel::kind).collect();
-                Reported { offered, refused, kinds }
-            });
+            }
+            let kinds = offered.iter().chain(refused.keys()).filter_map(Channel::kind).collect();
+            Reported { offered, refused, kinds, on_demand, contracts }
+        });
         Self { version: self.version + 1, reported }
     }
 
@@ -59,10 +62,30 @@ impl KnownCoverage {
         }
     }
 
+    /// The kinds that are served by contract only.
+    pub fn on_demand(&self) -> BTreeSet<Kind> {
+        self.reported.as_ref().map(|reported| reported.on_demand.clone()).unwrap_or_default()
+    }
+
+    /// Whether this is a contract of such a kind.
+    pub fn is_on_demand(&self, channel: &Channel) -> bool {
+        let Channel::Symbol(kind, _) = channel else { return false };
+        self.reported.as_ref().is_some_and(|reported| reported.on_demand.contains(kind))
+    }
+
+    /// The contracts of such kinds that `*` includes.
+    pub fn listed(&self) -> BTreeSet<Channel> {
+        let offered = self.reported.iter().flat_map(|reported| &reported.offered);
+        offered.filter(|channel| self.is_on_demand(channel)).cloned().collect()
+    }
+
     /// Why a subscription of this channel delivers nothing, or only a part; `None` if it misses
     /// nothing, as far as known. `*` misses nothing, because it stands for the channels carried.
     pub fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
-        let Reported { offered, refused, .. } = self.reported.as_ref()?;
+        if self.is_on_demand(channel) {
+            return None;
+        }
+        let Reported { offered, refused, on_demand, contracts, .. } = self.reported.as_ref()?;
         let kind = channel.kind()?;
         let whole = Channel::Kind(kind);
         if offered.contains(&whole) || offered.contains(channel) {
@@ -78,6 +101,7 @@ impl KnownCoverage {
             .find_map(|by| refused.get(by).map(|why| Unavailable::refused(by, why)));
         Some(match (refusal, symbols.peek()) {
             (_, Some(_)) if *channel == whole => Unavailable::Part(summarize_channels(symbols)),
+            (None, _) if on_demand.contains(&kind) => Unavailable::by_contract(kind, *contracts),
             (Some(refusal), _) => refusal,
             (None, Some(_)) => {
                 let only = summarize_channels(symbols);
@@ -168,6 +192,30 @@ mod tests {
         let none = r#""NEW6.A" is not carried: the firehose takes no NEW6 from upstream"#;
         check(&known, "NEW6.A", none);
         assert_eq!(known.after(None).kinds(), ExtraKinds::Unnamed);
+    }
+
+    #[test]
+    fn a_type_on_demand_is_refused_whole_and_its_contracts_are_not() {
+        let on_demand = BTreeSet::from([Kind::Q, Kind::FMV]);
+        let report = Coverage { on_demand, contracts: 1_000, ..report("T.*,Q.O:A", "", "") };
+        let coverage = KnownCoverage::default().after(Some(report));
+        for item in ["*", "T.O:B", "Q.O:B", "FMV.O:B"] {
+            check(&coverage, item, "");
+        }
+        check(&coverage, "Q.*", r#""Q.*" is carried in part: Q.O:A"#);
+        check(
+            &coverage,
+            "FMV.*",
+            r#""FMV.*" is not carried: upstream serves FMV by contract only, 1000 at a time: name contracts, such as FMV.O:SPY261218C00600000"#,
+        );
+        check(
+            &coverage,
+            "Q.O:A*",
+            r#""Q.O:A*" is not carried: upstream serves Q by contract only, 1000 at a time: name contracts, such as Q.O:SPY261218C00600000"#,
+        );
+        assert_eq!(coverage.listed(), channels("Q.O:A"));
+        assert!(coverage.is_on_demand(&channels("Q.O:B").pop_first().unwrap()));
+        assert!(!coverage.is_on_demand(&channels("Q.*").pop_first().unwrap()));
     }
 
     #[test]

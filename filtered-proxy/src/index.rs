@@ -11,7 +11,7 @@ pub mod table;
 use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashTable};
+use hashbrown::{HashMap, HashSet, HashTable};
 use proxy_common::protocol::{Channel, ChannelSet, Kind};
 use slab::Slab;
 
@@ -36,6 +36,9 @@ pub struct Index<M> {
     by_channels: HashTable<CohortId>,
     /// Cohorts that hold `*`. They are in no other list.
     all: Vec<CohortId>,
+    /// Cohorts that hold `*` and contracts on demand, which `*` does not include. They are also in
+    /// the tables of these contracts, and in no other list.
+    all_and_contracts: Vec<CohortId>,
     /// By the number of the kind.
     named: [KindTables; Kind::COUNT],
     /// Of kinds without a number, while some cohort holds them.
@@ -52,9 +55,17 @@ struct KindTables {
     symbols: SymbolTable,
     /// `None` while no cohort holds one, so that they cost nothing then.
     prefixes: Option<Box<Prefixes>>,
+    /// If the kind is on demand: its symbols that `*` includes all the same.
+    on_demand: Option<HashSet<Box<[u8]>, RandomState>>,
 }
 
 impl KindTables {
+    #[inline]
+    fn is_on_demand(&self, symbol: Option<&[u8]>) -> bool {
+        let Some(listed) = &self.on_demand else { return false };
+        symbol.is_none_or(|symbol| !listed.contains(symbol))
+    }
+
     fn entries(&self) -> usize {
         let prefixes = self.prefixes.as_ref().map_or(0, |prefixes| prefixes.entries());
         self.whole.len() + self.symbols.len() + prefixes
@@ -88,6 +99,7 @@ impl<M> Default for Index<M> {
             sessions: HashMap::default(),
             by_channels: HashTable::new(),
             all: Vec::new(),
+            all_and_contracts: Vec::new(),
             named: std::array::from_fn(|_| KindTables::default()),
             others: HashMap::default(),
             lists: HolderLists::default(),
@@ -101,6 +113,39 @@ impl<M> Index<M> {
     /// Adds a session that holds nothing yet.
     pub fn join(&mut self, session: SessionId, member: M) {
         self.assign(session, member, ChannelSet::default());
+    }
+
+    /// Sets the kinds that are on demand: their events are for sessions that hold the very symbol,
+    /// and not for those that hold `*` or the kind. `listed` are the exceptions.
+    pub fn set_on_demand(&mut self, kinds: &BTreeSet<Kind>, listed: &BTreeSet<Channel>) {
+        let of_all = |(id, cohort): (CohortId, &Cohort<M>)| {
+            cohort.channels.contains(&Channel::All).then_some(id)
+        };
+        let with_all: Vec<CohortId> = self.cohorts.iter().filter_map(of_all).collect();
+        for &id in &with_all {
+            self.remove_from_tables(id);
+        }
+        for (kind, tables) in Kind::NAMED.into_iter().zip(&mut self.named) {
+            let listed = listed.iter().filter_map(|channel| match channel {
+                Channel::Symbol(k, symbol) if *k == kind => Some(symbol.as_bytes().into()),
+                _ => None,
+            });
+            tables.on_demand = kinds.contains(&kind).then(|| listed.collect());
+        }
+        for id in with_all {
+            self.add_to_tables(id);
+        }
+    }
+
+    /// Whether an event is for sessions that hold the very symbol only.
+    #[inline]
+    pub fn is_on_demand(&self, kind: Kind, symbol: Option<&[u8]>) -> bool {
+        self.named.get(kind.number()).is_some_and(|tables| tables.is_on_demand(symbol))
+    }
+
+    fn is_contract(&self, channel: &Channel) -> bool {
+        let Channel::Symbol(kind, _) = channel else { return false };
+        self.named.get(kind.number()).is_some_and(|tables| tables.on_demand.is_some())
     }
 
     /// Adds or removes channels of a session. Skips channels to add that it holds, and channels to
@@ -149,19 +194,30 @@ impl<M> Index<M> {
         &self.all
     }
 
+    /// The cohorts that hold `*` and contracts on demand. They want all events that are not on
+    /// demand, and [`lookup`](Self::lookup) visits them for the others.
+    pub fn all_and_contracts(&self) -> &[CohortId] {
+        &self.all_and_contracts
+    }
+
     /// Calls `visit` with each cohort that wants this event and does not hold `*`. Visits a cohort
     /// as often as it holds channels that match.
     #[inline]
     pub fn lookup(&self, kind: Kind, symbol: Option<&[u8]>, mut visit: impl FnMut(CohortId)) {
         let Some(tables) = self.tables(kind) else { return };
-        for &cohort in &tables.whole {
-            visit(cohort);
+        let on_demand = tables.is_on_demand(symbol);
+        if !on_demand {
+            for &cohort in &tables.whole {
+                visit(cohort);
+            }
         }
         let Some(symbol) = symbol else { return };
         if let Some(holders) = tables.symbols.get(symbol) {
             self.visit(holders, &mut visit);
         }
-        if let Some(prefixes) = &tables.prefixes {
+        if let Some(prefixes) = &tables.prefixes
+            && !on_demand
+        {
             prefixes.of(symbol).for_each(|holders| self.visit(holders, &mut visit));
         }
     }
@@ -235,6 +291,7 @@ impl<M> Index<M> {
         self.cohorts.len()
             + self.by_channels.len()
             + self.all.len()
+            + self.all_and_contracts.len()
             + self.named.iter().chain(self.others.values()).map(KindTables::entries).sum::<usize>()
             + self.others.len()
             + self.lists.len()
@@ -245,7 +302,7 @@ impl<M> Index<M> {
         self.forget_channels(id);
         let had_all = self.cohorts[id].channels.contains(&Channel::All);
         if delta.contains(&Channel::All) || had_all {
-            // A cohort that holds `*` is in no other table.
+            // A cohort that holds `*` is in other tables only for its contracts on demand.
             self.remove_from_tables(id);
             apply(&mut self.cohorts[id].channels, delta, subscribe);
             self.add_to_tables(id);
@@ -326,27 +383,39 @@ impl<M> Index<M> {
 
     /// Adds a cohort to the tables of its channels.
     fn add_to_tables(&mut self, id: CohortId) {
-        self.change_tables(id, Self::insert_channel);
+        self.change_tables(id, Self::insert_channel, |cohorts, id| cohorts.push(id));
     }
 
     /// Removes a cohort from the tables of its channels.
     fn remove_from_tables(&mut self, id: CohortId) {
-        self.change_tables(id, Self::remove_channel);
+        self.change_tables(id, Self::remove_channel, remove);
     }
 
-    fn change_tables(&mut self, id: CohortId, change: fn(&mut Self, CohortId, &Channel)) {
-        if self.cohorts[id].channels.contains(&Channel::All) {
-            return change(self, id, &Channel::All);
-        }
+    fn change_tables(
+        &mut self,
+        id: CohortId,
+        change: fn(&mut Self, CohortId, &Channel),
+        change_list: fn(&mut Vec<CohortId>, CohortId),
+    ) {
         let channels = std::mem::take(&mut self.cohorts[id].channels);
-        for channel in channels.iter() {
-            change(self, id, channel);
+        let all = channels.contains(&Channel::All);
+        let mut contracts = false;
+        for channel in channels.iter().filter(|channel| **channel != Channel::All) {
+            if !all || self.is_contract(channel) {
+                contracts = true;
+                change(self, id, channel);
+            }
+        }
+        match (all, contracts) {
+            (true, true) => change_list(&mut self.all_and_contracts, id),
+            (true, false) => change_list(&mut self.all, id),
+            (false, _) => {}
         }
         self.cohorts[id].channels = channels;
     }
 
     fn insert_channel(&mut self, id: CohortId, channel: &Channel) {
-        let Some(kind) = channel.kind() else { return self.all.push(id) };
+        let Some(kind) = channel.kind() else { return };
         let tables = tables_mut(&mut self.named, &mut self.others, kind);
         match channel {
             Channel::Symbol(_, symbol) => tables.symbols.insert(symbol, id, &mut self.lists),
@@ -359,7 +428,7 @@ impl<M> Index<M> {
     }
 
     fn remove_channel(&mut self, id: CohortId, channel: &Channel) {
-        let Some(kind) = channel.kind() else { return remove(&mut self.all, id) };
+        let Some(kind) = channel.kind() else { return };
         let tables = tables_mut(&mut self.named, &mut self.others, kind);
         match channel {
             Channel::Symbol(_, symbol) => tables.symbols.remove(symbol, id, &mut self.lists),
@@ -406,6 +475,10 @@ mod tests {
     /// The sessions that get an event, in order of their ids.
     fn wanting(index: &Index<u64>, kind: Kind, symbol: &str) -> Vec<u64> {
         let mut cohorts: BTreeSet<CohortId> = index.all().iter().copied().collect();
+        cohorts.extend(index.all_and_contracts());
+        if index.is_on_demand(kind, Some(symbol.as_bytes())) {
+            cohorts.clear();
+        }
         index.lookup(kind, Some(symbol.as_bytes()), |cohort| {
             cohorts.insert(cohort);
         });
@@ -510,6 +583,40 @@ mod tests {
         }
         assert_eq!(index.leave(0), None);
         assert_eq!(index.change(0, channels("T.A"), true), None);
+        assert_eq!((index.subscriptions(), index.entries()), (0, 0));
+    }
+
+    #[test]
+    fn contracts_on_demand_reach_their_holders_alone() {
+        let sets = ["*", "Q.*,T.*", "*,Q.X", "Q.X", "Q.Y,T.X", "*,T.X", "T.*,Q.X", "Q.X*"];
+        let mut index = with_sessions(&sets);
+        let check = |index: &Index<u64>, whole: bool| {
+            let x: &[u64] = if whole { &[0, 1, 2, 3, 5, 6, 7] } else { &[2, 3, 6] };
+            assert_eq!(wanting(index, Kind::Q, "X"), x);
+            let y: &[u64] = if whole { &[0, 1, 2, 4, 5] } else { &[4] };
+            assert_eq!(wanting(index, Kind::Q, "Y"), y);
+            assert_eq!(wanting(index, Kind::T, "X"), [0, 1, 2, 4, 5, 6]);
+            assert_eq!(wanting(index, Kind::Q, "LISTED"), [0, 1, 2, 5]);
+        };
+        check(&index, true);
+        let quotes = BTreeSet::from([Kind::Q]);
+        index.set_on_demand(&quotes, &channels("Q.LISTED").into_iter().collect());
+        check(&index, false);
+        // `*` and contracts come and go.
+        index.change(2, channels("Q.X"), false);
+        index.change(0, channels("Q.X"), true);
+        assert_eq!(wanting(&index, Kind::Q, "X"), [0, 3, 6]);
+        index.change(0, channels("*"), false);
+        assert_eq!(wanting(&index, Kind::Q, "X"), [0, 3, 6]);
+        index.change(0, channels("*"), true);
+        index.change(0, channels("Q.X"), false);
+        index.change(2, channels("Q.X"), true);
+        check(&index, false);
+        index.set_on_demand(&BTreeSet::new(), &BTreeSet::new());
+        check(&index, true);
+        for session in 0..8 {
+            index.leave(session);
+        }
         assert_eq!((index.subscriptions(), index.entries()), (0, 0));
     }
 }

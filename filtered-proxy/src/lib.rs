@@ -3,10 +3,12 @@
 //!
 //! A frame passes four modules: [`split`] finds its events, [`index`] finds the sessions that want
 //! each, [`batch`] renders one chunk for all sessions with equal subscriptions, and [`router`]
-//! writes it. The proxy never talks to the vendor and passes no subscription on.
+//! writes it. The proxy never talks to the vendor. It passes on only subscriptions of [`contracts`]
+//! on demand.
 
 pub mod batch;
 pub mod config;
+pub mod contracts;
 pub mod coverage;
 pub mod index;
 pub mod router;

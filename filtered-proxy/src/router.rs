@@ -6,12 +6,12 @@
 //! before its acknowledgement, and none of a removed subscription comes after its acknowledgement.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use proxy_common::{
@@ -20,8 +20,8 @@ use proxy_common::{
     metrics::{Count, count_and_sample},
     program::wiring::Upkeep,
     protocol::{
-        Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, TierName,
-        Unavailable, newly_unavailable,
+        Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, Outage, Status,
+        TierName, Unavailable, command_text, newly_unavailable, object_frames, status_frames,
     },
     session::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionConfig, SessionMetrics,
@@ -31,13 +31,14 @@ use proxy_common::{
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time::Instant,
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
     batch::{Batch, Found},
+    contracts::{Contracts, Request},
     coverage::KnownCoverage,
     index::{Index, SessionId},
 };
@@ -50,12 +51,16 @@ const INPUTS: usize = 1_024;
 /// messages.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// How long the end of an outage waits for the firehose's answers for contracts.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A request of a session to the router.
 #[derive(Debug)]
 enum Input {
     Join(SessionId, Arc<Outbound>),
-    /// The router answers once it has applied or refused the change.
-    Change(SessionId, SubscriptionChange, oneshot::Sender<ChangeOutcome>),
+    /// Comes with the label of the session's key. The router answers once it has applied or refused
+    /// the change.
+    Change(SessionId, Arc<str>, SubscriptionChange, oneshot::Sender<ChangeOutcome>),
 }
 
 /// The state that sessions and the router share.
@@ -107,6 +112,12 @@ pub struct Router {
     shared: Arc<Shared>,
     /// Sessions that hold nothing, and that were told of an outage which has not ended.
     awaiting_end: BTreeSet<SessionId>,
+    contracts: Contracts,
+    /// Answers of the firehose for contracts that no client has been told yet: the object for each.
+    answers: Vec<(Channel, bool, String)>,
+    /// The outage that has ended but for the firehose's answers for contracts, and until when these
+    /// may take.
+    ending: Option<(Outage, Instant)>,
     intake: IntakeMetrics,
     /// Objects without a type.
     malformed: Count,
@@ -140,6 +151,9 @@ impl Router {
             inputs,
             shared,
             awaiting_end: BTreeSet::new(),
+            contracts: Contracts::new(config.market),
+            answers: Vec::new(),
+            ending: None,
             intake,
             malformed,
             sessions,
@@ -170,13 +184,26 @@ impl Router {
                     for event in events.drain(..) {
                         self.route(event);
                     }
+                    self.tell_answers();
                     self.deliver();
                 }
+                () = due(self.ending.as_ref().map(|(_, until)| *until)) => self.end_outage(),
+            }
+            if self.ending.is_some() && !self.contracts.awaits_answers() {
+                self.end_outage();
+            }
+            for Request { subscribe, key, contracts } in self.contracts.take_requests() {
+                let action = if subscribe { "subscribe" } else { "unsubscribe" };
+                let items: Vec<String> = contracts.iter().map(ToString::to_string).collect();
+                link.send(&command_text(action, &items.join(","), Some(&key)));
             }
         }
     }
 
     fn route(&mut self, event: LinkEvent) {
+        if !matches!(event, LinkEvent::Contract { .. }) {
+            self.tell_answers();
+        }
         match event {
             LinkEvent::Frame { frame, .. } => {
                 let found = self.batch.add(frame.shared_text(), self.market, &self.index);
@@ -201,6 +228,8 @@ impl Router {
                 }
             }
             LinkEvent::Down(outage) => {
+                self.contracts.on_down();
+                self.ending = None;
                 let frame = Notice::upstream_down(TierName::Filtered, &outage).frame();
                 self.notify(&frame);
                 // The firehose repeats its outage once we are back.
@@ -208,14 +237,64 @@ impl Router {
                 self.shared.outages.send_replace(outages);
             }
             LinkEvent::Up(outage) => {
-                let now = SystemTime::now();
-                let frame = Notice::upstream_up(TierName::Filtered, &outage, now).frame();
-                self.notify(&frame);
-                self.shared.outages.send_modify(|o| o.ours = None);
-                self.notify_of_end(&frame);
+                self.ending = Some((outage, Instant::now() + ANSWER_TIMEOUT));
+                if !self.contracts.awaits_answers() {
+                    self.end_outage();
+                }
             }
             LinkEvent::Coverage(object) => self.on_coverage(&object),
-            LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) | LinkEvent::Contract { .. } => {}
+            LinkEvent::Contract { item, refusal } => {
+                if let Ok(contract) = Channel::parse(&item, self.market) {
+                    let granted = refusal.is_none();
+                    let object = refusal.unwrap_or_else(|| Status::subscribed(&item).object());
+                    self.answers.push((contract, granted, object));
+                }
+            }
+            LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) => {}
+        }
+    }
+
+    /// Notifies the clients that everything arrives again.
+    fn end_outage(&mut self) {
+        let Some((outage, _)) = self.ending.take() else { return };
+        self.contracts.on_up();
+        let now = SystemTime::now();
+        let frame = Notice::upstream_up(TierName::Filtered, &outage, now).frame();
+        self.notify(&frame);
+        self.shared.outages.send_modify(|o| o.ours = None);
+        self.notify_of_end(&frame);
+    }
+
+    /// Applies the firehose's answers for contracts, between the events before and after them, and
+    /// tells the clients that hold these.
+    fn tell_answers(&mut self) {
+        if self.answers.is_empty() {
+            return;
+        }
+        self.deliver();
+        let mut by_session = BTreeMap::<SessionId, Vec<String>>::new();
+        for (contract, granted, object) in std::mem::take(&mut self.answers) {
+            for session in self.contracts.on_answer(&contract, granted) {
+                by_session.entry(session).or_default().push(object.clone());
+                let held = self.index.change(session, [contract.clone()], granted);
+                // It would not get the notice of an outage's end.
+                let told_of_outage = self.shared.outages.borrow().go_on();
+                if held == Some(0) && told_of_outage && self.notices != NoticePolicy::Off {
+                    self.awaiting_end.insert(session);
+                }
+            }
+        }
+        self.send_objects(by_session);
+    }
+
+    fn send_objects(&mut self, by_session: BTreeMap<SessionId, Vec<String>>) {
+        self.count_subscriptions();
+        let now = Instant::now();
+        for (session, objects) in by_session {
+            if let Some(outbound) = self.index.member(session) {
+                let frames = object_frames(objects);
+                outbound.send_frames(frames.iter().map(|frame| (frame, 0)), now);
+            }
         }
     }
 
@@ -240,6 +319,14 @@ impl Router {
         let before = self.shared.coverage.borrow().clone();
         let coverage = before.after(Coverage::read(object, self.market));
         self.shared.coverage.send_replace(coverage.clone());
+        self.index.set_on_demand(&coverage.on_demand(), &coverage.listed());
+        let mut by_session = BTreeMap::<SessionId, Vec<String>>::new();
+        for (session, contract) in self.contracts.on_coverage(&coverage.on_demand()) {
+            let object = Status::subscribed(&contract.to_string()).object();
+            by_session.entry(session).or_default().push(object);
+            self.index.change(session, [contract], true);
+        }
+        self.send_objects(by_session);
         let now = Instant::now();
         for (channels, members) in self.index.cohorts() {
             let frames = newly_unavailable(
@@ -311,20 +398,38 @@ impl Router {
     fn apply(&mut self, input: Input) {
         match input {
             Input::Join(session, outbound) => self.index.join(session, outbound),
-            Input::Change(session, change, done) => {
-                let outcome = self.change(session, change);
+            Input::Change(session, key, change, done) => {
+                let outcome = self.change(session, &key, change);
                 // The session may have ended while it waited.
                 let _ = done.send(outcome);
             }
         }
     }
 
-    fn change(&mut self, session: SessionId, change: SubscriptionChange) -> ChangeOutcome {
+    fn change(
+        &mut self,
+        session: SessionId,
+        key: &Arc<str>,
+        change: SubscriptionChange,
+    ) -> ChangeOutcome {
         let SubscriptionChange { subscribe, channels, reply, coverage_version, .. } = change;
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
             return ChangeOutcome::CoverageChanged;
         }
         let removes = !subscribe && !channels.is_empty();
+        let (contracts, mut channels): (BTreeSet<_>, BTreeSet<_>) =
+            channels.into_iter().partition(|channel| self.contracts.includes(channel));
+        let mut statuses = Vec::new();
+        for contract in contracts {
+            if !subscribe {
+                self.contracts.unsubscribe(session, &contract);
+            } else if !self.contracts.subscribe(session, key, &contract) {
+                continue;
+            } else if self.contracts.is_on_demand(&contract) {
+                statuses.push(Status::subscribed(&contract.to_string()));
+            }
+            channels.insert(contract);
+        }
         let held = self.index.change(session, channels, subscribe);
         self.count_subscriptions();
         if let Some(outbound) = self.index.member(session) {
@@ -341,7 +446,8 @@ impl Router {
             }
             let firehoses = outages.firehoses.as_ref().map(|(frame, _)| frame);
             let notices = outages.ours.iter().chain(firehoses);
-            let frames = reply.iter().chain(notices.filter(|_| notified));
+            let answers = status_frames(&statuses);
+            let frames = reply.iter().chain(&answers).chain(notices.filter(|_| notified));
             outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
         }
         ChangeOutcome::Applied
@@ -358,6 +464,7 @@ impl Router {
         }
         for session in closed {
             self.index.leave(session);
+            self.contracts.leave(session);
             self.awaiting_end.remove(&session);
         }
         self.count_subscriptions();
@@ -365,6 +472,14 @@ impl Router {
 
     fn count_subscriptions(&self) {
         self.sessions.subscriptions.set(self.index.subscriptions() as i64);
+    }
+}
+
+/// Completes at this time; never if there is none.
+async fn due(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -385,11 +500,11 @@ impl Upkeep for RouterHandle {
 impl Tier for RouterHandle {
     type Subscriber = RouterSubscriber;
 
-    async fn admit(&self, outbound: &Arc<Outbound>, _key: Arc<str>) -> RouterSubscriber {
+    async fn admit(&self, outbound: &Arc<Outbound>, key: Arc<str>) -> RouterSubscriber {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
         // If the router is gone, the session's first change fails.
         let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound))).await;
-        RouterSubscriber { session, router: self.clone(), held: ChannelSet::default() }
+        RouterSubscriber { session, key, router: self.clone(), held: ChannelSet::default() }
     }
 }
 
@@ -397,6 +512,8 @@ impl Tier for RouterHandle {
 #[derive(Debug)]
 pub struct RouterSubscriber {
     session: SessionId,
+    /// The label of its key.
+    key: Arc<str>,
     router: RouterHandle,
     held: ChannelSet,
 }
@@ -414,8 +531,8 @@ impl Subscriber for RouterSubscriber {
         self.router.shared.coverage.borrow().kinds()
     }
 
-    fn is_on_demand(&self, _channel: &Channel) -> bool {
-        false
+    fn is_on_demand(&self, channel: &Channel) -> bool {
+        self.router.shared.coverage.borrow().is_on_demand(channel)
     }
 
     fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
@@ -425,7 +542,7 @@ impl Subscriber for RouterSubscriber {
     async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
         let (subscribe, channels) = (change.subscribe, change.channels.clone());
         let (done, answer) = oneshot::channel();
-        let input = Input::Change(self.session, change, done);
+        let input = Input::Change(self.session, Arc::clone(&self.key), change, done);
         self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
         let outcome = answer.await.map_err(|_| CloseReason::Internal)?;
         if outcome == ChangeOutcome::Applied {
@@ -452,8 +569,6 @@ impl Drop for RouterSubscriber {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use prometheus_client::registry::Registry;
     use proxy_common::{
         access::{CommandRate, Keys},
@@ -540,15 +655,21 @@ mod tests {
         };
         let decided_by = router.shared.coverage.borrow().version();
         router.on_coverage(r#"{"ev":"status","status":"gap"}"#);
-        let outcome = router.change(1, change(decided_by, true));
+        let outcome = router.change(1, &"key".into(), change(decided_by, true));
         assert_eq!(outcome, ChangeOutcome::CoverageChanged);
         assert_eq!(router.index.subscriptions(), 0);
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
-        assert_eq!(router.change(1, change(decided_by + 1, true)), ChangeOutcome::Applied);
+        assert_eq!(
+            router.change(1, &"key".into(), change(decided_by + 1, true)),
+            ChangeOutcome::Applied
+        );
         assert_eq!(router.index.subscriptions(), 1);
         client.readable().await.unwrap();
         // An unsubscription depends on no coverage.
-        assert_eq!(router.change(1, change(decided_by, false)), ChangeOutcome::Applied);
+        assert_eq!(
+            router.change(1, &"key".into(), change(decided_by, false)),
+            ChangeOutcome::Applied
+        );
         assert_eq!(router.index.subscriptions(), 0);
     }
 }

@@ -22,7 +22,7 @@ pub use self::{
     market::{Market, without_separator},
     messages::{
         Command, CommandError, Items, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
-        refused_contract, status_frame, status_frames,
+        object_frames, refused_contract, status_frame, status_frames,
     },
     notice::{Notice, NoticePolicy, Outage, TierName},
 };

@@ -6,7 +6,7 @@ use polygon_sim::{Fault, SimConfig};
 use serde_json::Value;
 use tests::{
     program::{Launch, Program},
-    stack::{self, FIREHOSE_KEY, Sim, is_up},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, is_complete, is_up},
     wait::{SOON, eventually},
     ws_client::{TestClient, acks},
 };
@@ -181,6 +181,18 @@ async fn contracts_beyond_the_room_wait_in_order_and_get_in_as_others_leave() {
     assert_eq!(sorted(answers(&mut client, 2).await), subscribed(&next));
     let held = [1, 2, 4, 5, 7].map(|n| items[n].clone());
     holds(&sim, &held).await;
+    let health = firehose.health().await;
+    assert_eq!(health["contracts"]["Q"], serde_json::json!({"held": 5, "room": 5, "waiting": 1}));
+    assert_eq!(health["contracts"]["FMV"], serde_json::json!({"held": 0, "room": 5, "waiting": 0}));
+    eventually(SOON, "the metrics say the same", async || {
+        let mut same = true;
+        for (name, number) in [("held", 5.0), ("room", 5.0), ("waiting", 1.0)] {
+            let name = format!("firehose_contracts_{name}");
+            same &= firehose.metric_with(&name, r#"type="Q""#).await == Some(number);
+        }
+        same
+    })
+    .await;
     // The refused requests of a careless client would show here.
     let requests = sim.handle.commands();
     assert!(requests.iter().all(|command| command.matches("Q.O:").count() <= 5), "{requests:?}");
@@ -215,4 +227,219 @@ async fn a_smaller_room_than_the_setting_is_found_and_refuses_nothing_for_good()
     sim.handle.inject(Fault::Abort);
     assert_eq!(sorted(self::answers(&mut client, 160).await), subscribed(&items[140..]));
     holds(&sim, &items[10..]).await;
+}
+
+/// A firehose and filtered proxies in front of an options market.
+async fn chain(sim: &Sim, room: usize, proxies: usize, keys: &str) -> (Program, Vec<Program>) {
+    let firehose = start(firehose(sim).env("UPSTREAM_CONTRACTS", room)).await;
+    let mut filtered = Vec::new();
+    for _ in 0..proxies {
+        let launch = stack::filtered(firehose.addr()).env("MARKET", "options");
+        let program = launch.env("CLIENT_API_KEYS", keys).start().await;
+        is_complete(&program).await;
+        filtered.push(program);
+    }
+    eventually(SOON, "everything of the market is carried", async || {
+        sim.handle.subscriptions().contains("AM.*")
+    })
+    .await;
+    (firehose, filtered)
+}
+
+#[tokio::test]
+async fn a_contract_reaches_exactly_the_clients_that_hold_it() {
+    let sim = options(1_000).await;
+    let (_firehose, filtered) = chain(&sim, 1_000, 2, CLIENT_KEY).await;
+    let mut clients = Vec::new();
+    for (proxy, items) in [(0, "*"), (0, "Q.{0}"), (1, "Q.{0},Q.{1}"), (1, "*,Q.{1}"), (1, "T.*")] {
+        let items = items.replace("{0}", &contract(0)).replace("{1}", &contract(1));
+        let mut client = client(filtered[proxy].addr(), CLIENT_KEY).await;
+        client.command("subscribe", &items).await;
+        for _ in items.split(',') {
+            assert!(client.next_but_notices().await.contains("subscribed to: "));
+        }
+        clients.push(client);
+    }
+    // The other channels are never passed on.
+    holds(&sim, &quotes(0..2)).await;
+    let trade =
+        |n: usize, seq: usize| format!(r#"{{"ev":"T","sym":"{}","p":1.3,"q":{seq}}}"#, contract(n));
+    let day = [trade(0, 1), quote(0, 2), trade(1, 3), quote(1, 4), quote(0, 5), trade(9, 6)];
+    sim.handle.publish(&day);
+    let of = |numbers: &[usize]| numbers.iter().map(|n| day[*n].clone()).collect::<Vec<_>>();
+    let end = trade(7, 7);
+    sim.handle.publish(std::slice::from_ref(&end));
+    for (client, numbers) in
+        clients.iter_mut().zip([&[0, 2, 5][..], &[1, 4], &[1, 3, 4], &[0, 2, 3, 5], &[0, 2, 5]])
+    {
+        client.expect_objects(&of(numbers)).await;
+    }
+    for n in [0, 3, 4] {
+        clients[n].expect_objects(std::slice::from_ref(&end)).await;
+    }
+    clients[1].ping(b"quiet").await;
+    assert!(clients[1].take_objects().is_empty());
+    // The last holder's end frees the contract.
+    clients.truncate(2);
+    holds(&sim, &quotes(0..1)).await;
+    let error = "upstream serves Q by contract only, 1000 at a time";
+    for item in ["Q.*", "Q.O:SPY*"] {
+        clients[1].command("subscribe", item).await;
+        let answer = clients[1].next_object().await;
+        assert!(answer.contains(error) && answer.contains(r#""status":"error""#), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_of_few_contracts_gets_room_from_a_key_of_many() {
+    let sim = options(6).await;
+    let (_firehose, filtered) = chain(&sim, 6, 2, "many,few").await;
+    let mut many = client(filtered[0].addr(), "many").await;
+    let items = quotes(0..9);
+    many.command("subscribe", &items.join(",")).await;
+    assert_eq!(
+        sorted(answers(&mut many, 9).await),
+        [subscribed(&items[..6]), waiting(&items[6..], 1..4, 6)].concat()
+    );
+    let mut few = client(filtered[1].addr(), "few").await;
+    let own = quotes(20..22);
+    few.command("subscribe", &own.join(",")).await;
+    assert_eq!(sorted(answers(&mut few, 2).await), subscribed(&own));
+    assert_eq!(answers(&mut many, 2).await, waiting(&items[4..6], 1..3, 6));
+    holds(&sim, &[&items[..4], &own[..]].concat()).await;
+    // A contract that has room for one key has room for all.
+    few.command("subscribe", &items[4]).await;
+    assert_eq!(answers(&mut few, 1).await, subscribed(&items[4..5]));
+    let changed = [waiting(&items[3..4], 1..2, 6), subscribed(&items[4..5])].concat();
+    assert_eq!(sorted(answers(&mut many, 2).await), changed);
+    // Whoever lost its room gets no events of the contract.
+    sim.handle.publish(&[3, 4, 20].map(|n| quote(n, n)));
+    many.expect_objects(&[quote(4, 4)]).await;
+    few.expect_objects(&[quote(4, 4), quote(20, 20)]).await;
+    few.close().await;
+    let back = [items[3].clone(), items[5].clone()];
+    assert_eq!(sorted(answers(&mut many, 2).await), subscribed(&back));
+    holds(&sim, &items[..6]).await;
+}
+
+#[tokio::test]
+async fn contracts_come_back_after_the_firehose_restarts() {
+    let sim = options(1_000).await;
+    let port = ReservedPort::new();
+    let launch = || firehose(&sim).env("FIREHOSE_PORT", port.addr().port());
+    let filtered =
+        stack::filtered(port.addr()).env("MARKET", "options").env("CLIENT_API_KEYS", CLIENT_KEY);
+    let filtered = filtered.start().await;
+    // Nothing is known yet, so it is acknowledged.
+    let mut client = client(filtered.addr(), CLIENT_KEY).await;
+    let items = quotes(0..3);
+    client.command("subscribe", &items.join(",")).await;
+    assert_eq!(answers(&mut client, 3).await, subscribed(&items));
+    let mut seq = 0;
+    for room in [10, 2, 10] {
+        let program = launch().env("UPSTREAM_CONTRACTS", room).start().await;
+        let held = &items[..room.min(3)];
+        holds(&sim, held).await;
+        if room < 3 {
+            assert_eq!(answers(&mut client, 1).await, waiting(&items[2..], 1..2, 2));
+        } else if seq > 0 {
+            assert_eq!(answers(&mut client, 1).await, subscribed(&items[2..]));
+        }
+        is_complete(&filtered).await;
+        for n in 0..held.len() {
+            seq += 1;
+            sim.handle.publish(&[quote(n, seq)]);
+            client.expect_event(&quote(n, seq)).await;
+        }
+        program.stop().await;
+    }
+}
+
+/// Who has room, by the rule of the documents: the keys take turns.
+fn model(asks: &[(usize, Vec<String>)], room: usize) -> std::collections::BTreeSet<String> {
+    let mut lists: Vec<(usize, Vec<String>)> = Vec::new();
+    for (key, items) in asks {
+        match lists.iter_mut().find(|(known, _)| known == key) {
+            Some((_, list)) => list.extend(items.iter().cloned()),
+            None => lists.push((*key, items.clone())),
+        }
+    }
+    let longest = lists.iter().map(|(_, list)| list.len()).max().unwrap_or_default();
+    let turns = (0..longest).flat_map(|n| lists.iter().filter_map(move |(_, list)| list.get(n)));
+    turns.take(room).cloned().collect()
+}
+
+#[tokio::test]
+async fn forty_clients_share_the_room_as_the_model_says_through_reconnects() {
+    const KEYS: [&str; 4] = ["key-a", "key-b", "key-c", "key-d"];
+    let sim = options(1_000).await;
+    let (_firehose, filtered) = chain(&sim, 1_000, 2, &KEYS.join(",")).await;
+    let mut asks = Vec::new();
+    let mut clients = Vec::new();
+    for n in 0..40_usize {
+        // The keys ask for different numbers.
+        let key = [0, 0, 0, 1, 1, 1, 2, 2, 3, 0][n % 10];
+        let items = quotes(75 * n..75 * (n + 1));
+        let mut client = client(filtered[n % 2].addr(), KEYS[key]).await;
+        client.subscribe("T.O:END").await;
+        client.command("subscribe", &items.join(",")).await;
+        answers(&mut client, 75).await;
+        asks.push((key, items));
+        clients.push(client);
+    }
+    for (round, room) in [1_000, 1_000, 900, 900].into_iter().enumerate() {
+        match round {
+            1 => sim.handle.inject(Fault::Abort),
+            2 => {
+                sim.handle.inject(Fault::Contracts { most: Some(room) });
+                sim.handle.inject(Fault::Abort);
+            }
+            3 => {
+                clients.drain(..5);
+                asks.drain(..5);
+            }
+            _ => {}
+        }
+        let inside = model(&asks, room);
+        assert_eq!(inside.len(), room);
+        holds(&sim, &inside.iter().cloned().collect::<Vec<_>>()).await;
+        // The vendor sends an event of each contract that it holds.
+        let end = format!(r#"{{"ev":"T","sym":"O:END","q":{round}}}"#);
+        let complete = async |client: &mut TestClient, items: &[String]| {
+            let expected: Vec<String> =
+                items.iter().filter(|item| inside.contains(*item)).cloned().collect();
+            let mut got = Vec::new();
+            loop {
+                let object = client.next_but_notices().await;
+                if object == end {
+                    break;
+                }
+                let event: Value = serde_json::from_str(&object).expect("an object");
+                if event["ev"] == "Q" {
+                    got.push(format!("Q.{}", event["sym"].as_str().expect("a symbol")));
+                }
+            }
+            assert_eq!(got, expected, "round {round}");
+        };
+        for program in &filtered {
+            is_complete(program).await;
+        }
+        let all = asks.iter().flat_map(|(_, items)| items);
+        let events: Vec<String> = all
+            .map(|item| {
+                format!(r#"{{"ev":"Q","sym":"{}","q":{round}}}"#, item.trim_start_matches("Q."))
+            })
+            .chain([end.clone()])
+            .collect();
+        sim.handle.publish(&events);
+        for (client, (_, items)) in clients.iter_mut().zip(&asks) {
+            complete(client, items).await;
+        }
+    }
+    let requests = sim.handle.commands();
+    let most = requests.iter().map(|command| command.matches("Q.O:").count()).max();
+    assert!(most <= Some(500), "{most:?}");
+    let subscribes = requests.iter().filter(|command| command.contains(r#""subscribe""#));
+    let most = subscribes.map(|command| command.matches("Q.O:").count()).max();
+    assert_eq!(most, Some(200));
 }

@@ -71,6 +71,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "proxy-common/src/websocket/decoder.rs",
         "proxy-common/src/websocket/frame.rs",
         "filtered-proxy/src/batch.rs",
+        "filtered-proxy/src/contracts.rs",
         "filtered-proxy/src/coverage.rs",
         "filtered-proxy/src/index.rs",
         "filtered-proxy/src/index/prefixes.rs",
@@ -154,7 +155,8 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("index", &[]),
             ("split", &[]),
             ("batch", &["index", "split"]),
-            ("router", &["batch", "coverage", "index"]),
+            ("contracts", &["index"]),
+            ("router", &["batch", "contracts", "coverage", "index"]),
         ],
     ),
 ];

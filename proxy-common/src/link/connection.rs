@@ -324,7 +324,7 @@ fn contract_answer(status: &UpstreamStatus, text: &str) -> Option<LinkEvent> {
         "error" => refused_contract(text)?,
         _ => return None,
     };
-    let refusal = (status.status == "error").then(|| Frame::of_object(text));
+    let refusal = (status.status == "error").then(|| text.to_owned());
     Some(LinkEvent::Contract { item, refusal })
 }
 

@@ -41,8 +41,9 @@ pub enum LinkEvent {
     Contract {
         /// The contract.
         item: String,
-        /// The `error`, if the contract waits or is refused. Otherwise it is subscribed.
-        refusal: Option<Frame>,
+        /// The `error`, as an object, if the contract waits or is refused. Otherwise it is
+        /// subscribed.
+        refusal: Option<String>,
     },
     /// The upstream answered subscriptions.
     Subscriptions(Vec<SubscriptionOutcome>),

@@ -57,6 +57,12 @@ impl Market {
         }
     }
 
+    /// Whether the vendor serves this kind without a wildcard, by contract only, at some of its
+    /// hosts.
+    pub const fn may_lack_wildcard(self, kind: Kind) -> bool {
+        matches!((self, kind), (Self::Options, Kind::Q | Kind::FMV | Kind::AM | Kind::LV))
+    }
+
     /// The form of a symbol in which subscriptions and events of this market are compared.
     ///
     /// Symbols of stocks, options, indices and futures have one spelling and stay unchanged. Pairs

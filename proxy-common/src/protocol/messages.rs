@@ -148,6 +148,11 @@ impl Status {
         Self { place: Some(place), room: Some(room), ..Self::error(message) }.about(item)
     }
 
+    /// Its object.
+    pub fn object(&self) -> String {
+        json(self)
+    }
+
     /// Names the contract that this status is about.
     pub fn about(self, contract: String) -> Self {
         Self { contract: Some(contract), ..self }
@@ -197,10 +202,14 @@ impl Status {
 /// Frames that hold these statuses: one array, or several if one would exceed
 /// [`MAX_MESSAGE_BYTES`].
 pub fn status_frames(statuses: &[Status]) -> Vec<Frame> {
+    object_frames(statuses.iter().map(json))
+}
+
+/// Frames that hold these objects, as [`status_frames`] makes them of statuses.
+pub fn object_frames(objects: impl IntoIterator<Item = String>) -> Vec<Frame> {
     let mut frames = Vec::with_capacity(1);
     let mut text = String::new();
-    for status in statuses {
-        let object = json(status);
+    for object in objects {
         if !text.is_empty() && text.len() + object.len() + 2 > MAX_MESSAGE_BYTES {
             text.push(']');
             frames.push(Frame::new(text.as_bytes()));
