@@ -56,7 +56,7 @@ impl ContractLevels {
     }
 
     fn set(&self, kind: Kind, Occupancy { held, room, waiting }: Occupancy) {
-        let kind = EventType::new(kind);
+        let kind = EventType::new(&kind);
         for (levels, number) in [(&self.held, held), (&self.room, room), (&self.waiting, waiting)] {
             levels.get_or_create(&kind).set(number as i64);
         }

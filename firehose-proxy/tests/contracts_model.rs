@@ -118,7 +118,7 @@ impl World {
         for contract in self.some_contracts() {
             self.contracts.add(session, &self.keys[key], [&contract], self.now);
             let asks = &mut self.holders.asks;
-            match asks.iter_mut().find(|(k, c, _)| (*k, &*c) == (key, &contract)) {
+            match asks.iter_mut().find(|(k, c, _)| *k == key && *c == contract) {
                 Some((_, _, sessions)) => _ = sessions.insert(session),
                 None => asks.push((key, contract, BTreeSet::from([session]))),
             }

@@ -28,7 +28,7 @@ pub struct EventType {
 
 impl EventType {
     /// A label with this value. The number of values must be small.
-    pub fn new(kind: impl ToString) -> Self {
+    pub fn new(kind: &impl ToString) -> Self {
         Self { r#type: kind.to_string() }
     }
 }

@@ -393,7 +393,7 @@ mod tests {
 
     fn status(status: &str, message: &str) -> UpstreamStatus {
         let (status, message) = (status.to_owned(), message.to_owned());
-        UpstreamStatus { status, message, ..UpstreamStatus::default() }
+        UpstreamStatus { status, message }
     }
 
     fn of(items: &str) -> Wanted {
