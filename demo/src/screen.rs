@@ -30,7 +30,8 @@ impl Figures {
         firehose: &BoundTier<FirehoseTier>,
         filtered: &BoundTier<FilteredTier>,
     ) -> Self {
-        Self { upstream: Arc::clone(&firehose.upstream), clients: Arc::clone(&filtered.sessions) }
+        let (upstream, clients) = (&firehose.counters[0].upstream, &filtered.counters[0].sessions);
+        Self { upstream: Arc::clone(upstream), clients: Arc::clone(clients) }
     }
 
     fn totals(&self) -> (u64, u64) {

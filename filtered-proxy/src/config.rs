@@ -19,7 +19,7 @@ use proxy_common::{
         runtime::{ProgramArgs, ProgramConfig},
         wiring::ServerConfig,
     },
-    protocol::NoticePolicy,
+    protocol::{Market, NoticePolicy},
     transport::ListenConfig,
 };
 use secrecy::SecretString;
@@ -84,8 +84,8 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A checked configuration.
 pub struct Config {
-    /// The link to the firehose.
-    pub link: LinkConfig,
+    /// The link to the firehose of each market.
+    pub links: Vec<(Market, LinkConfig)>,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -93,8 +93,8 @@ pub struct Config {
 impl ProgramConfig for Config {
     type Args = Args;
 
-    fn link(&self) -> &LinkConfig {
-        &self.link
+    fn links(&self) -> impl Iterator<Item = &LinkConfig> {
+        self.links.iter().map(|(_, link)| link)
     }
 
     fn server(&self) -> &ServerConfig {
@@ -144,18 +144,23 @@ impl TryFrom<&Args> for Config {
             ("FILTERED_PROXY_PORT", args.port),
         );
         let server = args.server.check(listen, keys, notices)?;
-        let market = args.server.market;
-        let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, market)?;
-        if firehose.path() == "/" {
-            // The market in the path lets a firehose of another market refuse the connection.
-            firehose.set_path(market.name());
-        }
-        let mut link = LinkConfig::new("firehose", firehose, key);
-        if let Some(path) = &args.firehose_ca {
-            link.extra_roots = certificates("FIREHOSE_CA", path)?;
-        }
-        link.refused_interval = REFUSED_INTERVAL;
-        Ok(Self { link, server })
+        let extra_roots = match &args.firehose_ca {
+            Some(path) => certificates("FIREHOSE_CA", path)?,
+            None => Vec::new(),
+        };
+        let link = |market: &Market| {
+            let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, *market)?;
+            if firehose.path() == "/" {
+                // The market in the path lets a firehose of another market refuse the connection.
+                firehose.set_path(market.name());
+            }
+            let mut link = LinkConfig::new("firehose", firehose, key.clone());
+            link.extra_roots = extra_roots.clone();
+            link.refused_interval = REFUSED_INTERVAL;
+            Ok((*market, link))
+        };
+        let links = server.markets.iter().map(link).collect::<Result<_, ConfigError>>()?;
+        Ok(Self { links, server })
     }
 }
 

@@ -19,9 +19,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use proxy_common::{
     config::ConfigError,
     link::{Link, Wanted},
-    metrics::register,
-    program::wiring::{BoundTier, Foundation, TierHandler},
+    program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
     protocol::{Channel, TierName},
+    session::SessionConfig,
 };
 use tokio::sync::watch;
 
@@ -39,13 +39,28 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
     let sessions = config.server.sessions.clone();
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
-    let help = "Objects without a type";
-    let malformed = register(foundation.registry(), "malformed", help);
-    // The link wants `*`. The router asks for contracts itself.
-    let wanted = Wanted { channels: BTreeSet::from([Channel::All]), ..Wanted::default() };
-    let (_, wanted) = watch::channel(wanted);
-    let (link, handle) = Link::new(config.link, wanted, Arc::clone(&foundation.upstream));
-    let (intake, metrics) = (foundation.intake.clone(), Arc::clone(&foundation.session_metrics));
-    let (router, routes) = Router::new(&sessions, intake, malformed, metrics);
-    Ok(foundation.complete(routes.clone(), routes, handle, |stop| router.run(link, stop)))
+    let markets = config.links.into_iter().map(|(market, link)| {
+        let counters = foundation.market(market);
+        let malformed = foundation.metrics.register("malformed", "Objects without a type");
+        // The link wants `*`. The router asks for contracts itself.
+        let wanted = Wanted { channels: BTreeSet::from([Channel::All]), ..Wanted::default() };
+        let (_, wanted) = watch::channel(wanted);
+        let (link, handle) = Link::new(link, wanted, Arc::clone(&counters.upstream));
+        let sessions = SessionConfig { market, ..sessions.clone() };
+        let (router, routes) = Router::new(
+            &sessions,
+            counters.intake.clone(),
+            malformed,
+            Arc::clone(&counters.sessions),
+        );
+        MarketTier {
+            counters,
+            tier: routes.clone(),
+            upkeep: routes,
+            link: handle,
+            data: Box::new(|stop| Box::pin(router.run(link, stop))),
+        }
+    });
+    let markets = markets.collect();
+    Ok(foundation.complete(markets))
 }

@@ -569,11 +569,11 @@ impl Drop for RouterSubscriber {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
     use proxy_common::{
         access::{CommandRate, Keys},
         health::Ledger,
         link::LinkMetrics,
+        metrics::Metrics,
         protocol::{Kind, demux},
         session::SlowLimits,
         transport::Socket,
@@ -600,9 +600,9 @@ mod tests {
     }
 
     fn router() -> (Router, RouterHandle) {
-        let mut registry = Registry::default();
-        let intake = IntakeMetrics::register(&mut registry);
-        let sessions = SessionMetrics::register(&mut registry);
+        let mut metrics = Metrics::default();
+        let intake = IntakeMetrics::register(&mut metrics);
+        let sessions = SessionMetrics::register(&mut metrics);
         Router::new(&config(), intake, Count::default(), sessions)
     }
 

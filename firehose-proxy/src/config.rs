@@ -96,18 +96,11 @@ impl ProgramArgs for Args {
 
 /// A checked configuration.
 pub struct Config {
-    /// The link to the vendor.
-    pub link: LinkConfig,
-    /// What the upstream's host serves.
-    pub feed: Feed,
-    /// The channels that `*` stands for upstream.
-    pub upstream_channels: BTreeSet<Channel>,
+    /// What each market has of its own, in the order of the settings.
+    pub markets: Vec<MarketConfig>,
     /// How long a channel stays subscribed upstream after its last subscriber has left.
     pub upstream_linger: Duration,
-    /// The kinds that are requested by contract only: the host serves no wildcard of them, and the
-    /// operator lists none.
-    pub on_demand: BTreeSet<Kind>,
-    /// How many contracts of each of these kinds the vendor serves at a time.
+    /// How many contracts the vendor serves at a time, of each kind that is on demand.
     pub upstream_contracts: usize,
     /// How long a busy type may send no event before it counts as silent; `None` turns the alarm
     /// off.
@@ -120,11 +113,26 @@ pub struct Config {
     pub server: ServerConfig,
 }
 
+/// What a market has of its own.
+pub struct MarketConfig {
+    /// The market.
+    pub market: Market,
+    /// The link to the vendor.
+    pub link: LinkConfig,
+    /// What the upstream's host serves.
+    pub feed: Feed,
+    /// The channels that `*` stands for upstream.
+    pub channels: BTreeSet<Channel>,
+    /// The kinds that are requested by contract only: the host serves no wildcard of them, and the
+    /// operator lists none.
+    pub on_demand: BTreeSet<Kind>,
+}
+
 impl ProgramConfig for Config {
     type Args = Args;
 
-    fn link(&self) -> &LinkConfig {
-        &self.link
+    fn links(&self) -> impl Iterator<Item = &LinkConfig> {
+        self.markets.iter().map(|market| &market.link)
     }
 
     fn server(&self) -> &ServerConfig {
@@ -152,30 +160,38 @@ impl TryFrom<&Args> for Config {
         };
         let listen = ListenConfig::new(("FIREHOSE_HOST", &args.host), ("FIREHOSE_PORT", args.port));
         let server = args.server.check(listen, keys, notices)?;
-        let market = args.server.market;
-        let upstream = match &args.polygon_ws_url {
-            Some(url) => check_market("POLYGON_WS_URL", url, market)?,
-            None => websocket_url(&format!("wss://socket.massive.com/{market}"))
-                .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
+        let extra_roots = match &args.polygon_ca {
+            Some(path) => certificates("POLYGON_CA", path)?,
+            None => Vec::new(),
         };
-        let feed = Feed::new(market, upstream.host_str().unwrap_or_default());
-        let mut link = LinkConfig::new("Polygon", upstream, key);
-        if let Some(path) = &args.polygon_ca {
-            link.extra_roots = certificates("POLYGON_CA", path)?;
-        }
-        let upstream_channels = match &args.upstream_channels {
-            Some(list) => parse_channels(list, market)?,
-            None => feed.default_kinds().map(Channel::Kind).collect(),
+        let market = |market: &Market| {
+            let market = *market;
+            let url = match &args.polygon_ws_url {
+                Some(url) if url.path() == "/" => {
+                    let mut url = url.clone();
+                    url.set_path(market.name());
+                    url
+                }
+                Some(url) => check_market("POLYGON_WS_URL", url, market)?,
+                None => websocket_url(&format!("wss://socket.massive.com/{market}"))
+                    .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
+            };
+            let feed = Feed::new(market, url.host_str().unwrap_or_default());
+            let channels = match &args.upstream_channels {
+                Some(list) => parse_channels(list, market)?,
+                None => feed.default_kinds().map(Channel::Kind).collect(),
+            };
+            let mut link = LinkConfig::new("Polygon", url, key.clone());
+            link.extra_roots = extra_roots.clone();
+            let is_listed = |kind: &Kind| channels.contains(&Channel::Kind(*kind));
+            let on_demand = feed.on_demand_kinds().filter(|kind| !is_listed(kind)).collect();
+            Ok(MarketConfig { market, link, feed, channels, on_demand })
         };
-        let is_listed = |kind: &Kind| upstream_channels.contains(&Channel::Kind(*kind));
-        let on_demand = feed.on_demand_kinds().filter(|kind| !is_listed(kind)).collect();
+        let markets = server.markets.iter().map(market).collect::<Result<_, ConfigError>>()?;
         check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
-            link,
-            feed,
-            upstream_channels,
+            markets,
             upstream_linger: args.upstream_linger,
-            on_demand,
             upstream_contracts: args.upstream_contracts,
             silence_alarm: args.silence_alarm,
             ring_frames: args.ring_frames,

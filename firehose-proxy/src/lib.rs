@@ -19,20 +19,22 @@ mod upkeep;
 use std::{
     collections::BTreeSet,
     sync::{Arc, atomic::AtomicU32},
+    time::Duration,
 };
 
 use proxy_common::{
     config::ConfigError,
     link::Link,
-    metrics::{Level, register},
-    program::wiring::{BoundTier, Foundation, TierHandler},
-    protocol::{Channel, Kind, Market, TierName},
+    metrics::Level,
+    program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
+    protocol::{Channel, Kind, Market, NoticePolicy, TierName},
 };
 use tokio::sync::watch;
 use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
+    config::MarketConfig,
     contracts::Contracts,
     demand::UpstreamDemand,
     entitlements::Entitlements,
@@ -51,45 +53,68 @@ pub type FirehoseTier = TierHandler<Shared, FirehoseUpkeep>;
 /// # Errors
 ///
 /// The host is unknown or a port is taken.
-pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError> {
+pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError> {
+    let markets = std::mem::take(&mut config.markets);
     let sessions = &config.server.sessions;
-    let (market, notices, queue_bytes) =
-        (sessions.market, sessions.notices, sessions.slow.queue_bytes);
-    let max_contracts = sessions.max_subscriptions;
+    let settings = Settings {
+        notices: sessions.notices,
+        queue_bytes: sessions.slow.queue_bytes,
+        max_contracts: sessions.max_subscriptions,
+        linger: config.upstream_linger,
+        contracts: config.upstream_contracts,
+        silence_alarm: config.silence_alarm,
+        ring_frames: config.ring_frames,
+        ring_bytes: config.ring_bytes,
+    };
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
-    warn_of_odd_channels(market, &config.upstream_channels);
+    let markets = markets.into_iter().map(|market| serve(market, &settings, &mut foundation));
+    let markets = markets.collect();
+    Ok(foundation.complete(markets))
+}
+
+/// The settings that all markets share.
+struct Settings {
+    notices: NoticePolicy,
+    queue_bytes: usize,
+    max_contracts: usize,
+    linger: Duration,
+    contracts: usize,
+    silence_alarm: Option<Duration>,
+    ring_frames: usize,
+    ring_bytes: usize,
+}
+
+/// The parts of one market: its connection upstream, its ring and what its sessions share.
+fn serve(
+    config: MarketConfig,
+    settings: &Settings,
+    foundation: &mut Foundation,
+) -> MarketTier<Shared, FirehoseUpkeep> {
+    let MarketConfig { market, link, feed, channels, on_demand } = config;
+    warn_of_odd_channels(market, &channels);
+    let counters = foundation.market(market);
     let help = "Events in the ring that sessions have yet to read, counted for each session";
-    let unread: Level = register(foundation.registry(), "ring_events", help);
-    let ring = Ring::new(config.ring_frames, config.ring_bytes, unread.clone());
-    let silence = config.silence_alarm;
-    let (silence, sampler) = SilenceMonitor::register(market, silence, foundation.registry());
-    let entitlements = Arc::new(Entitlements::new(
-        config.feed,
-        config.upstream_channels.clone(),
-        config.on_demand.clone(),
-        config.upstream_contracts,
-    ));
-    let contracts =
-        Contracts::new(config.on_demand, config.upstream_contracts, config.upstream_linger);
-    let (demand, wanted) = UpstreamDemand::new(
-        config.feed,
-        config.upstream_channels,
-        config.upstream_linger,
-        contracts,
-    );
-    let levels = ContractLevels::register(foundation.registry(), demand.occupancy());
-    let upstream = Arc::clone(&foundation.upstream);
-    let (link, handle) = Link::new(config.link, wanted, Arc::clone(&upstream));
+    let unread: Level = foundation.metrics.register("ring_events", help);
+    let ring = Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone());
+    let silence = settings.silence_alarm;
+    let (silence, sampler) = SilenceMonitor::register(market, silence, &mut foundation.metrics);
+    let entitlements =
+        Arc::new(Entitlements::new(feed, channels.clone(), on_demand.clone(), settings.contracts));
+    let contracts = Contracts::new(on_demand, settings.contracts, settings.linger);
+    let (demand, wanted) = UpstreamDemand::new(feed, channels, settings.linger, contracts);
+    let levels = ContractLevels::register(&mut foundation.metrics, demand.occupancy());
+    let upstream = Arc::clone(&counters.upstream);
+    let (link, handle) = Link::new(link, wanted, Arc::clone(&upstream));
     let outage = watch::Sender::new(link.outage().cloned());
     let shared = Shared {
         ring: ring.readers(),
         outage: outage.subscribe(),
         demand: Arc::new(demand),
         entitlements,
-        notices,
-        metrics: Arc::clone(&foundation.session_metrics),
-        queue_bytes,
-        max_contracts,
+        notices: settings.notices,
+        metrics: Arc::clone(&counters.sessions),
+        queue_bytes: settings.queue_bytes,
+        max_contracts: settings.max_contracts,
         next_session: Arc::default(),
     };
     let recounts = Arc::new(AtomicU32::new(0));
@@ -98,7 +123,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
         sampler,
         shared: shared.clone(),
         outage,
-        intake: foundation.intake.clone(),
+        intake: counters.intake.clone(),
         recounts: Arc::clone(&recounts),
     };
     let upkeep = FirehoseUpkeep {
@@ -109,7 +134,13 @@ pub async fn bind(config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError
         contracts: levels,
         recounts,
     };
-    Ok(foundation.complete(shared, upkeep, handle, |stop| publisher.run(link, stop)))
+    MarketTier {
+        counters,
+        tier: shared,
+        upkeep,
+        link: handle,
+        data: Box::new(|stop| Box::pin(publisher.run(link, stop))),
+    }
 }
 
 /// Names the types that may be typing errors: the vendor does not answer for a type that it does

@@ -9,11 +9,10 @@ use std::{
     time::SystemTime,
 };
 
-use prometheus_client::registry::Registry;
 use proxy_common::{
     health::ContractsHealth,
     link::LinkMetrics,
-    metrics::{EventType, Level, LevelByType, register},
+    metrics::{Level, LevelByType, Metrics},
     program::wiring::Upkeep,
     protocol::Kind,
 };
@@ -39,15 +38,12 @@ pub(crate) struct ContractLevels {
 
 impl ContractLevels {
     /// Shows these numbers from the start.
-    pub(crate) fn register(registry: &mut Registry, occupancy: Vec<(Kind, Occupancy)>) -> Self {
+    pub(crate) fn register(metrics: &mut Metrics, occupancy: Vec<(Kind, Occupancy)>) -> Self {
         let levels = Self {
-            held: register(registry, "contracts_held", "Contracts asked of the vendor"),
-            room: register(
-                registry,
-                "contracts_room",
-                "Contracts that the vendor serves at a time",
-            ),
-            waiting: register(registry, "contracts_waiting", "Contracts that wait for room"),
+            held: metrics.register_by_type("contracts_held", "Contracts asked of the vendor"),
+            room: metrics
+                .register_by_type("contracts_room", "Contracts that the vendor serves at a time"),
+            waiting: metrics.register_by_type("contracts_waiting", "Contracts that wait for room"),
         };
         for (kind, occupancy) in occupancy {
             levels.set(kind, occupancy);
@@ -56,9 +52,8 @@ impl ContractLevels {
     }
 
     fn set(&self, kind: Kind, Occupancy { held, room, waiting }: Occupancy) {
-        let kind = EventType::new(&kind);
         for (levels, number) in [(&self.held, held), (&self.room, room), (&self.waiting, waiting)] {
-            levels.get_or_create(&kind).set(number as i64);
+            levels.of(kind).set(number as i64);
         }
     }
 }

@@ -11,14 +11,14 @@ use clap::{Parser, Subcommand};
 use proxy_common::{
     access::Keys,
     config::values::websocket_url,
-    health::{Health, HealthReporter},
+    health::{HealthDocument, HealthReporter},
     link::{Link, LinkConfig, LinkError, LinkHandle, UpstreamMessage, Wanted, connect},
     program::{
         args::ServerArgs,
         command_line::{StartupExit, parse},
         logging::LogArgs,
         runtime::{self, Threads},
-        wiring::Foundation,
+        wiring::{Foundation, MarketCounters},
     },
     protocol::{NoticePolicy, TierName},
     server::Handler,
@@ -97,30 +97,21 @@ async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), Start
     let config = server.check(listen, keys, NoticePolicy::Off).map_err(StartupExit::Error)?;
     let (market, limits) = (config.sessions.market, config.sessions.slow);
     let keys = Arc::clone(&config.sessions.keys);
-    let foundation =
+    let mut foundation =
         Foundation::bind(TierName::Filtered, config).await.map_err(StartupExit::Error)?;
     // `/health` shows a link; this one never connects.
     let nowhere = Url::parse("ws://localhost").map_err(StartupExit::system)?;
     let nowhere = LinkConfig::new("nobody", nowhere, SecretString::from("none"));
     let wanted = watch::Sender::new(Wanted::default());
-    let (_link, link) = Link::new(nowhere, wanted.subscribe(), Arc::clone(&foundation.upstream));
-    let health = HealthReporter::new(
-        market,
-        keys,
-        Arc::clone(&foundation.upstream),
-        foundation.intake.clone(),
-        Arc::clone(&foundation.session_metrics),
-    );
-    let echo = Echo {
-        max_bytes,
-        limits,
-        metrics: Arc::clone(&foundation.session_metrics),
-        health,
-        link: link.clone(),
-    };
-    let stop = CancellationToken::new();
-    let work =
-        foundation.serve_by(echo, link, CancellationToken::cancelled_owned).serve(stop.clone());
+    let counters = foundation.market(market);
+    let MarketCounters { upstream, intake, sessions, .. } = counters.clone();
+    let (_link, link) = Link::new(nowhere, wanted.subscribe(), Arc::clone(&upstream));
+    let health = HealthReporter::new(market, keys, upstream, intake, Arc::clone(&sessions));
+    let echo = Echo { max_bytes, limits, metrics: sessions, health, link };
+    let (counters, stop) = (vec![counters], CancellationToken::new());
+    let budget = foundation.budget(&counters);
+    let tier = foundation.serve_by(echo, counters, budget, Vec::new(), Vec::new());
+    let work = tier.serve(stop.clone());
     runtime::run(work, stop, async || {}).await.map_err(StartupExit::system)
 }
 
@@ -164,8 +155,8 @@ impl Handler for Echo {
         }
     }
 
-    fn health(&self) -> Health {
-        self.health.report(self.link.status(), None, Vec::new())
+    fn health(&self) -> HealthDocument {
+        HealthDocument::of(vec![self.health.report(self.link.status(), None, Vec::new())])
     }
 
     fn tick(&self) {}

@@ -71,6 +71,53 @@ pub struct Health {
     pub ledger: Ledger,
 }
 
+/// The document of `GET /health`: that of the one market, or one that holds each market's.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum HealthDocument {
+    /// Of a program that serves one market.
+    One(Box<Health>),
+    /// Of a program that serves several.
+    Several {
+        /// `ok` or `down` if that is the condition of every market, else `degraded`.
+        status: HealthStatus,
+        /// The program's version.
+        version: &'static str,
+        /// The problems of all markets. Each begins with the market's name.
+        problems: Vec<String>,
+        /// Each market's document.
+        markets: BTreeMap<&'static str, Health>,
+    },
+}
+
+impl HealthDocument {
+    /// The document of these markets, at least one.
+    pub fn of(mut markets: Vec<Health>) -> Self {
+        if markets.len() == 1 {
+            return Self::One(Box::new(markets.remove(0)));
+        }
+        let first = markets.first().map_or(HealthStatus::Down, |health| health.status);
+        let alike = markets.iter().all(|health| health.status == first);
+        let problems = markets.iter().flat_map(|health| {
+            health.problems.iter().map(|problem| format!("{}: {problem}", health.market))
+        });
+        Self::Several {
+            status: if alike { first } else { HealthStatus::Degraded },
+            version: env!("CARGO_PKG_VERSION"),
+            problems: problems.collect(),
+            markets: markets.into_iter().map(|health| (health.market, health)).collect(),
+        }
+    }
+
+    /// The condition of the program.
+    pub fn status(&self) -> HealthStatus {
+        match self {
+            Self::One(health) => health.status,
+            Self::Several { status, .. } => *status,
+        }
+    }
+}
+
 /// The state of the link to the upstream.
 #[derive(Debug, Clone, Serialize)]
 pub struct UpstreamHealth {

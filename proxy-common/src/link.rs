@@ -42,10 +42,7 @@ use tracing::{error, info, warn};
 use url::Url;
 
 use self::{backoff::Backoff, connection::Connection};
-use crate::{
-    metrics::Reason,
-    protocol::{Channel, Outage},
-};
+use crate::protocol::{Channel, Outage};
 
 /// How long an upstream may take to answer our close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -276,7 +273,7 @@ impl Link {
         let evicted = LinkError::MaxConnections("closed with code 1008 again".to_owned());
         let again = *error == LinkError::ClosedByPolicy && self.backoff.is_repeated_policy_close();
         let error = if again { &evicted } else { error };
-        self.metrics.disconnects.get_or_create(&Reason::new(error.label())).inc();
+        self.metrics.disconnects.of(error.label()).inc();
         let (wait, state) = match error {
             LinkError::AuthFailed(_) => (self.config.refused_interval, LinkState::Refused),
             LinkError::MaxConnections(_) => {

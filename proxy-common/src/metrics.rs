@@ -1,48 +1,40 @@
-//! Counters and gauges that follow Prometheus' conventions, and functions that register them.
+//! Counters and gauges that follow Prometheus' conventions, and the set that they belong to.
 //!
 //! Labels come from enums and from the operator's file of keys, so no peer can add labels.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    sync::atomic::{AtomicI64, AtomicU64},
+};
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    collector::Collector,
+    encoding::{EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, text},
+    metrics::{TypedMetric, counter::Counter, family::Family, gauge::Gauge},
     registry::{Metric, Registry, Unit},
 };
+
+use crate::protocol::{Kind, Market};
 
 /// A counter that starts at zero with the program.
 pub type Count = Counter<u64, AtomicU64>;
 /// A gauge of whole numbers.
 pub type Level = Gauge<i64, AtomicI64>;
+
 /// A counter for each value of the label `reason`.
-pub type CountByReason = Family<Reason, Count>;
-
-/// A gauge for each value of the label `type`.
-pub type LevelByType = Family<EventType, Level>;
-
-/// The label `type`: a type of events.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct EventType {
-    r#type: String,
+#[derive(Debug, Clone, Default)]
+pub struct CountByReason {
+    counts: Family<Labels, Count>,
+    market: Option<Market>,
 }
 
-impl EventType {
-    /// A label with this value. The number of values must be small.
-    pub fn new(kind: &impl ToString) -> Self {
-        Self { r#type: kind.to_string() }
-    }
-}
-
-/// The label `reason`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct Reason {
-    reason: &'static str,
-}
-
-impl Reason {
-    /// A label with this value, which must come from an enum.
-    pub fn new(reason: &'static str) -> Self {
-        Self { reason }
+impl CountByReason {
+    /// The counter for this reason, which must come from an enum.
+    pub fn of(&self, reason: &'static str) -> Count {
+        let labels = Labels { market: self.market, reason: Some(reason), ..Labels::default() };
+        self.counts.get_or_create(&labels).clone()
     }
 }
 
@@ -53,45 +45,198 @@ pub fn count_and_sample(count: &Count, cases: u64) -> bool {
     before.next_multiple_of(1_000) < before + cases
 }
 
-/// Registers a metric under the registry's prefix.
-pub fn register<M: Metric + Clone + Default>(
-    registry: &mut Registry,
-    name: &'static str,
-    help: &'static str,
-) -> M {
-    let metric = M::default();
-    registry.register(name, help, metric.clone());
-    metric
+/// A gauge for each value of the label `type`.
+#[derive(Debug, Clone, Default)]
+pub struct LevelByType {
+    levels: Family<Labels, Level>,
+    market: Option<Market>,
 }
 
-/// Registers a metric that counts bytes.
-pub fn register_bytes<M: Metric + Clone + Default>(
-    registry: &mut Registry,
-    name: &'static str,
-    help: &'static str,
-) -> M {
-    let metric = M::default();
-    registry.register_with_unit(name, help, Unit::Bytes, metric.clone());
-    metric
-}
-
-/// Registers a counter that shows zero for each of these reasons from the start.
-pub fn register_by_reason(
-    registry: &mut Registry,
-    name: &'static str,
-    help: &'static str,
-    reasons: impl IntoIterator<Item = &'static str>,
-) -> CountByReason {
-    let counts: CountByReason = register(registry, name, help);
-    for reason in reasons {
-        drop(counts.get_or_create(&Reason::new(reason)));
+impl LevelByType {
+    /// The gauge of this type of events. The number of types must be small.
+    pub fn of(&self, kind: Kind) -> Level {
+        let labels = Labels { market: self.market, kind: Some(kind), reason: None };
+        self.levels.get_or_create(&labels).clone()
     }
-    counts
+}
+
+/// The labels of a metric, as far as they apply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Labels {
+    market: Option<Market>,
+    kind: Option<Kind>,
+    reason: Option<&'static str>,
+}
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        if let Some(market) = self.market {
+            ("market", market.name()).encode(encoder.encode_label())?;
+        }
+        if let Some(kind) = self.kind {
+            ("type", kind.to_string()).encode(encoder.encode_label())?;
+        }
+        if let Some(reason) = self.reason {
+            ("reason", reason).encode(encoder.encode_label())?;
+        }
+        Ok(())
+    }
+}
+
+/// The metrics of a program.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Of the process, without a prefix.
+    process: Registry,
+    registry: Registry,
+    /// The market that new metrics belong to.
+    market: Option<Market>,
+    /// The families of metrics that each market has, by name.
+    families: HashMap<&'static str, Box<dyn Any + Send + Sync>>,
+}
+
+impl Metrics {
+    /// Metrics whose names begin with this word.
+    pub fn with_prefix(prefix: &'static str) -> Self {
+        Self { registry: Registry::with_prefix(prefix), ..Self::default() }
+    }
+
+    /// Whatever is registered from now on belongs to this market, and has it as the label `market`.
+    pub fn in_market(&mut self, market: Option<Market>) {
+        self.market = market;
+    }
+
+    /// Registers a metric under the prefix.
+    pub fn register<M>(&mut self, name: &'static str, help: &'static str) -> M
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        self.register_with_unit(name, help, None)
+    }
+
+    /// Registers a metric that counts bytes.
+    pub fn register_bytes<M>(&mut self, name: &'static str, help: &'static str) -> M
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        self.register_with_unit(name, help, Some(Unit::Bytes))
+    }
+
+    fn register_with_unit<M>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+    ) -> M
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        let labels = Labels { market: self.market, ..Labels::default() };
+        if self.market.is_some() {
+            let family: Family<Labels, M> = self.family(name, help, unit);
+            return family.get_or_create(&labels).clone();
+        }
+        let metric = M::default();
+        self.add(name, help, unit, metric.clone());
+        metric
+    }
+
+    /// Registers a counter that shows zero for each of these reasons from the start.
+    pub fn register_by_reason(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        reasons: impl IntoIterator<Item = &'static str>,
+    ) -> CountByReason {
+        let counts = CountByReason { counts: self.family(name, help, None), market: self.market };
+        for reason in reasons {
+            drop(counts.of(reason));
+        }
+        counts
+    }
+
+    /// Registers a gauge that each of some types of events has.
+    pub fn register_by_type(&mut self, name: &'static str, help: &'static str) -> LevelByType {
+        LevelByType { levels: self.family(name, help, None), market: self.market }
+    }
+
+    /// Registers a collector of the process, without the prefix.
+    pub fn register_of_process(&mut self, collector: impl Collector) {
+        self.process.register_collector(Box::new(collector));
+    }
+
+    /// Registers a collector under the prefix.
+    pub fn register_collector(&mut self, collector: impl Collector) {
+        self.registry.register_collector(Box::new(collector));
+    }
+
+    /// The family of this name, which all markets share.
+    fn family<M>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        unit: Option<Unit>,
+    ) -> Family<Labels, M>
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        if let Some(family) = self.families.get(name) {
+            let family: Option<&Family<Labels, M>> = family.downcast_ref();
+            return family.expect("a name has one type").clone();
+        }
+        let family = Family::default();
+        self.add(name, help, unit, family.clone());
+        self.families.insert(name, Box::new(family.clone()));
+        family
+    }
+
+    fn add(&mut self, name: &str, help: &str, unit: Option<Unit>, metric: impl Metric) {
+        match unit {
+            Some(unit) => self.registry.register_with_unit(name, help, unit, metric),
+            None => self.registry.register(name, help, metric),
+        }
+    }
+
+    /// All metrics as text, in the format of OpenMetrics.
+    ///
+    /// # Errors
+    ///
+    /// A collector fails.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode_registry(&mut text, &self.process)?;
+        text::encode_registry(&mut text, &self.registry)?;
+        text::encode_eof(&mut text)?;
+        Ok(text)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_market_has_its_own_line_of_one_family() {
+        let mut metrics = Metrics::with_prefix("tier");
+        let total: Count = metrics.register("frames", "Frames");
+        total.inc();
+        for (market, count) in [(Market::Stocks, 2), (Market::Crypto, 3)] {
+            metrics.in_market(Some(market));
+            metrics.register::<Count>("events", "Events").inc_by(count);
+            metrics.register_by_reason("lost", "Lost", ["a", "b"]).of("b").inc_by(count);
+        }
+        let text = metrics.encode().unwrap();
+        for line in [
+            "tier_frames_total 1",
+            r#"tier_events_total{market="stocks"} 2"#,
+            r#"tier_events_total{market="crypto"} 3"#,
+            r#"tier_lost_total{market="stocks",reason="a"} 0"#,
+            r#"tier_lost_total{market="crypto",reason="b"} 3"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+        assert_eq!(text.matches("# TYPE tier_events ").count(), 1, "{text}");
+    }
 
     #[test]
     fn the_first_case_and_each_after_a_thousand_is_logged() {

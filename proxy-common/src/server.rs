@@ -12,7 +12,6 @@ pub use self::{
 
 use std::{sync::Arc, time::Duration};
 
-use prometheus_client::registry::Registry;
 use tokio::{
     sync::Semaphore,
     time::{MissedTickBehavior, interval},
@@ -23,6 +22,7 @@ use tracing::{info, warn};
 use self::connection::ConnectionServer;
 use crate::{
     access::Gate,
+    metrics::Metrics,
     protocol::Market,
     transport::{Certificate, Listeners},
 };
@@ -39,9 +39,9 @@ pub struct Server<H> {
     /// Takes over the WebSockets.
     pub handler: Arc<H>,
     /// The metrics that `/metrics` shows.
-    pub registry: Registry,
-    /// The market served.
-    pub market: Market,
+    pub metrics: Metrics,
+    /// The markets served, at least one. `/` is the first.
+    pub markets: Vec<Market>,
     /// Decides which clients get a session.
     pub gate: Arc<Gate>,
     /// The certificate of the data port, if it speaks TLS.
@@ -56,7 +56,7 @@ impl<H: Handler> Server<H> {
     /// Serves until `stop`, then until the last connection has ended.
     pub async fn serve(self, listeners: Listeners, stop: CancellationToken) {
         let tracker = TaskTracker::new();
-        let registry = Arc::new(self.registry);
+        let metrics = Arc::new(self.metrics);
         let max_sessions = affordable(self.max_sessions);
         let session_permits = Arc::new(Semaphore::new(max_sessions));
         let connection_permits = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
@@ -72,8 +72,8 @@ impl<H: Handler> Server<H> {
             let server = ConnectionServer {
                 http: HttpService {
                     handler: Arc::clone(&self.handler),
-                    registry: Arc::clone(&registry),
-                    market: self.market,
+                    metrics: Arc::clone(&metrics),
+                    markets: self.markets.clone(),
                     gate: Arc::clone(&self.gate),
                     session_permits: Arc::clone(&session_permits),
                     probes: probes_on_data_port || !is_data,

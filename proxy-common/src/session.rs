@@ -40,8 +40,7 @@ use tungstenite::protocol::frame::coding::Control;
 use self::decision::decide;
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
-    metrics::Reason,
-    protocol::{Command, Items, NoticePolicy, Status, status_frame},
+    protocol::{Command, Items, Market, NoticePolicy, Status, status_frame},
     transport::Socket,
 };
 
@@ -56,6 +55,8 @@ const AUTH_FAILED_PAUSE: Duration = Duration::from_millis(500);
 pub struct ClientInfo {
     /// Its address.
     pub address: IpAddr,
+    /// The market of its path.
+    pub market: Market,
 }
 
 /// All sessions of a tier.
@@ -113,7 +114,7 @@ impl<T: Tier> Sessions<T> {
             Box::pin(session.end(reason)).await;
             drop(entry);
             self.metrics.sessions.dec();
-            self.metrics.closed.get_or_create(&Reason::new(reason.label())).inc();
+            self.metrics.closed.of(reason.label()).inc();
             if let Some(abuse) = reason.abuse() {
                 self.abuse.note(abuse, client.address, None);
             }
@@ -366,11 +367,11 @@ async fn pull<S: Subscriber>(subscriber: &mut Option<S>) -> Result<(), CloseReas
 #[cfg(test)]
 mod tests {
     use futures_util::{SinkExt, StreamExt};
-    use prometheus_client::registry::Registry;
     use tokio::net::{TcpListener, TcpStream};
     use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
 
     use super::*;
+    use crate::metrics::Metrics;
     use crate::{
         access::{CommandRate, Keys},
         protocol::{Channel, ChannelSet, ExtraKinds, Kind, Market, Unavailable},
@@ -443,8 +444,8 @@ mod tests {
 
     #[tokio::test]
     async fn one_answer_never_acknowledges_and_refuses_the_same_item() {
-        let mut registry = Registry::default();
-        let metrics = SessionMetrics::register(&mut registry);
+        let mut registered = Metrics::default();
+        let metrics = SessionMetrics::register(&mut registered);
         let minute = Duration::from_secs(60);
         let sessions = Sessions {
             tier: Fickle,
@@ -461,8 +462,8 @@ mod tests {
                 notices: NoticePolicy::Everyone,
             },
             metrics: Arc::clone(&metrics),
-            abuse: Arc::new(AbuseLog::register(&mut registry)),
-            budget: Arc::new(QueueBudget::new(1_000_000, metrics)),
+            abuse: Arc::new(AbuseLog::register(&mut registered)),
+            budget: Arc::new(QueueBudget::new(1_000_000, vec![metrics])),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -482,7 +483,7 @@ mod tests {
             frames
         };
         let stop = CancellationToken::new();
-        let info = ClientInfo { address: peer.ip() };
+        let info = ClientInfo { address: peer.ip(), market: Market::Stocks };
         let frames = tokio::select! {
             frames = client => frames,
             () = sessions.serve(socket.into(), b"", info, &stop) => panic!("the session ended"),

@@ -14,9 +14,8 @@ use std::{
 };
 
 use memchr::memmem::Finder;
-use prometheus_client::registry::Registry;
 use proxy_common::{
-    metrics::{Level, register},
+    metrics::{Level, Metrics},
     protocol::{Channel, Kind, Market},
 };
 use tracing::{info, warn};
@@ -81,14 +80,13 @@ pub struct UpstreamSnapshot<'a> {
 
 impl SilenceMonitor {
     /// Creates a monitor that raises its alarm after this time, or never, and the sampler that
-    /// inspects frames for it. Registers `upstream_silent_kinds` under the registry's prefix.
+    /// inspects frames for it. Registers `upstream_silent_kinds` .
     pub fn register(
         market: Market,
         alarm: Option<Duration>,
-        registry: &mut Registry,
+        metrics: &mut Metrics,
     ) -> (Self, Sampler) {
-        let silent_kinds = register(
-            registry,
+        let silent_kinds = metrics.register(
             "upstream_silent_kinds",
             "Types of which nothing comes while their market is open",
         );
@@ -224,9 +222,9 @@ mod tests {
 
     #[test]
     fn silence_is_reported_in_a_sentence_and_counted() {
-        let mut registry = Registry::default();
+        let mut metrics = Metrics::default();
         let alarm = Some(Duration::from_secs(60));
-        let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
+        let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut metrics);
         let wanted = BTreeSet::from([Kind::XT, Kind::XQ, Kind::XL2].map(Channel::Kind));
         let refused = Refusals::default();
         let (start, time) = (Instant::now(), SystemTime::UNIX_EPOCH);
@@ -250,9 +248,9 @@ mod tests {
 
     #[test]
     fn few_of_many_frames_are_inspected_spread_evenly() {
-        let mut registry = Registry::default();
+        let mut metrics = Metrics::default();
         let alarm = Some(Duration::from_secs(60));
-        let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut registry);
+        let (monitor, mut sampler) = SilenceMonitor::register(Market::Crypto, alarm, &mut metrics);
         let wanted = BTreeSet::from([Channel::Kind(Kind::XT), Channel::Kind(Kind::XQ)]);
         let refused = Refusals::default();
         let (now, time) = (Instant::now(), SystemTime::UNIX_EPOCH);

@@ -6,11 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus_client::registry::Registry;
 use tracing::warn;
 
 use crate::{
-    metrics::{CountByReason, Reason, register_by_reason},
+    metrics::{CountByReason, Metrics},
     named_enum::named_enum,
 };
 
@@ -95,10 +94,9 @@ pub struct AbuseLog {
 }
 
 impl AbuseLog {
-    /// Registers the counter under the registry's prefix.
-    pub fn register(registry: &mut Registry) -> Self {
-        let counts = register_by_reason(
-            registry,
+    /// Registers the counter .
+    pub fn register(metrics: &mut Metrics) -> Self {
+        let counts = metrics.register_by_reason(
             "abuse",
             "Cases of abuse by clients",
             Abuse::ALL.iter().map(|abuse| abuse.label()),
@@ -109,7 +107,7 @@ impl AbuseLog {
     /// Counts one case. Logs it, with a detail if there is one, unless its kind was logged less
     /// than a minute ago.
     pub fn note(&self, abuse: Abuse, client: IpAddr, detail: Option<&str>) {
-        self.counts.get_or_create(&Reason::new(abuse.label())).inc();
+        self.counts.of(abuse.label()).inc();
         let line = self.lock(abuse).note(client, Instant::now());
         if let Some(line) = line {
             line.write(abuse, detail);

@@ -15,7 +15,6 @@ use http::{
     HeaderMap, HeaderName,
     header::{HOST, ORIGIN},
 };
-use prometheus_client::registry::Registry;
 use tokio::{io::AsyncRead, time::timeout};
 
 use super::{
@@ -25,7 +24,7 @@ use super::{
     origin::Origins,
 };
 use crate::{
-    metrics::{CountByReason, Reason, register_by_reason},
+    metrics::{CountByReason, Metrics},
     transport::read_header,
 };
 
@@ -107,11 +106,11 @@ impl AcceptedConnection {
 }
 
 impl Gate {
-    /// A gate with these rules. Registers `connections_refused` under the registry's prefix.
-    pub fn new(config: GateConfig, abuse: Arc<AbuseLog>, registry: &mut Registry) -> Self {
+    /// A gate with these rules. Registers `connections_refused` under the prefix of `metrics`.
+    pub fn new(config: GateConfig, abuse: Arc<AbuseLog>, metrics: &mut Metrics) -> Self {
         let reasons = Abuse::REFUSALS.iter().map(|abuse| abuse.label()).chain([STOPPING]);
         let help = "Connections turned away before the upgrade";
-        let refused = register_by_reason(registry, "connections_refused", help, reasons);
+        let refused = metrics.register_by_reason("connections_refused", help, reasons);
         Self {
             origins: config.origins,
             trusted_proxies: config.trusted_proxies,
@@ -250,12 +249,12 @@ impl Gate {
     }
 
     fn count(&self, reason: &'static str) {
-        self.refused.get_or_create(&Reason::new(reason)).inc();
+        self.refused.of(reason).inc();
     }
 
     /// How many clients were turned away for this reason.
     pub fn refusals(&self, reason: Abuse) -> u64 {
-        self.refused.get_or_create(&Reason::new(reason.label())).get()
+        self.refused.of(reason.label()).get()
     }
 
     /// Forgets full budgets and logs suppressed abuse. Call it about once a second.

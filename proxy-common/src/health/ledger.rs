@@ -15,12 +15,11 @@
 //! three sessions is owed three times. Events that passed while the link was down are in neither
 //! balance, because they cannot be counted. `outages` counts how often the link was lost.
 
-use prometheus_client::registry::Registry;
 use serde::Serialize;
 
 use crate::{
     link::LinkMetrics,
-    metrics::{Count, Level, register},
+    metrics::{Count, Level, Metrics},
     session::{LossReason, SessionMetrics},
 };
 
@@ -34,11 +33,11 @@ pub struct IntakeMetrics {
 }
 
 impl IntakeMetrics {
-    /// Registers both under the registry's prefix.
-    pub fn register(registry: &mut Registry) -> Self {
+    /// Registers both.
+    pub fn register(metrics: &mut Metrics) -> Self {
         Self {
-            routed: register(registry, "events_routed", "Events found in frames"),
-            not_subscribed: register(registry, "events_filtered", "Events without a subscriber"),
+            routed: metrics.register("events_routed", "Events found in frames"),
+            not_subscribed: metrics.register("events_filtered", "Events without a subscriber"),
         }
     }
 }
@@ -151,10 +150,10 @@ mod tests {
 
     #[test]
     fn an_event_that_is_lost_without_a_reason_shows() {
-        let mut registry = Registry::default();
-        let link = LinkMetrics::register(&mut registry);
-        let intake = IntakeMetrics::register(&mut registry);
-        let sessions = SessionMetrics::register(&mut registry);
+        let mut metrics = Metrics::default();
+        let link = LinkMetrics::register(&mut metrics);
+        let intake = IntakeMetrics::register(&mut metrics);
+        let sessions = SessionMetrics::register(&mut metrics);
         let unread = Level::default();
         let read = || Ledger::read(&link, &intake, &sessions, Some(&unread));
         assert!(read().balanced);

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use prometheus_client::registry::Registry;
-
 use super::error::LinkError;
-use crate::metrics::{Count, CountByReason, Level, register, register_by_reason, register_bytes};
+use crate::metrics::{Count, CountByReason, Level, Metrics};
 
 /// Counters of a link to an upstream.
 #[derive(Debug, Default)]
@@ -30,21 +28,21 @@ pub struct LinkMetrics {
 }
 
 impl LinkMetrics {
-    /// Registers all of them under the registry's prefix.
-    pub fn register(registry: &mut Registry) -> Arc<Self> {
+    /// Registers all of them .
+    pub fn register(metrics: &mut Metrics) -> Arc<Self> {
         let disconnects = "Upstream connections lost and attempts failed";
         let malformed = "Frames received that hold no events";
         let dropped = "Elements of arrays that are no objects, or not JSON";
         let labels = LinkError::LABELS;
         Arc::new(Self {
-            up: register(registry, "upstream_up", "1 while logged in upstream"),
-            connects: register(registry, "upstream_connects", "Logins upstream"),
-            disconnects: register_by_reason(registry, "upstream_disconnects", disconnects, labels),
-            frames: register(registry, "frames_in", "Data frames received"),
-            events: register(registry, "events_in", "Events received"),
-            bytes: register_bytes(registry, "in", "Bytes of data frames received"),
-            malformed: register(registry, "frames_malformed", malformed),
-            elements_dropped: register(registry, "elements_dropped", dropped),
+            up: metrics.register("upstream_up", "1 while logged in upstream"),
+            connects: metrics.register("upstream_connects", "Logins upstream"),
+            disconnects: metrics.register_by_reason("upstream_disconnects", disconnects, labels),
+            frames: metrics.register("frames_in", "Data frames received"),
+            events: metrics.register("events_in", "Events received"),
+            bytes: metrics.register_bytes("in", "Bytes of data frames received"),
+            malformed: metrics.register("frames_malformed", malformed),
+            elements_dropped: metrics.register("elements_dropped", dropped),
         })
     }
 }

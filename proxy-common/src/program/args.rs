@@ -98,15 +98,55 @@ pub struct ServerArgs {
     /// Time from the signal to stop until the program has ended
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "10s", value_parser = duration)]
     drain_timeout: Duration,
-    /// Market served: stocks, options, forex, crypto, indices or futures
-    #[arg(long, env = "MARKET", default_value = "stocks", value_parser = Market::from_str)]
-    pub market: Market,
+    /// Market served: stocks, options, forex, crypto, indices or futures [default: stocks]
+    #[arg(long, env = "MARKET", value_parser = Market::from_str)]
+    market: Option<Market>,
+    /// Markets served, separated by commas; the first also answers at / [default: MARKET]
+    #[arg(long, env = "MARKETS", value_parser = markets)]
+    markets: Option<Markets>,
     /// Which clients may connect, from where and how fast.
     #[command(flatten)]
     access: AccessArgs,
 }
 
+/// Different markets, at least one.
+type Markets = Vec<Market>;
+
+fn markets(list: &str) -> Result<Markets, String> {
+    let mut markets = Vec::new();
+    for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let market = Market::from_str(name)?;
+        if markets.contains(&market) {
+            return Err(format!("expected each market once, and not {market} again"));
+        }
+        markets.push(market);
+    }
+    if markets.is_empty() {
+        return Err("expected markets separated by commas, for example stocks,options".to_owned());
+    }
+    Ok(markets)
+}
+
 impl ServerArgs {
+    /// The markets served, at least one.
+    ///
+    /// # Errors
+    ///
+    /// `MARKET` is none of `MARKETS`' or not the only one.
+    pub fn markets(&self) -> Result<Vec<Market>, ConfigError> {
+        match (self.market, &self.markets) {
+            (None, None) => Ok(vec![Market::Stocks]),
+            (Some(market), None) => Ok(vec![market]),
+            (None, Some(markets)) => Ok(markets.clone()),
+            (Some(market), Some(markets)) if *markets == [market] => Ok(vec![market]),
+            (Some(market), Some(_)) => Err(ConfigError::invalid(
+                "MARKET",
+                market,
+                "expected MARKET or MARKETS alone, or the same in both",
+            )),
+        }
+    }
+
     /// Checks the settings together. The tier adds the address to listen on, the keys that open
     /// sessions, and which sessions get notices.
     ///
@@ -128,12 +168,13 @@ impl ServerArgs {
                 format!("expected at most half of DRAIN_TIMEOUT, {half}"),
             ));
         }
+        let markets = self.markets()?;
         Ok(ServerConfig {
             listen: ListenConfig { admin_port: self.admin_port, ..listen },
             gate: self.access.check()?,
             certificate: Certificate::read(self.tls_cert.as_deref(), self.tls_key.as_deref())?,
             sessions: SessionConfig {
-                market: self.market,
+                market: markets[0],
                 keys: Arc::new(keys),
                 command_rate: CommandRate::per_second(self.access.command_rate),
                 auth_timeout: self.auth_timeout,
@@ -147,6 +188,7 @@ impl ServerArgs {
                 drain_timeout: self.drain_timeout,
                 notices,
             },
+            markets,
             max_sessions: self.max_connections,
             total_queue_bytes: self.total_queue_bytes,
         })

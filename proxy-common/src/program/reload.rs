@@ -9,8 +9,8 @@ use crate::{access::Keys, config::ConfigError, link::LinkHandle, transport::Cert
 /// The parts of a tier that are read or tried again.
 #[derive(Clone)]
 pub struct Reload {
-    /// The link whose refused login is tried again at once.
-    pub link: LinkHandle,
+    /// The links whose refused login is tried again at once.
+    pub links: Vec<LinkHandle>,
     /// Keys to read again, if they come from a file.
     pub keys: Arc<Keys>,
     /// The certificate to read again, if the port has one.
@@ -20,7 +20,9 @@ pub struct Reload {
 impl Reload {
     /// Reloads now. Logs a part that cannot be read, and leaves it as it was.
     pub async fn run(&self) {
-        self.link.retry_now();
+        for link in &self.links {
+            link.retry_now();
+        }
         let Self { keys, certificate, .. } = self.clone();
         match read(move || keys.reload()).await {
             Ok(Some(done)) => {

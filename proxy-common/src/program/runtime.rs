@@ -62,8 +62,8 @@ pub trait ProgramConfig: for<'a> TryFrom<&'a Self::Args, Error = ConfigError> {
     /// The flags that they are read from.
     type Args: ProgramArgs;
 
-    /// Where the data comes from.
-    fn link(&self) -> &LinkConfig;
+    /// Where the data of each market comes from.
+    fn links(&self) -> impl Iterator<Item = &LinkConfig>;
 
     /// The settings that both tiers share.
     fn server(&self) -> &ServerConfig;
@@ -89,15 +89,17 @@ pub fn start<C: ProgramConfig, H: Handler>(
     };
     line.args.log().init(C::Args::command().get_name());
     line.log_ignored();
-    let (market, upstream) = (config.server().sessions.market, redacted(&config.link().url));
+    let market = list(config.server().markets.iter());
+    let upstream = list(config.links().map(|link| redacted(&link.url)));
     block_on(threads, async {
         let tier = bind(config).await.map_err(StartupExit::Error)?;
         let addresses = tier.listeners.addresses().map_err(StartupExit::system)?;
         info!(
             version = env!("CARGO_PKG_VERSION"),
-            dotenv = line.dotenv.map_or_else(|| "none".to_owned(), |path| path.display().to_string()),
-            addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            %market,
+            dotenv =
+                line.dotenv.map_or_else(|| "none".to_owned(), |path| path.display().to_string()),
+            addresses = list(addresses.iter()),
+            market,
             upstream,
             "starting"
         );
@@ -105,6 +107,10 @@ pub fn start<C: ProgramConfig, H: Handler>(
         let work = tier.serve(stop.clone());
         run(work, stop, async || reload.run().await).await.map_err(StartupExit::system)
     })
+}
+
+fn list(items: impl Iterator<Item = impl ToString>) -> String {
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Runs a whole program on a runtime of its own.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
-use prometheus_client::registry::Registry;
+use futures_util::future::join_all;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -10,10 +10,12 @@ use super::reload::Reload;
 use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
-    health::{ContractsHealth, Health, HealthReporter, IntakeMetrics, ProcessMetrics},
+    health::{
+        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, ProcessMetrics,
+    },
     link::{LinkHandle, LinkMetrics},
-    metrics::Level,
-    protocol::TierName,
+    metrics::{Level, Metrics},
+    protocol::{Market, TierName},
     server::{Handler, Server},
     session::{
         ClientInfo, QueueBudget, SessionConfig, SessionMetrics, Sessions, Tier, enforce_until,
@@ -29,7 +31,9 @@ pub struct ServerConfig {
     pub gate: GateConfig,
     /// The certificate of the data port, if it speaks TLS.
     pub certificate: Option<Certificate>,
-    /// The settings of sessions.
+    /// The markets served, at least one. `/` is the first.
+    pub markets: Vec<Market>,
+    /// The settings of sessions. Its market is the first one.
     pub sessions: SessionConfig,
     /// Most sessions at once. Default: 10,000.
     pub max_sessions: usize,
@@ -39,22 +43,49 @@ pub struct ServerConfig {
 
 /// The parts that both tiers have: ports bound, counters registered.
 pub struct Foundation {
-    /// The counters of the link.
-    pub upstream: Arc<LinkMetrics>,
-    /// The counts of events in frames.
-    pub intake: IntakeMetrics,
-    /// The counters of sessions.
-    pub session_metrics: Arc<SessionMetrics>,
-    name: TierName,
+    /// All metrics. A tier registers counters of its own there.
+    pub metrics: Metrics,
     listeners: Listeners,
-    registry: Registry,
     gate: Arc<Gate>,
     abuse: Arc<AbuseLog>,
-    budget: Arc<QueueBudget>,
     certificate: Option<Arc<Certificate>>,
+    markets: Vec<Market>,
     sessions: SessionConfig,
     max_sessions: usize,
+    total_queue_bytes: usize,
 }
+
+/// The counters of one market.
+#[derive(Debug, Clone)]
+pub struct MarketCounters {
+    /// The market.
+    pub market: Market,
+    /// Of its link.
+    pub upstream: Arc<LinkMetrics>,
+    /// Of events in frames.
+    pub intake: IntakeMetrics,
+    /// Of its sessions.
+    pub sessions: Arc<SessionMetrics>,
+}
+
+/// One market of a tier: what its sessions subscribe to, and what moves its data.
+pub struct MarketTier<T, U> {
+    /// Its counters.
+    pub counters: MarketCounters,
+    /// What its sessions subscribe to.
+    pub tier: T,
+    /// Its work of every second.
+    pub upkeep: U,
+    /// Its link.
+    pub link: LinkHandle,
+    /// Moves the link's data to the sessions until the token is cancelled, and then closes the
+    /// link.
+    pub data: Data,
+}
+
+/// A task that moves the data of a market.
+pub type Data = Box<dyn FnOnce(CancellationToken) -> BoxFuture + Send>;
+type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Foundation {
     /// Binds the ports and registers the counters.
@@ -75,93 +106,103 @@ impl Foundation {
             return Err(ConfigError::missing(keys.variable(), expected));
         }
         let listeners = Listeners::bind(&config.listen, &addresses)?;
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(ProcessMetrics::new()));
-        let prefixed = registry.sub_registry_with_prefix(name.name());
-        prefixed.register_collector(Box::new(KeyMetrics(Arc::clone(keys))));
-        let abuse = Arc::new(AbuseLog::register(prefixed));
-        let gate = Arc::new(Gate::new(config.gate, Arc::clone(&abuse), prefixed));
-        let upstream = LinkMetrics::register(prefixed);
-        let intake = IntakeMetrics::register(prefixed);
-        let session_metrics = SessionMetrics::register(prefixed);
-        let budget = QueueBudget::new(config.total_queue_bytes, Arc::clone(&session_metrics));
+        let mut metrics = Metrics::with_prefix(name.name());
+        metrics.register_of_process(ProcessMetrics::new());
+        metrics.register_collector(KeyMetrics(Arc::clone(keys)));
+        let abuse = Arc::new(AbuseLog::register(&mut metrics));
+        let gate = Arc::new(Gate::new(config.gate, Arc::clone(&abuse), &mut metrics));
         Ok(Self {
-            upstream,
-            intake,
-            session_metrics,
-            name,
             listeners,
-            registry,
+            metrics,
             gate,
             abuse,
-            budget: Arc::new(budget),
             certificate: config.certificate.map(Arc::new),
+            markets: config.markets,
             sessions: config.sessions,
             max_sessions: config.max_sessions,
+            total_queue_bytes: config.total_queue_bytes,
         })
     }
 
-    /// Where a tier registers counters of its own.
-    pub fn registry(&mut self) -> &mut Registry {
-        self.registry.sub_registry_with_prefix(self.name.name())
+    /// Registers the counters of a market. Counters of the tier that are registered afterwards
+    /// belong to it as well. One market alone is no label.
+    pub fn market(&mut self, market: Market) -> MarketCounters {
+        self.metrics.in_market((self.markets.len() > 1).then_some(market));
+        MarketCounters {
+            market,
+            upstream: LinkMetrics::register(&mut self.metrics),
+            intake: IntakeMetrics::register(&mut self.metrics),
+            sessions: SessionMetrics::register(&mut self.metrics),
+        }
     }
 
-    /// The whole tier. `data` moves the link's data to the sessions until the token is cancelled.
-    /// Then it closes the link.
-    pub fn complete<T: Tier, U: Upkeep, D: Future<Output = ()> + Send + 'static>(
+    /// The whole tier.
+    pub fn complete<T: Tier, U: Upkeep>(
         self,
-        tier: T,
-        upkeep: U,
-        link: LinkHandle,
-        data: impl FnOnce(CancellationToken) -> D,
+        markets: Vec<MarketTier<T, U>>,
     ) -> BoundTier<TierHandler<T, U>> {
-        let keys = Arc::clone(&self.sessions.keys);
-        let handler = TierHandler {
-            health: HealthReporter::new(
-                self.sessions.market,
-                Arc::clone(&keys),
-                Arc::clone(&self.upstream),
-                self.intake.clone(),
-                Arc::clone(&self.session_metrics),
-            ),
-            sessions: Sessions {
-                tier,
-                config: self.sessions.clone(),
-                metrics: Arc::clone(&self.session_metrics),
-                abuse: Arc::clone(&self.abuse),
-                budget: Arc::clone(&self.budget),
-            },
-            upkeep,
-            link: link.clone(),
-        };
-        self.serve_by(handler, link, data)
+        let counters: Vec<_> = markets.iter().map(|market| market.counters.clone()).collect();
+        let budget = self.budget(&counters);
+        let (mut links, mut data) = (Vec::new(), Vec::new());
+        let served = markets.into_iter().map(|market| {
+            let MarketTier { counters, tier, upkeep, link, data: moves } = market;
+            links.push(link.clone());
+            data.push(moves);
+            ServedMarket {
+                health: HealthReporter::new(
+                    counters.market,
+                    Arc::clone(&self.sessions.keys),
+                    counters.upstream,
+                    counters.intake,
+                    Arc::clone(&counters.sessions),
+                ),
+                sessions: Sessions {
+                    tier,
+                    config: SessionConfig { market: counters.market, ..self.sessions.clone() },
+                    metrics: counters.sessions,
+                    abuse: Arc::clone(&self.abuse),
+                    budget: Arc::clone(&budget),
+                },
+                upkeep,
+                link,
+            }
+        });
+        let handler = TierHandler { markets: served.collect() };
+        self.serve_by(handler, counters, budget, links, data)
+    }
+
+    /// Bounds the bytes queued for the sessions of all markets together.
+    pub fn budget(&self, counters: &[MarketCounters]) -> Arc<QueueBudget> {
+        let sessions = counters.iter().map(|counters| Arc::clone(&counters.sessions)).collect();
+        Arc::new(QueueBudget::new(self.total_queue_bytes, sessions))
     }
 
     /// Does the same as [`complete`](Self::complete), with a handler of the caller.
-    pub fn serve_by<H: Handler, D: Future<Output = ()> + Send + 'static>(
+    pub fn serve_by<H: Handler>(
         self,
         handler: H,
-        link: LinkHandle,
-        data: impl FnOnce(CancellationToken) -> D,
+        counters: Vec<MarketCounters>,
+        budget: Arc<QueueBudget>,
+        links: Vec<LinkHandle>,
+        data: Vec<Data>,
     ) -> BoundTier<H> {
         let data_stop = CancellationToken::new();
         let (keys, certificate) = (Arc::clone(&self.sessions.keys), self.certificate.clone());
         BoundTier {
             listeners: self.listeners,
-            upstream: self.upstream,
-            sessions: self.session_metrics,
-            reload: Reload { link, keys, certificate },
+            counters,
+            reload: Reload { links, keys, certificate },
             server: Server {
                 handler: Arc::new(handler),
-                registry: self.registry,
-                market: self.sessions.market,
+                metrics: self.metrics,
+                markets: self.markets,
                 gate: self.gate,
                 certificate: self.certificate,
                 max_sessions: self.max_sessions,
                 step_timeout: self.sessions.auth_timeout,
             },
-            budget: self.budget,
-            data: Box::pin(data(data_stop.clone())),
+            budget,
+            data: data.into_iter().map(|moves| moves(data_stop.clone())).collect(),
             data_stop,
             drain_spread: self.sessions.drain_spread,
             drain_timeout: self.sessions.drain_timeout,
@@ -188,9 +229,16 @@ pub trait Upkeep: Send + Sync + 'static {
     fn tick(&self) {}
 }
 
-/// A tier as its server sees it: sessions and health.
+/// A tier as its server sees it: sessions and health of each market.
 #[derive(Debug)]
 pub struct TierHandler<T, U> {
+    /// In the order of the settings.
+    markets: Vec<ServedMarket<T, U>>,
+}
+
+/// One market of a tier, as its server sees it.
+#[derive(Debug)]
+struct ServedMarket<T, U> {
     sessions: Sessions<T>,
     health: HealthReporter,
     upkeep: U,
@@ -205,18 +253,25 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
         client: ClientInfo,
         stop: &'a CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<'a, T, U> {
-        self.sessions.serve(socket, early, client, stop)
+        let named = |market: &&ServedMarket<T, U>| market.sessions.config.market == client.market;
+        let market = self.markets.iter().find(named).expect("the server serves these markets");
+        market.sessions.serve(socket, early, client, stop)
     }
 
-    fn health(&self) -> Health {
-        let (unread, problems) = (self.upkeep.unread(), self.upkeep.problems());
-        let contracts = self.upkeep.contracts();
-        Health { contracts, ..self.health.report(self.link.status(), unread, problems) }
+    fn health(&self) -> HealthDocument {
+        let reports = self.markets.iter().map(|market| {
+            let (unread, problems) = (market.upkeep.unread(), market.upkeep.problems());
+            let report = market.health.report(market.link.status(), unread, problems);
+            Health { contracts: market.upkeep.contracts(), ..report }
+        });
+        HealthDocument::of(reports.collect())
     }
 
     fn tick(&self) {
-        self.health.sample();
-        self.upkeep.tick();
+        for market in &self.markets {
+            market.health.sample();
+            market.upkeep.tick();
+        }
     }
 }
 
@@ -224,15 +279,13 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
 pub struct BoundTier<H> {
     /// Where it listens.
     pub listeners: Listeners,
-    /// The counters of its link.
-    pub upstream: Arc<LinkMetrics>,
-    /// The counters of its sessions.
-    pub sessions: Arc<SessionMetrics>,
+    /// The counters of each market.
+    pub counters: Vec<MarketCounters>,
     /// The reload on SIGHUP.
     pub reload: Reload,
     server: Server<H>,
     budget: Arc<QueueBudget>,
-    data: Pin<Box<dyn Future<Output = ()> + Send>>,
+    data: Vec<BoxFuture>,
     data_stop: CancellationToken,
     /// How long the last session may take to begin to drain.
     drain_spread: Duration,
@@ -252,13 +305,14 @@ impl<H: Handler> BoundTier<H> {
             data_stop.cancel();
         };
         // By the end of the spread every session drains, and takes no new data.
+        let mut moving = join_all(self.data.iter_mut());
         let data = async {
             tokio::select! {
-                () = &mut self.data => return,
+                _ = &mut moving => return,
                 () = after(&stop, spread) => data_stop.cancel(),
             }
             tokio::select! {
-                () = self.data => {}
+                _ = moving => {}
                 () = after(&stop, limit) => {}
             }
         };

@@ -2,7 +2,7 @@
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{health::Health, session::ClientInfo, transport::Socket};
+use crate::{health::HealthDocument, session::ClientInfo, transport::Socket};
 
 /// Takes over the connections that a server has upgraded.
 pub trait Handler: Send + Sync + 'static {
@@ -17,7 +17,7 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send + use<'a, Self>;
 
     /// The document of `GET /health`.
-    fn health(&self) -> Health;
+    fn health(&self) -> HealthDocument;
 
     /// Called about once a second.
     fn tick(&self);

@@ -14,7 +14,6 @@ use hyper::{
     body::{Body, Incoming},
     upgrade::OnUpgrade,
 };
-use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, field, warn};
@@ -24,6 +23,7 @@ use super::handler::Handler;
 use crate::{
     access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal, shorten},
     health::HealthStatus,
+    metrics::Metrics,
     protocol::Market,
     session::ClientInfo,
 };
@@ -47,9 +47,9 @@ pub struct HttpService<H> {
     /// Builds the document of `/health`.
     pub handler: Arc<H>,
     /// The metrics that `/metrics` shows.
-    pub registry: Arc<Registry>,
-    /// The market served.
-    pub market: Market,
+    pub metrics: Arc<Metrics>,
+    /// The markets served, at least one. `/` is the first.
+    pub markets: Vec<Market>,
     /// Decides which clients get a session.
     pub gate: Arc<Gate>,
     /// One permit for each session that may exist.
@@ -135,13 +135,19 @@ impl<H: Handler> HttpService<H> {
         };
         let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
         let path = request.uri().path();
-        if !self.market.is_at(path) {
-            let market = self.market;
+        let Some(&market) = self.markets.iter().find(|market| match path {
+            "" | "/" => true,
+            path => market.is_at(path),
+        }) else {
             let shown = shorten(path);
-            let sentence =
-                format!("no market at {shown:?}: this proxy serves {market}, at / and /{market}\n");
+            let first = self.markets[0];
+            let paths: Vec<_> = self.markets.iter().map(|market| format!("/{market}")).collect();
+            let sentence = format!(
+                "no market at {shown:?}: this proxy serves {first} at / and {}\n",
+                paths.join(", ")
+            );
             return refuse(Abuse::Path, Some(shown), text(StatusCode::NOT_FOUND, &sentence));
-        }
+        };
         let Ok(session) = Arc::clone(&self.session_permits).try_acquire_owned() else {
             let sentence = "no room for another client: try again later\n";
             return refuse(Abuse::Full, None, retry_later(sentence, RETRY_AFTER_FULL));
@@ -175,7 +181,7 @@ impl<H: Handler> HttpService<H> {
         };
         let pending = PendingUpgrade {
             upgrade: hyper::upgrade::on(request),
-            client: ClientInfo { address: client },
+            client: ClientInfo { address: client, market },
             permits: SessionPermits { _session: session, address },
         };
         Ok(Answer::Upgrade(response, pending))
@@ -206,7 +212,7 @@ impl<H: Handler> HttpService<H> {
 
     fn health(&self) -> Response {
         let health = self.handler.health();
-        let status = match health.status {
+        let status = match health.status() {
             HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
             HealthStatus::Down => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -228,11 +234,13 @@ impl<H: Handler> HttpService<H> {
     }
 
     fn exposition(&self) -> Response {
-        let mut body = String::new();
-        if let Err(error) = prometheus_client::encoding::text::encode(&mut body, &self.registry) {
-            warn!(%error, "failed to write the metrics");
-            return text(StatusCode::INTERNAL_SERVER_ERROR, "failed to write the metrics\n");
-        }
+        let body = match self.metrics.encode() {
+            Ok(body) => body,
+            Err(error) => {
+                warn!(%error, "failed to write the metrics");
+                return text(StatusCode::INTERNAL_SERVER_ERROR, "failed to write the metrics\n");
+            }
+        };
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         with_type(text(StatusCode::OK, &body), content_type)
     }

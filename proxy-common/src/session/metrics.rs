@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use prometheus_client::registry::Registry;
-
 use super::close::CloseReason;
 use crate::{
-    metrics::{Count, CountByReason, Level, Reason, register, register_by_reason, register_bytes},
+    metrics::{Count, CountByReason, Level, Metrics},
     named_enum::named_enum,
 };
 
@@ -65,22 +63,22 @@ pub struct SessionMetrics {
 }
 
 impl SessionMetrics {
-    /// Registers all of them under the registry's prefix.
-    pub fn register(registry: &mut Registry) -> Arc<Self> {
+    /// Registers all of them .
+    pub fn register(metrics: &mut Metrics) -> Arc<Self> {
         let closed = CloseReason::ALL.iter().map(|reason| reason.label());
         let lost = LossReason::ALL.iter().map(|reason| reason.label());
         Arc::new(Self {
-            sessions: register(registry, "sessions", "Sessions now"),
-            opened: register(registry, "sessions_opened", "Sessions accepted"),
-            closed: register_by_reason(registry, "sessions_closed", "Sessions ended", closed),
-            subscriptions: register(registry, "subscriptions", "Subscriptions of all sessions"),
-            commands: register(registry, "commands", "Commands received"),
-            events_owed: register(registry, "events_owed", "Events to deliver, for each session"),
-            events_delivered: register(registry, "events_delivered", "Events written to sessions"),
-            bytes_out: register_bytes(registry, "out", "Bytes written to sessions"),
-            queue_bytes: register_bytes(registry, "queue", "Bytes queued for sessions"),
-            queue_events: register(registry, "queue_events", "Events queued for sessions"),
-            events_lost: register_by_reason(registry, "events_lost", "Events lost", lost),
+            sessions: metrics.register("sessions", "Sessions now"),
+            opened: metrics.register("sessions_opened", "Sessions accepted"),
+            closed: metrics.register_by_reason("sessions_closed", "Sessions ended", closed),
+            subscriptions: metrics.register("subscriptions", "Subscriptions of all sessions"),
+            commands: metrics.register("commands", "Commands received"),
+            events_owed: metrics.register("events_owed", "Events to deliver, for each session"),
+            events_delivered: metrics.register("events_delivered", "Events written to sessions"),
+            bytes_out: metrics.register_bytes("out", "Bytes written to sessions"),
+            queue_bytes: metrics.register_bytes("queue", "Bytes queued for sessions"),
+            queue_events: metrics.register("queue_events", "Events queued for sessions"),
+            events_lost: metrics.register_by_reason("events_lost", "Events lost", lost),
         })
     }
 
@@ -98,12 +96,12 @@ impl SessionMetrics {
     /// Counts events that did not reach a session.
     pub fn lost(&self, reason: LossReason, events: u64) {
         if events > 0 {
-            self.events_lost.get_or_create(&Reason::new(reason.label())).inc_by(events);
+            self.events_lost.of(reason.label()).inc_by(events);
         }
     }
 
     /// Events lost for this reason since the start.
     pub fn total_lost(&self, reason: LossReason) -> u64 {
-        self.events_lost.get_or_create(&Reason::new(reason.label())).get()
+        self.events_lost.of(reason.label()).get()
     }
 }

@@ -20,7 +20,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct QueueBudget {
     bytes: usize,
-    metrics: Arc<SessionMetrics>,
+    /// Of each market.
+    metrics: Vec<Arc<SessionMetrics>>,
     /// Locked when a session begins or ends, and when the total exceeds the budget.
     sessions: Mutex<Slab<Weak<Outbound>>>,
 }
@@ -33,8 +34,8 @@ pub struct Entry<'a> {
 }
 
 impl QueueBudget {
-    /// A budget of this many bytes, as counted by the gauge of queued bytes.
-    pub fn new(bytes: usize, metrics: Arc<SessionMetrics>) -> Self {
+    /// A budget of this many bytes, as counted by the gauges of queued bytes.
+    pub fn new(bytes: usize, metrics: Vec<Arc<SessionMetrics>>) -> Self {
         Self { bytes, metrics, sessions: Mutex::default() }
     }
 
@@ -45,7 +46,8 @@ impl QueueBudget {
 
     /// Evicts the sessions with the longest queues if all together exceed the budget.
     fn enforce(&self) {
-        let queued = usize::try_from(self.metrics.queue_bytes.get()).unwrap_or(0);
+        let queued: i64 = self.metrics.iter().map(|metrics| metrics.queue_bytes.get()).sum();
+        let queued = usize::try_from(queued).unwrap_or(0);
         if queued <= self.bytes {
             return;
         }

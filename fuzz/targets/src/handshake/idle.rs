@@ -2,11 +2,11 @@
 
 use std::{future::ready, sync::Arc};
 
-use prometheus_client::registry::Registry;
 use proxy_common::{
     access::{AbuseLog, Gate, GateConfig, Keys, Origins, TrustedProxies},
-    health::{Health, HealthReporter, IntakeMetrics},
+    health::{HealthDocument, HealthReporter, IntakeMetrics},
     link::{LinkMetrics, LinkState, LinkStatus},
+    metrics::Metrics,
     server::{Handler, HttpService},
     session::{ClientInfo, SessionMetrics},
     transport::Socket,
@@ -21,14 +21,14 @@ pub(super) struct Idle(HealthReporter);
 
 /// A port that has room for one session: a data port if it upgrades, an admin port otherwise.
 pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
-    let mut registry = Registry::default();
-    let upstream = LinkMetrics::register(&mut registry);
+    let mut metrics = Metrics::default();
+    let upstream = LinkMetrics::register(&mut metrics);
     let reporter = HealthReporter::new(
         MARKET,
         Arc::new(Keys::account("CLIENT_API_KEYS", &"key".into())),
         upstream,
-        IntakeMetrics::register(&mut registry),
-        SessionMetrics::register(&mut registry),
+        IntakeMetrics::register(&mut metrics),
+        SessionMetrics::register(&mut metrics),
     );
     let rules = GateConfig {
         origins: Origins::parse(LISTED_ORIGIN).expect("an origin"),
@@ -38,12 +38,12 @@ pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
         // More than the requests that can come here.
         request_rate: 1_000_000,
     };
-    let abuse = Arc::new(AbuseLog::register(&mut registry));
+    let abuse = Arc::new(AbuseLog::register(&mut metrics));
     HttpService {
         handler: Arc::new(Idle(reporter)),
-        gate: Arc::new(Gate::new(rules, abuse, &mut registry)),
-        registry: Arc::new(registry),
-        market: MARKET,
+        gate: Arc::new(Gate::new(rules, abuse, &mut metrics)),
+        metrics: Arc::new(metrics),
+        markets: vec![MARKET],
         session_permits: Arc::new(Semaphore::new(1)),
         probes: !upgrades,
         upgrades,
@@ -63,12 +63,9 @@ impl Handler for Idle {
         ready(())
     }
 
-    fn health(&self) -> Health {
-        self.0.report(
-            LinkStatus { state: LinkState::Up, ..LinkStatus::new("Polygon", String::new()) },
-            None,
-            Vec::new(),
-        )
+    fn health(&self) -> HealthDocument {
+        let up = LinkStatus { state: LinkState::Up, ..LinkStatus::new("Polygon", String::new()) };
+        HealthDocument::of(vec![self.0.report(up, None, Vec::new())])
     }
 
     fn tick(&self) {}
