@@ -9,7 +9,7 @@ use proxy_common::{
         ConfigError,
         pem::certificates,
         secrets::secret,
-        values::{check_market, path, port, websocket_url},
+        values::{market_url, path, port, websocket_url},
     },
     link::LinkConfig,
     program::{
@@ -148,12 +148,10 @@ impl TryFrom<&Args> for Config {
             Some(path) => certificates("FIREHOSE_CA", path)?,
             None => Vec::new(),
         };
+        let several = server.markets.len() > 1;
         let link = |market: &Market| {
-            let mut firehose = check_market("FIREHOSE_URL", &args.firehose_url, *market)?;
-            if firehose.path() == "/" {
-                // The market in the path lets a firehose of another market refuse the connection.
-                firehose.set_path(market.name());
-            }
+            // The market in the path lets a firehose of another market refuse the connection.
+            let firehose = market_url("FIREHOSE_URL", &args.firehose_url, *market, several)?;
             let mut link = LinkConfig::new("firehose", firehose, key.clone());
             link.extra_roots = extra_roots.clone();
             link.refused_interval = REFUSED_INTERVAL;

@@ -1,6 +1,6 @@
 //! The firehose's settings: parses flags and variables, and checks their values.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
@@ -8,9 +8,9 @@ use proxy_common::{
     config::{
         ConfigError,
         pem::certificates,
-        values::{check_market, count, duration, path, port, websocket_url},
+        values::{count, duration, market_url, path, port, websocket_url},
     },
-    link::LinkConfig,
+    link::{LinkConfig, Spacing},
     program::{
         args::{AccountArgs, ServerArgs},
         hash_key::Subcommand,
@@ -24,6 +24,8 @@ use proxy_common::{
 use secrecy::SecretString;
 use url::Url;
 
+use crate::market_args::{MarketArgs, variable};
+
 /// Holds the one WebSocket connection that a Polygon.io (Massive) account may have, and broadcasts
 /// its raw frames.
 ///
@@ -34,7 +36,11 @@ use url::Url;
 pub struct Args {
     #[command(flatten)]
     account: AccountArgs,
-    /// Where the market data comes from [default: wss://socket.massive.com/MARKET]
+    #[command(flatten)]
+    markets: MarketArgs,
+    /// Where the market data comes from [default: wss://socket.massive.com/MARKET]. POLYGON_WS_URL,
+    /// UPSTREAM_CHANNELS and POLYGON_API_KEY may be set for one market alone, such as
+    /// POLYGON_WS_URL_OPTIONS, which goes before POLYGON_WS_URL
     #[arg(long, env = "POLYGON_WS_URL", hide_env_values = true, value_parser = websocket_url)]
     polygon_ws_url: Option<Url>,
     /// Certificates (PEM) of authorities to trust at POLYGON_WS_URL, beside the public ones
@@ -98,6 +104,8 @@ impl ProgramArgs for Args {
 pub struct Config {
     /// What each market has of its own, in the order of the settings.
     pub markets: Vec<MarketConfig>,
+    /// Variables that are set for markets that are not served.
+    pub unused: Vec<String>,
     /// How long a channel stays subscribed upstream after its last subscriber has left.
     pub upstream_linger: Duration,
     /// How many contracts the vendor serves at a time, of each kind that is on demand.
@@ -144,15 +152,18 @@ impl TryFrom<&Args> for Config {
     type Error = ConfigError;
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
-        let key = args.account.key()?.ok_or_else(|| {
-            ConfigError::missing("POLYGON_API_KEY", "the key of your Polygon.io (Massive) account")
-        })?;
+        let account = args.account.key()?;
+        let no_key = |expected| ConfigError::missing("POLYGON_API_KEY", expected);
         let keys = Keys::read(
             "FIREHOSE_API_KEYS",
             args.firehose_api_keys.as_ref(),
             args.firehose_api_keys_file.as_deref(),
         )?;
-        let keys = keys.unwrap_or_else(|| Keys::account("FIREHOSE_API_KEYS", &key));
+        let keys = match (keys, &account) {
+            (Some(keys), _) => keys,
+            (None, Some(key)) => Keys::account("FIREHOSE_API_KEYS", key),
+            (None, None) => return Err(no_key("the key of your Polygon.io (Massive) account")),
+        };
         // Filtered proxies hold `*` and pass notices on, so they get them in any case.
         let notices = match args.server.client_notices {
             true => NoticePolicy::Everyone,
@@ -164,25 +175,31 @@ impl TryFrom<&Args> for Config {
             Some(path) => certificates("POLYGON_CA", path)?,
             None => Vec::new(),
         };
+        let several = server.markets.len() > 1;
+        let spacing = several.then(|| Arc::new(Spacing::default()));
         let market = |market: &Market| {
             let market = *market;
-            let url = match &args.polygon_ws_url {
-                Some(url) if url.path() == "/" => {
-                    let mut url = url.clone();
-                    url.set_path(market.name());
-                    url
+            let own = args.markets.of(market);
+            let key = own.key(market)?.or_else(|| account.clone());
+            let key = key.ok_or_else(|| {
+                no_key("the key of your Polygon.io (Massive) account, for every market")
+            })?;
+            let url = match (&own.url, &args.polygon_ws_url) {
+                (Some(url), _) => {
+                    market_url(&variable("POLYGON_WS_URL", market), url, market, false)?
                 }
-                Some(url) => check_market("POLYGON_WS_URL", url, market)?,
-                None => websocket_url(&format!("wss://socket.massive.com/{market}"))
+                (None, Some(url)) => market_url("POLYGON_WS_URL", url, market, several)?,
+                (None, None) => websocket_url(&format!("wss://socket.massive.com/{market}"))
                     .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
             };
             let feed = Feed::new(market, url.host_str().unwrap_or_default());
-            let channels = match &args.upstream_channels {
-                Some(list) => parse_channels(list, market)?,
-                None => feed.default_kinds().map(Channel::Kind).collect(),
+            let channels = match (&own.channels, &args.upstream_channels) {
+                (Some(list), _) => parse_channels(&variable(CHANNELS, market), list, market)?,
+                (None, Some(list)) => parse_channels(CHANNELS, list, market)?,
+                (None, None) => feed.default_kinds().map(Channel::Kind).collect(),
             };
-            let mut link = LinkConfig::new("Polygon", url, key.clone());
-            link.extra_roots = extra_roots.clone();
+            let mut link = LinkConfig::new("Polygon", url, key);
+            (link.extra_roots, link.spacing) = (extra_roots.clone(), spacing.clone());
             let is_listed = |kind: &Kind| channels.contains(&Channel::Kind(*kind));
             let on_demand = feed.on_demand_kinds().filter(|kind| !is_listed(kind)).collect();
             Ok(MarketConfig { market, link, feed, channels, on_demand })
@@ -191,6 +208,7 @@ impl TryFrom<&Args> for Config {
         check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
             markets,
+            unused: args.markets.unused(&server.markets),
             upstream_linger: args.upstream_linger,
             upstream_contracts: args.upstream_contracts,
             silence_alarm: args.silence_alarm,
@@ -230,6 +248,9 @@ fn silence_alarm(text: &str) -> Result<Alarm, String> {
     }
 }
 
+/// The setting of what `*` stands for upstream.
+const CHANNELS: &str = "UPSTREAM_CHANNELS";
+
 /// The slots for a million frames take a hundred megabytes even while they are empty.
 const MAX_RING_FRAMES: usize = 1 << 20;
 /// With fewer bytes, a frame of usual size would take many slots of the ring.
@@ -237,8 +258,12 @@ const MIN_BYTES_PER_FRAME: usize = 1 << 10;
 
 /// Reads `T,Q.*,AM.SPY`: a bare type stands for all its symbols. The operator may know types that
 /// this version does not, so the vendor decides about them.
-fn parse_channels(list: &str, market: Market) -> Result<BTreeSet<Channel>, ConfigError> {
-    let invalid = |why: String| ConfigError::invalid("UPSTREAM_CHANNELS", list, why);
+fn parse_channels(
+    variable: &str,
+    list: &str,
+    market: Market,
+) -> Result<BTreeSet<Channel>, ConfigError> {
+    let invalid = |why: String| ConfigError::invalid(variable, list, why);
     let parse = |item: &str| {
         let channel = match Kind::from_code(item.as_bytes()) {
             Some(kind) => Ok(Channel::Kind(kind)),
@@ -283,7 +308,7 @@ mod tests {
 
     #[test]
     fn bare_types_stand_for_all_their_symbols() {
-        let channels = parse_channels("T, Q.* ,AM.SPY", Market::Stocks).unwrap();
+        let channels = parse_channels(CHANNELS, "T, Q.* ,AM.SPY", Market::Stocks).unwrap();
         let shown: Vec<String> = channels.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["T.*", "Q.*", "AM.SPY"]);
     }
@@ -292,9 +317,9 @@ mod tests {
     fn any_type_of_capitals_and_digits_may_be_listed() {
         // Another market's type, too: the vendor may serve it here some day.
         for list in ["NEW9", "T,NEW9.*", "NEW9.AAPL", "XT", "ZZZZZZZZZ"] {
-            assert!(parse_channels(list, Market::Stocks).is_ok(), "{list}");
+            assert!(parse_channels(CHANNELS, list, Market::Stocks).is_ok(), "{list}");
         }
-        let shown: Vec<String> = parse_channels("NEW9,T,NEW9.A.B,NEW8", Market::Stocks)
+        let shown: Vec<String> = parse_channels(CHANNELS, "NEW9,T,NEW9.A.B,NEW8", Market::Stocks)
             .unwrap()
             .iter()
             .map(ToString::to_string)
@@ -308,10 +333,10 @@ mod tests {
         for list in
             items.into_iter().chain(["NEW-9", "NÉW", "ZZZZZZZZZZ", "NEW9.A*", "T.*A", ".A", "T;Q"])
         {
-            let error = parse_channels(list, Market::Stocks).unwrap_err().to_string();
+            let error = parse_channels(CHANNELS, list, Market::Stocks).unwrap_err().to_string();
             assert!(error.starts_with("UPSTREAM_CHANNELS: invalid value "), "{error}");
         }
-        let error = parse_channels("T,Q.AA*", Market::Stocks).unwrap_err().to_string();
+        let error = parse_channels(CHANNELS, "T,Q.AA*", Market::Stocks).unwrap_err().to_string();
         let expected = "expected types or symbols: Polygon serves no prefix, so list Q for Q.AA*";
         assert!(error.ends_with(expected), "{error}");
     }

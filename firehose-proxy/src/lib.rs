@@ -8,6 +8,7 @@ pub mod config;
 pub mod contracts;
 pub mod demand;
 pub mod entitlements;
+mod market_args;
 pub mod outage_notices;
 pub mod oversized;
 mod publisher;
@@ -55,6 +56,9 @@ pub type FirehoseTier = TierHandler<Shared, FirehoseUpkeep>;
 /// The host is unknown or a port is taken.
 pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigError> {
     let markets = std::mem::take(&mut config.markets);
+    for variable in &config.unused {
+        warn!(variable, "setting of a market that MARKETS does not list: ignored");
+    }
     let sessions = &config.server.sessions;
     let settings = Settings {
         notices: sessions.notices,

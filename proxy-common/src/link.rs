@@ -11,6 +11,7 @@ mod error;
 mod event;
 mod login;
 mod metrics;
+mod spacing;
 mod status;
 mod subscriptions;
 mod upstream_socket;
@@ -21,6 +22,7 @@ pub use self::{
     event::LinkEvent,
     login::connect,
     metrics::LinkMetrics,
+    spacing::Spacing,
     status::{ChannelStatus, LastError, LinkState, LinkStatus},
     subscriptions::{Request, SubscriptionOutcome, UpstreamSubscriptions, Wanted},
     upstream_socket::{SocketError, Stream, UpstreamMessage, UpstreamSocket},
@@ -100,14 +102,15 @@ impl Link {
             watch::channel(LinkStatus::new(config.upstream, redacted(&config.url)));
         let retry = Arc::new(Notify::new());
         let handle = LinkHandle { status: receiver, retry: Arc::clone(&retry) };
+        let config = Arc::new(config);
         let link = Self {
-            config: Arc::new(config),
+            phase: Phase::Waiting(Box::pin(turn(Arc::clone(&config)))),
+            config,
             wanted,
             status: Arc::new(status),
             retry,
             metrics,
             backoff: Backoff::default(),
-            phase: Phase::Waiting(Box::pin(future::ready(()))),
             outage: Some(Outage::now("starting")),
         };
         (link, handle)
@@ -305,12 +308,13 @@ impl Link {
             status.state = state;
             status.last_error = Some(LastError { error: error.clone(), at: now, wait });
         });
-        let retry = Arc::clone(&self.retry);
+        let (retry, config) = (Arc::clone(&self.retry), Arc::clone(&self.config));
         self.phase = Phase::Waiting(Box::pin(async move {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = retry.notified() => info!(upstream, "trying again on request"),
             }
+            turn(config).await;
         }));
         self.change_outage(error.to_string())
     }
@@ -361,6 +365,13 @@ impl Link {
         {
             self.status.send_modify(|status| status.channels = channels);
         }
+    }
+}
+
+/// Waits for the turn of an attempt, if other links connect to the same upstream.
+async fn turn(config: Arc<LinkConfig>) {
+    if let Some(spacing) = &config.spacing {
+        spacing.turn().await;
     }
 }
 

@@ -104,17 +104,17 @@ const ROOMS: [(&str, &[Room]); 3] = [
     (
         "proxy-common",
         &[
-            ("metrics", &[]),
             ("named_enum", &[]),
             ("websocket", &[]),
             ("protocol", &["named_enum", "websocket"]),
+            ("metrics", &["protocol"]),
             ("config", &["protocol"]),
             ("link", &["metrics", "protocol", "websocket"]),
             ("transport", &["config"]),
             ("access", &["config", "metrics", "named_enum", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
             ("health", &["access", "link", "metrics", "protocol", "session"]),
-            ("server", &["access", "health", "protocol", "session", "transport"]),
+            ("server", &["access", "health", "metrics", "protocol", "session", "transport"]),
             (
                 "program",
                 &[
@@ -134,7 +134,8 @@ const ROOMS: [(&str, &[Room]); 3] = [
     (
         "firehose-proxy",
         &[
-            ("config", &[]),
+            ("market_args", &[]),
+            ("config", &["market_args"]),
             ("contracts", &[]),
             ("demand", &["contracts"]),
             ("entitlements", &[]),

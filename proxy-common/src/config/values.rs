@@ -101,17 +101,31 @@ pub fn rate(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Checks that a URL does not lead to another market: the first segment of its path that names a
-/// market must name this one.
+/// The URL of a market, for a URL that may lead to any. A path that names a market must name this
+/// one. A URL without a path gets the market's, and so does any other path if `several` markets
+/// share the URL.
 ///
 /// # Errors
 ///
 /// The URL leads to another market.
-pub fn check_market(variable: &str, url: &Url, market: Market) -> Result<Url, ConfigError> {
+pub fn market_url(
+    variable: &str,
+    url: &Url,
+    market: Market,
+    several: bool,
+) -> Result<Url, ConfigError> {
     match url.path().split('/').find_map(|segment| segment.parse::<Market>().ok()) {
         Some(other) if other != market => {
-            let expected = format!("expected the path /{market}, as MARKET is {market}");
+            let expected = match several {
+                true => format!("expected a URL without a path, as {market} is served too"),
+                false => format!("expected the path /{market}, as MARKET is {market}"),
+            };
             Err(ConfigError::invalid(variable, url.path(), expected))
+        }
+        None if several || url.path() == "/" => {
+            let mut url = url.clone();
+            url.set_path(&format!("{}/{market}", url.path().trim_end_matches('/')));
+            Ok(url)
         }
         Some(_) | None => Ok(url.clone()),
     }
@@ -135,7 +149,7 @@ mod tests {
     fn a_url_may_not_lead_to_another_market() {
         let check = |path: &str, market| {
             let url = Url::parse(&format!("wss://feed.example{path}")).unwrap();
-            check_market("POLYGON_WS_URL", &url, market).is_ok()
+            market_url("POLYGON_WS_URL", &url, market, false).is_ok()
         };
         for path in ["", "/", "/futures", "/futures/cme", "/at/futures/nymex", "/feed"] {
             assert!(check(path, Market::Futures), "{path}");
@@ -143,6 +157,28 @@ mod tests {
         for path in ["/futures", "/futures/cme", "/at/options", "/options/stocks"] {
             assert!(!check(path, Market::Stocks), "{path}");
         }
+    }
+
+    #[test]
+    fn a_url_gets_the_path_of_its_market() {
+        let url = |path: &str, several| {
+            let url = Url::parse(&format!("wss://feed.example{path}")).unwrap();
+            market_url("POLYGON_WS_URL", &url, Market::Crypto, several).map(|url| url.to_string())
+        };
+        for (path, one, several) in [
+            ("", "/crypto", "/crypto"),
+            ("/", "/crypto", "/crypto"),
+            ("/crypto/", "/crypto/", "/crypto/"),
+            ("/feed/", "/feed/", "/feed/crypto"),
+        ] {
+            assert_eq!(url(path, false), Ok(format!("wss://feed.example{one}")), "{path}");
+            assert_eq!(url(path, true), Ok(format!("wss://feed.example{several}")), "{path}");
+        }
+        let error = url("/stocks", true).unwrap_err().to_string();
+        assert!(
+            error.ends_with("expected a URL without a path, as crypto is served too"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The configuration of a link.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
+
+use super::spacing::Spacing;
 
 /// Where a link connects, with which key, and how long it waits.
 #[derive(Debug, Clone)]
@@ -24,6 +26,8 @@ pub struct LinkConfig {
     pub refused_interval: Duration,
     /// Time between pings; the link is dead if nothing arrived during two of them. Default: 15 s.
     pub ping_interval: Duration,
+    /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
+    pub spacing: Option<Arc<Spacing>>,
 }
 
 impl LinkConfig {
@@ -37,6 +41,7 @@ impl LinkConfig {
             login_timeout: Duration::from_secs(10),
             refused_interval: Duration::from_secs(15 * 60),
             ping_interval: Duration::from_secs(15),
+            spacing: None,
         }
     }
 }

@@ -6,10 +6,11 @@ use strsim::{normalized_damerau_levenshtein, sorensen_dice};
 use tracing::warn;
 
 use super::dotenv::Dotenv;
+use crate::protocol::Market;
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 61] = [
+const SETTINGS: [&str; 62] = [
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
     "AUTH_TIMEOUT",
@@ -35,6 +36,7 @@ const SETTINGS: [&str; 61] = [
     "LOG_FORMAT",
     "LOG_LEVEL",
     "MARKET",
+    "MARKETS",
     "MASSIVE_API_KEY",
     "MASSIVE_API_KEY_FILE",
     "MAX_CONNECTIONS",
@@ -72,6 +74,10 @@ const SETTINGS: [&str; 61] = [
     "UPSTREAM_CONTRACTS",
     "UPSTREAM_LINGER",
 ];
+
+/// The settings that a market may have for itself alone, such as `POLYGON_WS_URL_OPTIONS`.
+const SETTINGS_OF_ONE_MARKET: [&str; 4] =
+    ["POLYGON_API_KEY", "POLYGON_API_KEY_FILE", "POLYGON_WS_URL", "UPSTREAM_CHANNELS"];
 
 /// The beginnings of names that are this project's own. In the environment a name that begins so is
 /// reported, however it goes on. `LOG_` and `MAX_`, for example, begin names of many programs.
@@ -184,7 +190,15 @@ fn begins_like_a_setting(name: &str) -> Option<&'static str> {
 }
 
 fn is_known(name: &str) -> bool {
-    SETTINGS.contains(&name)
+    SETTINGS.contains(&name) || is_of_one_market(name)
+}
+
+fn is_of_one_market(name: &str) -> bool {
+    Market::ALL.iter().any(|market| {
+        let part = format!("_{}", market.name().to_uppercase());
+        let of_all = name.replacen(&part, "", 1);
+        of_all != name && SETTINGS_OF_ONE_MARKET.contains(&of_all.as_str())
+    })
 }
 
 /// The setting that a name is most like, and how like it is: 1 for equal.
@@ -241,10 +255,17 @@ mod tests {
             ("ALLOWED_ORIGIN", "ALLOWED_ORIGINS"),
             ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
             ("TLS_CERTS", "TLS_CERT"),
+            ("POLYGON_WS_URL_OPTION", "POLYGON_WS_URL"),
+            ("MARKTES", "MARKETS"),
         ] {
             assert_eq!(misspelled(name), Some(setting), "{name}");
         }
-        for setting in SETTINGS {
+        for setting in SETTINGS.into_iter().chain([
+            "POLYGON_WS_URL_OPTIONS",
+            "UPSTREAM_CHANNELS_STOCKS",
+            "POLYGON_API_KEY_CRYPTO",
+            "POLYGON_API_KEY_CRYPTO_FILE",
+        ]) {
             assert_eq!(misspelled(setting), None, "{setting}");
             assert_eq!(begins_like_a_setting(setting), None, "{setting}");
         }

@@ -1,9 +1,13 @@
 //! The wiring that both tiers share: binds ports, registers counters, builds and serves a tier.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::future::join_all;
-use tokio::time::sleep;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::reload::Reload;
@@ -295,7 +299,7 @@ pub struct BoundTier<H> {
 
 impl<H: Handler> BoundTier<H> {
     /// Serves until `stop`, then until the last session has ended and the link is closed.
-    pub async fn serve(mut self, stop: CancellationToken) {
+    pub async fn serve(self, stop: CancellationToken) {
         let (data_stop, spread, limit) = (self.data_stop, self.drain_spread, self.drain_timeout);
         let serving = async {
             tokio::join!(
@@ -305,19 +309,31 @@ impl<H: Handler> BoundTier<H> {
             data_stop.cancel();
         };
         // By the end of the spread every session drains, and takes no new data.
-        let mut moving = join_all(self.data.iter_mut());
+        let mut moving = pin!(move_all(self.data));
         let data = async {
             tokio::select! {
-                _ = &mut moving => return,
+                () = &mut moving => return,
                 () = after(&stop, spread) => data_stop.cancel(),
             }
             tokio::select! {
-                _ = moving => {}
+                () = moving => {}
                 () = after(&stop, limit) => {}
             }
         };
         tokio::join!(serving, data);
     }
+}
+
+/// Moves the data of all markets. Several have a task each, so that none waits for another.
+async fn move_all(mut data: Vec<BoxFuture>) {
+    if data.len() == 1 {
+        return data.remove(0).await;
+    }
+    let mut tasks = JoinSet::new();
+    for market in data {
+        tasks.spawn(market);
+    }
+    tasks.join_all().await;
 }
 
 /// Waits for `stop`, and then this long.
