@@ -59,6 +59,8 @@ pub struct Contracts {
     outage: bool,
     /// Changes with the standing of any contract.
     version: u64,
+    /// Changes with what is wanted.
+    wanted_version: u64,
 }
 
 /// The contracts of one kind.
@@ -77,6 +79,9 @@ struct Book {
     /// How often a contract was given room.
     admissions: u64,
     waiting: usize,
+    /// Whether anything has changed on which the order, the room or what is wanted depends. The
+    /// vendor's acknowledgements are the most frequent news, and change none of these.
+    unsettled: bool,
 }
 
 /// The contracts of one key, in the order in which it asked for them.
@@ -108,6 +113,12 @@ struct Claim {
     sessions: BTreeSet<u64>,
 }
 
+/// What has changed.
+struct Settled {
+    standings: bool,
+    wanted: bool,
+}
+
 impl Contract {
     fn holders(&self) -> usize {
         self.claims.values().map(|claim| claim.sessions.len()).sum()
@@ -123,7 +134,7 @@ impl Contracts {
     /// these kinds. A contract stays asked for this long after its last holder has left.
     pub fn new(kinds: impl IntoIterator<Item = Kind>, room: usize, linger: Duration) -> Self {
         let books = kinds.into_iter().map(|kind| (kind, Book::new(room, linger))).collect();
-        Self { books, outage: true, version: 0 }
+        Self { books, outage: true, version: 0, wanted_version: 0 }
     }
 
     /// Records that a session asks for contracts, on behalf of a key.
@@ -177,6 +188,7 @@ impl Contracts {
                 SubscriptionOutcome::Full(kind, held) => {
                     if let Some(book) = self.books.get_mut(kind) {
                         book.lowered = Some((*held, now + RETRY_ROOM));
+                        book.unsettled = true;
                     }
                 }
             }
@@ -193,7 +205,9 @@ impl Contracts {
     }
 
     fn on_refused(&mut self, channel: &Channel, why: &str) {
-        let Some(contract) = self.contract(channel) else { return };
+        let Some(book) = self.book(channel) else { return };
+        let Some(contract) = book.contracts.get_mut(channel) else { return };
+        book.unsettled = true;
         contract.excluded = true;
         // A contract that only lingers ends.
         contract.lingers_until = None;
@@ -205,7 +219,7 @@ impl Contracts {
     pub fn on_down(&mut self, now: Instant) {
         self.outage = true;
         for book in self.books.values_mut() {
-            book.lowered = None;
+            (book.lowered, book.unsettled) = (None, true);
             book.contracts.values_mut().for_each(|contract| contract.excluded = false);
         }
         self.settle(now);
@@ -239,6 +253,11 @@ impl Contracts {
         self.books.values().flat_map(|book| &book.wanted).cloned().collect()
     }
 
+    /// A number that changes with what [`wanted`](Self::wanted) returns.
+    pub fn wanted_version(&self) -> u64 {
+        self.wanted_version
+    }
+
     /// The numbers of each kind.
     pub fn occupancy(&self) -> impl Iterator<Item = (Kind, Occupancy)> {
         self.books.iter().map(|(kind, book)| {
@@ -257,8 +276,10 @@ impl Contracts {
 
     /// Gives the room to the first contracts of each order.
     fn settle(&mut self, now: Instant) {
-        for book in self.books.values_mut() {
-            self.version += u64::from(book.settle(self.outage, now));
+        for book in self.books.values_mut().filter(|book| book.unsettled) {
+            let Settled { standings, wanted } = book.settle(self.outage, now);
+            self.version += u64::from(standings);
+            self.wanted_version += u64::from(wanted);
         }
     }
 }
@@ -275,6 +296,7 @@ impl Book {
             wanted: Vec::new(),
             admissions: 0,
             waiting: 0,
+            unsettled: false,
         }
     }
 
@@ -298,23 +320,24 @@ impl Book {
         self.asked += 1;
         let asked = self.asked;
         let contract = self.entry(channel);
-        contract.lingers_until = None;
         if let Some(claim) = contract.claims.get_mut(key) {
-            claim.sessions.insert(session);
+            self.unsettled |= claim.sessions.insert(session);
             return;
         }
+        contract.lingers_until = None;
         contract
             .claims
             .insert(Arc::clone(key), Claim { asked, sessions: BTreeSet::from([session]) });
         let turn = Turn { since: asked, contracts: BTreeMap::new() };
         let turn = self.keys.entry(Arc::clone(key)).or_insert(turn);
         turn.contracts.insert(asked, channel.clone());
+        self.unsettled = true;
     }
 
     fn remove(&mut self, session: u64, key: &str, channel: &Channel, now: Instant) {
         let Some(contract) = self.contracts.get_mut(channel) else { return };
         let Some(claim) = contract.claims.get_mut(key) else { return };
-        claim.sessions.remove(&session);
+        self.unsettled |= claim.sessions.remove(&session);
         if !claim.sessions.is_empty() {
             return;
         }
@@ -345,6 +368,11 @@ impl Book {
 
     fn pin<'a>(&mut self, pinned: impl Iterator<Item = &'a Channel>) {
         let pinned: BTreeSet<&Channel> = pinned.collect();
+        let before = self.contracts.iter().filter(|(_, contract)| contract.pinned);
+        if before.map(|(channel, _)| channel).eq(pinned.iter().copied()) {
+            return;
+        }
+        self.unsettled = true;
         self.contracts.retain(|channel, contract| {
             contract.pinned = pinned.contains(channel);
             contract.is_held() || contract.lingers_until.is_some()
@@ -356,15 +384,17 @@ impl Book {
     }
 
     fn expire(&mut self, now: Instant) {
-        self.lowered.take_if(|(_, until)| *until <= now);
+        let before = self.contracts.len();
         self.contracts.retain(|_, contract| {
             contract.is_held() || contract.lingers_until.is_some_and(|until| now < until)
         });
+        let room_is_back = self.lowered.take_if(|(_, until)| *until <= now).is_some();
+        self.unsettled |= room_is_back || self.contracts.len() != before;
     }
 
-    /// Returns whether the standing of a contract has changed.
-    fn settle(&mut self, outage: bool, now: Instant) -> bool {
+    fn settle(&mut self, outage: bool, now: Instant) -> Settled {
         self.expire(now);
+        self.unsettled = false;
         let (room, order) = (self.current_room(), self.order());
         let (inside, waiting) = order.split_at(room.min(order.len()));
         let mut changed = false;
@@ -397,8 +427,10 @@ impl Book {
             let admission = self.contracts[&channel].admission;
             (channel, admission)
         };
-        self.wanted = wanted.into_iter().map(numbered).collect();
-        changed
+        let wanted: Vec<_> = wanted.into_iter().map(numbered).collect();
+        let settled = Settled { standings: changed, wanted: wanted != self.wanted };
+        self.wanted = wanted;
+        settled
     }
 
     /// All contracts held that the vendor does not refuse, in the order in which they get room.

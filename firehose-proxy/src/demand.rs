@@ -42,6 +42,8 @@ pub struct UpstreamDemand {
 struct State {
     channels: BTreeMap<Channel, Count>,
     contracts: Contracts,
+    /// [`Contracts::wanted_version`] as the link was told last.
+    told_wanted: u64,
 }
 
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl UpstreamDemand {
         let demand = Self {
             feed,
             contracts_version: watch::Sender::new(contracts.version()),
-            state: Mutex::new(State { channels: BTreeMap::new(), contracts }),
+            state: Mutex::new(State { channels: BTreeMap::new(), contracts, told_wanted: 0 }),
             wanted,
             all_answered: AtomicBool::new(false),
             all,
@@ -228,7 +230,7 @@ impl UpstreamDemand {
             };
             let pinned = self.pinned.iter().filter(is_wanted).cloned().collect();
             state.contracts.pin(&pinned, Instant::now().into_std());
-            self.publish_contracts(&state.contracts);
+            self.publish_contracts(&mut state);
         }
         // Of a kind on demand, all means the contracts that the operator lists.
         wanted.retain(|channel| !matches!(channel, Channel::Kind(k) if self.on_demand.contains(k)));
@@ -255,19 +257,16 @@ impl UpstreamDemand {
     fn change_contracts(&self, change: impl FnOnce(&mut Contracts)) {
         let mut state = self.state();
         change(&mut state.contracts);
-        self.publish_contracts(&state.contracts);
+        self.publish_contracts(&mut state);
     }
 
-    fn publish_contracts(&self, contracts: &Contracts) {
-        let wanted = contracts.wanted();
-        self.wanted.send_if_modified(|before| {
-            let modified = before.contracts != wanted;
-            if modified {
-                before.contracts = wanted;
-            }
-            modified
-        });
-        let version = contracts.version();
+    fn publish_contracts(&self, state: &mut State) {
+        let wanted_version = state.contracts.wanted_version();
+        if state.told_wanted != wanted_version {
+            state.told_wanted = wanted_version;
+            self.wanted.send_modify(|wanted| wanted.contracts = state.contracts.wanted());
+        }
+        let version = state.contracts.version();
         self.contracts_version
             .send_if_modified(|before| std::mem::replace(before, version) != version);
     }
