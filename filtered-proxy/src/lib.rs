@@ -57,7 +57,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
             counters,
             tier: routes.clone(),
             upkeep: routes,
-            link: handle,
+            links: vec![handle],
             data: Box::new(|stop| Box::pin(router.run(link, stop))),
         }
     });

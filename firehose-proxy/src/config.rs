@@ -21,10 +21,14 @@ use proxy_common::{
     protocol::{Channel, ChannelError, Feed, Kind, Market, NoticePolicy, channel_items},
     transport::ListenConfig,
 };
+use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::market_args::{MarketArgs, variable};
+use crate::{
+    market_args::{CHANNELS, KEY, MarketArgs, MarketSettings, SourceList, URL, variable},
+    sources::{Source, Sources},
+};
 
 /// Holds the one WebSocket connection that a Polygon.io (Massive) account may have, and broadcasts
 /// its raw frames.
@@ -59,6 +63,9 @@ pub struct Args {
     /// time
     #[arg(long, env = "UPSTREAM_CONTRACTS", default_value = "1000", value_parser = count)]
     upstream_contracts: usize,
+    /// Connections for options, if the account has several: they share the contracts
+    #[arg(long, env = "UPSTREAM_CONNECTIONS_OPTIONS", default_value = "1", value_parser = count)]
+    upstream_connections_options: usize,
     /// How long a busy type may send no event, while its market is open, before /health reports it;
     /// or off
     #[arg(long, env = "SILENCE_ALARM", default_value = "60s", value_parser = silence_alarm)]
@@ -108,7 +115,8 @@ pub struct Config {
     pub unused: Vec<String>,
     /// How long a channel stays subscribed upstream after its last subscriber has left.
     pub upstream_linger: Duration,
-    /// How many contracts the vendor serves at a time, of each kind that is on demand.
+    /// How many contracts the vendor serves at a time over one connection, of each kind that is on
+    /// demand.
     pub upstream_contracts: usize,
     /// How long a busy type may send no event before it counts as silent; `None` turns the alarm
     /// off.
@@ -125,10 +133,10 @@ pub struct Config {
 pub struct MarketConfig {
     /// The market.
     pub market: Market,
-    /// The link to the vendor.
-    pub link: LinkConfig,
-    /// What the upstream's host serves.
-    pub feed: Feed,
+    /// The links to the vendor, one for each connection.
+    pub links: Vec<LinkConfig>,
+    /// What each connection carries.
+    pub sources: Arc<Sources>,
     /// The channels that `*` stands for upstream.
     pub channels: BTreeSet<Channel>,
     /// The kinds that are requested by contract only: the host serves no wildcard of them, and the
@@ -140,7 +148,7 @@ impl ProgramConfig for Config {
     type Args = Args;
 
     fn links(&self) -> impl Iterator<Item = &LinkConfig> {
-        self.markets.iter().map(|market| &market.link)
+        self.markets.iter().flat_map(|market| &market.links)
     }
 
     fn server(&self) -> &ServerConfig {
@@ -153,7 +161,6 @@ impl TryFrom<&Args> for Config {
 
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let account = args.account.key()?;
-        let no_key = |expected| ConfigError::missing("POLYGON_API_KEY", expected);
         let keys = Keys::read(
             "FIREHOSE_API_KEYS",
             args.firehose_api_keys.as_ref(),
@@ -162,7 +169,7 @@ impl TryFrom<&Args> for Config {
         let keys = match (keys, &account) {
             (Some(keys), _) => keys,
             (None, Some(key)) => Keys::account("FIREHOSE_API_KEYS", key),
-            (None, None) => return Err(no_key("the key of your Polygon.io (Massive) account")),
+            (None, None) => return Err(ConfigError::missing(KEY, ACCOUNT_KEY)),
         };
         // Filtered proxies hold `*` and pass notices on, so they get them in any case.
         let notices = match args.server.client_notices {
@@ -175,36 +182,15 @@ impl TryFrom<&Args> for Config {
             Some(path) => certificates("POLYGON_CA", path)?,
             None => Vec::new(),
         };
-        let several = server.markets.len() > 1;
-        let spacing = several.then(|| Arc::new(Spacing::default()));
-        let market = |market: &Market| {
-            let market = *market;
-            let own = args.markets.of(market);
-            let key = own.key(market)?.or_else(|| account.clone());
-            let key = key.ok_or_else(|| {
-                no_key("the key of your Polygon.io (Massive) account, for every market")
-            })?;
-            let url = match (&own.url, &args.polygon_ws_url) {
-                (Some(url), _) => {
-                    market_url(&variable("POLYGON_WS_URL", market), url, market, false)?
-                }
-                (None, Some(url)) => market_url("POLYGON_WS_URL", url, market, several)?,
-                (None, None) => websocket_url(&format!("wss://socket.massive.com/{market}"))
-                    .map_err(|why| ConfigError::invalid("POLYGON_WS_URL", "", why))?,
-            };
-            let feed = Feed::new(market, url.host_str().unwrap_or_default());
-            let channels = match (&own.channels, &args.upstream_channels) {
-                (Some(list), _) => parse_channels(&variable(CHANNELS, market), list, market)?,
-                (None, Some(list)) => parse_channels(CHANNELS, list, market)?,
-                (None, None) => feed.default_kinds().map(Channel::Kind).collect(),
-            };
-            let mut link = LinkConfig::new("Polygon", url, key);
-            (link.extra_roots, link.spacing) = (extra_roots.clone(), spacing.clone());
-            let is_listed = |kind: &Kind| channels.contains(&Channel::Kind(*kind));
-            let on_demand = feed.on_demand_kinds().filter(|kind| !is_listed(kind)).collect();
-            Ok(MarketConfig { market, link, feed, channels, on_demand })
+        let shared = SharedSource {
+            several: server.markets.len() > 1,
+            account: account.as_ref(),
+            extra_roots: &extra_roots,
         };
-        let markets = server.markets.iter().map(market).collect::<Result<_, ConfigError>>()?;
+        let market = |market: &Market| args.market(*market, &shared);
+        let mut markets: Vec<_> =
+            server.markets.iter().map(market).collect::<Result<_, ConfigError>>()?;
+        space_attempts(&mut markets);
         check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
             markets,
@@ -216,6 +202,91 @@ impl TryFrom<&Args> for Config {
             ring_bytes: args.ring_bytes,
             server,
         })
+    }
+}
+
+/// What the markets share of their sources.
+struct SharedSource<'a> {
+    /// Whether several markets are served.
+    several: bool,
+    /// The key of markets that have none of their own.
+    account: Option<&'a SecretString>,
+    extra_roots: &'a [CertificateDer<'static>],
+}
+
+impl Args {
+    fn market(
+        &self,
+        market: Market,
+        shared: &SharedSource<'_>,
+    ) -> Result<MarketConfig, ConfigError> {
+        let own = self.markets.of(market);
+        let key = own.key(market)?.or_else(|| shared.account.cloned()).ok_or_else(|| {
+            let expected = format!("{ACCOUNT_KEY}, or {} too", variable(KEY, market));
+            ConfigError::missing(KEY, expected)
+        })?;
+        let hosts = self.hosts(market, &own, shared.several)?;
+        let source = |(url, kinds): &(Url, BTreeSet<Kind>)| Source {
+            feed: Feed::new(market, url.host_str().unwrap_or_default()),
+            kinds: kinds.clone(),
+        };
+        let connections = match market {
+            Market::Options => self.upstream_connections_options,
+            _ => 1,
+        };
+        let sources = Sources::new(hosts.iter().map(source).collect(), connections);
+        let channels = match (&own.channels, &self.upstream_channels) {
+            (Some(list), _) => parse_channels(&variable(CHANNELS, market), list, market)?,
+            (None, Some(list)) => parse_channels(CHANNELS, list, market)?,
+            (None, None) => sources.default_kinds().map(Channel::Kind).collect(),
+        };
+        let mut kinds = channels.iter().filter_map(Channel::kind);
+        if let Some(kind) = kinds.find(|&kind| !sources.carries(kind)) {
+            let expected = format!("a URL with the type {kind}, which {CHANNELS} lists");
+            return Err(ConfigError::missing(&variable(URL, market), expected));
+        }
+        let links = sources.iter().zip(&hosts).flat_map(|((_, connections), (url, _))| {
+            let mut link = LinkConfig::new("Polygon", url.clone(), key.clone());
+            link.extra_roots = shared.extra_roots.to_vec();
+            vec![link; connections.len()]
+        });
+        let is_listed = |kind: &Kind| channels.contains(&Channel::Kind(*kind));
+        let on_demand = sources.on_demand_kinds().filter(|kind| !is_listed(kind)).collect();
+        let links = links.collect();
+        Ok(MarketConfig { market, links, sources: Arc::new(sources), channels, on_demand })
+    }
+
+    /// Where the data of a market comes from.
+    fn hosts(
+        &self,
+        market: Market,
+        own: &MarketSettings,
+        several: bool,
+    ) -> Result<SourceList, ConfigError> {
+        if let Some(list) = &own.sources {
+            let name = variable(URL, market);
+            let host = |(url, kinds): &(Url, BTreeSet<Kind>)| {
+                Ok((market_url(&name, url, market, false)?, kinds.clone()))
+            };
+            return list.iter().map(host).collect();
+        }
+        let url = match &self.polygon_ws_url {
+            Some(url) => market_url(URL, url, market, several)?,
+            None => websocket_url(&format!("wss://socket.massive.com/{market}"))
+                .map_err(|why| ConfigError::invalid(URL, "", why))?,
+        };
+        Ok(vec![(url, BTreeSet::new())])
+    }
+}
+
+/// Keeps the attempts of all links apart, if there are several.
+fn space_attempts(markets: &mut [MarketConfig]) {
+    let links = || markets.iter().map(|market| market.links.len());
+    if links().sum::<usize>() > 1 {
+        let spacing = Arc::new(Spacing::default());
+        for link in markets.iter_mut().flat_map(|market| &mut market.links) {
+            link.spacing = Some(Arc::clone(&spacing));
+        }
     }
 }
 
@@ -248,8 +319,7 @@ fn silence_alarm(text: &str) -> Result<Alarm, String> {
     }
 }
 
-/// The setting of what `*` stands for upstream.
-const CHANNELS: &str = "UPSTREAM_CHANNELS";
+const ACCOUNT_KEY: &str = "the key of your Polygon.io (Massive) account";
 
 /// The slots for a million frames take a hundred megabytes even while they are empty.
 const MAX_RING_FRAMES: usize = 1 << 20;

@@ -9,6 +9,7 @@
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -66,22 +67,41 @@ pub struct Contracts {
 /// The contracts of one kind.
 #[derive(Debug)]
 struct Book {
-    room: usize,
+    /// The room of each connection that shares these contracts.
+    rooms: Vec<Room>,
+    /// The number of the first of these connections.
+    first: usize,
     linger: Duration,
-    /// A smaller room, which the vendor showed, and until when it counts.
-    lowered: Option<(usize, Instant)>,
     contracts: BTreeMap<Channel, Contract>,
     keys: BTreeMap<Arc<str>, Turn>,
     /// How often anyone has asked.
     asked: u64,
-    /// Contracts to ask of the vendor, each with the number of its admission.
-    wanted: Vec<(Channel, u64)>,
+    /// Contracts to ask of the vendor.
+    wanted: Vec<Admitted>,
     /// How often a contract was given room.
     admissions: u64,
     waiting: usize,
     /// Whether anything has changed on which the order, the room or what is wanted depends. The
     /// vendor's acknowledgements are the most frequent news, and change none of these.
     unsettled: bool,
+}
+
+/// The room of one connection.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    contracts: usize,
+    /// A smaller room, which the vendor showed, and until when it counts.
+    lowered: Option<(usize, Instant)>,
+}
+
+/// A contract that has room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Admitted {
+    contract: Channel,
+    /// The number of its admission.
+    number: u64,
+    /// Its connection, counted from the first that shares the contracts.
+    connection: usize,
 }
 
 /// The contracts of one key, in the order in which it asked for them.
@@ -102,6 +122,8 @@ struct Contract {
     standing: Standing,
     /// The number of its last admission.
     admission: u64,
+    /// Its last connection, counted from the first that shares the contracts.
+    connection: Option<usize>,
     /// Refused on this connection, so it takes no room.
     excluded: bool,
 }
@@ -130,10 +152,16 @@ impl Contract {
 }
 
 impl Contracts {
-    /// Starts without a contract, in an outage. There is room for this many contracts of each of
-    /// these kinds. A contract stays asked for this long after its last holder has left.
-    pub fn new(kinds: impl IntoIterator<Item = Kind>, room: usize, linger: Duration) -> Self {
-        let books = kinds.into_iter().map(|kind| (kind, Book::new(room, linger))).collect();
+    /// Starts without a contract, in an outage. Contracts of each of these kinds are asked for over
+    /// some connections, and each connection has room for this many of each kind. A contract stays
+    /// asked for this long after its last holder has left.
+    pub fn new(
+        kinds: impl IntoIterator<Item = (Kind, Range<usize>)>,
+        room: usize,
+        linger: Duration,
+    ) -> Self {
+        let book = |(kind, connections)| (kind, Book::new(connections, room, linger));
+        let books = kinds.into_iter().map(book).collect();
         Self { books, outage: true, version: 0, wanted_version: 0 }
     }
 
@@ -177,8 +205,13 @@ impl Contracts {
         self.settle(now);
     }
 
-    /// Applies the vendor's answers.
-    pub fn on_outcomes(&mut self, outcomes: &[SubscriptionOutcome], now: Instant) {
+    /// Applies the vendor's answers on one connection.
+    pub fn on_outcomes(
+        &mut self,
+        connection: usize,
+        outcomes: &[SubscriptionOutcome],
+        now: Instant,
+    ) {
         for outcome in outcomes {
             match outcome {
                 // A contract without an answer may be served all the same.
@@ -187,8 +220,7 @@ impl Contracts {
                 SubscriptionOutcome::Refused(channel, why) => self.on_refused(channel, why),
                 SubscriptionOutcome::Full(kind, held) => {
                     if let Some(book) = self.books.get_mut(kind) {
-                        book.lowered = Some((*held, now + RETRY_ROOM));
-                        book.unsettled = true;
+                        book.lower(connection, Some((*held, now + RETRY_ROOM)));
                     }
                 }
             }
@@ -215,12 +247,16 @@ impl Contracts {
         self.version += 1;
     }
 
-    /// The connection is lost: the next one has the whole room, and refuses what it refuses.
-    pub fn on_down(&mut self, now: Instant) {
+    /// A connection is lost: the next one has the whole room, and refuses what it refuses.
+    pub fn on_down(&mut self, connection: usize, now: Instant) {
         self.outage = true;
         for book in self.books.values_mut() {
-            (book.lowered, book.unsettled) = (None, true);
-            book.contracts.values_mut().for_each(|contract| contract.excluded = false);
+            book.lower(connection, None);
+            let of_it = connection.checked_sub(book.first);
+            let contracts = book.contracts.values_mut();
+            contracts
+                .filter(|contract| contract.connection == of_it)
+                .for_each(|contract| contract.excluded = false);
         }
         self.settle(now);
     }
@@ -247,10 +283,14 @@ impl Contracts {
         self.version
     }
 
-    /// The contracts to ask of the vendor, each with a number that changes when it is given room
-    /// anew. Those of most holders come first; those that only linger come last.
-    pub fn wanted(&self) -> Vec<(Channel, u64)> {
-        self.books.values().flat_map(|book| &book.wanted).cloned().collect()
+    /// The contracts to ask of the vendor over one connection, each with a number that changes when
+    /// it is given room anew. Those of most holders come first; those that only linger come last.
+    pub fn wanted(&self, connection: usize) -> Vec<(Channel, u64)> {
+        let wanted = self.books.values().flat_map(|book| {
+            let of_it = connection.checked_sub(book.first);
+            book.wanted.iter().filter(move |admitted| Some(admitted.connection) == of_it)
+        });
+        wanted.map(|admitted| (admitted.contract.clone(), admitted.number)).collect()
     }
 
     /// A number that changes with what [`wanted`](Self::wanted) returns.
@@ -285,11 +325,11 @@ impl Contracts {
 }
 
 impl Book {
-    fn new(room: usize, linger: Duration) -> Self {
+    fn new(connections: Range<usize>, room: usize, linger: Duration) -> Self {
         Self {
-            room,
+            first: connections.start,
+            rooms: vec![Room { contracts: room, lowered: None }; connections.len()],
             linger,
-            lowered: None,
             contracts: BTreeMap::new(),
             keys: BTreeMap::new(),
             asked: 0,
@@ -301,7 +341,15 @@ impl Book {
     }
 
     fn current_room(&self) -> usize {
-        self.lowered.map_or(self.room, |(room, _)| room.min(self.room))
+        self.rooms.iter().map(Room::current).sum()
+    }
+
+    /// Sets the smaller room of a connection, if it is one of these.
+    fn lower(&mut self, connection: usize, lowered: Option<(usize, Instant)>) {
+        let of_it = connection.checked_sub(self.first);
+        if let Some(room) = of_it.and_then(|of_it| self.rooms.get_mut(of_it)) {
+            (room.lowered, self.unsettled) = (lowered, true);
+        }
     }
 
     fn entry(&mut self, channel: &Channel) -> &mut Contract {
@@ -312,6 +360,7 @@ impl Book {
             // Set by `settle`.
             standing: Standing::Waiting { place: 0, room: 0 },
             admission: 0,
+            connection: None,
             excluded: false,
         })
     }
@@ -388,8 +437,10 @@ impl Book {
         self.contracts.retain(|_, contract| {
             contract.is_held() || contract.lingers_until.is_some_and(|until| now < until)
         });
-        let room_is_back = self.lowered.take_if(|(_, until)| *until <= now).is_some();
-        self.unsettled |= room_is_back || self.contracts.len() != before;
+        self.unsettled |= self.contracts.len() != before;
+        for room in &mut self.rooms {
+            self.unsettled |= room.lowered.take_if(|(_, until)| *until <= now).is_some();
+        }
     }
 
     fn settle(&mut self, outage: bool, now: Instant) -> Settled {
@@ -423,14 +474,43 @@ impl Book {
         let mut wanted = inside.to_vec();
         wanted.sort_by_cached_key(|channel| Reverse(self.contracts[channel].holders()));
         wanted.extend(lingering.into_iter().map(|(_, channel)| channel));
-        let numbered = |channel: Channel| {
-            let admission = self.contracts[&channel].admission;
-            (channel, admission)
-        };
-        let wanted: Vec<_> = wanted.into_iter().map(numbered).collect();
+        let wanted = self.spread(wanted);
         let settled = Settled { standings: changed, wanted: wanted != self.wanted };
         self.wanted = wanted;
         settled
+    }
+
+    /// Gives each of these contracts, for which there is room, a connection. A contract stays where
+    /// it is as long as that connection has room; those that arrive already go first.
+    fn spread(&mut self, wanted: Vec<Channel>) -> Vec<Admitted> {
+        let mut free: Vec<usize> = self.rooms.iter().map(Room::current).collect();
+        let mut connections = vec![None; wanted.len()];
+        for granted in [true, false] {
+            for (channel, connection) in wanted.iter().zip(&mut connections) {
+                let contract = &self.contracts[channel];
+                if let Some(at) = contract.connection
+                    && (contract.standing == Standing::Granted) == granted
+                    && free[at] > 0
+                {
+                    free[at] -= 1;
+                    *connection = Some(at);
+                }
+            }
+        }
+        let mut admitted = Vec::with_capacity(wanted.len());
+        for (channel, connection) in wanted.into_iter().zip(connections) {
+            let connection = connection.unwrap_or_else(|| {
+                let most = (0..free.len()).rev().max_by_key(|&at| free[at]).unwrap_or_default();
+                free[most] -= 1;
+                most
+            });
+            if let Some(contract) = self.contracts.get_mut(&channel) {
+                contract.connection = Some(connection);
+                let number = contract.admission;
+                admitted.push(Admitted { contract: channel, number, connection });
+            }
+        }
+        admitted
     }
 
     /// All contracts held that the vendor does not refuse, in the order in which they get room.
@@ -455,6 +535,12 @@ impl Book {
             }
         }
         order
+    }
+}
+
+impl Room {
+    fn current(&self) -> usize {
+        self.lowered.map_or(self.contracts, |(lowered, _)| lowered.min(self.contracts))
     }
 }
 

@@ -13,19 +13,23 @@ use std::{
 
 use proxy_common::{
     link::{SubscriptionOutcome, Wanted},
-    protocol::{Channel, Feed, Kind},
+    protocol::{Channel, Kind},
 };
 use tokio::{sync::watch, time::Instant};
 
-use crate::contracts::{Contracts, Occupancy, Standing};
+use crate::{
+    contracts::{Contracts, Occupancy, Standing},
+    sources::Sources,
+};
 
 /// The reference-counted union of the sessions' channels, and their contracts.
 #[derive(Debug)]
 pub struct UpstreamDemand {
-    feed: Feed,
+    sources: Arc<Sources>,
     /// Locked during one change or publication. Both are rare and short.
     state: Mutex<State>,
-    wanted: watch::Sender<Wanted>,
+    /// What each connection should subscribe to.
+    wanted: Vec<watch::Sender<Wanted>>,
     /// [`Contracts::version`].
     contracts_version: watch::Sender<u64>,
     /// Whether the vendor has answered every channel wanted.
@@ -42,7 +46,7 @@ pub struct UpstreamDemand {
 struct State {
     channels: BTreeMap<Channel, Count>,
     contracts: Contracts,
-    /// [`Contracts::wanted_version`] as the link was told last.
+    /// [`Contracts::wanted_version`] as the links were told last.
     told_wanted: u64,
 }
 
@@ -54,20 +58,21 @@ enum Count {
 }
 
 impl UpstreamDemand {
-    /// Creates an empty union. `all` holds the channels that `*` stands for upstream, where `*`
-    /// itself means nothing.
+    /// Creates an empty union, and shows what each connection should subscribe to. `all` holds the
+    /// channels that `*` stands for upstream, where `*` itself means nothing.
     pub fn new(
-        feed: Feed,
+        sources: Arc<Sources>,
         all: BTreeSet<Channel>,
         linger: Duration,
         contracts: Contracts,
-    ) -> (Self, watch::Receiver<Wanted>) {
-        let (wanted, receiver) = watch::channel(Wanted::default());
+    ) -> (Self, Vec<watch::Receiver<Wanted>>) {
+        let (wanted, receivers) =
+            (0..sources.connections()).map(|_| watch::channel(Wanted::default())).unzip();
         let on_demand: BTreeSet<Kind> = contracts.occupancy().map(|(kind, _)| kind).collect();
         let is_contract = |channel: &Channel| matches!(channel, Channel::Symbol(kind, _) if on_demand.contains(kind));
         let (pinned, all) = all.into_iter().partition(is_contract);
         let demand = Self {
-            feed,
+            sources,
             contracts_version: watch::Sender::new(contracts.version()),
             state: Mutex::new(State { channels: BTreeMap::new(), contracts, told_wanted: 0 }),
             wanted,
@@ -77,7 +82,7 @@ impl UpstreamDemand {
             on_demand,
             linger,
         };
-        (demand, receiver)
+        (demand, receivers)
     }
 
     /// Counts one more holder of each channel.
@@ -132,18 +137,21 @@ impl UpstreamDemand {
         self.change_contracts(|state| state.remove(session, key, contracts, now.into_std()));
     }
 
-    /// Applies the vendor's answers.
-    pub fn on_outcomes(&self, outcomes: &[SubscriptionOutcome]) {
+    /// Applies the vendor's answers on one connection.
+    pub fn on_outcomes(&self, connection: usize, outcomes: &[SubscriptionOutcome]) {
         let now = Instant::now().into_std();
-        self.change_contracts(|contracts| contracts.on_outcomes(outcomes, now));
+        self.change_contracts(|contracts| contracts.on_outcomes(connection, outcomes, now));
     }
 
-    /// The connection to the vendor is lost, or it is complete again.
-    pub fn set_up(&self, up: bool) {
-        self.change_contracts(|contracts| match up {
-            true => contracts.on_up(),
-            false => contracts.on_down(Instant::now().into_std()),
-        });
+    /// A connection to the vendor is lost.
+    pub fn on_down(&self, connection: usize) {
+        let now = Instant::now().into_std();
+        self.change_contracts(|contracts| contracts.on_down(connection, now));
+    }
+
+    /// All connections to the vendor are complete.
+    pub fn on_up(&self) {
+        self.change_contracts(Contracts::on_up);
     }
 
     /// Drops channels that have lingered long enough. Call it about once a second.
@@ -183,12 +191,12 @@ impl UpstreamDemand {
         self.state().contracts.occupancy().collect()
     }
 
-    /// Records which channels the vendor has answered. If these are all that are wanted, calls
-    /// `publish`, before any session can want more.
-    pub fn set_answered(&self, answered: Option<&Wanted>, publish: impl FnOnce()) {
+    /// Records which channels the vendor has answered on each connection. If these are all that are
+    /// wanted, calls `publish`, before any session can want more.
+    pub fn set_answered(&self, answered: &[BTreeSet<Channel>], publish: impl FnOnce()) {
         let _unchanged = self.state();
-        let answered = answered.map(|answered| &answered.channels);
-        if Some(&self.wanted.borrow().channels) == answered {
+        let mut wanted = self.wanted.iter().zip(answered);
+        if wanted.all(|(wanted, answered)| wanted.borrow().channels == *answered) {
             self.all_answered.store(true, Ordering::Release);
             publish();
         }
@@ -199,9 +207,9 @@ impl UpstreamDemand {
         self.all_answered.load(Ordering::Acquire)
     }
 
-    /// What is wanted now.
-    pub fn wanted(&self) -> watch::Ref<'_, Wanted> {
-        self.wanted.borrow()
+    /// The channels wanted now, over all connections.
+    pub fn wanted(&self) -> BTreeSet<Channel> {
+        self.wanted.iter().flat_map(|wanted| wanted.borrow().channels.clone()).collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -238,20 +246,26 @@ impl UpstreamDemand {
         // symbols are left out while their kind is wanted. A kind without a wildcard, such as
         // option quotes, is asked for by symbol.
         let whole = |channel: &Channel| match channel {
-            Channel::Kind(kind) => self.feed.serves_whole(*kind).then_some(*kind),
+            Channel::Kind(kind) => self.sources.serves_whole(*kind).then_some(*kind),
             Channel::All | Channel::Symbol(..) | Channel::Prefix(..) => None,
         };
         let whole: BTreeSet<Kind> = wanted.iter().filter_map(whole).collect();
         wanted
             .retain(|channel| !matches!(channel, Channel::Symbol(kind, _) if whole.contains(kind)));
-        self.wanted.send_if_modified(|before| {
-            let modified = before.channels != wanted;
-            if modified {
-                before.channels = wanted;
-                self.all_answered.store(false, Ordering::Release);
-            }
-            modified
-        });
+        let mut parts = vec![BTreeSet::new(); self.wanted.len()];
+        for channel in wanted {
+            parts[self.sources.connection(&channel)].insert(channel);
+        }
+        for (link, part) in self.wanted.iter().zip(parts) {
+            link.send_if_modified(|before| {
+                let modified = before.channels != part;
+                if modified {
+                    before.channels = part;
+                    self.all_answered.store(false, Ordering::Release);
+                }
+                modified
+            });
+        }
     }
 
     fn change_contracts(&self, change: impl FnOnce(&mut Contracts)) {
@@ -264,7 +278,16 @@ impl UpstreamDemand {
         let wanted_version = state.contracts.wanted_version();
         if state.told_wanted != wanted_version {
             state.told_wanted = wanted_version;
-            self.wanted.send_modify(|wanted| wanted.contracts = state.contracts.wanted());
+            for (connection, link) in self.wanted.iter().enumerate() {
+                let contracts = state.contracts.wanted(connection);
+                link.send_if_modified(|wanted| {
+                    let modified = wanted.contracts != contracts;
+                    if modified {
+                        wanted.contracts = contracts;
+                    }
+                    modified
+                });
+            }
         }
         let version = state.contracts.version();
         self.contracts_version
@@ -274,23 +297,24 @@ impl UpstreamDemand {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::protocol::Market;
+    use proxy_common::protocol::{Feed, Market};
 
     use super::*;
+    use crate::sources::Source;
 
-    fn feed() -> Feed {
-        Feed::new(Market::Stocks, "socket.massive.com")
+    fn sources(market: Market) -> Arc<Sources> {
+        let feed = Feed::new(market, "socket.massive.com");
+        Arc::new(Sources::new(vec![Source { feed, kinds: BTreeSet::new() }], 1))
     }
 
     fn demand(
         all: BTreeSet<Channel>,
         linger: Duration,
     ) -> (UpstreamDemand, watch::Receiver<Wanted>) {
-        UpstreamDemand::new(feed(), all, linger, Contracts::new([], 0, linger))
-    }
-
-    fn of(list: &str) -> Wanted {
-        Wanted { channels: channels(list), ..Wanted::default() }
+        let contracts = Contracts::new([], 0, linger);
+        let (demand, mut links) =
+            UpstreamDemand::new(sources(Market::Stocks), all, linger, contracts);
+        (demand, links.remove(0))
     }
 
     fn channels(list: &str) -> BTreeSet<Channel> {
@@ -366,10 +390,10 @@ mod tests {
         let (union, _receiver) = demand(channels("T.*"), Duration::from_secs(1));
         assert!(!union.all_answered());
         union.add(&channels("*"));
-        union.set_answered(Some(&Wanted::default()), || panic!("T.* is wanted too"));
+        union.set_answered(&[BTreeSet::new()], || panic!("T.* is wanted too"));
         assert!(!union.all_answered());
         let mut published = false;
-        union.set_answered(Some(&of("T.*")), || published = true);
+        union.set_answered(&[channels("T.*")], || published = true);
         assert!(published);
         union.add(&channels("T.A,T.*,*"));
         assert!(union.all_answered(), "nothing new is asked for");
@@ -391,9 +415,10 @@ mod tests {
     fn listed_contracts_stand_for_their_kind_which_is_never_asked_for() {
         let parse = |item: &str| Channel::parse(item, Market::Options).unwrap();
         let all = BTreeSet::from(["T.*", "Q.O:A"].map(parse));
-        let contracts = Contracts::new([Kind::Q], 2, Duration::ZERO);
-        let feed = Feed::new(Market::Options, "socket.massive.com");
-        let (union, receiver) = UpstreamDemand::new(feed, all, Duration::ZERO, contracts);
+        let contracts = Contracts::new([(Kind::Q, 0..1)], 2, Duration::ZERO);
+        let sources = sources(Market::Options);
+        let (union, mut links) = UpstreamDemand::new(sources, all, Duration::ZERO, contracts);
+        let receiver = links.remove(0);
         let pinned = || {
             let wanted = receiver.borrow();
             wanted.contracts.iter().map(|(contract, _)| contract.to_string()).collect::<Vec<_>>()

@@ -7,12 +7,14 @@ use std::{
 };
 
 use proxy_common::{
-    link::{SubscriptionOutcome, Wanted},
+    link::SubscriptionOutcome,
     protocol::{
-        Channel, Coverage, Feed, Kind, TierName, Unavailable, summarize_channels, truncate_reason,
+        Channel, Coverage, Kind, TierName, Unavailable, summarize_channels, truncate_reason,
     },
     websocket::Frame,
 };
+
+use crate::sources::Sources;
 
 /// The channels that the vendor refuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,7 +28,7 @@ pub struct Refusals {
 /// The vendor's answers so far. They outlive the connection, because the account's plan does.
 #[derive(Debug)]
 pub struct Entitlements {
-    feed: Feed,
+    sources: Arc<Sources>,
     /// The channels that `*` stands for.
     all: BTreeSet<Channel>,
     /// Their kinds.
@@ -57,13 +59,13 @@ impl Entitlements {
     /// Starts without an answer. `all` holds the channels that `*` stands for. Of the kinds
     /// `on_demand`, this many contracts are served.
     pub fn new(
-        feed: Feed,
+        sources: Arc<Sources>,
         all: BTreeSet<Channel>,
         on_demand: BTreeSet<Kind>,
         contracts: usize,
     ) -> Self {
         let kinds = all.iter().filter_map(Channel::kind).collect();
-        Self { feed, all, kinds, on_demand, contracts, known: Mutex::default() }
+        Self { sources, all, kinds, on_demand, contracts, known: Mutex::default() }
     }
 
     /// The kinds that the operator chose for `*`.
@@ -114,9 +116,8 @@ impl Entitlements {
 
     /// Forgets refusals of channels that are not wanted any more. Once they are wanted again, the
     /// link asks the vendor again, and until then they are pending.
-    pub fn retain(&self, wanted: &Wanted) {
-        let wanted =
-            |channel: &Channel| wanted.channels.contains(channel) || self.is_on_demand(channel);
+    pub fn retain(&self, wanted: &BTreeSet<Channel>) {
+        let wanted = |channel: &Channel| wanted.contains(channel) || self.is_on_demand(channel);
         let known = &mut *self.known();
         let Known { answered, refused } = known;
         let forgotten: Vec<_> = refused.reasons.keys().filter(|channel| !wanted(channel)).collect();
@@ -153,14 +154,14 @@ impl Entitlements {
             }
             Channel::Symbol(..) if self.is_on_demand(channel) => None,
             Channel::Kind(_) => by(channel),
-            Channel::Prefix(prefix) if self.feed.serves_whole(prefix.kind) => {
+            Channel::Prefix(prefix) if self.sources.serves_whole(prefix.kind) => {
                 by(&Channel::Kind(prefix.kind))
             }
             Channel::Prefix(prefix) => Some(Unavailable::by_contract(prefix.kind, self.contracts)),
             Channel::Symbol(kind, _) => {
                 // A kind without a wildcard, such as option quotes, is asked for by symbol. Its
                 // refusal does not concern its symbols.
-                let whole = || self.feed.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
+                let whole = || self.sources.serves_whole(*kind).then(|| by(&Channel::Kind(*kind)));
                 by(channel).or_else(|| whole()?)
             }
         }
@@ -197,9 +198,10 @@ impl Entitlements {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::protocol::Market;
+    use proxy_common::protocol::{Feed, Market};
 
     use super::*;
+    use crate::sources::Source;
 
     fn channel(item: &str, market: Market) -> Channel {
         Channel::parse(item, market).unwrap()
@@ -208,7 +210,8 @@ mod tests {
     fn entitlements_of(market: Market, all: &[&str]) -> Entitlements {
         let feed = Feed::new(market, "socket.massive.com");
         let all = all.iter().map(|item| channel(item, market)).collect();
-        Entitlements::new(feed, all, feed.on_demand_kinds().collect(), 1_000)
+        let sources = Arc::new(Sources::new(vec![Source { feed, kinds: BTreeSet::new() }], 1));
+        Entitlements::new(sources, all, feed.on_demand_kinds().collect(), 1_000)
     }
 
     fn carried(item: &str) -> SubscriptionOutcome {
@@ -249,14 +252,11 @@ mod tests {
     fn a_refusal_is_forgotten_once_its_channel_is_unwanted() {
         let entitlements = entitlements_of(Market::Stocks, &["T.*"]);
         entitlements.update(&[refused("LV.AAPL"), refused("T.*")]);
-        entitlements.retain(&Wanted {
-            channels: [channel("T.*", Market::Stocks)].into(),
-            ..Wanted::default()
-        });
+        entitlements.retain(&[channel("T.*", Market::Stocks)].into());
         assert!(!lacks(&entitlements, "LV.AAPL"));
         assert!(lacks(&entitlements, "T.AAPL"));
         assert!(entitlements.update(&[refused("LV.AAPL")]), "refused again");
-        entitlements.retain(&Wanted::default());
+        entitlements.retain(&BTreeSet::new());
         let coverage = entitlements.coverage_frame();
         let pending = memchr::memmem::find(coverage.text(), br#""carried":[],"pending":["T.*"]"#);
         assert!(pending.is_some(), "not carried: {coverage:?}");

@@ -8,12 +8,14 @@ pub mod config;
 pub mod contracts;
 pub mod demand;
 pub mod entitlements;
+mod links;
 mod market_args;
 pub mod outage_notices;
 pub mod oversized;
 mod publisher;
 pub mod ring;
 pub mod silence;
+pub mod sources;
 mod subscriber;
 mod upkeep;
 
@@ -25,7 +27,7 @@ use std::{
 
 use proxy_common::{
     config::ConfigError,
-    link::Link,
+    link::{Link, LinkHandle},
     metrics::Level,
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
     protocol::{Channel, Kind, Market, NoticePolicy, TierName},
@@ -39,6 +41,7 @@ use self::{
     contracts::Contracts,
     demand::UpstreamDemand,
     entitlements::Entitlements,
+    links::Links,
     publisher::Publisher,
     ring::Ring,
     silence::monitor::SilenceMonitor,
@@ -94,7 +97,7 @@ fn serve(
     settings: &Settings,
     foundation: &mut Foundation,
 ) -> MarketTier<Shared, FirehoseUpkeep> {
-    let MarketConfig { market, link, feed, channels, on_demand } = config;
+    let MarketConfig { market, links, sources, channels, on_demand } = config;
     warn_of_odd_channels(market, &channels);
     let counters = foundation.market(market);
     let help = "Events in the ring that sessions have yet to read, counted for each session";
@@ -102,14 +105,25 @@ fn serve(
     let ring = Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone());
     let silence = settings.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, &mut foundation.metrics);
-    let entitlements =
-        Arc::new(Entitlements::new(feed, channels.clone(), on_demand.clone(), settings.contracts));
-    let contracts = Contracts::new(on_demand, settings.contracts, settings.linger);
-    let (demand, wanted) = UpstreamDemand::new(feed, channels, settings.linger, contracts);
+    let connections = links.len() as i64;
+    // Kinds on demand share the connections of one host, or have as many each.
+    let shares = on_demand.first().map_or(1, |kind| sources.of_contracts(*kind).len());
+    let entitlements = Arc::new(Entitlements::new(
+        Arc::clone(&sources),
+        channels.clone(),
+        on_demand.clone(),
+        settings.contracts * shares,
+    ));
+    let of_contracts = on_demand.into_iter().map(|kind| (kind, sources.of_contracts(kind)));
+    let contracts = Contracts::new(of_contracts, settings.contracts, settings.linger);
+    let (demand, wanted) = UpstreamDemand::new(sources, channels, settings.linger, contracts);
     let levels = ContractLevels::register(&mut foundation.metrics, demand.occupancy());
     let upstream = Arc::clone(&counters.upstream);
-    let (link, handle) = Link::new(link, wanted, Arc::clone(&upstream));
-    let outage = watch::Sender::new(link.outage().cloned());
+    let links = links.into_iter().zip(wanted);
+    let (links, handles): (Vec<Link>, Vec<LinkHandle>) =
+        links.map(|(link, wanted)| Link::new(link, wanted, Arc::clone(&upstream))).unzip();
+    let links = Links::new(links);
+    let outage = watch::Sender::new(links.outage());
     let shared = Shared {
         ring: ring.readers(),
         outage: outage.subscribe(),
@@ -133,6 +147,7 @@ fn serve(
     let upkeep = FirehoseUpkeep {
         shared: shared.clone(),
         upstream,
+        connections,
         silence,
         unread,
         contracts: levels,
@@ -142,8 +157,8 @@ fn serve(
         counters,
         tier: shared,
         upkeep,
-        link: handle,
-        data: Box::new(|stop| Box::pin(publisher.run(link, stop))),
+        links: handles,
+        data: Box::new(|stop| Box::pin(publisher.run(links, stop))),
     }
 }
 

@@ -1,7 +1,11 @@
 //! Settings of one market, which go before those of all: `POLYGON_WS_URL_OPTIONS` before
 //! `POLYGON_WS_URL`, for example.
 
-use std::{collections::BTreeMap, convert::Infallible, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    path::PathBuf,
+};
 
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches, builder::ValueParser};
 use proxy_common::{
@@ -10,15 +14,18 @@ use proxy_common::{
         secrets::secret,
         values::{path, websocket_url},
     },
-    protocol::Market,
+    protocol::{Kind, Market},
 };
 use secrecy::SecretString;
 use url::Url;
 
 /// The settings that a market may have of its own.
-const URL: &str = "POLYGON_WS_URL";
-const CHANNELS: &str = "UPSTREAM_CHANNELS";
-const KEY: &str = "POLYGON_API_KEY";
+pub(crate) const URL: &str = "POLYGON_WS_URL";
+pub(crate) const CHANNELS: &str = "UPSTREAM_CHANNELS";
+pub(crate) const KEY: &str = "POLYGON_API_KEY";
+
+/// URLs, each with the types that come from it. A URL on its own needs none.
+pub(crate) type SourceList = Vec<(Url, BTreeSet<Kind>)>;
 
 /// The settings of each market that has any.
 #[derive(Debug, Clone, Default)]
@@ -27,8 +34,8 @@ pub(crate) struct MarketArgs(BTreeMap<Market, MarketSettings>);
 /// A market's own settings.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MarketSettings {
-    /// Where its data comes from.
-    pub url: Option<Url>,
+    /// Where its data comes from, at least one.
+    pub sources: Option<SourceList>,
     /// What `*` stands for upstream.
     pub channels: Option<String>,
     key: Option<SecretString>,
@@ -60,7 +67,7 @@ impl MarketSettings {
 
     fn variables(&self, market: Market) -> impl Iterator<Item = String> {
         let set = [
-            (URL, self.url.is_some()),
+            (URL, self.sources.is_some()),
             (CHANNELS, self.channels.is_some()),
             (KEY, self.key.is_some() || self.key_file.is_some()),
         ];
@@ -71,6 +78,38 @@ impl MarketSettings {
 /// The variable of a market's own setting.
 pub(crate) fn variable(name: &str, market: Market) -> String {
     format!("{name}_{}", market.name().to_uppercase())
+}
+
+/// Parses a URL, or a list such as `wss://a.example=T,Q,wss://b.example=AM`: each URL with the types
+/// that come from it.
+fn sources(list: &str) -> Result<SourceList, String> {
+    let mut sources = SourceList::new();
+    for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let mut kind = item;
+        if item.contains("://") {
+            let (url, first) = item.rsplit_once('=').unwrap_or((item, ""));
+            sources.push((websocket_url(url)?, BTreeSet::new()));
+            kind = first.trim();
+            if !item.contains('=') {
+                continue;
+            }
+        }
+        let expected = || {
+            format!("expected URL=types, such as wss://socket.massive.com=T,Q, and not {item:?}")
+        };
+        let kind = Kind::from_code(kind.as_bytes()).ok_or_else(expected)?;
+        if sources.iter().any(|(_, kinds)| kinds.contains(&kind)) {
+            return Err(format!("expected each type once, and not {kind} again"));
+        }
+        sources.last_mut().ok_or_else(expected)?.1.insert(kind);
+    }
+    match sources.iter().find(|(_, kinds)| kinds.is_empty()) {
+        _ if sources.is_empty() => Err("expected a WebSocket URL".to_owned()),
+        Some(_) if sources.len() > 1 => {
+            Err("expected the types of each URL, such as wss://socket.massive.com=T,Q".to_owned())
+        }
+        _ => Ok(sources),
+    }
 }
 
 /// A flag and variable that the help leaves out: it names the setting of all markets.
@@ -89,7 +128,7 @@ impl Args for MarketArgs {
         let secret = ValueParser::new(|key: &str| Ok::<_, Infallible>(SecretString::from(key)));
         let of = |&market: &Market| {
             [
-                hidden(variable(URL, market), ValueParser::new(websocket_url)),
+                hidden(variable(URL, market), ValueParser::new(sources)),
                 hidden(variable(CHANNELS, market), ValueParser::string()),
                 hidden(variable(KEY, market), secret.clone()),
                 hidden(variable(KEY, market) + "_FILE", ValueParser::new(path)),
@@ -113,7 +152,7 @@ impl FromArgMatches for MarketArgs {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for &market in Market::ALL {
             let settings = MarketSettings {
-                url: matches.get_one(&variable(URL, market)).cloned(),
+                sources: matches.get_one(&variable(URL, market)).cloned(),
                 channels: matches.get_one(&variable(CHANNELS, market)).cloned(),
                 key: matches.get_one(&variable(KEY, market)).cloned(),
                 key_file: matches.get_one(&(variable(KEY, market) + "_FILE")).cloned(),
@@ -123,5 +162,58 @@ impl FromArgMatches for MarketArgs {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(list: &str) -> Result<String, String> {
+        let shown = |(url, kinds): (Url, BTreeSet<Kind>)| {
+            let kinds: Vec<String> = kinds.iter().map(ToString::to_string).collect();
+            format!("{url}={}", kinds.join(","))
+        };
+        Ok(sources(list)?.into_iter().map(shown).collect::<Vec<_>>().join(" "))
+    }
+
+    #[test]
+    fn a_market_may_have_one_url_or_several_with_types() {
+        for (list, expected) in [
+            ("wss://a.example/stocks", "wss://a.example/stocks="),
+            ("wss://a.example=T", "wss://a.example/=T"),
+            (
+                "wss://a.example=T,Q, wss://b.example/x=FMV,NEW9",
+                "wss://a.example/=T,Q wss://b.example/x=FMV,NEW9",
+            ),
+            ("wss://a.example?x=1=T", "wss://a.example/?x=1=T"),
+        ] {
+            assert_eq!(shown(list).as_deref(), Ok(expected), "{list}");
+        }
+        for (list, why) in [
+            ("", "expected a WebSocket URL"),
+            ("T,Q", "expected URL=types"),
+            ("http://a.example=T", "expected a WebSocket URL such as"),
+            ("wss://a.example=", "expected URL=types"),
+            ("wss://a.example=T.*", "expected URL=types"),
+            ("wss://a.example=T,wss://b.example", "expected the types of each URL"),
+            ("wss://a.example=T,wss://b.example=Q,T", "expected each type once, and not T again"),
+        ] {
+            let error = shown(list).unwrap_err();
+            assert!(error.starts_with(why), "{list}: {error}");
+        }
+    }
+
+    #[test]
+    fn settings_of_markets_that_are_not_served_are_named() {
+        let command = MarketArgs::augment_args(Command::new("test"));
+        let flags =
+            ["test", "--polygon-ws-url-crypto=wss://a.example", "--polygon-api-key-stocks=k"];
+        let matches = command.mut_args(|arg| arg.env(None::<&str>)).get_matches_from(flags);
+        let args = MarketArgs::from_arg_matches(&matches).unwrap();
+        assert_eq!(args.unused(&[Market::Stocks]), ["POLYGON_WS_URL_CRYPTO"]);
+        assert!(args.of(Market::Stocks).key(Market::Stocks).unwrap().is_some());
+        assert!(args.of(Market::Options).sources.is_none());
+        assert!(!format!("{args:?}").contains("\"k\""));
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use proxy_common::{
     health::IntakeMetrics,
-    link::{Link, LinkEvent},
+    link::LinkEvent,
     protocol::{MAX_MESSAGE_BYTES, Notice, Outage, TierName},
     session::LossReason,
     websocket::Frame,
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    links::Links,
     oversized::{Fitting, split_oversized},
     ring::{Content, Ring},
     silence::monitor::Sampler,
@@ -42,21 +43,21 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Publishes until `stop`, then closes the link.
-    pub(crate) async fn run(mut self, mut link: Link, stop: CancellationToken) {
+    /// Publishes until `stop`, then closes the links.
+    pub(crate) async fn run(mut self, mut links: Links, stop: CancellationToken) {
         let publishing = async {
             loop {
-                let event = link.next().await;
-                self.publish(event, &link);
+                let (connection, event) = links.next().await;
+                self.publish(connection, event, &links);
                 // One read can hold thousands of frames.
                 consume_budget().await;
             }
         };
         let _: Option<()> = stop.run_until_cancelled(publishing).await;
-        link.close().await;
+        links.close().await;
     }
 
-    fn publish(&mut self, event: LinkEvent, link: &Link) {
+    fn publish(&mut self, connection: usize, event: LinkEvent, links: &Links) {
         match event {
             LinkEvent::Frame { frame, events } => {
                 self.sampler.frame(frame.text());
@@ -72,28 +73,41 @@ impl Publisher {
                 self.shared.metrics.lost(LossReason::Malformed, events);
                 self.notify(&Notice::malformed(TierName::Firehose));
             }
-            LinkEvent::Down(outage) => {
-                self.shared.demand.set_up(false);
-                self.outage.send_replace(Some(outage.clone()));
-                self.ring.control(Content::Down(outage));
+            LinkEvent::Down(_) => {
+                self.shared.demand.on_down(connection);
+                self.publish_outage(links);
             }
             LinkEvent::AllAnswered if self.shared.demand.all_answered() => {}
             LinkEvent::Up(_) | LinkEvent::AllAnswered => {
-                self.shared.demand.set_up(true);
+                let Some(answered) = links.answered() else {
+                    return self.publish_outage(links);
+                };
+                self.shared.demand.on_up();
                 // If sessions want more by now, `AllAnswered` follows once more.
-                self.shared.demand.set_answered(link.requested(), || {
+                self.shared.demand.set_answered(&answered, || {
                     self.outage.send_replace(None);
                     self.ring.control(Content::Complete(SystemTime::now()));
                 });
             }
             LinkEvent::Subscriptions(outcomes) => {
-                self.shared.demand.on_outcomes(&outcomes);
+                self.shared.demand.on_outcomes(connection, &outcomes);
                 if self.shared.entitlements.update(&outcomes) {
                     self.ring.control(Content::EntitlementsChanged);
                 }
             }
             // Only another firehose sends these, to a link that asks for `*`. This link never does.
             LinkEvent::Coverage(_) | LinkEvent::Contract { .. } => {}
+        }
+    }
+
+    /// Publishes that the market has an outage, or that its reason has changed.
+    fn publish_outage(&mut self, links: &Links) {
+        let outage = links.outage();
+        if *self.outage.borrow() != outage {
+            self.outage.send_replace(outage.clone());
+            if let Some(outage) = outage {
+                self.ring.control(Content::Down(outage));
+            }
         }
     }
 

@@ -484,7 +484,11 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::{contracts::Contracts, ring::Ring};
+    use crate::{
+        contracts::Contracts,
+        ring::Ring,
+        sources::{Source, Sources},
+    };
 
     #[tokio::test]
     async fn a_subscription_decided_by_older_refusals_changes_and_answers_nothing() {
@@ -492,8 +496,9 @@ mod tests {
         let all = BTreeSet::from([trades.clone()]);
         let mut ring = Ring::new(8, 8_000, Level::default());
         let feed = Feed::new(Market::Stocks, "localhost");
+        let sources = Arc::new(Sources::new(vec![Source { feed, kinds: BTreeSet::new() }], 1));
         let (demand, _wanted) = UpstreamDemand::new(
-            feed,
+            Arc::clone(&sources),
             all.clone(),
             Duration::ZERO,
             Contracts::new([], 0, Duration::ZERO),
@@ -502,7 +507,7 @@ mod tests {
             ring: ring.readers(),
             outage: watch::Sender::new(None).subscribe(),
             demand: Arc::new(demand),
-            entitlements: Arc::new(Entitlements::new(feed, all, BTreeSet::new(), 0)),
+            entitlements: Arc::new(Entitlements::new(sources, all, BTreeSet::new(), 0)),
             notices: NoticePolicy::Everyone,
             metrics: Arc::default(),
             queue_bytes: 1_000_000,
@@ -529,7 +534,7 @@ mod tests {
         assert!(shared.entitlements.update(&[refused]));
         let outcome = subscriber.change(change(decided_by)).await.unwrap();
         assert_eq!(outcome, ChangeOutcome::CoverageChanged);
-        assert!(subscriber.held().is_empty() && shared.demand.wanted().channels.is_empty());
+        assert!(subscriber.held().is_empty() && shared.demand.wanted().is_empty());
         assert_eq!(ring.publish(Frame::new(b"[{}]"), 1).readers, 0, "its cursor is gone");
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
 

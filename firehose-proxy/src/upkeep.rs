@@ -63,6 +63,8 @@ impl ContractLevels {
 pub struct FirehoseUpkeep {
     pub(crate) shared: Shared,
     pub(crate) upstream: Arc<LinkMetrics>,
+    /// How many connections the market has.
+    pub(crate) connections: i64,
     pub(crate) silence: SilenceMonitor,
     pub(crate) unread: Level,
     pub(crate) contracts: ContractLevels,
@@ -96,8 +98,8 @@ impl Upkeep for FirehoseUpkeep {
         let wanted = demand.wanted();
         entitlements.retain(&wanted);
         let snapshot = UpstreamSnapshot {
-            up: self.upstream.up.get() == 1,
-            wanted: &wanted.channels,
+            up: self.upstream.up.get() == self.connections,
+            wanted: &wanted,
             refused: &entitlements.refused(),
             frames: self.upstream.frames.get(),
         };

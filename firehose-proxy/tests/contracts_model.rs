@@ -100,7 +100,7 @@ impl World {
         Self {
             random,
             now: Instant::now(),
-            contracts: Contracts::new([Kind::Q], ROOM, LINGER),
+            contracts: Contracts::new([(Kind::Q, 0..1)], ROOM, LINGER),
             link: UpstreamSubscriptions::default(),
             vendor: Vendor { room: ROOM, held: BTreeSet::new(), statuses: Vec::new(), refused },
             holders: Holders::default(),
@@ -146,7 +146,7 @@ impl World {
 
     /// The link takes what is wanted, and sends what is due.
     fn request(&mut self) {
-        let contracts = self.contracts.wanted();
+        let contracts = self.contracts.wanted(0);
         let outcomes = self.link.want(Wanted { contracts, ..Wanted::default() });
         self.apply(&outcomes);
         while let Some(request) = self.link.next_request(self.now) {
@@ -166,7 +166,7 @@ impl World {
 
     fn apply(&mut self, outcomes: &[SubscriptionOutcome]) {
         if !outcomes.is_empty() {
-            self.contracts.on_outcomes(outcomes, self.now);
+            self.contracts.on_outcomes(0, outcomes, self.now);
         }
     }
 
@@ -182,7 +182,7 @@ impl World {
     }
 
     fn reconnect(&mut self) {
-        self.contracts.on_down(self.now);
+        self.contracts.on_down(0, self.now);
         self.link = UpstreamSubscriptions::default();
         self.vendor.held.clear();
         self.vendor.statuses.clear();
@@ -217,7 +217,7 @@ impl World {
     }
 
     fn check(&self) {
-        let wanted = channels(self.contracts.wanted());
+        let wanted = channels(self.contracts.wanted(0));
         let Occupancy { held, room, waiting } = self.occupancy();
         assert!(held <= room && room <= ROOM && held == wanted.len());
         let unique: BTreeSet<&Channel> = wanted.iter().collect();
@@ -274,7 +274,7 @@ impl World {
     fn check_settled(&self) {
         let Occupancy { room, .. } = self.occupancy();
         assert_eq!(room, self.vendor.room.min(ROOM));
-        let wanted = channels(self.contracts.wanted());
+        let wanted = channels(self.contracts.wanted(0));
         let served = wanted.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
         assert_eq!(served, self.vendor.held);
         for contract in self.holders.held() {
@@ -333,7 +333,7 @@ fn the_room_is_never_exceeded_and_shared_fairly_through_refusals_and_reconnects(
 #[test]
 fn those_of_most_holders_are_asked_for_first() {
     let now = Instant::now();
-    let mut contracts = Contracts::new([Kind::Q], 10, LINGER);
+    let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
     let key: Arc<str> = "desk".into();
     for n in 0..5 {
         let sessions = [1, 2, 1, 3, 1][n];
@@ -341,21 +341,21 @@ fn those_of_most_holders_are_asked_for_first() {
             contracts.add(session, &key, [&contract(n)], now);
         }
     }
-    contracts.on_down(now);
+    contracts.on_down(0, now);
     let order: Vec<Channel> = [3, 1, 0, 2, 4].map(contract).into();
-    assert_eq!(channels(contracts.wanted()), order);
+    assert_eq!(channels(contracts.wanted(0)), order);
 }
 
 #[test]
 fn a_key_of_few_contracts_does_not_wait_for_one_of_many() {
     let now = Instant::now();
-    let mut contracts = Contracts::new([Kind::Q], 10, LINGER);
+    let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
     let (many, few): (Arc<str>, Arc<str>) = ("many".into(), "few".into());
     contracts.on_up();
     let first: Vec<Channel> = (0..20).map(contract).collect();
     contracts.add(1, &many, &first, now);
     let taken: Vec<_> = first[..10].iter().cloned().map(SubscriptionOutcome::Carried).collect();
-    contracts.on_outcomes(&taken, now);
+    contracts.on_outcomes(0, &taken, now);
     contracts.add(2, &few, [&contract(25), &contract(26)], now);
     assert_eq!(contracts.standing(&contract(25)), Some(&Standing::Asked));
     assert_eq!(contracts.standing(&contract(26)), Some(&Standing::Asked));

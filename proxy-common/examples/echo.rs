@@ -156,7 +156,7 @@ impl Handler for Echo {
     }
 
     fn health(&self) -> HealthDocument {
-        HealthDocument::of(vec![self.health.report(self.link.status(), None, Vec::new())])
+        HealthDocument::of(vec![self.health.report(&[self.link.status()], None, Vec::new())])
     }
 
     fn tick(&self) {}

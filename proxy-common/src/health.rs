@@ -196,25 +196,25 @@ impl HealthReporter {
         Self { started, market, keys, upstream, intake, sessions, rates: Mutex::new(rates) }
     }
 
-    /// The document of this moment. `unread` counts the events that sessions have yet to fetch, in
+    /// The document of this moment, for the links that carry the market. `unread` counts the events that sessions have yet to fetch, in
     /// a tier where they fetch events. `problems` are those that the tier itself has found.
     pub fn report(
         &self,
-        link: LinkStatus,
+        links: &[LinkStatus],
         unread: Option<&Level>,
         problems: Vec<String>,
     ) -> Health {
         let Self { upstream, intake, sessions, .. } = self;
         let (frames_per_second, events_per_second) = self.sample();
-        let problems = [link_problems(&link), problems].concat();
+        let problems = links.iter().flat_map(link_problems).chain(problems).collect::<Vec<_>>();
+        let link = LinkStatus::of_all(links);
         Health {
-            status: match link.state {
-                LinkState::Up if !problems.is_empty() => HealthStatus::Degraded,
-                LinkState::Up => HealthStatus::Ok,
-                LinkState::Connecting
-                | LinkState::Authenticating
-                | LinkState::Waiting
-                | LinkState::Refused => HealthStatus::Down,
+            status: if !links.iter().any(|link| link.state == LinkState::Up) {
+                HealthStatus::Down
+            } else if !problems.is_empty() {
+                HealthStatus::Degraded
+            } else {
+                HealthStatus::Ok
             },
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),

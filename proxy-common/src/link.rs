@@ -203,7 +203,7 @@ impl Link {
                     Ok(event) => return Poll::Ready(self.on_event(event)),
                     Err(error) => {
                         let life = connection.age();
-                        self.metrics.up.set(0);
+                        self.metrics.up.dec();
                         if let Some(event) = self.on_end(&error, life) {
                             return Poll::Ready(event);
                         }
@@ -264,7 +264,7 @@ impl Link {
         });
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
-        self.metrics.up.set(1);
+        self.metrics.up.inc();
     }
 
     /// Decides when to try again. `life` is how long the connection had been logged in. Returns the

@@ -8,7 +8,7 @@ use crate::metrics::{Count, CountByReason, Level, Metrics};
 /// Counters of a link to an upstream.
 #[derive(Debug, Default)]
 pub struct LinkMetrics {
-    /// 1 while logged in, else 0.
+    /// Connections that are logged in: 0 or 1 of one link, more if several links share these counters.
     pub up: Level,
     /// Successful logins.
     pub connects: Count,
@@ -28,14 +28,14 @@ pub struct LinkMetrics {
 }
 
 impl LinkMetrics {
-    /// Registers all of them .
+    /// Registers all of them.
     pub fn register(metrics: &mut Metrics) -> Arc<Self> {
         let disconnects = "Upstream connections lost and attempts failed";
         let malformed = "Frames received that hold no events";
         let dropped = "Elements of arrays that are no objects, or not JSON";
         let labels = LinkError::LABELS;
         Arc::new(Self {
-            up: metrics.register("upstream_up", "1 while logged in upstream"),
+            up: metrics.register("upstream_up", "Connections that are logged in upstream"),
             connects: metrics.register("upstream_connects", "Logins upstream"),
             disconnects: metrics.register_by_reason("upstream_disconnects", disconnects, labels),
             frames: metrics.register("frames_in", "Data frames received"),

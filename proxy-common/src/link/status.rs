@@ -7,16 +7,16 @@ use serde::Serialize;
 use super::error::LinkError;
 use crate::protocol::Outage;
 
-/// What a link is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// What a link is doing, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LinkState {
-    /// Opening a connection.
-    Connecting,
-    /// Connected, waiting for the answer to the key.
-    Authenticating,
     /// Logged in.
     Up,
+    /// Connected, waiting for the answer to the key.
+    Authenticating,
+    /// Opening a connection.
+    Connecting,
     /// Waiting before the next attempt.
     Waiting,
     /// The upstream refused the key; waiting long before the next attempt.
@@ -57,6 +57,37 @@ impl LinkStatus {
             last_outage: None,
             connects: 0,
             channels: ChannelStatus::default(),
+        }
+    }
+}
+
+impl LinkStatus {
+    /// The state of several links that together carry one market: down as long as any of them is.
+    pub fn of_all(links: &[Self]) -> Self {
+        let worst = links.iter().max_by_key(|link| (link.state, link.last_error.is_some()));
+        let worst = worst.expect("a market has a link");
+        let is_down = |link: &&Self| link.state != LinkState::Up;
+        let down_since = links.iter().filter(is_down).map(|link| link.since).min();
+        let up_since = links.iter().map(|link| link.since).max();
+        let with = |channels: fn(&ChannelStatus) -> &Vec<String>| {
+            links.iter().flat_map(|link| channels(&link.channels)).cloned().collect()
+        };
+        let mut urls: Vec<&str> = links.iter().map(|link| &*link.url).collect();
+        urls.dedup();
+        Self {
+            url: urls.join(", "),
+            since: down_since.or(up_since).unwrap_or(worst.since),
+            last_outage: links
+                .iter()
+                .filter_map(|link| link.last_outage.clone())
+                .max_by_key(|(_, ended)| *ended),
+            connects: links.iter().map(|link| link.connects).max().unwrap_or_default(),
+            channels: ChannelStatus {
+                carried: with(|channels| &channels.carried),
+                refused: with(|channels| &channels.refused),
+                pending: with(|channels| &channels.pending),
+            },
+            ..worst.clone()
         }
     }
 }

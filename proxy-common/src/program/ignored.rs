@@ -10,7 +10,7 @@ use crate::protocol::Market;
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 62] = [
+const SETTINGS: [&str; 63] = [
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
     "AUTH_TIMEOUT",
@@ -71,6 +71,7 @@ const SETTINGS: [&str; 62] = [
     "TOTAL_QUEUE_BYTES",
     "TRUSTED_PROXIES",
     "UPSTREAM_CHANNELS",
+    "UPSTREAM_CONNECTIONS_OPTIONS",
     "UPSTREAM_CONTRACTS",
     "UPSTREAM_LINGER",
 ];

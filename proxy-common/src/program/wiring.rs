@@ -80,10 +80,10 @@ pub struct MarketTier<T, U> {
     pub tier: T,
     /// Its work of every second.
     pub upkeep: U,
-    /// Its link.
-    pub link: LinkHandle,
-    /// Moves the link's data to the sessions until the token is cancelled, and then closes the
-    /// link.
+    /// Its links, at least one.
+    pub links: Vec<LinkHandle>,
+    /// Moves the links' data to the sessions until the token is cancelled, and then closes the
+    /// links.
     pub data: Data,
 }
 
@@ -147,10 +147,10 @@ impl Foundation {
     ) -> BoundTier<TierHandler<T, U>> {
         let counters: Vec<_> = markets.iter().map(|market| market.counters.clone()).collect();
         let budget = self.budget(&counters);
-        let (mut links, mut data) = (Vec::new(), Vec::new());
+        let (mut all_links, mut data) = (Vec::new(), Vec::new());
         let served = markets.into_iter().map(|market| {
-            let MarketTier { counters, tier, upkeep, link, data: moves } = market;
-            links.push(link.clone());
+            let MarketTier { counters, tier, upkeep, links, data: moves } = market;
+            all_links.extend(links.iter().cloned());
             data.push(moves);
             ServedMarket {
                 health: HealthReporter::new(
@@ -168,11 +168,11 @@ impl Foundation {
                     budget: Arc::clone(&budget),
                 },
                 upkeep,
-                link,
+                links,
             }
         });
         let handler = TierHandler { markets: served.collect() };
-        self.serve_by(handler, counters, budget, links, data)
+        self.serve_by(handler, counters, budget, all_links, data)
     }
 
     /// Bounds the bytes queued for the sessions of all markets together.
@@ -246,7 +246,7 @@ struct ServedMarket<T, U> {
     sessions: Sessions<T>,
     health: HealthReporter,
     upkeep: U,
-    link: LinkHandle,
+    links: Vec<LinkHandle>,
 }
 
 impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
@@ -265,7 +265,8 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
     fn health(&self) -> HealthDocument {
         let reports = self.markets.iter().map(|market| {
             let (unread, problems) = (market.upkeep.unread(), market.upkeep.problems());
-            let report = market.health.report(market.link.status(), unread, problems);
+            let links: Vec<_> = market.links.iter().map(LinkHandle::status).collect();
+            let report = market.health.report(&links, unread, problems);
             Health { contracts: market.upkeep.contracts(), ..report }
         });
         HealthDocument::of(reports.collect())

@@ -9,7 +9,7 @@ use super::{channel::Channel, channel_set::ChannelSet};
 use crate::{named_enum::named_enum, websocket::Frame};
 
 /// A span of time in which wanted events may be missing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outage {
     /// When it began.
     pub from: SystemTime,

@@ -65,7 +65,7 @@ impl Handler for Idle {
 
     fn health(&self) -> HealthDocument {
         let up = LinkStatus { state: LinkState::Up, ..LinkStatus::new("Polygon", String::new()) };
-        HealthDocument::of(vec![self.0.report(up, None, Vec::new())])
+        HealthDocument::of(vec![self.0.report(&[up], None, Vec::new())])
     }
 
     fn tick(&self) {}
