@@ -52,13 +52,27 @@ pub struct Occupancy {
     pub waiting: usize,
 }
 
+/// A contract as a session sees it.
+#[derive(Debug)]
+pub struct View<'a> {
+    /// Where it stands.
+    pub standing: &'a Standing,
+    /// Another number each time after the contract was not served.
+    pub admission: u64,
+    /// How much of the data a session must have read before [`Standing::Granted`] holds for it.
+    pub granted_at: u64,
+    /// How many contracts there is room for.
+    pub room: usize,
+}
+
 /// The contracts that sessions hold.
 #[derive(Debug)]
 pub struct Contracts {
     books: BTreeMap<Kind, Book>,
-    /// Whether events may be missing anyway. A contract with room then counts as granted at once.
-    outage: bool,
-    /// Changes with the standing of any contract.
+    /// Since where in the data events may be missing anyway. A contract with room then counts as
+    /// granted at once.
+    outage: Option<u64>,
+    /// Changes when contracts lose their room, or get it during an outage.
     version: u64,
     /// Changes with what is wanted.
     wanted_version: u64,
@@ -120,10 +134,14 @@ struct Contract {
     /// Without a holder it stays until then, while there is room.
     lingers_until: Option<Instant>,
     standing: Standing,
-    /// The number of its last admission.
+    /// Another number each time after it was not served.
     admission: u64,
     /// Its last connection, counted from the first that shares the contracts.
     connection: Option<usize>,
+    /// Whether the vendor has taken it on this connection, since this admission.
+    confirmed: bool,
+    /// [`View::granted_at`].
+    granted_at: u64,
     /// Refused on this connection, so it takes no room.
     excluded: bool,
 }
@@ -162,7 +180,7 @@ impl Contracts {
     ) -> Self {
         let book = |(kind, connections)| (kind, Book::new(connections, room, linger));
         let books = kinds.into_iter().map(book).collect();
-        Self { books, outage: true, version: 0, wanted_version: 0 }
+        Self { books, outage: Some(0), version: 0, wanted_version: 0 }
     }
 
     /// Records that a session asks for contracts, on behalf of a key.
@@ -205,19 +223,26 @@ impl Contracts {
         self.settle(now);
     }
 
-    /// Applies the vendor's answers on one connection.
+    /// Applies the vendor's answers on one connection, which stand at this place in the data.
+    /// Returns the contracts for which they are news.
     pub fn on_outcomes(
         &mut self,
         connection: usize,
         outcomes: &[SubscriptionOutcome],
+        place: u64,
         now: Instant,
-    ) {
+    ) -> Vec<Channel> {
+        let mut news = Vec::new();
         for outcome in outcomes {
             match outcome {
                 // A contract without an answer may be served all the same.
                 SubscriptionOutcome::Carried(channel)
-                | SubscriptionOutcome::Unanswered(channel) => self.on_taken(channel),
-                SubscriptionOutcome::Refused(channel, why) => self.on_refused(channel, why),
+                | SubscriptionOutcome::Unanswered(channel) => {
+                    news.extend(self.on_taken(channel, place).then(|| channel.clone()));
+                }
+                SubscriptionOutcome::Refused(channel, why) => {
+                    news.extend(self.on_refused(channel, why).then(|| channel.clone()));
+                }
                 SubscriptionOutcome::Full(kind, held) => {
                     if let Some(book) = self.books.get_mut(kind) {
                         book.lower(connection, Some((*held, now + RETRY_ROOM)));
@@ -226,44 +251,75 @@ impl Contracts {
             }
         }
         self.settle(now);
+        news
     }
 
-    fn on_taken(&mut self, channel: &Channel) {
-        let Some(contract) = self.contract(channel) else { return };
-        if matches!(contract.standing, Standing::Asked | Standing::Refused(_)) {
-            contract.standing = Standing::Granted;
-            self.version += 1;
+    fn on_taken(&mut self, channel: &Channel, place: u64) -> bool {
+        let contract = self.book(channel).and_then(|book| book.contracts.get_mut(channel));
+        // An answer that follows a refusal comes too late: the contract is asked for no more.
+        let Some(contract) = contract.filter(|contract| !contract.excluded) else { return false };
+        match contract.standing {
+            Standing::Waiting { .. } => return false,
+            Standing::Granted => {
+                contract.confirmed = true;
+                return false;
+            }
+            Standing::Asked | Standing::Refused(_) => {}
         }
+        (contract.standing, contract.confirmed) = (Standing::Granted, true);
+        contract.granted_at = place;
+        true
     }
 
-    fn on_refused(&mut self, channel: &Channel, why: &str) {
-        let Some(book) = self.book(channel) else { return };
-        let Some(contract) = book.contracts.get_mut(channel) else { return };
+    fn on_refused(&mut self, channel: &Channel, why: &str) -> bool {
+        let Some(book) = self.book(channel) else { return false };
+        let Some(contract) = book.contracts.get_mut(channel) else { return false };
         book.unsettled = true;
+        book.admissions += 1;
+        contract.admission = book.admissions;
         contract.excluded = true;
         // A contract that only lingers ends.
         contract.lingers_until = None;
         contract.standing = Standing::Refused(truncate_reason(why).into());
-        self.version += 1;
+        true
     }
 
-    /// A connection is lost: the next one has the whole room, and refuses what it refuses.
-    pub fn on_down(&mut self, connection: usize, now: Instant) {
-        self.outage = true;
+    /// A connection is lost, at this place in the data: the next one has the whole room, and
+    /// refuses what it refuses.
+    pub fn on_down(&mut self, connection: usize, place: u64, now: Instant) {
+        self.outage = Some(place);
         for book in self.books.values_mut() {
             book.lower(connection, None);
             let of_it = connection.checked_sub(book.first);
-            let contracts = book.contracts.values_mut();
-            contracts
-                .filter(|contract| contract.connection == of_it)
-                .for_each(|contract| contract.excluded = false);
+            for contract in book.contracts.values_mut() {
+                if contract.connection == of_it {
+                    (contract.excluded, contract.confirmed) = (false, false);
+                }
+            }
         }
         self.settle(now);
     }
 
-    /// Everything wanted arrives again.
-    pub fn on_up(&mut self) {
-        self.outage = false;
+    /// Everything asked for arrives again.
+    pub fn on_up(&mut self, now: Instant) {
+        if self.outage.take().is_none() {
+            return;
+        }
+        // A contract that was granted because of the outage, and so late that the vendor has yet to
+        // answer, is not covered by the outage's end.
+        for book in self.books.values_mut() {
+            let late = |contract: &&mut Contract| {
+                contract.standing == Standing::Granted && !contract.confirmed
+            };
+            for contract in book.contracts.values_mut().filter(late) {
+                contract.standing = Standing::Asked;
+                book.admissions += 1;
+                contract.admission = book.admissions;
+                book.unsettled = true;
+                self.version += 1;
+            }
+        }
+        self.settle(now);
     }
 
     /// Ends what was to end by now. Call it about once a second.
@@ -278,7 +334,17 @@ impl Contracts {
         contract.is_held().then_some(&contract.standing)
     }
 
-    /// A number that changes with the standing of any contract.
+    /// The contract as a session sees it; `None` if nobody holds it.
+    pub fn view(&self, contract: &Channel) -> Option<View<'_>> {
+        let book = self.books.get(&contract.kind()?)?;
+        let contract = book.contracts.get(contract).filter(|contract| contract.is_held())?;
+        let Contract { standing, admission, granted_at, .. } = contract;
+        let (admission, granted_at) = (*admission, *granted_at);
+        Some(View { standing, admission, granted_at, room: book.current_room() })
+    }
+
+    /// A number that changes when contracts lose their room, or get it during an outage. The
+    /// vendor's answers are told by [`on_outcomes`](Self::on_outcomes).
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -308,10 +374,6 @@ impl Contracts {
 
     fn book(&mut self, contract: &Channel) -> Option<&mut Book> {
         self.books.get_mut(&contract.kind()?)
-    }
-
-    fn contract(&mut self, channel: &Channel) -> Option<&mut Contract> {
-        self.book(channel)?.contracts.get_mut(channel)
     }
 
     /// Gives the room to the first contracts of each order.
@@ -361,6 +423,8 @@ impl Book {
             standing: Standing::Waiting { place: 0, room: 0 },
             admission: 0,
             connection: None,
+            confirmed: false,
+            granted_at: 0,
             excluded: false,
         })
     }
@@ -443,7 +507,7 @@ impl Book {
         }
     }
 
-    fn settle(&mut self, outage: bool, now: Instant) -> Settled {
+    fn settle(&mut self, outage: Option<u64>, now: Instant) -> Settled {
         self.expire(now);
         self.unsettled = false;
         let (room, order) = (self.current_room(), self.order());
@@ -454,7 +518,7 @@ impl Book {
             if contract.admit(outage) {
                 self.admissions += 1;
                 contract.admission = self.admissions;
-                changed = true;
+                changed |= outage.is_some();
             }
         }
         for (place, channel) in (1..).zip(waiting) {
@@ -546,26 +610,29 @@ impl Room {
 
 impl Contract {
     /// Gives it room. Returns whether its standing has changed.
-    fn admit(&mut self, outage: bool) -> bool {
-        let standing = match self.standing {
+    fn admit(&mut self, outage: Option<u64>) -> bool {
+        match (&self.standing, outage) {
             // Until the vendor answers again.
-            Standing::Refused(_) | Standing::Granted => return false,
-            Standing::Asked if !outage => return false,
-            Standing::Asked | Standing::Waiting { .. } if outage => Standing::Granted,
-            Standing::Asked | Standing::Waiting { .. } => Standing::Asked,
-        };
-        self.standing = standing;
+            (Standing::Refused(_) | Standing::Granted, _) | (Standing::Asked, None) => {
+                return false;
+            }
+            (Standing::Waiting { .. }, None) => self.standing = Standing::Asked,
+            (Standing::Asked | Standing::Waiting { .. }, Some(place)) => {
+                (self.standing, self.granted_at) = (Standing::Granted, place);
+            }
+        }
+        self.confirmed = false;
         true
     }
 
-    /// Lets it wait. Returns whether it did not wait before.
+    /// Lets it wait. Returns whether it had room.
     fn queue(&mut self, standing: Standing) -> bool {
-        let known = match self.standing {
+        let had_room = match self.standing {
             Standing::Refused(_) => return false,
-            Standing::Waiting { place, .. } => place > 0,
-            Standing::Asked | Standing::Granted => false,
+            Standing::Waiting { .. } => false,
+            Standing::Asked | Standing::Granted => true,
         };
         self.standing = standing;
-        !known
+        had_room
     }
 }

@@ -18,7 +18,7 @@ use proxy_common::{
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    contracts::{Contracts, Occupancy, Standing},
+    contracts::{Contracts, Occupancy},
     sources::Sources,
 };
 
@@ -137,21 +137,27 @@ impl UpstreamDemand {
         self.change_contracts(|state| state.remove(session, key, contracts, now.into_std()));
     }
 
-    /// Applies the vendor's answers on one connection.
-    pub fn on_outcomes(&self, connection: usize, outcomes: &[SubscriptionOutcome]) {
+    /// Applies the vendor's answers on one connection, which hold for sessions that have read this
+    /// much of the ring. Returns the contracts for which they are news.
+    pub fn on_outcomes(
+        &self,
+        connection: usize,
+        outcomes: &[SubscriptionOutcome],
+        read: u64,
+    ) -> Vec<Channel> {
         let now = Instant::now().into_std();
-        self.change_contracts(|contracts| contracts.on_outcomes(connection, outcomes, now));
+        self.change_contracts(|contracts| contracts.on_outcomes(connection, outcomes, read, now))
     }
 
-    /// A connection to the vendor is lost.
-    pub fn on_down(&self, connection: usize) {
+    /// A connection to the vendor is lost, for sessions that have read this much of the ring.
+    pub fn on_down(&self, connection: usize, read: u64) {
         let now = Instant::now().into_std();
-        self.change_contracts(|contracts| contracts.on_down(connection, now));
+        self.change_contracts(|contracts| contracts.on_down(connection, read, now));
     }
 
     /// All connections to the vendor are complete.
     pub fn on_up(&self) {
-        self.change_contracts(Contracts::on_up);
+        self.change_contracts(|contracts| contracts.on_up(Instant::now().into_std()));
     }
 
     /// Drops channels that have lingered long enough. Call it about once a second.
@@ -169,19 +175,12 @@ impl UpstreamDemand {
         matches!(channel, Channel::Symbol(kind, _) if self.on_demand.contains(kind))
     }
 
-    /// Calls `visit` with each contract and its standing; `None` if nobody holds it.
-    pub fn standings<'a, T>(
-        &self,
-        contracts: impl IntoIterator<Item = (&'a Channel, T)>,
-        mut visit: impl FnMut(&Channel, T, Option<&Standing>),
-    ) {
-        let state = self.state();
-        for (contract, value) in contracts {
-            visit(contract, value, state.contracts.standing(contract));
-        }
+    /// Reads the contracts.
+    pub fn contracts<T>(&self, read: impl FnOnce(&Contracts) -> T) -> T {
+        read(&self.state().contracts)
     }
 
-    /// Shows the version of the standings, which changes with any of them.
+    /// Shows [`Contracts::version`].
     pub fn contracts_version(&self) -> watch::Receiver<u64> {
         self.contracts_version.subscribe()
     }
@@ -268,13 +267,18 @@ impl UpstreamDemand {
         }
     }
 
-    fn change_contracts(&self, change: impl FnOnce(&mut Contracts)) {
+    fn change_contracts<T>(&self, change: impl FnOnce(&mut Contracts) -> T) -> T {
         let mut state = self.state();
-        change(&mut state.contracts);
+        let result = change(&mut state.contracts);
         self.publish_contracts(&mut state);
+        result
     }
 
     fn publish_contracts(&self, state: &mut State) {
+        // First, so that sessions look before any data that follows the link's next requests.
+        let version = state.contracts.version();
+        self.contracts_version
+            .send_if_modified(|before| std::mem::replace(before, version) != version);
         let wanted_version = state.contracts.wanted_version();
         if state.told_wanted != wanted_version {
             state.told_wanted = wanted_version;
@@ -289,9 +293,6 @@ impl UpstreamDemand {
                 });
             }
         }
-        let version = state.contracts.version();
-        self.contracts_version
-            .send_if_modified(|before| std::mem::replace(before, version) != version);
     }
 }
 

@@ -74,7 +74,7 @@ impl Publisher {
                 self.notify(&Notice::malformed(TierName::Firehose));
             }
             LinkEvent::Down(_) => {
-                self.shared.demand.on_down(connection);
+                self.shared.demand.on_down(connection, self.ring.after_next());
                 self.publish_outage(links);
             }
             LinkEvent::AllAnswered if self.shared.demand.all_answered() => {}
@@ -90,7 +90,11 @@ impl Publisher {
                 });
             }
             LinkEvent::Subscriptions(outcomes) => {
-                self.shared.demand.on_outcomes(connection, &outcomes);
+                let demand = &self.shared.demand;
+                let news = demand.on_outcomes(connection, &outcomes, self.ring.after_next());
+                if !news.is_empty() {
+                    self.ring.control(Content::Contracts(news.into()));
+                }
                 if self.shared.entitlements.update(&outcomes) {
                     self.ring.control(Content::EntitlementsChanged);
                 }

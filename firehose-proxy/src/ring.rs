@@ -8,7 +8,11 @@ use std::{
     time::SystemTime,
 };
 
-use proxy_common::{metrics::Level, protocol::Outage, websocket::Frame};
+use proxy_common::{
+    metrics::Level,
+    protocol::{Channel, Outage},
+    websocket::Frame,
+};
 use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
 
 /// A message in the ring.
@@ -38,6 +42,8 @@ pub enum Content {
     Complete(SystemTime),
     /// Control message: the vendor's refusals have changed, or are complete.
     EntitlementsChanged,
+    /// Control message: the vendor has answered for these contracts.
+    Contracts(Arc<[Channel]>),
 }
 
 impl Published {
@@ -163,6 +169,11 @@ impl Ring {
         self.send(Frame::new(b""), 0, content);
     }
 
+    /// How much a reader has read once it has read the next message to be published.
+    pub fn after_next(&self) -> u64 {
+        lock(&self.readers.published).messages + 1
+    }
+
     fn send(&mut self, frame: Frame, events: u32, content: Content) -> Receipt {
         let bytes = frame.bytes().len();
         let mut published = lock(&self.readers.published);
@@ -171,7 +182,10 @@ impl Ring {
         match content {
             Content::Down(_) => published.down = published.messages,
             Content::Complete(_) => published.complete = published.messages,
-            Content::Data | Content::Notice | Content::EntitlementsChanged => {}
+            Content::Data
+            | Content::Notice
+            | Content::EntitlementsChanged
+            | Content::Contracts(_) => {}
         }
         let message = Published { frame, events, content, before };
         published.events += u64::from(events);
@@ -241,6 +255,11 @@ impl Reader {
     /// The position of the next message to be published.
     pub fn end(&self) -> u64 {
         lock(&self.published).messages
+    }
+
+    /// How many messages it has read or missed since the start of the ring.
+    pub fn read(&self) -> u64 {
+        self.seen.messages
     }
 
     /// Leaves the ring. Returns how many events were published for this reader and not read.

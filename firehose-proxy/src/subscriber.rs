@@ -23,7 +23,7 @@ use proxy_common::{
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    contracts::Standing,
+    contracts::{Standing, View},
     demand::UpstreamDemand,
     entitlements::{Entitlements, Refusals},
     outage_notices::OutageNotices,
@@ -84,7 +84,7 @@ pub struct FirehoseSubscriber {
     contracts: BTreeMap<Channel, HeldContract>,
     /// How many contracts are held, counted for each key.
     claims: usize,
-    /// Changes with the standing of any contract.
+    /// Changes when contracts lose their room, or get it during an outage.
     standings: watch::Receiver<u64>,
     outbound: Arc<Outbound>,
     shared: Shared,
@@ -110,18 +110,27 @@ struct HeldContract {
 enum Told {
     #[default]
     Nothing,
-    Subscribed,
+    /// With the number of the admission.
+    Subscribed(u64),
     Waiting,
     Refused,
 }
 
 impl HeldContract {
-    /// The answer to the session, if the standing has changed in kind since the last one.
-    fn news(&mut self, contract: &Channel, standing: &Standing) -> Option<Status> {
-        let (told, status) = match standing {
-            // No answer yet.
-            Standing::Asked => return None,
-            Standing::Granted => (Told::Subscribed, Status::subscribed(&contract.to_string())),
+    /// The answer to a session that has read this much of the ring, if it differs from the last one.
+    fn news(&mut self, contract: &Channel, view: &View<'_>, read: u64) -> Option<Status> {
+        let (told, status) = match view.standing {
+            Standing::Granted if view.granted_at <= read => {
+                (Told::Subscribed(view.admission), Status::subscribed(&contract.to_string()))
+            }
+            // No answer yet. If it has lost its room since the last one, and got it back already, the
+            // session must learn that events are missing.
+            Standing::Asked | Standing::Granted => match self.told {
+                Told::Subscribed(admission) if admission != view.admission => {
+                    (Told::Waiting, Status::waiting(contract, 1, view.room))
+                }
+                _ => return None,
+            },
             Standing::Waiting { place, room } => {
                 (Told::Waiting, Status::waiting(contract, *place, *room))
             }
@@ -171,6 +180,11 @@ impl FirehoseSubscriber {
     fn add_contracts(&mut self, contracts: BTreeSet<Channel>, key: &Arc<str>) -> Vec<Status> {
         let room = self.shared.max_contracts.saturating_sub(self.claims);
         let mut statuses = Vec::new();
+        // What has changed before must not be lost by the answers to this command.
+        if self.standings.has_changed().unwrap_or(false) {
+            self.standings.borrow_and_update();
+            statuses = self.contract_news(None);
+        }
         let mut asked = BTreeSet::new();
         for contract in contracts {
             let held = self.contracts.get(&contract);
@@ -191,7 +205,7 @@ impl FirehoseSubscriber {
         }
         self.hold(|held| held.add(asked.iter().cloned()));
         self.shared.demand.add_contracts(self.session, key, &asked, Instant::now());
-        statuses.extend(self.contract_news(Some(&asked)));
+        statuses.extend(self.contract_news(Some(&mut asked.iter())));
         statuses
     }
 
@@ -209,26 +223,39 @@ impl FirehoseSubscriber {
         self.hold(|held| held.remove(&left));
     }
 
-    /// The answers for these contracts, or for all, that differ from the last ones.
-    fn contract_news(&mut self, among: Option<&BTreeSet<Channel>>) -> Vec<Status> {
+    /// The answers that differ from the last ones, for these contracts or for all, if any has
+    /// changed.
+    fn contract_news(&mut self, among: Option<&mut dyn Iterator<Item = &Channel>>) -> Vec<Status> {
+        let read = self.reader.as_ref().map_or(0, Reader::read);
         let mut statuses = Vec::new();
-        let held = self.contracts.iter_mut();
-        let held = held.filter(|(contract, _)| among.is_none_or(|among| among.contains(contract)));
-        self.shared.demand.standings(held, |contract, held, standing| {
-            statuses.extend(standing.and_then(|standing| held.news(contract, standing)));
+        self.shared.demand.contracts(|contracts| {
+            let mut tell = |contract: &Channel, held: &mut HeldContract| {
+                let view = contracts.view(contract);
+                statuses.extend(view.and_then(|view| held.news(contract, &view, read)));
+            };
+            match among {
+                None => self.contracts.iter_mut().for_each(|(contract, held)| tell(contract, held)),
+                Some(among) => among.for_each(|contract| {
+                    if let Some(held) = self.contracts.get_mut(contract) {
+                        tell(contract, held);
+                    }
+                }),
+            }
         });
         statuses
     }
 
-    /// Queues the answers for contracts whose standing has changed. An answer is in order with the
-    /// data: the vendor's answer comes before the events that it enables.
+    /// Queues the answers for contracts that have lost their room, or got it during an outage.
     fn enqueue_contract_news(&mut self) {
         self.standings.borrow_and_update();
-        if self.contracts.is_empty() {
-            return;
+        if !self.contracts.is_empty() {
+            let statuses = self.contract_news(None);
+            self.enqueue_statuses(&statuses);
         }
-        let statuses = self.contract_news(None);
-        for frame in status_frames(&statuses) {
+    }
+
+    fn enqueue_statuses(&mut self, statuses: &[Status]) {
+        for frame in status_frames(statuses) {
             self.enqueue(frame, 0);
         }
     }
@@ -284,6 +311,7 @@ impl FirehoseSubscriber {
     }
 
     fn enqueue_next(&mut self, next: Next) {
+        // Before any data that the upstream sent after a contract had lost its room.
         if self.standings.has_changed().unwrap_or(false) {
             self.enqueue_contract_news();
         }
@@ -295,6 +323,7 @@ impl FirehoseSubscriber {
                 self.enqueue_notice(Some(&notice));
                 // Control messages may be among the lost ones.
                 self.enqueue_entitlements();
+                self.enqueue_contract_news();
                 let outage = then.is_in_outage().then(|| {
                     let lasting = self.shared.outage.borrow().clone();
                     lasting.unwrap_or_else(|| Outage::now("announced in a frame that was lost"))
@@ -318,12 +347,20 @@ impl FirehoseSubscriber {
             Content::Down(outage) => {
                 let notice = self.outages.down(outage, position);
                 self.enqueue_notice(Some(&notice));
+                // Contracts with room count as granted from here on.
+                self.enqueue_contract_news();
             }
             Content::Complete(since) => {
                 let notice = self.outages.up(since, position);
                 self.enqueue_notice(notice.as_ref());
             }
             Content::EntitlementsChanged => self.enqueue_entitlements(),
+            // In order with the data: an answer comes before the events that it enables.
+            Content::Contracts(answered) if !self.contracts.is_empty() => {
+                let statuses = self.contract_news(Some(&mut answered.iter()));
+                self.enqueue_statuses(&statuses);
+            }
+            Content::Contracts(_) => {}
         }
     }
 

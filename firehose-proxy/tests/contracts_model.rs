@@ -166,7 +166,7 @@ impl World {
 
     fn apply(&mut self, outcomes: &[SubscriptionOutcome]) {
         if !outcomes.is_empty() {
-            self.contracts.on_outcomes(0, outcomes, self.now);
+            self.contracts.on_outcomes(0, outcomes, 0, self.now);
         }
     }
 
@@ -189,7 +189,7 @@ impl World {
         self.vendor.room = ROOM - self.random.usize(..6) * self.random.usize(..2);
         if self.random.bool() {
             self.settle();
-            self.contracts.on_up();
+            self.contracts.on_up(self.now);
         }
     }
 
@@ -351,11 +351,11 @@ fn a_key_of_few_contracts_does_not_wait_for_one_of_many() {
     let now = Instant::now();
     let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
     let (many, few): (Arc<str>, Arc<str>) = ("many".into(), "few".into());
-    contracts.on_up();
+    contracts.on_up(now);
     let first: Vec<Channel> = (0..20).map(contract).collect();
     contracts.add(1, &many, &first, now);
     let taken: Vec<_> = first[..10].iter().cloned().map(SubscriptionOutcome::Carried).collect();
-    contracts.on_outcomes(0, &taken, now);
+    contracts.on_outcomes(0, &taken, 0, now);
     contracts.add(2, &few, [&contract(25), &contract(26)], now);
     assert_eq!(contracts.standing(&contract(25)), Some(&Standing::Asked));
     assert_eq!(contracts.standing(&contract(26)), Some(&Standing::Asked));
@@ -366,4 +366,49 @@ fn a_key_of_few_contracts_does_not_wait_for_one_of_many() {
     }
     contracts.remove(2, &few, [&contract(25)], now);
     assert_eq!(contracts.standing(&contract(8)), Some(&Standing::Asked));
+}
+
+#[test]
+fn acknowledgements_change_nothing_for_others_and_come_with_their_place() {
+    let now = Instant::now();
+    let mut contracts = Contracts::new([Kind::Q], 1, LINGER);
+    contracts.on_up(now);
+    contracts.add(1, &"desk".into(), &[contract(0), contract(1)], now);
+    let versions = |contracts: &Contracts| (contracts.version(), contracts.wanted_version());
+    let before = versions(&contracts);
+    let carried = [SubscriptionOutcome::Carried(contract(0))];
+    assert_eq!(contracts.on_outcomes(&carried, 7, now), [contract(0)]);
+    assert_eq!(contracts.view(&contract(0)).unwrap().granted_at, 7);
+    assert!(contracts.on_outcomes(&carried, 8, now).is_empty(), "no news");
+    contracts.expire(now);
+    assert_eq!(versions(&contracts), before);
+    // Another number says that it was not served for some time.
+    let admission = contracts.view(&contract(0)).unwrap().admission;
+    let refused = [SubscriptionOutcome::Refused(contract(0), "not authorized".to_owned())];
+    assert_eq!(contracts.on_outcomes(&refused, 9, now), [contract(0)]);
+    assert_ne!(contracts.view(&contract(0)).unwrap().admission, admission);
+    assert!(contracts.on_outcomes(&carried, 10, now).is_empty(), "too late");
+    assert!(matches!(contracts.standing(&contract(0)), Some(Standing::Refused(_))));
+    assert_eq!(contracts.standing(&contract(1)), Some(&Standing::Asked));
+}
+
+#[test]
+fn what_an_outage_granted_without_an_answer_is_asked_anew_when_it_ends() {
+    let now = Instant::now();
+    let mut contracts = Contracts::new([Kind::Q], 10, LINGER);
+    contracts.on_up(now);
+    contracts.on_down(5, now);
+    contracts.add(1, &"desk".into(), &[contract(0), contract(1)], now);
+    for n in 0..2 {
+        let view = contracts.view(&contract(n)).unwrap();
+        assert_eq!((view.standing, view.granted_at), (&Standing::Granted, 5));
+    }
+    let carried = [SubscriptionOutcome::Carried(contract(0))];
+    assert!(contracts.on_outcomes(&carried, 6, now).is_empty());
+    let before = (contracts.version(), contracts.wanted());
+    contracts.on_up(now);
+    assert_eq!(contracts.standing(&contract(0)), Some(&Standing::Granted));
+    assert_eq!(contracts.standing(&contract(1)), Some(&Standing::Asked));
+    assert_ne!(contracts.version(), before.0);
+    assert_ne!(contracts.wanted(), before.1);
 }
