@@ -91,6 +91,10 @@ impl Outages {
     fn go_on(&self) -> bool {
         self.ours.is_some() || self.firehoses.is_some()
     }
+
+    fn frames(&self) -> impl Iterator<Item = &Frame> {
+        self.ours.iter().chain(self.firehoses.as_ref().map(|(frame, _)| frame))
+    }
 }
 
 /// A handle to the router, for sessions and for `/health`.
@@ -273,18 +277,29 @@ impl Router {
         }
         self.deliver();
         let mut by_session = BTreeMap::<SessionId, Vec<String>>::new();
+        let mut untold = BTreeSet::new();
         for (contract, granted, object) in std::mem::take(&mut self.answers) {
             for session in self.contracts.on_answer(&contract, granted) {
                 by_session.entry(session).or_default().push(object.clone());
                 let held = self.index.change(session, [contract.clone()], granted);
-                // It would not get the notice of an outage's end.
-                let told_of_outage = self.shared.outages.borrow().go_on();
-                if held == Some(0) && told_of_outage && self.notices != NoticePolicy::Off {
+                let outages = self.shared.outages.borrow();
+                if !outages.go_on() || self.notices == NoticePolicy::Off {
+                    continue;
+                }
+                if held == Some(0) {
+                    // It would not get the notice of the outage's end.
                     self.awaiting_end.insert(session);
+                } else if granted && held == Some(1) && !self.awaiting_end.remove(&session) {
+                    // It held nothing, so it did not get the notices of the outages.
+                    untold.insert(session);
                 }
             }
         }
         self.send_objects(by_session);
+        let (outages, now) = (self.shared.outages.borrow(), Instant::now());
+        for outbound in untold.into_iter().filter_map(|session| self.index.member(session)) {
+            outbound.send_frames(outages.frames().map(|frame| (frame, 0)), now);
+        }
     }
 
     fn send_objects(&mut self, by_session: BTreeMap<SessionId, Vec<String>>) {
@@ -444,10 +459,9 @@ impl Router {
             } else if holds {
                 self.awaiting_end.remove(&session);
             }
-            let firehoses = outages.firehoses.as_ref().map(|(frame, _)| frame);
-            let notices = outages.ours.iter().chain(firehoses);
             let answers = status_frames(&statuses);
-            let frames = reply.iter().chain(&answers).chain(notices.filter(|_| notified));
+            let notices = outages.frames().filter(|_| notified);
+            let frames = reply.iter().chain(&answers).chain(notices);
             outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
         }
         ChangeOutcome::Applied
