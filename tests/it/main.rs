@@ -32,6 +32,7 @@ mod nginx;
 mod notices;
 mod official_clients;
 mod oracle_churn;
+mod oracle_contracts;
 mod outages;
 mod prefixes;
 mod responsiveness;
