@@ -26,6 +26,8 @@ const LIMIT: &str =
 #[derive(Debug)]
 struct Vendor {
     room: usize,
+    /// What the vendor serves at other times.
+    whole_room: usize,
     held: BTreeSet<String>,
     /// Statuses on their way.
     statuses: Vec<(&'static str, String)>,
@@ -42,7 +44,10 @@ impl Vendor {
         assert!(items.len() <= 200);
         let taken = items.iter().filter(|item| !self.refused.contains(**item));
         let taken: Vec<String> = taken.map(|item| (*item).to_owned()).collect();
-        assert!(self.held.len() + items.len() <= ROOM, "never asks for more than the room");
+        assert!(
+            self.held.len() + items.len() <= self.whole_room,
+            "never asks for more than the room"
+        );
         if self.held.len() + taken.len() > self.room {
             let burst = (items.len() * 27).div_ceil(200);
             self.statuses.extend((0..burst).map(|_| ("error", LIMIT.to_owned())));
@@ -76,8 +81,8 @@ struct World {
     random: Rng,
     now: Instant,
     contracts: Contracts,
-    link: UpstreamSubscriptions,
-    vendor: Vendor,
+    /// The connections, which share the contracts.
+    connections: Vec<(UpstreamSubscriptions, Vendor)>,
     holders: Holders,
     keys: BTreeMap<&'static str, Arc<str>>,
 }
@@ -97,12 +102,23 @@ impl World {
             true => (0..3).map(|_| contract(random.usize(..CONTRACTS)).to_string()).collect(),
             false => HashSet::new(),
         };
+        // Together they have the same room.
+        let connections = random.usize(1..4);
+        let room = ROOM / connections;
+        let vendor = || Vendor {
+            room,
+            whole_room: room,
+            held: BTreeSet::new(),
+            statuses: Vec::new(),
+            refused: refused.clone(),
+        };
         Self {
             random,
             now: Instant::now(),
-            contracts: Contracts::new([(Kind::Q, 0..1)], ROOM, LINGER),
-            link: UpstreamSubscriptions::default(),
-            vendor: Vendor { room: ROOM, held: BTreeSet::new(), statuses: Vec::new(), refused },
+            contracts: Contracts::new([(Kind::Q, 0..connections)], room, LINGER),
+            connections: (0..connections)
+                .map(|_| (UpstreamSubscriptions::default(), vendor()))
+                .collect(),
             holders: Holders::default(),
             keys: KEYS.map(|key| (key, Arc::from(key))).into(),
         }
@@ -144,64 +160,87 @@ impl World {
         }
     }
 
-    /// The link takes what is wanted, and sends what is due.
+    /// The links take what is wanted, and send what is due.
     fn request(&mut self) {
-        let contracts = self.contracts.wanted(0);
-        let outcomes = self.link.want(Wanted { contracts, ..Wanted::default() });
-        self.apply(&outcomes);
-        while let Some(request) = self.link.next_request(self.now) {
-            self.vendor.take(request.action, &request.params);
+        for at in 0..self.connections.len() {
+            let contracts = self.contracts.wanted(at);
+            let (link, _) = &mut self.connections[at];
+            let outcomes = link.want(Wanted { contracts, ..Wanted::default() });
+            self.apply(at, &outcomes);
+            let (link, vendor) = &mut self.connections[at];
+            while let Some(request) = link.next_request(self.now) {
+                vendor.take(request.action, &request.params);
+            }
         }
     }
 
     /// Some of the statuses arrive.
-    fn receive(&mut self, count: usize) {
-        let count = count.min(self.vendor.statuses.len());
-        for (status, message) in self.vendor.statuses.drain(..count).collect::<Vec<_>>() {
+    fn receive(&mut self, at: usize, count: usize) {
+        let (_, vendor) = &mut self.connections[at];
+        let count = count.min(vendor.statuses.len());
+        for (status, message) in vendor.statuses.drain(..count).collect::<Vec<_>>() {
             let status = UpstreamStatus { status: status.to_owned(), message };
-            let outcomes = self.link.on_status(&status, self.now);
-            self.apply(&outcomes);
+            let outcomes = self.connections[at].0.on_status(&status, self.now);
+            self.apply(at, &outcomes);
         }
     }
 
-    fn apply(&mut self, outcomes: &[SubscriptionOutcome]) {
+    fn receive_all(&mut self) {
+        (0..self.connections.len()).for_each(|at| self.receive(at, usize::MAX));
+    }
+
+    fn apply(&mut self, at: usize, outcomes: &[SubscriptionOutcome]) {
         if !outcomes.is_empty() {
-            self.contracts.on_outcomes(0, outcomes, 0, self.now);
+            self.contracts.on_outcomes(at, outcomes, 0, self.now);
         }
     }
 
     fn pass(&mut self, time: Duration) {
         self.now += time;
-        if self.link.deadline().is_some_and(|deadline| deadline <= self.now) {
-            // Whoever waits that long has got everything.
-            self.receive(usize::MAX);
-            let outcomes = self.link.on_time(self.now);
-            self.apply(&outcomes);
+        for at in 0..self.connections.len() {
+            if self.connections[at].0.deadline().is_some_and(|deadline| deadline <= self.now) {
+                // Whoever waits that long has got everything.
+                self.receive(at, usize::MAX);
+                let outcomes = self.connections[at].0.on_time(self.now);
+                self.apply(at, &outcomes);
+            }
         }
         self.contracts.expire(self.now);
     }
 
     fn reconnect(&mut self) {
-        self.contracts.on_down(0, self.now);
-        self.link = UpstreamSubscriptions::default();
-        self.vendor.held.clear();
-        self.vendor.statuses.clear();
-        self.vendor.room = ROOM - self.random.usize(..6) * self.random.usize(..2);
+        let at = self.random.usize(..self.connections.len());
+        self.contracts.on_down(at, 0, self.now);
+        let (link, vendor) = &mut self.connections[at];
+        *link = UpstreamSubscriptions::default();
+        vendor.held.clear();
+        vendor.statuses.clear();
+        let less = self.random.usize(..=vendor.whole_room / 2) * self.random.usize(..2);
+        vendor.room = vendor.whole_room - less;
         if self.random.bool() {
             self.settle();
             self.contracts.on_up(self.now);
         }
     }
 
+    /// Whether some connection has less room than at other times.
+    fn has_less_room(&self) -> bool {
+        self.connections.iter().any(|(_, vendor)| vendor.room < vendor.whole_room)
+    }
+
     /// The vendor answers everything.
     fn settle(&mut self) {
         for _ in 0..200 {
             self.request();
-            self.receive(usize::MAX);
+            self.receive_all();
             // Short of the time after which the whole room is tried again.
             self.pass(Duration::from_millis(300));
             self.request();
-            if self.vendor.statuses.is_empty() && self.link.all_answered() {
+            if self
+                .connections
+                .iter()
+                .all(|(link, vendor)| vendor.statuses.is_empty() && link.all_answered())
+            {
                 return;
             }
         }
@@ -212,12 +251,18 @@ impl World {
         self.contracts.occupancy().next().expect("one kind").1
     }
 
+    /// What is asked for over all connections.
+    fn wanted(&self) -> Vec<Channel> {
+        let connections = 0..self.connections.len();
+        connections.flat_map(|at| channels(self.contracts.wanted(at))).collect()
+    }
+
     fn standing(&self, contract: &Channel) -> &Standing {
         self.contracts.standing(contract).unwrap_or_else(|| panic!("{contract} is held"))
     }
 
     fn check(&self) {
-        let wanted = channels(self.contracts.wanted(0));
+        let wanted = self.wanted();
         let Occupancy { held, room, waiting } = self.occupancy();
         assert!(held <= room && room <= ROOM && held == wanted.len());
         let unique: BTreeSet<&Channel> = wanted.iter().collect();
@@ -273,18 +318,21 @@ impl World {
     /// Once everything is answered, the vendor serves exactly who has room.
     fn check_settled(&self) {
         let Occupancy { room, .. } = self.occupancy();
-        assert_eq!(room, self.vendor.room.min(ROOM));
-        let wanted = channels(self.contracts.wanted(0));
-        let served = wanted.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
-        assert_eq!(served, self.vendor.held);
+        let vendors = || self.connections.iter().map(|(_, vendor)| vendor);
+        // A connection whose contracts are few has not noticed its smaller room.
+        assert!(room >= vendors().map(|vendor| vendor.room).sum());
+        let served = self.wanted().iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+        let held: Vec<&String> = vendors().flat_map(|vendor| &vendor.held).collect();
+        assert_eq!(held.len(), served.len(), "each over one connection");
+        assert_eq!(served.iter().collect::<BTreeSet<_>>(), held.into_iter().collect());
         for contract in self.holders.held() {
             match self.standing(contract) {
                 Standing::Granted => assert!(served.contains(&contract.to_string())),
                 Standing::Refused(why) => {
-                    assert!(self.vendor.refused.contains(&contract.to_string()));
+                    assert!(self.connections[0].1.refused.contains(&contract.to_string()));
                     assert_eq!(&**why, "not authorized");
                 }
-                Standing::Waiting { .. } => assert_eq!(self.vendor.held.len(), room),
+                Standing::Waiting { .. } => assert_eq!(served.len(), room),
                 Standing::Asked => panic!("{contract} has no answer"),
             }
         }
@@ -302,8 +350,9 @@ fn the_room_is_never_exceeded_and_shared_fairly_through_refusals_and_reconnects(
                 7..11 => world.leave(),
                 11..14 => world.request(),
                 14..17 => {
+                    let at = world.random.usize(..world.connections.len());
                     let count = world.random.usize(..6);
-                    world.receive(count);
+                    world.receive(at, count);
                 }
                 17 => {
                     let time = Duration::from_millis(world.random.u64(..20_000));
@@ -319,7 +368,7 @@ fn the_room_is_never_exceeded_and_shared_fairly_through_refusals_and_reconnects(
         world.pass(Duration::from_secs(120));
         world.settle();
         world.check();
-        if world.vendor.room < ROOM && world.occupancy().held <= world.vendor.room {
+        if world.has_less_room() && world.occupancy().waiting == 0 {
             // Too few contracts to notice the smaller room.
             continue;
         }
@@ -341,7 +390,7 @@ fn those_of_most_holders_are_asked_for_first() {
             contracts.add(session, &key, [&contract(n)], now);
         }
     }
-    contracts.on_down(0, now);
+    contracts.on_down(0, 0, now);
     let order: Vec<Channel> = [3, 1, 0, 2, 4].map(contract).into();
     assert_eq!(channels(contracts.wanted(0)), order);
 }
@@ -371,23 +420,23 @@ fn a_key_of_few_contracts_does_not_wait_for_one_of_many() {
 #[test]
 fn acknowledgements_change_nothing_for_others_and_come_with_their_place() {
     let now = Instant::now();
-    let mut contracts = Contracts::new([Kind::Q], 1, LINGER);
+    let mut contracts = Contracts::new([(Kind::Q, 0..1)], 1, LINGER);
     contracts.on_up(now);
     contracts.add(1, &"desk".into(), &[contract(0), contract(1)], now);
     let versions = |contracts: &Contracts| (contracts.version(), contracts.wanted_version());
     let before = versions(&contracts);
     let carried = [SubscriptionOutcome::Carried(contract(0))];
-    assert_eq!(contracts.on_outcomes(&carried, 7, now), [contract(0)]);
+    assert_eq!(contracts.on_outcomes(0, &carried, 7, now), [contract(0)]);
     assert_eq!(contracts.view(&contract(0)).unwrap().granted_at, 7);
-    assert!(contracts.on_outcomes(&carried, 8, now).is_empty(), "no news");
+    assert!(contracts.on_outcomes(0, &carried, 8, now).is_empty(), "no news");
     contracts.expire(now);
     assert_eq!(versions(&contracts), before);
     // Another number says that it was not served for some time.
     let admission = contracts.view(&contract(0)).unwrap().admission;
     let refused = [SubscriptionOutcome::Refused(contract(0), "not authorized".to_owned())];
-    assert_eq!(contracts.on_outcomes(&refused, 9, now), [contract(0)]);
+    assert_eq!(contracts.on_outcomes(0, &refused, 9, now), [contract(0)]);
     assert_ne!(contracts.view(&contract(0)).unwrap().admission, admission);
-    assert!(contracts.on_outcomes(&carried, 10, now).is_empty(), "too late");
+    assert!(contracts.on_outcomes(0, &carried, 10, now).is_empty(), "too late");
     assert!(matches!(contracts.standing(&contract(0)), Some(Standing::Refused(_))));
     assert_eq!(contracts.standing(&contract(1)), Some(&Standing::Asked));
 }
@@ -395,20 +444,20 @@ fn acknowledgements_change_nothing_for_others_and_come_with_their_place() {
 #[test]
 fn what_an_outage_granted_without_an_answer_is_asked_anew_when_it_ends() {
     let now = Instant::now();
-    let mut contracts = Contracts::new([Kind::Q], 10, LINGER);
+    let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
     contracts.on_up(now);
-    contracts.on_down(5, now);
+    contracts.on_down(0, 5, now);
     contracts.add(1, &"desk".into(), &[contract(0), contract(1)], now);
     for n in 0..2 {
         let view = contracts.view(&contract(n)).unwrap();
         assert_eq!((view.standing, view.granted_at), (&Standing::Granted, 5));
     }
     let carried = [SubscriptionOutcome::Carried(contract(0))];
-    assert!(contracts.on_outcomes(&carried, 6, now).is_empty());
-    let before = (contracts.version(), contracts.wanted());
+    assert!(contracts.on_outcomes(0, &carried, 6, now).is_empty());
+    let before = (contracts.version(), contracts.wanted(0));
     contracts.on_up(now);
     assert_eq!(contracts.standing(&contract(0)), Some(&Standing::Granted));
     assert_eq!(contracts.standing(&contract(1)), Some(&Standing::Asked));
     assert_ne!(contracts.version(), before.0);
-    assert_ne!(contracts.wanted(), before.1);
+    assert_ne!(contracts.wanted(0), before.1);
 }
