@@ -443,3 +443,44 @@ async fn forty_clients_share_the_room_as_the_model_says_through_reconnects() {
     let most = subscribes.map(|command| command.matches("Q.O:").count()).max();
     assert_eq!(most, Some(200));
 }
+
+#[tokio::test]
+async fn several_connections_share_the_contracts_and_their_room() {
+    let market = "options".to_owned();
+    let config = SimConfig { market, contracts: 10, max_connections: 3, ..SimConfig::default() };
+    let sim = Sim::with(config).await;
+    let firehose = firehose(&sim)
+        .env("UPSTREAM_CONTRACTS", 10)
+        .env("UPSTREAM_CONNECTIONS_OPTIONS", 3)
+        .start()
+        .await;
+    is_up(&firehose).await;
+    eventually(SOON, "three connections", async || sim.handle.stats().auths == 3).await;
+    let mut client = client(firehose.addr(), FIREHOSE_KEY).await;
+    client.subscribe("T.*").await;
+    let items = quotes(0..40);
+    client.command("subscribe", &items.join(",")).await;
+    let (first, rest) = items.split_at(30);
+    let got = sorted(answers(&mut client, 40).await);
+    assert_eq!(got, [subscribed(first), waiting(rest, 1..11, 30)].concat());
+    holds(&sim, first).await;
+    // Each contract and each channel comes over one connection.
+    sim.handle.publish(&(0..40).map(|n| quote(n, n)).collect::<Vec<_>>());
+    let mut events = Vec::new();
+    while events.len() < 30 {
+        events.push(client.next_but_notices().await);
+    }
+    events.sort();
+    assert_eq!(events, (0..30).map(|n| quote(n, n)).collect::<Vec<_>>());
+    // Room on any connection is given to the next in the queue.
+    client.command("unsubscribe", &first[7..9].join(",")).await;
+    let acknowledged = [client.next_but_notices().await, client.next_but_notices().await];
+    assert!(acknowledged.iter().all(|status| status.contains("unsubscribed to: ")));
+    assert_eq!(sorted(answers(&mut client, 2).await), subscribed(&rest[..2]));
+    let held = [&first[..7], &first[9..], &rest[..2]].concat();
+    holds(&sim, &held).await;
+    // Contracts stay spread as they are when a connection is lost.
+    sim.handle.inject(Fault::Abort);
+    eventually(SOON, "three new connections", async || sim.handle.stats().auths == 6).await;
+    holds(&sim, &held).await;
+}

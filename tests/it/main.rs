@@ -43,6 +43,7 @@ mod shutdown;
 mod silence;
 mod slow;
 mod soak;
+mod sources;
 mod tidy;
 mod tiers;
 mod tls;
