@@ -206,17 +206,18 @@ impl Contracts {
                 }
             }
         }
-        asked.sort_by_key(|(holders, ..)| Reverse(*holders));
-        let mut by_key = BTreeMap::<Arc<str>, Vec<Channel>>::new();
-        for (_, contract, keys) in asked {
+        // A request has no order within. So each holds contracts of equally many clients.
+        let mut by_key = BTreeMap::<(Arc<str>, Reverse<usize>), Vec<Channel>>::new();
+        for (holders, contract, keys) in asked {
             self.unanswered.insert(contract.clone());
             for key in keys {
-                by_key.entry(key).or_default().push(contract.clone());
+                by_key.entry((key, Reverse(holders))).or_default().push(contract.clone());
             }
         }
-        for (key, contracts) in by_key {
-            for contract in &contracts {
-                self.request(true, &key, contract);
+        for ((key, _), contracts) in by_key {
+            for contracts in contracts.chunks(BATCH) {
+                let (key, contracts) = (Arc::clone(&key), contracts.to_vec());
+                self.requests.push(Request { subscribe: true, key, contracts });
             }
         }
         subscribed
@@ -323,7 +324,7 @@ mod tests {
         contracts.unsubscribe(1, &contract("X"));
         assert!(requests(&mut contracts).is_empty() && contracts.awaits_answers());
         contracts.on_coverage(&BTreeSet::from([Kind::Q]));
-        assert_eq!(requests(&mut contracts), ["+a Q.Z,Q.Y,Q.W", "+b Q.Z"]);
+        assert_eq!(requests(&mut contracts), ["+a Q.Z", "+a Q.Y", "+a Q.W", "+b Q.Z"]);
         for symbol in ["Z", "Y"] {
             assert!(contracts.on_answer(&contract(symbol), true).is_empty(), "nothing new");
         }
