@@ -18,6 +18,7 @@ use proxy_common::{
     link::SubscriptionOutcome,
     protocol::{Channel, Kind, truncate_reason},
 };
+use slab::Slab;
 
 /// After the vendor had less room than was known, how long until the firehose tries the whole room
 /// again.
@@ -86,7 +87,9 @@ struct Book {
     /// The number of the first of these connections.
     first: usize,
     linger: Duration,
-    contracts: BTreeMap<Channel, Contract>,
+    contracts: Slab<Contract>,
+    /// Where each contract is.
+    ids: BTreeMap<Channel, usize>,
     keys: BTreeMap<Arc<str>, Turn>,
     /// How often anyone has asked.
     asked: u64,
@@ -109,7 +112,7 @@ struct Room {
 }
 
 /// A contract that has room.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 struct Admitted {
     contract: Channel,
     /// The number of its admission.
@@ -123,11 +126,12 @@ struct Admitted {
 struct Turn {
     /// When the key first asked.
     since: u64,
-    contracts: BTreeMap<u64, Channel>,
+    contracts: BTreeMap<u64, usize>,
 }
 
 #[derive(Debug)]
 struct Contract {
+    channel: Channel,
     claims: BTreeMap<Arc<str>, Claim>,
     /// The operator's own choice for `*`. It goes before all others.
     pinned: bool,
@@ -162,6 +166,11 @@ struct Settled {
 impl Contract {
     fn holders(&self) -> usize {
         self.claims.values().map(|claim| claim.sessions.len()).sum()
+    }
+
+    /// Whether it was granted because of an outage, and the vendor has yet to answer.
+    fn is_late(&self) -> bool {
+        self.standing == Standing::Granted && !self.confirmed
     }
 
     fn is_held(&self) -> bool {
@@ -255,7 +264,7 @@ impl Contracts {
     }
 
     fn on_taken(&mut self, channel: &Channel, place: u64) -> bool {
-        let contract = self.book(channel).and_then(|book| book.contracts.get_mut(channel));
+        let contract = self.book(channel).and_then(|book| book.get_mut(channel));
         // An answer that follows a refusal comes too late: the contract is asked for no more.
         let Some(contract) = contract.filter(|contract| !contract.excluded) else { return false };
         match contract.standing {
@@ -273,14 +282,14 @@ impl Contracts {
 
     fn on_refused(&mut self, channel: &Channel, why: &str) -> bool {
         let Some(book) = self.book(channel) else { return false };
-        let Some(contract) = book.contracts.get_mut(channel) else { return false };
-        book.unsettled = true;
-        book.admissions += 1;
-        contract.admission = book.admissions;
+        let admission = book.admissions + 1;
+        let Some(contract) = book.get_mut(channel) else { return false };
+        contract.admission = admission;
         contract.excluded = true;
         // A contract that only lingers ends.
         contract.lingers_until = None;
         contract.standing = Standing::Refused(truncate_reason(why).into());
+        (book.unsettled, book.admissions) = (true, admission);
         true
     }
 
@@ -291,7 +300,7 @@ impl Contracts {
         for book in self.books.values_mut() {
             book.lower(connection, None);
             let of_it = connection.checked_sub(book.first);
-            for contract in book.contracts.values_mut() {
+            for (_, contract) in &mut book.contracts {
                 if contract.connection == of_it {
                     (contract.excluded, contract.confirmed) = (false, false);
                 }
@@ -308,10 +317,8 @@ impl Contracts {
         // A contract that was granted because of the outage, and so late that the vendor has yet to
         // answer, is not covered by the outage's end.
         for book in self.books.values_mut() {
-            let late = |contract: &&mut Contract| {
-                contract.standing == Standing::Granted && !contract.confirmed
-            };
-            for contract in book.contracts.values_mut().filter(late) {
+            let contracts = book.contracts.iter_mut().map(|(_, contract)| contract);
+            for contract in contracts.filter(|contract| contract.is_late()) {
                 contract.standing = Standing::Asked;
                 book.admissions += 1;
                 contract.admission = book.admissions;
@@ -330,14 +337,14 @@ impl Contracts {
 
     /// Where a contract stands; `None` if nobody holds it.
     pub fn standing(&self, contract: &Channel) -> Option<&Standing> {
-        let contract = self.books.get(&contract.kind()?)?.contracts.get(contract)?;
+        let contract = self.books.get(&contract.kind()?)?.get(contract)?;
         contract.is_held().then_some(&contract.standing)
     }
 
     /// The contract as a session sees it; `None` if nobody holds it.
     pub fn view(&self, contract: &Channel) -> Option<View<'_>> {
         let book = self.books.get(&contract.kind()?)?;
-        let contract = book.contracts.get(contract).filter(|contract| contract.is_held())?;
+        let contract = book.get(contract).filter(|contract| contract.is_held())?;
         let Contract { standing, admission, granted_at, .. } = contract;
         let (admission, granted_at) = (*admission, *granted_at);
         Some(View { standing, admission, granted_at, room: book.current_room() })
@@ -392,7 +399,8 @@ impl Book {
             first: connections.start,
             rooms: vec![Room { contracts: room, lowered: None }; connections.len()],
             linger,
-            contracts: BTreeMap::new(),
+            contracts: Slab::new(),
+            ids: BTreeMap::new(),
             keys: BTreeMap::new(),
             asked: 0,
             wanted: Vec::new(),
@@ -414,8 +422,20 @@ impl Book {
         }
     }
 
-    fn entry(&mut self, channel: &Channel) -> &mut Contract {
-        self.contracts.entry(channel.clone()).or_insert_with(|| Contract {
+    fn get(&self, channel: &Channel) -> Option<&Contract> {
+        self.contracts.get(*self.ids.get(channel)?)
+    }
+
+    fn get_mut(&mut self, channel: &Channel) -> Option<&mut Contract> {
+        self.contracts.get_mut(*self.ids.get(channel)?)
+    }
+
+    fn entry(&mut self, channel: &Channel) -> usize {
+        if let Some(id) = self.ids.get(channel) {
+            return *id;
+        }
+        let id = self.contracts.insert(Contract {
+            channel: channel.clone(),
             claims: BTreeMap::new(),
             pinned: false,
             lingers_until: None,
@@ -426,13 +446,30 @@ impl Book {
             confirmed: false,
             granted_at: 0,
             excluded: false,
-        })
+        });
+        self.ids.insert(channel.clone(), id);
+        id
+    }
+
+    fn retain(&mut self, keep: impl Fn(&Contract) -> bool) {
+        self.contracts.retain(|_, contract| {
+            let keeps = keep(contract);
+            if !keeps {
+                self.ids.remove(&contract.channel);
+            }
+            keeps
+        });
+    }
+
+    fn drop_contract(&mut self, id: usize) {
+        let contract = self.contracts.remove(id);
+        self.ids.remove(&contract.channel);
     }
 
     fn add(&mut self, session: u64, key: &Arc<str>, channel: &Channel) {
         self.asked += 1;
-        let asked = self.asked;
-        let contract = self.entry(channel);
+        let (asked, id) = (self.asked, self.entry(channel));
+        let contract = &mut self.contracts[id];
         if let Some(claim) = contract.claims.get_mut(key) {
             self.unsettled |= claim.sessions.insert(session);
             return;
@@ -443,12 +480,13 @@ impl Book {
             .insert(Arc::clone(key), Claim { asked, sessions: BTreeSet::from([session]) });
         let turn = Turn { since: asked, contracts: BTreeMap::new() };
         let turn = self.keys.entry(Arc::clone(key)).or_insert(turn);
-        turn.contracts.insert(asked, channel.clone());
+        turn.contracts.insert(asked, id);
         self.unsettled = true;
     }
 
     fn remove(&mut self, session: u64, key: &str, channel: &Channel, now: Instant) {
-        let Some(contract) = self.contracts.get_mut(channel) else { return };
+        let Some(&id) = self.ids.get(channel) else { return };
+        let contract = &mut self.contracts[id];
         let Some(claim) = contract.claims.get_mut(key) else { return };
         self.unsettled |= claim.sessions.remove(&session);
         if !claim.sessions.is_empty() {
@@ -462,43 +500,42 @@ impl Book {
                 self.keys.remove(key);
             }
         }
-        self.let_go(channel, now);
+        self.let_go(id, now);
     }
 
     /// Lets a contract that nobody holds any more linger, if the vendor may be sending it.
-    fn let_go(&mut self, channel: &Channel, now: Instant) {
-        let Some(contract) = self.contracts.get_mut(channel) else { return };
+    fn let_go(&mut self, id: usize, now: Instant) {
+        let contract = &mut self.contracts[id];
         if contract.is_held() {
             return;
         }
         match contract.standing {
             Standing::Granted | Standing::Asked => contract.lingers_until = Some(now + self.linger),
-            Standing::Waiting { .. } | Standing::Refused(_) => {
-                self.contracts.remove(channel);
-            }
+            Standing::Waiting { .. } | Standing::Refused(_) => self.drop_contract(id),
         }
     }
 
     fn pin<'a>(&mut self, pinned: impl Iterator<Item = &'a Channel>) {
         let pinned: BTreeSet<&Channel> = pinned.collect();
         let before = self.contracts.iter().filter(|(_, contract)| contract.pinned);
-        if before.map(|(channel, _)| channel).eq(pinned.iter().copied()) {
+        if before.map(|(_, contract)| &contract.channel).collect::<BTreeSet<_>>() == pinned {
             return;
         }
         self.unsettled = true;
-        self.contracts.retain(|channel, contract| {
-            contract.pinned = pinned.contains(channel);
-            contract.is_held() || contract.lingers_until.is_some()
-        });
+        for (_, contract) in &mut self.contracts {
+            contract.pinned = pinned.contains(&contract.channel);
+        }
+        self.retain(|contract| contract.is_held() || contract.lingers_until.is_some());
         for channel in pinned {
-            let contract = self.entry(channel);
+            let id = self.entry(channel);
+            let contract = &mut self.contracts[id];
             (contract.pinned, contract.lingers_until) = (true, None);
         }
     }
 
     fn expire(&mut self, now: Instant) {
         let before = self.contracts.len();
-        self.contracts.retain(|_, contract| {
+        self.retain(|contract| {
             contract.is_held() || contract.lingers_until.is_some_and(|until| now < until)
         });
         self.unsettled |= self.contracts.len() != before;
@@ -513,88 +550,91 @@ impl Book {
         let (room, order) = (self.current_room(), self.order());
         let (inside, waiting) = order.split_at(room.min(order.len()));
         let mut changed = false;
-        for channel in inside {
-            let Some(contract) = self.contracts.get_mut(channel) else { continue };
+        for id in inside {
+            let contract = &mut self.contracts[*id];
             if contract.admit(outage) {
                 self.admissions += 1;
                 contract.admission = self.admissions;
                 changed |= outage.is_some();
             }
         }
-        for (place, channel) in (1..).zip(waiting) {
-            let Some(contract) = self.contracts.get_mut(channel) else { continue };
-            changed |= contract.queue(Standing::Waiting { place, room });
+        for (place, id) in (1..).zip(waiting) {
+            changed |= self.contracts[*id].queue(Standing::Waiting { place, room });
         }
         self.waiting = waiting.len();
         // Contracts that linger give way first, and those that will end soonest before the others.
-        let lingering = |(channel, contract): (&Channel, &Contract)| {
-            contract.lingers_until.map(|until| (Reverse(until), channel.clone()))
+        let lingering = |(id, contract): (usize, &Contract)| {
+            contract.lingers_until.map(|until| (Reverse(until), contract.channel.clone(), id))
         };
         let mut lingering: Vec<_> = self.contracts.iter().filter_map(lingering).collect();
         lingering.sort();
-        for (_, channel) in lingering.drain((room - inside.len()).min(lingering.len())..) {
-            self.contracts.remove(&channel);
+        for (.., id) in lingering.drain((room - inside.len()).min(lingering.len())..) {
+            self.drop_contract(id);
         }
         let mut wanted = inside.to_vec();
-        wanted.sort_by_cached_key(|channel| Reverse(self.contracts[channel].holders()));
-        wanted.extend(lingering.into_iter().map(|(_, channel)| channel));
-        let wanted = self.spread(wanted);
-        let settled = Settled { standings: changed, wanted: wanted != self.wanted };
-        self.wanted = wanted;
-        settled
+        wanted.sort_by_cached_key(|id| Reverse(self.contracts[*id].holders()));
+        wanted.extend(lingering.into_iter().map(|(.., id)| id));
+        self.spread(&wanted);
+        let is_same = |(id, before): (&usize, &Admitted)| {
+            let Contract { channel, admission, connection, .. } = &self.contracts[*id];
+            (channel, *admission, *connection)
+                == (&before.contract, before.number, Some(before.connection))
+        };
+        let wanted_changed =
+            wanted.len() != self.wanted.len() || !wanted.iter().zip(&self.wanted).all(is_same);
+        if wanted_changed {
+            let admitted = |id: &usize| {
+                let Contract { channel, admission, connection, .. } = &self.contracts[*id];
+                let (contract, connection) = (channel.clone(), connection.unwrap_or_default());
+                Admitted { contract, number: *admission, connection }
+            };
+            self.wanted = wanted.iter().map(admitted).collect();
+        }
+        Settled { standings: changed, wanted: wanted_changed }
     }
 
     /// Gives each of these contracts, for which there is room, a connection. A contract stays where
     /// it is as long as that connection has room; those that arrive already go first.
-    fn spread(&mut self, wanted: Vec<Channel>) -> Vec<Admitted> {
+    fn spread(&mut self, wanted: &[usize]) {
         let mut free: Vec<usize> = self.rooms.iter().map(Room::current).collect();
-        let mut connections = vec![None; wanted.len()];
+        let mut placed = vec![false; wanted.len()];
         for granted in [true, false] {
-            for (channel, connection) in wanted.iter().zip(&mut connections) {
-                let contract = &self.contracts[channel];
+            for (id, placed) in wanted.iter().zip(&mut placed) {
+                let contract = &self.contracts[*id];
                 if let Some(at) = contract.connection
                     && (contract.standing == Standing::Granted) == granted
                     && free[at] > 0
                 {
                     free[at] -= 1;
-                    *connection = Some(at);
+                    *placed = true;
                 }
             }
         }
-        let mut admitted = Vec::with_capacity(wanted.len());
-        for (channel, connection) in wanted.into_iter().zip(connections) {
-            let connection = connection.unwrap_or_else(|| {
-                let most = (0..free.len()).rev().max_by_key(|&at| free[at]).unwrap_or_default();
-                free[most] -= 1;
-                most
-            });
-            if let Some(contract) = self.contracts.get_mut(&channel) {
-                contract.connection = Some(connection);
-                let number = contract.admission;
-                admitted.push(Admitted { contract: channel, number, connection });
-            }
+        for (id, _) in wanted.iter().zip(placed).filter(|(_, placed)| !placed) {
+            let most = (0..free.len()).rev().max_by_key(|&at| free[at]).unwrap_or_default();
+            free[most] -= 1;
+            self.contracts[*id].connection = Some(most);
         }
-        admitted
     }
 
     /// All contracts held that the vendor does not refuse, in the order in which they get room.
-    fn order(&self) -> Vec<Channel> {
-        let pinned = self.contracts.iter().filter(|(_, contract)| contract.pinned);
-        let mut order: Vec<Channel> = pinned.map(|(channel, _)| channel.clone()).collect();
-        let mut seen: BTreeSet<&Channel> = self
-            .contracts
-            .iter()
-            .filter(|(_, contract)| contract.pinned || contract.excluded)
-            .map(|(channel, _)| channel)
-            .collect();
-        order.retain(|channel| !self.contracts[channel].excluded);
+    fn order(&self) -> Vec<usize> {
+        let mut seen = vec![false; self.contracts.capacity()];
+        for (id, contract) in &self.contracts {
+            seen[id] = contract.pinned || contract.excluded;
+        }
+        let is_pinned = |id: &usize| self.contracts[*id].pinned && !self.contracts[*id].excluded;
+        let mut order: Vec<usize> = match seen.contains(&true) {
+            true => self.ids.values().copied().filter(is_pinned).collect(),
+            false => Vec::new(),
+        };
         let mut turns: Vec<&Turn> = self.keys.values().collect();
         turns.sort_by_key(|turn| turn.since);
         let mut turns: VecDeque<_> =
             turns.into_iter().map(|turn| turn.contracts.values()).collect();
         while let Some(mut contracts) = turns.pop_front() {
-            if let Some(next) = contracts.find(|channel| seen.insert(channel)) {
-                order.push(next.clone());
+            if let Some(next) = contracts.find(|id| !std::mem::replace(&mut seen[**id], true)) {
+                order.push(*next);
                 turns.push_back(contracts);
             }
         }
