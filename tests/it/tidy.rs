@@ -85,6 +85,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "firehose-proxy/src/oversized.rs",
         "firehose-proxy/src/silence/market_hours.rs",
         "firehose-proxy/src/silence/rules.rs",
+        "firehose-proxy/src/sources.rs",
     ];
     for module in modules {
         let code = code(&read(module));
@@ -135,15 +136,17 @@ const ROOMS: [(&str, &[Room]); 3] = [
         "firehose-proxy",
         &[
             ("market_args", &[]),
-            ("config", &["market_args"]),
+            ("sources", &[]),
+            ("links", &[]),
+            ("config", &["market_args", "sources"]),
             ("contracts", &[]),
-            ("demand", &["contracts"]),
-            ("entitlements", &[]),
+            ("demand", &["contracts", "sources"]),
+            ("entitlements", &["sources"]),
             ("outage_notices", &[]),
             ("ring", &[]),
             ("silence", &["entitlements"]),
             ("oversized", &[]),
-            ("publisher", &["oversized", "ring", "silence", "subscriber"]),
+            ("publisher", &["links", "oversized", "ring", "silence", "subscriber"]),
             ("subscriber", &["contracts", "demand", "entitlements", "outage_notices", "ring"]),
             ("upkeep", &["contracts", "silence", "subscriber"]),
         ],
