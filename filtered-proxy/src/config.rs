@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
-    access::Keys,
+    access::{Keys, LimitsKept},
     config::{
         ConfigError,
         pem::certificates,
@@ -125,6 +125,7 @@ impl TryFrom<&Args> for Config {
             "CLIENT_API_KEYS",
             args.client_api_keys.as_ref(),
             args.client_api_keys_file.as_deref(),
+            LimitsKept::MarketsAndTypes,
         )?;
         let keys = match (clients, account) {
             (Some(keys), _) => keys,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Parser;
 use proxy_common::{
-    access::Keys,
+    access::{Keys, LimitsKept},
     config::{
         ConfigError,
         pem::certificates,
@@ -165,6 +165,8 @@ impl TryFrom<&Args> for Config {
             "FIREHOSE_API_KEYS",
             args.firehose_api_keys.as_ref(),
             args.firehose_api_keys_file.as_deref(),
+            // Frames go out as they came, whatever is in them.
+            LimitsKept::Markets,
         )?;
         let keys = match (keys, &account) {
             (Some(keys), _) => keys,

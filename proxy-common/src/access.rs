@@ -5,6 +5,7 @@ mod address_limits;
 mod client_address;
 mod command_rate;
 mod gate;
+mod key_limits;
 mod keys;
 mod origin;
 
@@ -14,6 +15,7 @@ pub use self::{
     client_address::TrustedProxies,
     command_rate::{CommandBudget, CommandRate},
     gate::{AcceptedConnection, Gate, GateConfig, Refusal, shorten},
+    key_limits::{KeyLimits, LimitsKept},
     keys::{KeyLease, KeyMetrics, Keys, key_file_line, parse_label},
     origin::Origins,
 };

@@ -51,6 +51,7 @@ fn code(text: &str) -> String {
 fn pure_modules_know_no_runtime_no_clock_and_no_log() {
     let modules = [
         "proxy-common/src/access/command_rate.rs",
+        "proxy-common/src/access/key_limits.rs",
         "proxy-common/src/access/origin.rs",
         "proxy-common/src/link/backoff.rs",
         "proxy-common/src/link/subscriptions.rs",
@@ -112,7 +113,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("config", &["protocol"]),
             ("link", &["metrics", "protocol", "websocket"]),
             ("transport", &["config"]),
-            ("access", &["config", "metrics", "named_enum", "transport"]),
+            ("access", &["config", "metrics", "named_enum", "protocol", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
             ("health", &["access", "link", "metrics", "protocol", "session"]),
             ("server", &["access", "health", "metrics", "protocol", "session", "transport"]),

@@ -1,7 +1,7 @@
 //! The keys that open sessions. Each has a label, which may be shown where a key may not.
 //!
 //! Only SHA-256 digests are kept. A file of keys can be read again, without an effect on sessions
-//! whose key stays.
+//! whose key stays as it was.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +22,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
+use super::key_limits::{KeyLimits, LimitsKept};
 use crate::config::{
     ConfigError,
     secrets::{read_secret_file, secret},
@@ -41,6 +42,8 @@ pub struct Keys {
     variable: &'static str,
     /// The file to read them from again.
     file: Option<PathBuf>,
+    /// Which limits the file may hold.
+    kept: LimitsKept,
     /// Locked at each login and reload, never across an await.
     entries: RwLock<Vec<Entry>>,
 }
@@ -54,6 +57,8 @@ struct Entry {
 /// One key, shared with the sessions that it opened.
 struct Key {
     digest: [u8; 32],
+    /// Never change: a key with other limits is another one.
+    limits: KeyLimits,
     sessions: AtomicI64,
     revoked: AtomicBool,
 }
@@ -61,6 +66,13 @@ struct Key {
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Key").finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    /// Whether sessions of this key may go on with that one.
+    fn is(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.limits == other.limits
     }
 }
 
@@ -82,7 +94,12 @@ impl KeyLease {
         Arc::clone(&self.label)
     }
 
-    /// Whether the key has been removed from the file since then.
+    /// What the key is limited to.
+    pub fn limits(&self) -> &KeyLimits {
+        &self.key.limits
+    }
+
+    /// Whether the key has been removed from the file since then, or its limits have changed.
     pub fn is_revoked(&self) -> bool {
         self.key.revoked.load(Ordering::Relaxed)
     }
@@ -99,9 +116,9 @@ impl Drop for KeyLease {
 pub struct Reloaded {
     /// Keys now.
     pub keys: usize,
-    /// Keys that are new.
+    /// Keys that are new, or have new limits.
     pub added: usize,
-    /// Keys that were removed. Their sessions end soon.
+    /// Keys that were removed, or had other limits. Their sessions end soon.
     pub removed: usize,
 }
 
@@ -110,29 +127,37 @@ impl Keys {
     ///
     /// # Errors
     ///
-    /// Both are set, the file cannot be read, a line is invalid, or there is no key.
+    /// Both are set, the file cannot be read, a line is invalid, there is no key, or a key has a
+    /// limit that is not `kept`.
     pub fn read(
         variable: &'static str,
         value: Option<&SecretString>,
         file: Option<&Path>,
+        kept: LimitsKept,
     ) -> Result<Option<Self>, ConfigError> {
         let value = secret(variable, value, None)?;
         let entries = match (&value, file) {
             (None, None) => return Ok(None),
             (Some(_), Some(_)) => return Err(ConfigError::both(variable)),
-            (Some(list), None) => parse(list.expose_secret()).map_err(|error| match error {
-                KeyFileError::Empty => ConfigError::missing(variable, "keys separated by commas"),
-                KeyFileError::Line { why, .. } => ConfigError::invalid_secret(variable, why),
-            })?,
-            (None, Some(path)) => read_file(variable, path)?,
+            (Some(list), None) => {
+                parse(list.expose_secret(), kept).map_err(|error| match error {
+                    KeyFileError::Empty => {
+                        ConfigError::missing(variable, "keys separated by commas")
+                    }
+                    KeyFileError::Line { why, .. } => ConfigError::invalid_secret(variable, why),
+                })?
+            }
+            (None, Some(path)) => read_file(variable, path, kept)?,
         };
-        Ok(Some(Self { variable, file: file.map(Path::to_owned), entries: RwLock::new(entries) }))
+        let file = file.map(Path::to_owned);
+        Ok(Some(Self { variable, file, kept, entries: RwLock::new(entries) }))
     }
 
     /// The account's key as the only one, for a program where `variable` is not set.
     pub fn account(variable: &'static str, key: &SecretString) -> Self {
-        let entry = Entry::new(ACCOUNT, digest(key.expose_secret()));
-        Self { variable, file: None, entries: RwLock::new(vec![entry]) }
+        let entry = Entry::new(ACCOUNT, digest(key.expose_secret()), KeyLimits::default());
+        let kept = LimitsKept::Markets;
+        Self { variable, file: None, kept, entries: RwLock::new(vec![entry]) }
     }
 
     /// Whether the account's key is the only one, because no others are set.
@@ -169,19 +194,19 @@ impl Keys {
         sessions
     }
 
-    /// Reads the file again, if the keys come from one. Sessions whose key was removed end at their
-    /// next timer. Blocks while it reads.
+    /// Reads the file again, if the keys come from one. Sessions whose key was removed, or has other
+    /// limits now, end at their next timer. Blocks while it reads.
     ///
     /// # Errors
     ///
     /// As for [`Keys::read`]. The keys stay as they were.
     pub fn reload(&self) -> Result<Option<Reloaded>, ConfigError> {
         let Some(path) = &self.file else { return Ok(None) };
-        let mut fresh = read_file(self.variable, path)?;
+        let mut fresh = read_file(self.variable, path, self.kept)?;
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         let mut added = 0;
         for entry in &mut fresh {
-            match entries.iter().find(|old| old.key.digest == entry.key.digest) {
+            match entries.iter().find(|old| old.key.is(&entry.key)) {
                 // Sessions keep their key, even if its label has changed.
                 Some(old) => entry.key = Arc::clone(&old.key),
                 None => added += 1,
@@ -241,9 +266,9 @@ pub fn key_file_line(label: &str, key: &SecretString) -> String {
 }
 
 impl Entry {
-    fn new(label: &str, digest: [u8; 32]) -> Self {
-        let key = Key { digest, sessions: AtomicI64::new(0), revoked: AtomicBool::new(false) };
-        Self { label: label.into(), key: Arc::new(key) }
+    fn new(label: &str, digest: [u8; 32], limits: KeyLimits) -> Self {
+        let (sessions, revoked) = (AtomicI64::new(0), AtomicBool::new(false));
+        Self { label: label.into(), key: Arc::new(Key { digest, limits, sessions, revoked }) }
     }
 }
 
@@ -258,10 +283,10 @@ enum KeyFileError {
     Line { number: usize, why: String },
 }
 
-fn read_file(variable: &str, path: &Path) -> Result<Vec<Entry>, ConfigError> {
+fn read_file(variable: &str, path: &Path, kept: LimitsKept) -> Result<Vec<Entry>, ConfigError> {
     let variable = format!("{variable}_FILE");
     let text = read_secret_file(&variable, path)?;
-    parse(text.expose_secret()).map_err(|error| match error {
+    parse(text.expose_secret(), kept).map_err(|error| match error {
         KeyFileError::Empty => ConfigError::missing(&variable, "a file that holds a key"),
         KeyFileError::Line { number, why } => {
             ConfigError::invalid(&variable, path.display(), format!("line {number}: {why}"))
@@ -269,8 +294,9 @@ fn read_file(variable: &str, path: &Path) -> Result<Vec<Entry>, ConfigError> {
     })
 }
 
-/// Reads lines `label sha256:HEX`, lines of plain keys separated by commas, and comments.
-fn parse(text: &str) -> Result<Vec<Entry>, KeyFileError> {
+/// Reads lines `label sha256:HEX`, which may go on with limits, lines of plain keys separated by
+/// commas, and comments.
+fn parse(text: &str, kept: LimitsKept) -> Result<Vec<Entry>, KeyFileError> {
     let mut entries: Vec<(Entry, bool, usize)> = Vec::new();
     let mut plain = 0;
     for (number, line) in (1..).zip(text.lines()) {
@@ -291,8 +317,7 @@ fn parse(text: &str) -> Result<Vec<Entry>, KeyFileError> {
             }
         };
         if line.contains(SCHEME) {
-            let (name, digest) = labelled(line).map_err(error)?;
-            add(Entry::new(&name, digest), true)?;
+            add(labelled(line, kept).map_err(error)?, true)?;
             continue;
         }
         for key in line.split(',').map(str::trim).filter(|key| !key.is_empty()) {
@@ -302,7 +327,8 @@ fn parse(text: &str) -> Result<Vec<Entry>, KeyFileError> {
                 )));
             }
             plain += 1;
-            add(Entry::new(&format!("key-{plain}"), digest(key)), false)?;
+            let entry = Entry::new(&format!("key-{plain}"), digest(key), KeyLimits::default());
+            add(entry, false)?;
         }
     }
     if entries.is_empty() {
@@ -311,18 +337,19 @@ fn parse(text: &str) -> Result<Vec<Entry>, KeyFileError> {
     Ok(entries.into_iter().map(|(entry, ..)| entry).collect())
 }
 
-fn labelled(line: &str) -> Result<(String, [u8; 32]), String> {
+fn labelled(line: &str, kept: LimitsKept) -> Result<Entry, String> {
     let mut words = line.split_whitespace();
-    let (Some(name), Some(hash), None) = (words.next(), words.next(), words.next()) else {
+    let (name, hash) = (words.next(), words.next().and_then(|hash| hash.strip_prefix(SCHEME)));
+    let (Some(name), Some(hex)) = (name, hash) else {
         return Err(format!("expected a label, a blank and {SCHEME} with a digest"));
     };
     let name = parse_label(name)?;
     let mut digest = [0; 32];
-    let hex = hash.strip_prefix(SCHEME).unwrap_or_default();
     match base16ct::mixed::decode(hex, &mut digest) {
-        Ok(decoded) if decoded.len() == 32 => Ok((name, digest)),
-        Ok(_) | Err(_) => Err(format!("expected {SCHEME} with 64 hexadecimal digits")),
+        Ok(decoded) if decoded.len() == 32 => {}
+        Ok(_) | Err(_) => return Err(format!("expected {SCHEME} with 64 hexadecimal digits")),
     }
+    Ok(Entry::new(&name, digest, KeyLimits::parse(words, kept)?))
 }
 
 #[cfg(test)]
@@ -332,8 +359,11 @@ mod tests {
     /// SHA-256 of `abc`, from the standard (FIPS 180-2).
     const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
+    const KEPT: LimitsKept = LimitsKept::MarketsAndTypes;
+
     fn keys(text: &str) -> Keys {
-        Keys { variable: "KEYS", file: None, entries: RwLock::new(parse(text).unwrap()) }
+        let entries = RwLock::new(parse(text, KEPT).unwrap());
+        Keys { variable: "KEYS", file: None, kept: KEPT, entries }
     }
 
     fn label_of(keys: &Keys, key: &str) -> Option<String> {
@@ -374,6 +404,13 @@ mod tests {
         for (error, why) in [
             (format!("sha256:{ABC}"), "expected a label"),
             (format!("a b sha256:{ABC}"), "expected a label"),
+            (format!("a b sha256:{ABC} types=T"), "expected a label"),
+            (format!("sha256:{ABC} types=T"), "expected a label"),
+            (format!("a sha256:{ABC} types=t"), "types=: expected types"),
+            (format!("a sha256:{ABC} markets=x"), "markets=: expected some of stocks"),
+            (format!("a sha256:{ABC} note"), "expected nothing after the digest but markets="),
+            (format!("b sha256:{ABC} types=T"), "the key of line 1 again"),
+            ("abc types=T".to_owned(), "expected keys without blanks"),
             (format!("a/b sha256:{ABC}"), "expected a label of"),
             (format!("{} sha256:{ABC}", "x".repeat(65)), "expected a label of"),
             ("a sha256:abc".to_owned(), "64 hexadecimal digits"),
@@ -384,7 +421,7 @@ mod tests {
             ("abc".to_owned(), "the key of line 1 again"),
         ] {
             let Err(KeyFileError::Line { number, why: reason }) =
-                parse(&format!("{good}\n#\n{error}\n"))
+                parse(&format!("{good}\n#\n{error}\n"), KEPT)
             else {
                 panic!("{error} was accepted")
             };
@@ -392,8 +429,17 @@ mod tests {
             assert!(reason.contains(why) && !reason.contains(&error), "{error}: {reason}");
         }
         for empty in ["", " , ,\n", "# abc\n"] {
-            assert_eq!(parse(empty).unwrap_err(), KeyFileError::Empty);
+            assert_eq!(parse(empty, KEPT).unwrap_err(), KeyFileError::Empty);
         }
+    }
+
+    #[test]
+    fn a_line_may_limit_its_key() {
+        let keys = keys(&format!("desk-a sha256:{ABC}  types=T\tmarkets=crypto\r\nplain\n"));
+        let limits = |key: &str| keys.authenticate(&key.into()).unwrap().limits().clone();
+        let expected = KeyLimits::parse(["markets=crypto", "types=T"].into_iter(), KEPT);
+        assert_eq!(Ok(limits("abc")), expected);
+        assert_eq!(limits("plain"), KeyLimits::default());
     }
 
     #[test]
@@ -415,7 +461,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let write = |text: &str| std::fs::write(file.path(), text).unwrap();
         write("one\ntwo\n");
-        let keys = Keys::read("KEYS", None, Some(file.path())).unwrap().unwrap();
+        let keys = Keys::read("KEYS", None, Some(file.path()), KEPT).unwrap().unwrap();
         let lease = |key: &str| keys.authenticate(&key.into()).unwrap();
         let (one, two) = (lease("one"), lease("two"));
         write(&format!("{}\nthree", key_file_line("renamed", &"one".into())));
@@ -431,5 +477,38 @@ mod tests {
         // A key that comes back is a new one: sessions of the old one still end.
         write("two");
         assert!(keys.reload().is_ok() && two.is_revoked() && !lease("two").is_revoked());
+    }
+
+    #[test]
+    fn a_key_with_other_limits_is_a_new_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let line = format!("desk-a sha256:{ABC}");
+        let write = |limits: &str| std::fs::write(file.path(), format!("{line} {limits}")).unwrap();
+        let read = |kept| Keys::read("KEYS", None, Some(file.path()), kept);
+        write("types=T,Q");
+        let keys = read(KEPT).unwrap().unwrap();
+        for (before, after, same) in [
+            ("types=T,Q", "types=Q,T", true),
+            ("types=T,Q", "types=T", false),
+            ("types=T", "types=T markets=stocks", false),
+            ("types=T markets=stocks", "markets=stocks types=T", true),
+            ("types=T markets=stocks", "", false),
+            ("", "", true),
+        ] {
+            let lease = keys.authenticate(&"abc".into()).unwrap();
+            write(after);
+            let changed = usize::from(!same);
+            let reloaded = Reloaded { keys: 1, added: changed, removed: changed };
+            assert_eq!(keys.reload(), Ok(Some(reloaded)), "{before:?} to {after:?}");
+            assert_eq!(lease.is_revoked(), !same, "{before:?} to {after:?}");
+        }
+        // A program that does not keep a limit takes it neither at its start nor later.
+        let keys = read(LimitsKept::Markets).unwrap().unwrap();
+        let lease = keys.authenticate(&"abc".into()).unwrap();
+        write("types=T");
+        for error in [read(LimitsKept::Markets).unwrap_err(), keys.reload().unwrap_err()] {
+            assert!(error.to_string().contains("line 1: types= works at"), "{error}");
+        }
+        assert!(!lease.is_revoked());
     }
 }
