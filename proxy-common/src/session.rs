@@ -46,7 +46,7 @@ use crate::{
 
 /// A client that is silent for this many ping intervals is closed.
 const SILENT_PINGS: u32 = 3;
-/// How long a client with a wrong key may take to read the answer and to close by itself, as some
+/// How long a client with a refused key may take to read the answer and to close by itself, as some
 /// clients expect.
 const AUTH_FAILED_PAUSE: Duration = Duration::from_millis(500);
 
@@ -257,9 +257,13 @@ impl<'a, T: Tier> Session<'a, T> {
                 let Some(key) = self.sessions.config.keys.authenticate(&key) else {
                     return Err(CloseReason::AuthFailed);
                 };
-                debug!(client = %self.client.address, key = key.label(), "authenticated");
                 let label = key.shared_label();
+                let opens_market = key.limits().include_market(self.client.market);
                 self.key = Some(key);
+                if !opens_market {
+                    return Err(CloseReason::MarketRefused);
+                }
+                debug!(client = %self.client.address, key = &*label, "authenticated");
                 self.reply(&Status::auth_success());
                 // A second auth is answered like the first. It changes the key, not the
                 // subscriptions.
@@ -316,8 +320,8 @@ impl<'a, T: Tier> Session<'a, T> {
         // First, so that nothing more is routed to a session that ends.
         self.subscriber = None;
         let status = closing_status(reason, wants_notices);
-        if reason == CloseReason::AuthFailed {
-            self.reply(&Status::auth_failed());
+        if let Some(refusal) = self.auth_refusal(reason) {
+            self.reply(&refusal);
             keep_writing(&self.outbound, &mut self.inbound, AUTH_FAILED_PAUSE, Until::PeerClosed)
                 .await;
         }
@@ -328,6 +332,18 @@ impl<'a, T: Tier> Session<'a, T> {
             warn!(%client, key, reason = reason.label(), "session ended");
         } else {
             debug!(%client, key, reason = reason.label(), "session ended");
+        }
+    }
+
+    /// The answer to the key, if the session ends because that was refused.
+    fn auth_refusal(&self, reason: CloseReason) -> Option<Status> {
+        match (reason, &self.key) {
+            (CloseReason::AuthFailed, _) => Some(Status::auth_failed()),
+            (CloseReason::MarketRefused, Some(key)) => {
+                let (markets, market) = (key.limits().market_names(), self.client.market);
+                Some(Status::market_refused(&markets, market))
+            }
+            _ => None,
         }
     }
 }
@@ -347,6 +363,7 @@ fn closing_status(reason: CloseReason, wants_notices: bool) -> Option<Status> {
             wants_notices.then(|| Status::new("draining", "the proxy is restarting"))
         }
         CloseReason::AuthFailed
+        | CloseReason::MarketRefused
         | CloseReason::ClientGone
         | CloseReason::Protocol
         | CloseReason::NotText

@@ -46,6 +46,8 @@ named_enum! {
         AuthTimeout = "auth_timeout",
         /// A wrong key.
         AuthFailed = "auth_failed",
+        /// A key that is for other markets.
+        MarketRefused = "market_refused",
         /// Commands faster than `COMMAND_RATE`: the session is read more slowly.
         CommandRate = "command_rate",
         /// A violation of the WebSocket protocol.
@@ -77,6 +79,7 @@ impl Abuse {
             Self::Handshake => "turned away: no WebSocket handshake",
             Self::AuthTimeout => "closed: no key in time",
             Self::AuthFailed => "closed: wrong key",
+            Self::MarketRefused => "closed: the key is for other markets",
             Self::CommandRate => "slowed down: commands faster than COMMAND_RATE",
             Self::Protocol => "closed: broke the WebSocket protocol",
             Self::TooBig => "closed: message too big",

@@ -8,7 +8,10 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{protocol::channel::Channel, websocket::Frame};
+use crate::{
+    protocol::{channel::Channel, market::Market},
+    websocket::Frame,
+};
 
 /// The most bytes in one message to a client. The vendor's Go client fails at 1,000,000 bytes, its
 /// Python client at 1 MiB.
@@ -173,6 +176,11 @@ impl Status {
         Self::new("auth_failed", "authentication failed")
     }
 
+    /// The answer to a valid key that is for these markets and not for the session's.
+    pub fn market_refused(markets: &str, market: Market) -> Self {
+        Self::new("auth_failed", format!("the key is for {markets}, not for {market}"))
+    }
+
     /// The answer to a subscription before authentication (the vendor's name; the text is ours).
     pub fn auth_required() -> Self {
         Self::new("auth_required", "authentication required: send auth before subscribing")
@@ -277,6 +285,10 @@ mod tests {
         check_status(
             &Status::auth_failed(),
             r#"[{"ev":"status","status":"auth_failed","message":"authentication failed"}]"#,
+        );
+        check_status(
+            &Status::market_refused("options, crypto", Market::Stocks),
+            r#"[{"ev":"status","status":"auth_failed","message":"the key is for options, crypto, not for stocks"}]"#,
         );
         check_status(
             &Status::auth_timeout(),

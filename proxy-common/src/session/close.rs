@@ -24,7 +24,9 @@ named_enum! {
         AuthTimeout = "auth_timeout",
         /// The key was wrong.
         AuthFailed = "auth_failed",
-        /// The key was removed from the file of keys.
+        /// The key is for other markets.
+        MarketRefused = "market_refused",
+        /// The key was removed from the file of keys, or its limits there have changed.
         KeyRevoked = "key_revoked",
         /// The client read more slowly than its data came.
         SlowConsumer = "slow_consumer",
@@ -90,6 +92,7 @@ impl CloseReason {
             Self::TooBig => row(1009, "message too big", true, Some(A::TooBig)),
             Self::AuthTimeout => row(1008, "authentication timeout", true, Some(A::AuthTimeout)),
             Self::AuthFailed => row(1008, "authentication failed", true, Some(A::AuthFailed)),
+            Self::MarketRefused => row(1008, "authentication failed", true, Some(A::MarketRefused)),
             Self::KeyRevoked => row(1008, "key revoked", false, None),
             Self::SlowConsumer => row(1008, "slow consumer", false, None),
             Self::Silent => row(1008, "no answer to pings", false, None),
@@ -138,6 +141,7 @@ mod tests {
             ("too_big", 1009, true, false),
             ("auth_timeout", 1008, true, false),
             ("auth_failed", 1008, true, false),
+            ("market_refused", 1008, true, false),
             ("key_revoked", 1008, false, false),
             ("slow_consumer", 1008, false, true),
             ("silent", 1008, false, false),
