@@ -37,7 +37,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use tungstenite::protocol::frame::coding::Control;
 
-use self::decision::decide;
+use self::decision::{decide, narrow};
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
     protocol::{Command, Items, Market, NoticePolicy, Status, status_frame},
@@ -257,20 +257,7 @@ impl<'a, T: Tier> Session<'a, T> {
                 let Some(key) = self.sessions.config.keys.authenticate(&key) else {
                     return Err(CloseReason::AuthFailed);
                 };
-                let label = key.shared_label();
-                let opens_market = key.limits().include_market(self.client.market);
-                self.key = Some(key);
-                if !opens_market {
-                    return Err(CloseReason::MarketRefused);
-                }
-                debug!(client = %self.client.address, key = &*label, "authenticated");
-                self.reply(&Status::auth_success());
-                // A second auth is answered like the first. It changes the key, not the
-                // subscriptions.
-                if self.subscriber.is_none() {
-                    self.subscriber = Some(self.sessions.tier.admit(&self.outbound, label).await);
-                }
-                Ok(())
+                self.on_key(key).await
             }
             Ok(Command::Subscribe(items)) => self.on_change(&items, true).await,
             Ok(Command::Unsubscribe(items)) => self.on_change(&items, false).await,
@@ -281,15 +268,40 @@ impl<'a, T: Tier> Session<'a, T> {
         }
     }
 
+    /// The session goes on with this key.
+    async fn on_key(&mut self, key: KeyLease) -> Result<(), CloseReason> {
+        let (client, market) = (self.client.address, self.client.market);
+        let key = self.key.insert(key);
+        if !key.limits().include_market(market) {
+            return Err(CloseReason::MarketRefused);
+        }
+        debug!(%client, key = key.label(), "authenticated");
+        self.outbound.send_frame(&status_frame(&Status::auth_success()), Instant::now());
+        match &mut self.subscriber {
+            None => {
+                let admitted = self.sessions.tier.admit(&self.outbound, key.shared_label()).await;
+                self.subscriber = Some(admitted);
+            }
+            // A second auth is answered like the first. Of the subscriptions, those stay that the
+            // newer key may have.
+            Some(subscriber) => {
+                if let Some(change) = narrow(market, key, subscriber) {
+                    subscriber.change(change).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn on_change(&mut self, items: &Items, subscribe: bool) -> Result<(), CloseReason> {
-        let Some(subscriber) = &mut self.subscriber else {
+        let (Some(subscriber), Some(key)) = (&mut self.subscriber, &self.key) else {
             self.reply(&Status::auth_required());
             return Ok(());
         };
         // Decide again if the coverage has changed meanwhile, which is rare.
         loop {
             let config = &self.sessions.config;
-            let Some(change) = decide(config, subscriber, items, subscribe) else {
+            let Some(change) = decide(config, key, subscriber, items, subscribe) else {
                 let action = if subscribe { "subscribe" } else { "unsubscribe" };
                 self.reply_error(format!(
                     "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"

@@ -6,8 +6,12 @@ use super::{
     config::SessionConfig,
     tier::{Subscriber, SubscriptionChange},
 };
-use crate::protocol::{
-    Channel, Items, Market, NoticePolicy, Status, Unavailable, channel_items, hint, status_frames,
+use crate::{
+    access::KeyLease,
+    protocol::{
+        Channel, Items, Market, NoticePolicy, Status, Unavailable, channel_items, hint,
+        status_frames,
+    },
 };
 
 /// The longest label of a key.
@@ -15,8 +19,11 @@ const MAX_LABEL: usize = 64;
 
 /// Decides on each item of a command: one status for each, refusals first. A hint follows if a new
 /// channel probably matches nothing. `None` if the command names no item.
+///
+/// The limits of the key hold for what is added. Whatever is held may be removed.
 pub(super) fn decide(
     config: &SessionConfig,
+    key: &KeyLease,
     subscriber: &impl Subscriber,
     items: &Items,
     subscribe: bool,
@@ -38,7 +45,9 @@ pub(super) fn decide(
                 continue;
             }
         };
-        if subscribe {
+        if subscribe && !key.limits().include(&channel) {
+            refusals.push(not_for_key(key, market, subscriber, item, &channel));
+        } else if subscribe {
             let (refusal, acceptance) = add(&mut channels, limit, subscriber, item, channel);
             refusals.extend(refusal);
             accepted.extend(acceptance);
@@ -63,6 +72,59 @@ pub(super) fn decide(
     let on_behalf_of = items.on_behalf_of.as_deref().map(shorten_label);
     let change = SubscriptionChange { subscribe, channels, on_behalf_of, reply, coverage_version };
     (!change.reply.is_empty() || !change.channels.is_empty()).then_some(change)
+}
+
+/// Removes what the session holds and its newest key may not have, with a status for each. `None`
+/// if there is nothing of that kind.
+///
+/// A session answers for one key, its newest. If it kept what an older key was given, it would keep
+/// that also when the older key is removed.
+pub(super) fn narrow(
+    market: Market,
+    key: &KeyLease,
+    subscriber: &impl Subscriber,
+) -> Option<SubscriptionChange> {
+    let held = subscriber.held().iter();
+    let channels: BTreeSet<Channel> =
+        held.filter(|channel| !key.limits().include(channel)).cloned().collect();
+    let status =
+        |channel: &Channel| not_for_key(key, market, subscriber, &channel.to_string(), channel);
+    let reply = status_frames(&channels.iter().map(status).collect::<Vec<_>>());
+    let coverage_version = subscriber.coverage_version();
+    (!channels.is_empty()).then_some(SubscriptionChange {
+        subscribe: false,
+        channels,
+        on_behalf_of: None,
+        reply,
+        coverage_version,
+    })
+}
+
+/// The answer to an item that the key may not have. For `*` it says what to ask for instead: the
+/// types that the key may have and that are carried.
+fn not_for_key(
+    key: &KeyLease,
+    market: Market,
+    subscriber: &impl Subscriber,
+    item: &str,
+    channel: &Channel,
+) -> Status {
+    let (label, types) = (key.label(), key.limits().type_names());
+    let mut message = format!("{item:?} is not for the key {label}, which may have {types}");
+    if *channel == Channel::All {
+        let extra = subscriber.extra_kinds();
+        let wildcards = key.limits().types().map(|kind| format!("{kind}.*"));
+        let carried = wildcards.filter(|wildcard| {
+            Channel::parse_among(wildcard, market, &extra).is_ok_and(|channel| {
+                !matches!(subscriber.unavailable(&channel), Some(Unavailable::Whole(_)))
+            })
+        });
+        let carried = carried.collect::<Vec<_>>().join(", ");
+        if !carried.is_empty() {
+            message += &format!(": ask for {carried}");
+        }
+    }
+    Status::error(message)
 }
 
 /// A label is no longer than those of keys.
@@ -105,4 +167,192 @@ fn add(
         channels.insert(channel);
     }
     (refusal, Some(Status::subscribed(item)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::{
+        access::{CommandRate, Keys, LimitsKept, key_file_line},
+        protocol::{ChannelSet, ExtraKinds, Kind},
+        session::{ChangeOutcome, CloseReason, SlowLimits},
+    };
+
+    /// A subscriber of a firehose that refuses FMV, also carries NEW9, and serves LV on demand.
+    struct Fixed(ChannelSet);
+
+    impl Subscriber for Fixed {
+        fn held(&self) -> &ChannelSet {
+            &self.0
+        }
+
+        fn coverage_version(&self) -> u64 {
+            7
+        }
+
+        fn extra_kinds(&self) -> ExtraKinds {
+            ExtraKinds::These(Kind::from_code(b"NEW9").into_iter().collect())
+        }
+
+        fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
+            match channel {
+                Channel::Kind(Kind::LV) => Some(Unavailable::by_contract(Kind::LV, 9)),
+                _ if channel.kind() == Some(Kind::FMV) => {
+                    Some(Unavailable::refused(channel, "not authorized"))
+                }
+                _ => None,
+            }
+        }
+
+        fn is_on_demand(&self, channel: &Channel) -> bool {
+            matches!(channel, Channel::Symbol(Kind::LV, _))
+        }
+
+        async fn change(&mut self, _: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
+            Ok(ChangeOutcome::Applied)
+        }
+
+        async fn pull(&mut self) -> Result<(), CloseReason> {
+            Ok(())
+        }
+    }
+
+    fn channels(list: &str) -> BTreeSet<Channel> {
+        channel_items(list).map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
+    }
+
+    fn holding(list: &str) -> Fixed {
+        Fixed(channels(list).into_iter().collect())
+    }
+
+    /// A session's lease of the key `desk-a` with these limits.
+    fn lease(limits: &str) -> (Keys, KeyLease) {
+        let line = format!("{} {limits}", key_file_line("desk-a", &"abc".into()));
+        let kept = LimitsKept::MarketsAndTypes;
+        let keys = Keys::read("KEYS", Some(&line.into()), None, kept).unwrap().unwrap();
+        let lease = keys.authenticate(&"abc".into()).unwrap();
+        (keys, lease)
+    }
+
+    fn config(keys: Keys) -> SessionConfig {
+        let minute = Duration::from_secs(60);
+        SessionConfig {
+            market: Market::Stocks,
+            keys: Arc::new(keys),
+            command_rate: CommandRate::per_second(100),
+            auth_timeout: minute,
+            ping_interval: minute,
+            max_subscriptions: 10,
+            slow: SlowLimits { queue_bytes: 1_000_000, max_lag: minute },
+            drain_spread: minute,
+            drain_timeout: minute,
+            notices: NoticePolicy::Everyone,
+        }
+    }
+
+    /// What a change adds or removes, and its messages.
+    fn outcome(change: Option<SubscriptionChange>) -> (BTreeSet<Channel>, Vec<String>) {
+        let change = change.expect("a change");
+        let frames = change.reply.iter().flat_map(|frame| {
+            serde_json::from_slice::<Vec<serde_json::Value>>(frame.text()).unwrap()
+        });
+        let messages = frames.map(|status| {
+            let text = |name: &str| status[name].as_str().unwrap().to_owned();
+            match text("status").as_str() {
+                "success" => text("message"),
+                status => format!("{status}: {}", text("message")),
+            }
+        });
+        (change.channels, messages.collect())
+    }
+
+    #[track_caller]
+    fn check(limits: &str, held: &str, items: &str, added: &str, messages: &[&str]) {
+        let (keys, key) = lease(limits);
+        let items = Items { params: items.to_owned(), on_behalf_of: Some("desk-z".to_owned()) };
+        let (config, subscriber) = (config(keys), holding(held));
+        let decided = outcome(decide(&config, &key, &subscriber, &items, true));
+        assert_eq!(decided, (channels(added), messages.iter().map(ToString::to_string).collect()));
+    }
+
+    #[test]
+    fn a_key_with_a_limit_gets_its_types_and_reasons_for_the_others() {
+        check(
+            "types=T,AM,FMV,LV,NEW9",
+            "",
+            "T.AAPL,Q.AAPL,AM.*,A.A*,NEW9.X,FMV.*,LV.X,XQ.*,bad",
+            "T.AAPL,AM.*,NEW9.X,LV.X",
+            &[
+                r#"error: "Q.AAPL" is not for the key desk-a, which may have T, AM, FMV, LV, NEW9"#,
+                r#"error: "A.A*" is not for the key desk-a, which may have T, AM, FMV, LV, NEW9"#,
+                r#"error: "FMV.*" is not carried: upstream refused FMV.*: not authorized"#,
+                r#"error: unknown channel type in "XQ.*": expected one of T, Q, A, AM, LULD, NOI, FMV, LV, NEW9 before the first dot"#,
+                r#"error: invalid channel "bad": expected TYPE.SYMBOL, TYPE.PREFIX*, TYPE.* or *, for example T.*"#,
+                "subscribed to: T.AAPL",
+                "subscribed to: AM.*",
+                "subscribed to: NEW9.X",
+            ],
+        );
+        // A contract on demand is answered by the tier, unless the key may not have it.
+        let lv = r#"error: "LV.X" is not for the key desk-a, which may have T"#;
+        check("types=T", "", "LV.X", "", &[lv]);
+    }
+
+    #[test]
+    fn the_wildcards_to_ask_for_instead_of_all_are_those_that_are_carried() {
+        for (types, hint) in [
+            ("T,AM", "T, AM: ask for T.*, AM.*"),
+            ("AM,NEW9,NEW8", "AM, NEW8, NEW9: ask for AM.*, NEW9.*"),
+            ("T,FMV,LV,XQ", "T, FMV, LV, XQ: ask for T.*"),
+            ("XT,XQ", "XT, XQ"),
+        ] {
+            let refusal = format!(r#"error: "*" is not for the key desk-a, which may have {hint}"#);
+            check(&format!("types={types}"), "", "*", "", &[&refusal]);
+        }
+    }
+
+    #[test]
+    fn a_key_without_a_limit_to_types_may_have_all() {
+        for limits in ["", "markets=stocks"] {
+            let subscribed = ["subscribed to: *", "subscribed to: Q.A"];
+            check(limits, "T.*", "*,Q.A", "*,Q.A", &subscribed);
+        }
+    }
+
+    #[test]
+    fn a_refused_item_takes_no_room() {
+        let held = "T.A,T.B,T.C,T.D,T.E,T.F,T.G,T.H,T.I";
+        let full = r#"error: subscription limit of 10 reached: "T.L" not subscribed"#;
+        let refused = r#"error: "Q.K" is not for the key desk-a, which may have T"#;
+        let subscribed = "subscribed to: T.K";
+        check("types=T", held, "Q.K,T.K,T.L", "T.K", &[refused, full, subscribed]);
+    }
+
+    #[test]
+    fn whatever_is_held_may_be_removed() {
+        let (keys, key) = lease("types=T");
+        let items = Items { params: "Q.A,T.A,*,LV.B".to_owned(), on_behalf_of: None };
+        let subscriber = holding("Q.A,*,LV.C");
+        let decided = outcome(decide(&config(keys), &key, &subscriber, &items, false));
+        let messages = ["Q.A", "T.A", "*", "LV.B"].map(|item| format!("unsubscribed to: {item}"));
+        assert_eq!(decided, (channels("Q.A,*"), messages.to_vec()));
+    }
+
+    #[test]
+    fn a_newer_key_keeps_what_it_may_have() {
+        let (_keys, key) = lease("types=T,AM");
+        let narrowed = narrow(Market::Stocks, &key, &holding("*,T.*,T.A,AM.B*,Q.A,LV.X"));
+        assert!(narrowed.as_ref().is_some_and(|change| !change.subscribe));
+        let refusal =
+            |item| format!("error: {item:?} is not for the key desk-a, which may have T, AM");
+        let all = format!("{}: ask for T.*, AM.*", refusal("*"));
+        let expected = (channels("*,Q.A,LV.X"), vec![all, refusal("Q.A"), refusal("LV.X")]);
+        assert_eq!(outcome(narrowed), expected);
+        for (limits, held) in [("types=T,AM", "T.*,AM.B"), ("types=T", ""), ("", "*,Q.A")] {
+            let (_keys, key) = lease(limits);
+            assert!(narrow(Market::Stocks, &key, &holding(held)).is_none(), "{limits:?} {held}");
+        }
+    }
 }
