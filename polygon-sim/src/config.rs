@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
 use crate::market::Market;
@@ -13,7 +13,8 @@ use crate::market::Market;
 pub struct SimConfig {
     /// The market it serves: `stocks`, `options`, `forex`, `crypto`, `indices` or `futures`. The
     /// retired Launchpad product's `launchpad-stocks`, `-options`, `-forex` and `-crypto` work too,
-    /// under the plain market's path. Default `stocks`.
+    /// under the plain market's path. Several are separated by commas. Each has its own path,
+    /// connections, events and faults, and all other settings apply to each. Default `stocks`.
     pub market: String,
     /// Events generated per second while some client is subscribed. Events that no client wants
     /// count too. 0 sends scripted events only. Default 0.
@@ -71,24 +72,34 @@ impl Default for SimConfig {
 }
 
 impl SimConfig {
-    /// The market that this configuration names.
+    /// The markets that this configuration names, at least one.
     ///
     /// # Errors
     /// The first setting that cannot be used. The message names it and what is expected.
-    pub fn validate(&self) -> Result<Market> {
-        let market: Market = self.market.parse()?;
+    pub fn validate(&self) -> Result<Vec<Market>> {
+        let markets = self.market.split(',').map(|name| name.trim().parse());
+        let markets = markets.collect::<Result<Vec<Market>>>()?;
+        for (n, market) in markets.iter().enumerate() {
+            let path = market.segment();
+            let taken = markets[..n].iter().any(|other| other.segment() == path);
+            ensure!(!taken, "market {market} needs the path /{path}, which another has already");
+        }
         check_rate(self.rate)?;
         ensure!(self.symbols > 0, "symbols must be 1 or more");
         ensure!(self.frame_events > 0, "frame events must be 1 or more");
         ensure!(!self.tick.is_zero(), "tick must be longer than 0");
         ensure!(self.max_connections > 0, "max connections must be 1 or more");
         for kind in &self.refuse {
-            market.kind(kind).with_context(|| {
-                let known: Vec<_> = market.kinds().iter().map(|kind| kind.ev).collect();
-                format!("unknown kind {kind:?} to refuse, {market} has {}", known.join(", "))
-            })?;
+            let kinds = markets.iter().flat_map(|market| market.kinds());
+            let known: Vec<_> = kinds.map(|kind| kind.ev).collect();
+            ensure!(
+                known.contains(&kind.as_str()),
+                "unknown kind {kind:?} to refuse, {} has {}",
+                self.market,
+                known.join(", ")
+            );
         }
-        Ok(market)
+        Ok(markets)
     }
 }
 
@@ -134,8 +145,17 @@ mod tests {
         );
         assert!(fails(SimConfig { rate: f64::NAN, ..Default::default() }).contains("rate"));
         assert!(fails(SimConfig { symbols: 0, ..Default::default() }).contains("symbols"));
+        for list in ["stocks,bonds", "stocks,", ""] {
+            let config = SimConfig { market: list.into(), ..Default::default() };
+            assert!(fails(config).contains("unknown market"), "{list}");
+        }
+        let twice = SimConfig { market: "stocks,launchpad-stocks".into(), ..Default::default() };
+        assert!(fails(twice).contains("launchpad-stocks needs the path /stocks"));
         let refused = fails(SimConfig { refuse: vec!["XT".into()], ..Default::default() });
         assert!(refused.contains("XT") && refused.contains("LULD"), "{refused}");
+        let market = "stocks, crypto".to_owned();
+        let several = SimConfig { market, refuse: vec!["XT".into()], ..Default::default() };
+        assert_eq!(several.validate().unwrap(), [Market::Stocks, Market::Crypto]);
     }
 
     #[test]

@@ -2,13 +2,15 @@
 //!
 //! | request | body | answer |
 //! | --- | --- | --- |
-//! | `GET /stats` | | [`SimStats`](crate::SimStats) as JSON |
+//! | `GET /stats` | | [`SimStats`](crate::SimStats) as JSON; of several markets, each by its name |
 //! | `POST /fault` | a [`Fault`] as JSON: `{"fault":"evict"}` | 204 |
 //! | `POST /rate` | events per second, a JSON number | 204 |
 //!
+//! With several markets, a request goes to all of them, or to one: `POST /fault?market=crypto`.
+//!
 //! A body that cannot be read gets 400 and a line saying why, anything else 404.
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -32,7 +34,7 @@ const BODY: usize = 64 << 10;
 const REQUEST: Duration = Duration::from_secs(10);
 
 /// Serves the endpoint until `stop`.
-pub async fn serve(listener: TcpListener, handle: SimHandle, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, markets: Vec<SimHandle>, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -42,7 +44,7 @@ pub async fn serve(listener: TcpListener, handle: SimHandle, stop: CancellationT
         };
         match accepted {
             Ok((tcp, _)) => {
-                let exchange = exchange(tcp, handle.clone());
+                let exchange = exchange(tcp, markets.clone());
                 let stop = stop.clone();
                 tasks.spawn(async move { stop.run_until_cancelled(exchange).await });
             }
@@ -57,11 +59,8 @@ pub async fn serve(listener: TcpListener, handle: SimHandle, stop: CancellationT
 }
 
 /// Answers one request on a connection and closes it.
-async fn exchange(tcp: TcpStream, handle: SimHandle) {
-    let service = service_fn(|request| {
-        let handle = handle.clone();
-        async move { Ok::<_, Infallible>(answer(request, &handle).await) }
-    });
+async fn exchange(tcp: TcpStream, markets: Vec<SimHandle>) {
+    let service = service_fn(async |request| Ok::<_, Infallible>(answer(request, &markets).await));
     let connection =
         http1::Builder::new().keep_alive(false).serve_connection(TokioIo::new(tcp), service);
     match timeout(REQUEST, connection).await {
@@ -71,25 +70,50 @@ async fn exchange(tcp: TcpStream, handle: SimHandle) {
     }
 }
 
-async fn answer(request: Request<Incoming>, handle: &SimHandle) -> Response<Full<Bytes>> {
+async fn answer(request: Request<Incoming>, markets: &[SimHandle]) -> Response<Full<Bytes>> {
     let (parts, body) = request.into_parts();
-    let done = match (parts.method, parts.uri.path()) {
-        (Method::GET, "/stats") => serde_json::to_string(&handle.stats()).map_err(Into::into),
-        (Method::POST, "/fault") => read::<Fault>(body).await.map(|fault| {
-            handle.inject(fault);
-            String::new()
-        }),
-        (Method::POST, "/rate") => match read(body).await {
-            Ok(rate) => handle.try_set_rate(rate).map(|()| String::new()),
-            Err(error) => Err(error),
-        },
-        _ => return reply(StatusCode::NOT_FOUND, "try GET /stats, POST /fault, POST /rate\n"),
+    let done = async {
+        let markets = addressed(parts.uri.query(), markets)?;
+        Ok(Some(match (parts.method, parts.uri.path()) {
+            (Method::GET, "/stats") => stats(markets)?,
+            (Method::POST, "/fault") => {
+                let fault: Fault = read(body).await?;
+                markets.iter().for_each(|market| market.inject(fault.clone()));
+                String::new()
+            }
+            (Method::POST, "/rate") => {
+                let rate = read(body).await?;
+                markets.iter().try_for_each(|market| market.try_set_rate(rate))?;
+                String::new()
+            }
+            _ => return Ok(None),
+        }))
     };
+    let done: Result<_> = done.await;
     match done {
-        Ok(text) if text.is_empty() => reply(StatusCode::NO_CONTENT, ""),
-        Ok(text) => reply(StatusCode::OK, text),
+        Ok(None) => reply(StatusCode::NOT_FOUND, "try GET /stats, POST /fault, POST /rate\n"),
+        Ok(Some(text)) if text.is_empty() => reply(StatusCode::NO_CONTENT, ""),
+        Ok(Some(text)) => reply(StatusCode::OK, text),
         Err(error) => reply(StatusCode::BAD_REQUEST, format!("{error:#}\n")),
     }
+}
+
+/// The markets that the query of a request means.
+fn addressed<'a>(query: Option<&str>, markets: &'a [SimHandle]) -> Result<&'a [SimHandle]> {
+    let Some(query) = query else { return Ok(markets) };
+    let name = query.strip_prefix("market=").context("expected ?market=NAME")?;
+    let at = markets.iter().position(|market| market.market().name() == name);
+    let at = at.with_context(|| format!("no market {name:?} here"))?;
+    Ok(&markets[at..=at])
+}
+
+/// The counters as JSON.
+fn stats(markets: &[SimHandle]) -> Result<String> {
+    if let [market] = markets {
+        return Ok(serde_json::to_string(&market.stats())?);
+    }
+    let each = markets.iter().map(|market| (market.market().name(), market.stats()));
+    Ok(serde_json::to_string(&each.collect::<BTreeMap<_, _>>())?)
 }
 
 async fn read<T: serde::de::DeserializeOwned>(body: Incoming) -> Result<T> {

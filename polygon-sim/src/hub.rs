@@ -1,5 +1,5 @@
-//! The service that all connections share: who is connected, what is published, which faults are
-//! on.
+//! The service that all connections of a market share: who is connected, what is published, which
+//! faults are on.
 
 use std::{
     collections::BTreeSet,
@@ -75,8 +75,7 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(config: SimConfig) -> Result<Self> {
-        let market = config.validate()?;
+    pub(crate) fn new(market: Market, config: SimConfig) -> Result<Self> {
         let generator = Generator::new(market.name(), config.symbols, config.seed)?;
         Ok(Self {
             market,

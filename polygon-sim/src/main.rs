@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use polygon_sim::{
-    Profile, SimConfig, Simulator, control,
+    Profile, SimConfig, SimHandle, Simulator, control,
     plan::{Plan, parse_duration},
 };
 use tokio::{
@@ -34,13 +34,14 @@ struct Args {
     /// Address or host name to listen on.
     #[arg(long, env = "SIM_HOST", default_value = "127.0.0.1")]
     host: String,
-    /// Market: stocks, options, forex, crypto, indices or futures.
+    /// Markets, each at its own path with connections, events and faults of its own: stocks,
+    /// options, forex, crypto, indices or futures; several are separated by commas.
     #[arg(long, env = "SIM_MARKET", default_value = "stocks")]
     market: String,
-    /// Events generated per second while some client is subscribed; 0 for none.
+    /// Events of each market generated per second while some client is subscribed; 0 for none.
     #[arg(long, env = "SIM_RATE", default_value_t = 5_000.0, allow_negative_numbers = true)]
     rate: f64,
-    /// Number of symbols, the most active first.
+    /// Number of symbols of each market, the most active first.
     #[arg(long, env = "SIM_SYMBOLS", default_value_t = 10_000)]
     symbols: usize,
     /// Seed of the generated events.
@@ -66,14 +67,15 @@ struct Args {
     /// How long events are gathered before they are sent: 5ms.
     #[arg(long, env = "SIM_TICK", default_value = "5ms", value_parser = parse_duration)]
     tick: Duration,
-    /// Connections that the account may hold; one more evicts the oldest.
+    /// Connections to each market that the account may hold; one more evicts the oldest.
     #[arg(long, env = "SIM_MAX_CONNECTIONS", default_value_t = 1)]
     max_connections: usize,
-    /// Port of the HTTP control endpoint on 127.0.0.1 (GET /stats, POST /fault, POST /rate). By
-    /// default there is no endpoint.
+    /// Port of the HTTP control endpoint on 127.0.0.1 (GET /stats, POST /fault, POST /rate; with
+    /// ?market=crypto for one of several markets). By default there is no endpoint.
     #[arg(long, env = "SIM_CONTROL_PORT")]
     control_port: Option<u16>,
-    /// File of faults to inject, one JSON object per line: {"at":"12s","fault":{"fault":"evict"}}.
+    /// File of faults to inject, one JSON object per line: {"at":"12s","fault":{"fault":"evict"}},
+    /// with "market":"crypto" for one of several markets.
     #[arg(long, env = "SIM_PLAN")]
     plan: Option<PathBuf>,
     /// Log filter in the syntax of tracing.
@@ -139,17 +141,17 @@ fn start_log(args: &Args) -> Result<()> {
 }
 
 async fn run(args: Args) -> Result<()> {
-    let plan = match &args.plan {
-        Some(path) => read_plan(path)?,
-        None => Plan::parse("")?,
-    };
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to watch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("failed to watch SIGTERM")?;
 
-    let control_port = args.control_port;
-    let host = args.host.clone();
+    let (control_port, plan) = (args.control_port, args.plan.clone());
+    let (host, markets) = (args.host.clone(), args.market.clone());
     let simulator = Simulator::bind((host.as_str(), args.port), config(args)).await?;
-    let handle = simulator.handle();
+    let handles = simulator.handles();
+    let plan = match plan {
+        Some(path) => read_plan(&path, &handles)?,
+        None => Plan::default(),
+    };
     let control = match control_port {
         Some(port) => {
             let listener = TcpListener::bind(("127.0.0.1", port))
@@ -160,7 +162,7 @@ async fn run(args: Args) -> Result<()> {
         }
         None => None,
     };
-    info!(addr = %simulator.addr(), url = simulator.url(), "listening");
+    info!(addr = %simulator.addr(), url = simulator.url(), markets, "listening");
 
     let stop = CancellationToken::new();
     let serving = async {
@@ -170,10 +172,10 @@ async fn run(args: Args) -> Result<()> {
     };
     let steering = async {
         if let Some(listener) = control {
-            control::serve(listener, handle.clone(), stop.clone()).await;
+            control::serve(listener, handles.clone(), stop.clone()).await;
         }
     };
-    let planned = stop.run_until_cancelled(plan.run(handle.clone()));
+    let planned = stop.run_until_cancelled(plan.run(handles.clone()));
     let signals = async {
         tokio::select! {
             _ = interrupt.recv() => info!("stopping"),
@@ -187,10 +189,10 @@ async fn run(args: Args) -> Result<()> {
     served
 }
 
-fn read_plan(path: &std::path::Path) -> Result<Plan> {
+fn read_plan(path: &std::path::Path, markets: &[SimHandle]) -> Result<Plan> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("failed to read the plan {}", path.display()))?;
-    Plan::parse(&text)
+    Plan::parse(&text, &markets.iter().map(SimHandle::market).collect::<Vec<_>>())
 }
 
 fn config(args: Args) -> SimConfig {

@@ -2,20 +2,22 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
 
-use crate::{config::check_rate, fault::Fault, server::SimHandle};
+use crate::{config::check_rate, fault::Fault, market::Market, server::SimHandle};
 
 /// Steps in the order of their times.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Plan(Vec<Step>);
 
 #[derive(Debug, Clone, PartialEq)]
 struct Step {
     at: Duration,
+    /// `None` means every market.
+    market: Option<Market>,
     act: Act,
 }
 
@@ -30,23 +32,27 @@ enum Act {
 #[serde(deny_unknown_fields)]
 struct Line {
     at: String,
+    market: Option<String>,
     fault: Option<Fault>,
     rate: Option<f64>,
 }
 
 impl Plan {
     /// Reads a plan: one JSON object per line, `{"at":"12s","fault":{"fault":"evict"}}` or
-    /// `{"at":"500ms","rate":2000}`. Empty lines and lines that start with `#` are skipped. Times
+    /// `{"at":"500ms","rate":2000}`. With `"market":"crypto"` a step is for that market alone, and
+    /// must name one of `markets`; without, it is for all. Empty lines and lines that start with `#` are skipped. Times
     /// count from the start of [`Plan::run`]. Steps with the same time keep their order.
     ///
     /// # Errors
     /// Names the first line that cannot be read, and the reason.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse(text: &str, markets: &[Market]) -> Result<Self> {
         let mut steps = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             let line = line.trim();
             if !line.is_empty() && !line.starts_with('#') {
-                steps.push(step(line).with_context(|| format!("line {number} of the plan"))?);
+                steps.push(
+                    step(line, markets).with_context(|| format!("line {number} of the plan"))?,
+                );
             }
         }
         steps.sort_by_key(|step| step.at);
@@ -54,26 +60,40 @@ impl Plan {
     }
 
     /// Carries out the plan, then returns.
-    pub async fn run(self, handle: SimHandle) {
+    pub async fn run(self, markets: Vec<SimHandle>) {
         let start = Instant::now();
-        for step in self.0 {
-            sleep_until(start + step.at).await;
-            match step.act {
-                Act::Inject(fault) => {
-                    info!(fault = fault.to_string(), "plan");
-                    handle.inject(fault);
+        for Step { at, market: only, act } in self.0 {
+            sleep_until(start + at).await;
+            for market in &markets {
+                if only.is_some_and(|only| only != market.market()) {
+                    continue;
                 }
-                Act::Rate(rate) => {
-                    info!(rate, "plan");
-                    handle.set_rate(rate);
+                let name = market.market().name();
+                match &act {
+                    Act::Inject(fault) => {
+                        info!(market = name, fault = fault.to_string(), "plan");
+                        market.inject(fault.clone());
+                    }
+                    Act::Rate(rate) => {
+                        info!(market = name, rate, "plan");
+                        market.set_rate(*rate);
+                    }
                 }
             }
         }
     }
 }
 
-fn step(line: &str) -> Result<Step> {
+fn step(line: &str, markets: &[Market]) -> Result<Step> {
     let line: Line = serde_json::from_str(line)?;
+    let market = match line.market {
+        Some(name) => {
+            let market: Market = name.parse()?;
+            ensure!(markets.contains(&market), "market {market} is not served");
+            Some(market)
+        }
+        None => None,
+    };
     let act = match (line.fault, line.rate) {
         (Some(fault), None) => Act::Inject(fault),
         (None, Some(rate)) => {
@@ -82,7 +102,7 @@ fn step(line: &str) -> Result<Step> {
         }
         (Some(_), Some(_)) | (None, None) => return Err(anyhow!("needs either fault or rate")),
     };
-    Ok(Step { at: parse_duration(&line.at)?, act })
+    Ok(Step { at: parse_duration(&line.at)?, market, act })
 }
 
 /// Reads a duration: a number and one of `ms`, `s`, `m`.
@@ -111,12 +131,17 @@ mod tests {
     fn reads_steps_in_order_of_time() {
         let plan = Plan::parse(
             "# a comment\n\n{\"at\":\"2s\",\"fault\":{\"fault\":\"evict\"}}\n\
-             {\"at\":\"500ms\",\"rate\":20}\n",
+             {\"at\":\"500ms\",\"market\":\"crypto\",\"rate\":20}\n",
+            &[Market::Stocks, Market::Crypto],
         )
         .unwrap();
         let expected = [
-            Step { at: Duration::from_millis(500), act: Act::Rate(20.0) },
-            Step { at: Duration::from_secs(2), act: Act::Inject(Fault::Evict) },
+            Step {
+                at: Duration::from_millis(500),
+                market: Some(Market::Crypto),
+                act: Act::Rate(20.0),
+            },
+            Step { at: Duration::from_secs(2), market: None, act: Act::Inject(Fault::Evict) },
         ];
         assert_eq!(plan.0, expected);
     }
@@ -127,10 +152,12 @@ mod tests {
             "{\"at\":\"2\",\"rate\":1}",
             "{\"at\":\"1s\"}",
             "{\"at\":\"1s\",\"rate\":-1}",
+            "{\"at\":\"1s\",\"rate\":1,\"market\":\"crypto\"}",
+            "{\"at\":\"1s\",\"rate\":1,\"market\":\"bonds\"}",
             "{\"at\":\"1s\",\"fault\":{\"fault\":\"flood\"}}",
             "{\"at\":\"1s\",\"fault\":{\"fault\":\"refuse_auth\",\"of\":true}}",
         ] {
-            let error = Plan::parse(&format!("\n{bad}\n")).unwrap_err();
+            let error = Plan::parse(&format!("\n{bad}\n"), &[Market::Stocks]).unwrap_err();
             assert!(error.to_string().contains("line 2"), "{bad}: {error:#}");
         }
     }

@@ -1,8 +1,9 @@
-//! The simulator's port, and the handle that steers it.
+//! The simulator's port, and the handles that steer its markets.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use futures_util::future::join_all;
 use tokio::{
     net::{TcpListener, ToSocketAddrs},
     time::{sleep, timeout},
@@ -15,6 +16,7 @@ use crate::{
     fault::Fault,
     feed,
     hub::Hub,
+    market::Market,
     session,
     stats::SimStats,
 };
@@ -29,7 +31,8 @@ const GRACE: Duration = Duration::from_secs(5);
 pub struct Simulator {
     listener: TcpListener,
     addr: SocketAddr,
-    hub: Arc<Hub>,
+    /// One for each market, at least one.
+    hubs: Arc<[Arc<Hub>]>,
 }
 
 impl Simulator {
@@ -39,10 +42,11 @@ impl Simulator {
     /// # Errors
     /// When the address cannot be bound or a setting cannot be used. The message names it.
     pub async fn bind(addr: impl ToSocketAddrs, config: SimConfig) -> Result<Self> {
-        let hub = Arc::new(Hub::new(config)?);
+        let hubs = config.validate()?.into_iter().map(|market| Hub::new(market, config.clone()));
+        let hubs = hubs.map(|hub| hub.map(Arc::new)).collect::<Result<_>>()?;
         let listener = TcpListener::bind(addr).await.context("failed to bind the simulator")?;
         let addr = listener.local_addr().context("failed to read the bound address")?;
-        Ok(Self { listener, addr, hub })
+        Ok(Self { listener, addr, hubs })
     }
 
     /// The address it is bound to.
@@ -51,32 +55,39 @@ impl Simulator {
         self.addr
     }
 
-    /// Where a client connects: `ws://127.0.0.1:PORT/stocks`.
+    /// Where a client of the first market connects: `ws://127.0.0.1:PORT/stocks`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("ws://{}/{}", self.addr, self.hub.market.segment())
+        format!("ws://{}/{}", self.addr, self.hubs[0].market.segment())
     }
 
-    /// A handle that steers and watches this simulator, at any time.
+    /// A handle that steers and watches the first market, at any time.
     #[must_use]
     pub fn handle(&self) -> SimHandle {
-        SimHandle { hub: Arc::clone(&self.hub) }
+        SimHandle { hub: Arc::clone(&self.hubs[0]) }
+    }
+
+    /// A handle for each market, in the order of the settings.
+    #[must_use]
+    pub fn handles(&self) -> Vec<SimHandle> {
+        self.hubs.iter().map(|hub| SimHandle { hub: Arc::clone(hub) }).collect()
     }
 
     /// Serves until `stop`, then drops every connection without a close frame, as the vendor does
     /// when it recycles them. Dropping the future has the same effect, without the wait.
     ///
     /// # Errors
-    /// When the market's task fails.
+    /// When the markets' task fails.
     pub async fn serve(self, stop: CancellationToken) -> Result<()> {
         let tasks = TaskTracker::new();
         let halt = stop.child_token();
         let _halt_if_dropped = halt.clone().drop_guard();
-        let mut market = tasks.spawn(feed::run(Arc::clone(&self.hub), halt.clone()));
+        let markets = self.hubs.iter().map(|hub| feed::run(Arc::clone(hub), halt.clone()));
+        let mut markets = tasks.spawn(join_all(markets.collect::<Vec<_>>()));
         let outcome = tokio::select! {
             biased;
             () = stop.cancelled() => Ok(()),
-            ended = &mut market => ended.context("failed to run the market"),
+            ended = &mut markets => ended.map(drop).context("failed to run the markets"),
             () = self.accept(&tasks, &halt) => Ok(()),
         };
         halt.cancel();
@@ -102,12 +113,12 @@ impl Simulator {
                 debug!(%error, %peer, "connection gone before it was served");
                 continue;
             }
-            let (hub, halt) = (Arc::clone(&self.hub), halt.clone());
+            let (hubs, halt) = (Arc::clone(&self.hubs), halt.clone());
             let session = async move {
                 tokio::select! {
                     biased;
                     () = halt.cancelled() => {}
-                    end = session::run(tcp, hub) => debug!(end = end.name(), "session ended"),
+                    end = session::run(tcp, &hubs) => debug!(end = end.name(), "session ended"),
                 }
             };
             tasks.spawn(session.instrument(debug_span!("session", %peer)));
@@ -115,13 +126,19 @@ impl Simulator {
     }
 }
 
-/// Steers and watches a simulator. Cheap to clone.
+/// Steers and watches one market of a simulator. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct SimHandle {
     hub: Arc<Hub>,
 }
 
 impl SimHandle {
+    /// Its market.
+    #[must_use]
+    pub fn market(&self) -> Market {
+        self.hub.market
+    }
+
     /// Sends these events in one frame to every authenticated connection. Each event is the exact
     /// text of one JSON object and is sent byte for byte; the frame is `[a,b]`. A connection gets
     /// the events that it is subscribed to, and no frame if there are none. Statuses go to all

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -39,6 +40,8 @@ use crate::{
 
 /// How long a client has for its upgrade request.
 const UPGRADE: Duration = Duration::from_secs(10);
+/// The pause between two looks at a request line that is not complete.
+const PEEK: Duration = Duration::from_millis(1);
 /// How long a client has to answer a close frame before its TCP connection is dropped.
 const CLOSE_ANSWER: Duration = Duration::from_secs(2);
 
@@ -74,7 +77,14 @@ impl End {
 }
 
 /// Serves one TCP connection until it ends.
-pub(crate) async fn run(tcp: TcpStream, hub: Arc<Hub>) -> End {
+pub(crate) async fn run(tcp: TcpStream, hubs: &[Arc<Hub>]) -> End {
+    let hub = match hubs {
+        [hub] => hub,
+        hubs => match timeout(UPGRADE, addressed(&tcp, hubs)).await {
+            Ok(Ok(hub)) => hub,
+            Ok(Err(_)) | Err(_) => return End::NotUpgraded,
+        },
+    };
     hub.counters.tcp_accepted.one();
     let reset = Arc::new(AtomicBool::new(hub.switches().refuse_tcp));
     let refused = reset.load(Relaxed);
@@ -83,21 +93,42 @@ pub(crate) async fn run(tcp: TcpStream, hub: Arc<Hub>) -> End {
         hub.counters.tcp_refused.one();
         return End::Refused;
     }
-    let upgraded = frozen_while(hub.silence(), timeout(UPGRADE, upgrade(stream, &hub))).await;
+    let upgraded = frozen_while(hub.silence(), timeout(UPGRADE, upgrade(stream, hub))).await;
     let Ok(Ok(socket)) = upgraded else { return End::NotUpgraded };
     let registration = hub.register(reset);
     let (sink, stream) = socket.split();
     let connection = &registration.connection;
     let conversation = async {
         tokio::select! {
-            end = read_commands(stream, connection, &hub) => end,
-            end = write_items(sink, connection, &hub) => end,
+            end = read_commands(stream, connection, hub) => end,
+            end = write_items(sink, connection, hub) => end,
         }
     };
     tokio::select! {
         biased;
         () = connection.cut() => End::Cut,
         end = frozen_while(hub.silence(), conversation) => end,
+    }
+}
+
+/// The market whose path the request line names; the first one, which refuses the path, if none is
+/// there. Nothing is read, so that a fault of this market sees the connection from its first byte.
+async fn addressed<'a>(tcp: &TcpStream, hubs: &'a [Arc<Hub>]) -> io::Result<&'a Arc<Hub>> {
+    let mut line = [0; 1_024];
+    loop {
+        let length = tcp.peek(&mut line).await?;
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let seen = String::from_utf8_lossy(&line[..length]);
+        if length == line.len() || seen.contains('\n') {
+            let path = seen.split(' ').nth(1).unwrap_or_default();
+            let path = path.split('?').next().unwrap_or_default();
+            let named = hubs.iter().find(|hub| hub.market.serves_path(path));
+            return Ok(named.unwrap_or(&hubs[0]));
+        }
+        // A part of a line: the next peek would return at once with the same bytes.
+        sleep(PEEK).await;
     }
 }
 

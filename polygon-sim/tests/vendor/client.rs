@@ -1,6 +1,6 @@
 //! A running simulator and a plain WebSocket client. Every wait has a deadline.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use polygon_sim::{SimConfig, SimHandle, Simulator};
@@ -34,7 +34,11 @@ pub(crate) async fn within<F: Future>(what: &str, future: F) -> F::Output {
 
 /// A simulator that serves on a free port until it is dropped.
 pub(crate) struct Sim {
+    /// Of the first market.
     pub(crate) handle: SimHandle,
+    pub(crate) handles: Vec<SimHandle>,
+    pub(crate) addr: SocketAddr,
+    /// Of the first market.
     pub(crate) url: String,
     _task: JoinSet<()>,
 }
@@ -42,10 +46,11 @@ pub(crate) struct Sim {
 impl Sim {
     pub(crate) async fn start(config: SimConfig) -> Self {
         let simulator = Simulator::bind("127.0.0.1:0", config).await.unwrap();
-        let (handle, url) = (simulator.handle(), simulator.url());
+        let (handle, handles) = (simulator.handle(), simulator.handles());
+        let (addr, url) = (simulator.addr(), simulator.url());
         let mut task = JoinSet::new();
         task.spawn(async move { simulator.serve(CancellationToken::new()).await.unwrap() });
-        Self { handle, url, _task: task }
+        Self { handle, handles, addr, url, _task: task }
     }
 
     /// Starts one with the default settings.

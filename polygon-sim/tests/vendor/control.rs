@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use polygon_sim::{control, plan::Plan};
+use polygon_sim::{Market, control, plan::Plan};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -38,7 +38,7 @@ async fn steers_over_http() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (addr, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let mut endpoint = JoinSet::new();
-    endpoint.spawn(control::serve(listener, sim.handle.clone(), stop.clone()));
+    endpoint.spawn(control::serve(listener, sim.handles.clone(), stop.clone()));
 
     let mut client = sim.subscriber("T.*,Q.*").await;
     let (code, stats) = http(addr, "GET", "/stats", "").await;
@@ -64,6 +64,10 @@ async fn steers_over_http() {
     assert_eq!(http(addr, "POST", "/rate", "-1").await.0, 400);
     assert_eq!(http(addr, "POST", "/fault", &"x".repeat(100_000)).await.0, 400);
     assert_eq!(http(addr, "GET", "/fault", "").await.0, 404);
+    assert_eq!(http(addr, "GET", "/stats?market=stocks", "").await.0, 200);
+    for query in ["market=crypto", "markt=stocks"] {
+        assert_eq!(http(addr, "GET", &format!("/stats?{query}"), "").await.0, 400, "{query}");
+    }
 
     stop.cancel();
     within("the endpoint to stop", endpoint.join_next()).await.unwrap().unwrap();
@@ -77,9 +81,10 @@ async fn a_plan_is_carried_out_in_order() {
         r#"{"at":"40ms","fault":{"fault":"close_with","code":1012}}
            {"at":"1ms","fault":{"fault":"no_greeting","on":true}}
            {"at":"20ms","fault":{"fault":"huge_frame","events":50}}"#,
+        &[Market::Stocks],
     )
     .unwrap();
-    within("the plan", plan.run(sim.handle.clone())).await;
+    within("the plan", plan.run(sim.handles.clone())).await;
     assert!(client.text().await.contains(r#""ev":"Q""#));
     assert_eq!(client.end().await, Ended::Closed(1012));
 }

@@ -6,6 +6,7 @@ mod client;
 mod control;
 mod faults;
 mod generator;
+mod markets;
 mod program;
 mod rules;
 mod stream;

@@ -101,6 +101,8 @@ fn bad_settings_end_it_with_one_line_that_names_them() {
     std::fs::write(&plan, "{\"at\":\"soon\",\"rate\":1}\n").unwrap();
     for (args, named) in [
         (&["--port", "0", "--market", "bonds"][..], "bonds"),
+        (&["--port", "0", "--market", "stocks,bonds"], "bonds"),
+        (&["--port", "0", "--market", "stocks,stocks"], "/stocks"),
         (&["--port", "0", "--refuse", "XX"], "XX"),
         (&["--port", "0", "--rate", "-1"], "rate"),
         (&["--port", "0", "--plan", plan.to_str().unwrap()], "line 1"),
