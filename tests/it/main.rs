@@ -27,6 +27,7 @@ mod large_messages;
 mod ledger;
 mod login;
 mod logs;
+mod markets;
 mod new_types;
 mod nginx;
 mod notices;

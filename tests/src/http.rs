@@ -66,6 +66,15 @@ pub async fn get(addr: SocketAddr, path: &str) -> Response {
         .await
 }
 
+/// What a document of `/health` says of each market: the document itself if there is one market.
+#[must_use]
+pub fn markets(health: &Value) -> Vec<&Value> {
+    match health.get("markets").and_then(Value::as_object) {
+        Some(markets) => markets.values().collect(),
+        None => vec![health],
+    }
+}
+
 /// `GET path` asking for a WebSocket, for upgrades that are refused.
 ///
 /// # Panics

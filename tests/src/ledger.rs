@@ -11,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::http::Response;
+use crate::http::{Response, markets};
 
 /// How long the counters of a busy program may take to agree at one moment.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -31,10 +31,12 @@ pub fn check(name: &str, addr: SocketAddr) {
                 eprintln!("{name} has stopped listening: its ledger is not checked");
                 return;
             }
-            Ok(Some(health)) => match faults(&health["ledger"]) {
-                None => return,
-                Some(faults) => faults,
-            },
+            Ok(Some(health)) => {
+                match markets(&health).into_iter().find_map(|market| faults(&market["ledger"])) {
+                    None => return,
+                    Some(faults) => faults,
+                }
+            }
             Err(error) => error,
         };
         assert!(Instant::now() < deadline, "the ledger of {name}: {wrong}");

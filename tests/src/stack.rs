@@ -6,12 +6,13 @@ use std::{
 };
 
 use polygon_sim::{SimConfig, SimHandle, Simulator};
-use serde_json::Value;
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    http::markets,
     program::{Launch, Program},
     wait::{SOON, eventually},
     ws_client::TestClient,
@@ -27,8 +28,9 @@ pub const CLIENT_KEY: &str = "client-key-6b38aa";
 /// A simulator in this process. Dropping it ends it.
 #[derive(Debug)]
 pub struct Sim {
-    /// Publishes, injects faults, counts.
+    /// Publishes, injects faults, counts. Of several markets it has the first.
     pub handle: SimHandle,
+    handles: Vec<SimHandle>,
     addr: SocketAddr,
     stop: CancellationToken,
     _tasks: JoinSet<()>,
@@ -54,17 +56,29 @@ impl Sim {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let simulator = Simulator::bind(any, config).await.expect("start a simulator");
         let (addr, handle) = (simulator.addr(), simulator.handle());
+        let handles = simulator.handles();
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let stopped = stop.clone();
         tasks.spawn(async move { simulator.serve(stopped).await.expect("the simulator runs") });
-        Self { handle, addr, stop, _tasks: tasks }
+        Self { handle, handles, addr, stop, _tasks: tasks }
     }
 
     /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// The handle of this market.
+    ///
+    /// # Panics
+    ///
+    /// If it has no such market.
+    #[must_use]
+    pub fn market(&self, name: &str) -> &SimHandle {
+        let named = |handle: &&SimHandle| handle.market().name() == name;
+        self.handles.iter().find(named).expect("the simulator serves the market")
     }
 
     /// The URL of this market on it.
@@ -147,7 +161,7 @@ pub fn filtered(firehose: SocketAddr) -> Launch {
 /// The parts of a [`Stack`].
 #[derive(Debug, Clone)]
 pub struct StackConfig {
-    /// The simulator's settings. All programs have its market.
+    /// The simulator's settings. All programs have its market or markets.
     pub sim: SimConfig,
     /// The number of filtered proxies. Default 1.
     pub filtered: usize,
@@ -190,7 +204,7 @@ impl Stack {
         Self::with(StackConfig::default()).await
     }
 
-    /// A stack with these parts, all linked up. Every channel of the market is carried.
+    /// A stack with these parts, all linked up. Every channel of each market is carried.
     ///
     /// # Panics
     ///
@@ -198,11 +212,15 @@ impl Stack {
     pub async fn with(config: StackConfig) -> Self {
         let market = config.sim.market.clone();
         let sim = Sim::with(config.sim).await;
-        let launch = firehose(&sim.url(&market)).env("MARKET", &market);
+        let (variable, url) = match market.contains(',') {
+            true => ("MARKETS", sim.url("")),
+            false => ("MARKET", sim.url(&market)),
+        };
+        let launch = firehose(&url).env(variable, &market);
         let firehose = launch.envs(config.firehose_env).start().await;
         let mut proxies = Vec::new();
         for _ in 0..config.filtered {
-            let launch = filtered(firehose.addr()).env("MARKET", &market);
+            let launch = filtered(firehose.addr()).env(variable, &market);
             proxies.push(launch.envs(config.filtered_env.clone()).start().await);
         }
         let stack = Self { filtered: proxies, firehose, sim };
@@ -223,10 +241,11 @@ impl Stack {
         is_up(&self.firehose).await;
         if !self.filtered.is_empty() {
             eventually(SOON, "every channel is carried or refused", async || {
-                let health = self.firehose.health().await;
-                let pending = health.pointer("/channels/pending").and_then(|list| list.as_array());
-                let carried = health.pointer("/channels/carried").and_then(|list| list.as_array());
-                pending.is_some_and(Vec::is_empty) && carried.is_some_and(|list| !list.is_empty())
+                markets(&self.firehose.health().await).into_iter().all(|market| {
+                    let list = |name: &str| market["channels"][name].as_array();
+                    list("pending").is_some_and(Vec::is_empty)
+                        && list("carried").is_some_and(|list| !list.is_empty())
+                })
             })
             .await;
         }
@@ -250,7 +269,12 @@ impl Stack {
         self.client_at("/").await
     }
 
-    async fn client_at(&self, path: &str) -> TestClient {
+    /// A client that connected to the first filtered proxy by this path, logged in.
+    ///
+    /// # Panics
+    ///
+    /// If the login fails.
+    pub async fn client_at(&self, path: &str) -> TestClient {
         let mut client = TestClient::connect_to(self.addr(), path).await;
         client.log_in(CLIENT_KEY).await;
         client
@@ -276,14 +300,14 @@ impl Stack {
         client
     }
 
-    /// Makes the market send one frame of these events.
+    /// Makes the first market send one frame of these events.
     pub fn publish<T: AsRef<str>>(&self, events: &[T]) {
         let events: Vec<String> = events.iter().map(|event| event.as_ref().to_owned()).collect();
         self.sim.handle.publish(&events);
     }
 }
 
-/// Waits until a program's link is up.
+/// Waits until a program's links are up.
 ///
 /// # Panics
 ///
@@ -298,11 +322,10 @@ pub async fn is_up(program: &Program) {
 ///
 /// If that is not so in time.
 pub async fn is_complete(filtered: &Program) {
-    let list = |health: &Value, pointer: &str| health.pointer(pointer)?.as_array().cloned();
     eventually(SOON, "everything comes from the firehose", async || {
-        let health = filtered.health().await;
-        let carried = list(&health, "/channels/carried") == Some(vec![Value::from("*")]);
-        carried && list(&health, "/problems") == Some(Vec::new())
+        markets(&filtered.health().await).into_iter().all(|market| {
+            market["channels"]["carried"] == json!(["*"]) && market["problems"] == json!([])
+        })
     })
     .await;
 }
@@ -319,12 +342,16 @@ pub async fn failed(program: &Program, limit: Duration, reason: &str) {
     .await;
 }
 
-/// Waits until a program's link is in this state, as shown in `/health`.
+/// Waits until a program's link is in this state, as shown in `/health`; of several markets, each
+/// one's link.
 ///
 /// # Panics
 ///
 /// If it is not in that state in time.
 pub async fn in_state(program: &Program, state: &str) {
     let what = format!("a link in state {state:?}");
-    eventually(SOON, &what, async || program.health_text("/upstream/state").await == state).await;
+    eventually(SOON, &what, async || {
+        markets(&program.health().await).iter().all(|market| market["upstream"]["state"] == state)
+    })
+    .await;
 }
