@@ -7,10 +7,13 @@
 
 import { command, ended, execute, frame, settings } from "./driver.mjs";
 
-const { key, url, subscribe, package: name } = settings({ package: { type: "string" } });
+const { key, url, subscribe, market, package: name } = settings({
+  package: { type: "string" },
+  market: { type: "string", default: "stocks" },
+});
 const { websocketClient } = await import(name);
 
-const socket = websocketClient(key, url).stocks();
+const socket = websocketClient(key, url)[market]();
 socket.onmessage = ({ data }) => {
   const first = frame(data);
   if (first?.status === "auth_success" && subscribe) {

@@ -13,6 +13,7 @@ import driver
 def main():
     parser = driver.arguments(__doc__.splitlines()[0])
     parser.add_argument("--package", required=True, choices=["massive", "polygon"])
+    parser.add_argument("--market", default="stocks", help="the client's own setting (stocks)")
     parser.add_argument("--parsed", action="store_true", help="event objects instead of frames")
     options = parser.parse_args()
 
@@ -27,7 +28,7 @@ def main():
         api_key=driver.key(),
         feed=feed,
         secure=scheme == "wss",
-        market="stocks",
+        market=options.market,
         raw=not options.parsed,
         verbose=options.parsed,
         subscriptions=driver.channels(options.subscribe),

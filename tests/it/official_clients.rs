@@ -6,6 +6,7 @@ mod scripts;
 use std::{net::Ipv4Addr, process::Stdio};
 
 use futures_util::future::join_all;
+use polygon_sim::SimConfig;
 use tests::{
     official_clients::{Client, Prompt, Running},
     program::Signal,
@@ -80,6 +81,38 @@ async fn official_clients_get_exactly_their_events_byte_for_byte() {
             client.expect_objects(&many).await;
         }
         client.expect_objects(&[END]).await;
+        client.finish().await;
+    }
+}
+
+#[tokio::test]
+async fn official_clients_read_several_markets_of_one_proxy_at_once() {
+    let markets = ["stocks", "options", "crypto"];
+    let sim = SimConfig { market: markets.join(","), ..SimConfig::default() };
+    let stack = Stack::with(StackConfig { sim, ..StackConfig::default() }).await;
+    let contract = "O:SPY261218C00650000";
+    let coin = |n: usize| format!(r#"{{"ev":"XT","pair":"BTC-USD","p":112405.77,"i":"{n}"}}"#);
+    let events = [
+        [trade("AAPL", 1), trade("AAPL", 2)],
+        [trade(contract, 3), quote(contract, 4)],
+        [coin(5), coin(6)],
+    ];
+    // The clients sort out no events: they would show those of another market, too.
+    let params = ["T.AAPL".to_owned(), format!("T.{contract},Q.{contract}"), "XT.BTC-USD".into()];
+    let clients = [Client::PythonMassive, Client::PythonPolygon, Client::JsMassive];
+    let clients = clients.iter().flat_map(|client| (0..markets.len()).map(|n| (*client, n)));
+    let clients = clients.map(async |(client, n)| {
+        let (addr, params) = (stack.addr(), &params[n]);
+        let mut running = client.start_in(markets[n], addr, CLIENT_KEY, params).await?;
+        running.subscribed(params).await;
+        Some((running, n))
+    });
+    let clients = join_all(clients).await;
+    for (market, events) in markets.iter().zip(&events) {
+        stack.sim.market(market).publish(events);
+    }
+    for (mut client, n) in clients.into_iter().flatten() {
+        client.expect_objects(&events[n]).await;
         client.finish().await;
     }
 }

@@ -86,6 +86,22 @@ impl Client {
         self.start_with(url, key, params, &[], Some(authority)).await
     }
 
+    /// Starts the vendor's own client, in either language, with another market than stocks.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be installed or started, or is another client.
+    pub async fn start_in(
+        self,
+        market: &str,
+        addr: SocketAddr,
+        key: &str,
+        params: &str,
+    ) -> Option<Running> {
+        assert!(!matches!(self, Self::PythonPlain | Self::JsPlain), "{self:?} knows no markets");
+        self.start_with(&format!("ws://{addr}"), key, params, &["--market", market], None).await
+    }
+
     /// Starts the vendor's Python client with its default, which makes objects of events.
     ///
     /// # Panics
