@@ -125,3 +125,25 @@ async fn whatever_makes_a_tier_degraded_is_a_problem_in_words() {
     .await;
     assert_eq!(stack.firehose.health_text("/problems/0").await, "Polygon refuses NOI.*");
 }
+
+#[tokio::test]
+async fn lines_of_a_market_name_it_if_there_are_several() {
+    let sim = SimConfig { market: "stocks,crypto".to_owned(), ..SimConfig::default() };
+    let filtered_env = vec![("LOG_LEVEL", "debug".to_owned())];
+    let stack = Stack::with(StackConfig { sim, filtered_env, ..StackConfig::default() }).await;
+    drop(stack.subscriber_at("/crypto", "XT.BTC-USD").await);
+    let of = |program: &Program, name, message: &str| -> Vec<String> {
+        let lines = lines(program, name).into_iter();
+        let of_message = lines.filter(|line| line["message"] == message);
+        of_message
+            .map(|line| line["span"]["market"].as_str().unwrap_or("none").to_owned())
+            .collect()
+    };
+    let filtered = &stack.filtered[0];
+    assert_eq!(of(filtered, "filtered-proxy", "authenticated"), ["crypto"]);
+    for (program, name) in [(&stack.firehose, "firehose-proxy"), (filtered, "filtered-proxy")] {
+        let mut markets = of(program, name, "Authenticated successfully");
+        markets.sort();
+        assert_eq!(markets, ["crypto", "stocks"]);
+    }
+}

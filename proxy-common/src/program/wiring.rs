@@ -9,6 +9,7 @@ use std::{
 
 use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, error_span};
 
 use super::reload::Reload;
 use crate::{
@@ -148,11 +149,19 @@ impl Foundation {
         let counters: Vec<_> = markets.iter().map(|market| market.counters.clone()).collect();
         let budget = self.budget(&counters);
         let (mut all_links, mut data) = (Vec::new(), Vec::new());
+        let several = markets.len() > 1;
         let served = markets.into_iter().map(|market| {
             let MarketTier { counters, tier, upkeep, links, data: moves } = market;
             all_links.extend(links.iter().cloned());
+            let span = match several {
+                true => error_span!("market", market = counters.market.name()),
+                false => Span::none(),
+            };
+            let of_market = span.clone();
+            let moves: Data = Box::new(|stop| Box::pin(moves(stop).instrument(of_market)));
             data.push(moves);
             ServedMarket {
+                span,
                 health: HealthReporter::new(
                     counters.market,
                     Arc::clone(&self.sessions.keys),
@@ -243,6 +252,8 @@ pub struct TierHandler<T, U> {
 /// One market of a tier, as its server sees it.
 #[derive(Debug)]
 struct ServedMarket<T, U> {
+    /// Names the market in the log, if there are several.
+    span: Span,
     sessions: Sessions<T>,
     health: HealthReporter,
     upkeep: U,
@@ -259,7 +270,7 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
     ) -> impl Future<Output = ()> + Send + use<'a, T, U> {
         let named = |market: &&ServedMarket<T, U>| market.sessions.config.market == client.market;
         let market = self.markets.iter().find(named).expect("the server serves these markets");
-        market.sessions.serve(socket, early, client, stop)
+        market.sessions.serve(socket, early, client, stop).instrument(market.span.clone())
     }
 
     fn health(&self) -> HealthDocument {
@@ -274,6 +285,7 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
 
     fn tick(&self) {
         for market in &self.markets {
+            let _market = market.span.enter();
             market.health.sample();
             market.upkeep.tick();
         }
