@@ -347,3 +347,32 @@ async fn every_session_of_every_market_is_closed_when_the_program_stops() {
         assert_eq!(stack.sim.market(market).stats().closes_received, 1, "{market}");
     }
 }
+
+/// When the firehose's links logged in, in milliseconds of the day.
+fn logins(program: &Program) -> Vec<i64> {
+    let log = program.log_text();
+    let lines =
+        log.lines().filter(|line| line.contains(r#""message":"Authenticated successfully""#));
+    let time = |line: &str| {
+        let line: Value = serde_json::from_str(line).expect("a line of JSON");
+        let time = line["timestamp"].as_str().expect("a time")[11..23].to_owned();
+        let of = |part: std::ops::Range<usize>| time[part].parse::<i64>().expect("a number");
+        ((of(0..2) * 60 + of(3..5)) * 60 + of(6..8)) * 1_000 + of(9..12)
+    };
+    lines.map(time).collect()
+}
+
+#[tokio::test]
+async fn markets_connect_one_after_another_also_after_a_common_cause() {
+    let stack = start().await;
+    for market in MARKETS {
+        stack.sim.market(market).inject(Fault::Abort);
+    }
+    eventually(SOON, "all are connected again", async || logins(&stack.firehose).len() == 6).await;
+    let times = logins(&stack.firehose);
+    for (n, pair) in times.windows(2).enumerate() {
+        let apart = (pair[1] - pair[0]).rem_euclid(24 * 3_600_000);
+        // Attempts begin 2 s apart. How long each takes differs.
+        assert!(apart > 1_000, "logins {n} and {} are {apart} ms apart: {times:?}", n + 1);
+    }
+}
