@@ -1,8 +1,8 @@
-//! The demo: a simulated market, the firehose and the filtered proxy in one process, on the
+//! The demo: simulated markets, the firehose and the filtered proxy in one process, on the
 //! standard ports.
 //!
-//! Everything but the market is real. The tiers are the libraries of the two programs, and a real
-//! client of the filtered proxy measures the delay that is shown.
+//! Everything but the markets is real. The tiers are the libraries of the two programs, and a real
+//! client of the filtered proxy in each market measures the delay that is shown.
 
 mod probe;
 mod screen;
@@ -13,42 +13,52 @@ use anyhow::Context;
 use clap::Parser;
 use filtered_proxy::FilteredTier;
 use firehose_proxy::FirehoseTier;
-use polygon_sim::{Profile, SimConfig, Simulator, config::check_rate};
+use polygon_sim::{Generator, Profile, SimConfig, Simulator, config::check_rate};
 use proxy_common::{
     config::{
         ConfigError,
         values::{count, duration, port},
     },
     program::{
+        args::{Markets, markets},
         command_line::{StartupExit, parse_flags},
         logging::{self, LogFormat, log_filter},
         runtime::{self, Threads},
         wiring::BoundTier,
     },
+    protocol::{Kind, Market},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::Targets;
 
-use screen::{Figures, Screen};
+use probe::{Delays, Probe};
+use screen::{Addresses, Figures};
 
 /// The key of the simulated account, for the firehose and for clients.
 const KEY: &str = "demo-key";
 
-/// Runs a simulated market, the firehose and the filtered proxy together, and shows what flows.
+/// Symbols whose delay is measured in each market, the most active. So it can be measured where the
+/// vendor serves fair values by contract only.
+const PROBED_SYMBOLS: usize = 100;
+
+/// Runs simulated markets, the firehose and the filtered proxy together, and shows what flows.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Args {
-    /// Events per second of the simulated market
+    /// Simulated markets: stocks, options, forex, crypto, indices, futures
+    #[arg(long, default_value = "stocks,crypto", value_parser = markets)]
+    markets: Markets,
+    /// Events per second of each simulated market
     #[arg(long, default_value = "5000", value_parser = rate, allow_negative_numbers = true)]
     rate: f64,
-    /// Symbols of the simulated market
+    /// Symbols of each simulated market
     #[arg(long, default_value = "8000", value_parser = count)]
     symbols: usize,
     /// How the rate changes over time: steady, or a burst at the open
     #[arg(long, value_enum, default_value = "steady")]
     profile: Profile,
-    /// Seed of the simulated market
+    /// Seed of the simulated markets
     #[arg(long, default_value = "1")]
     seed: u64,
     /// End after this time, for example 10s
@@ -60,7 +70,7 @@ struct Args {
     /// Port of the firehose; 0 takes any free one
     #[arg(long, default_value = "8767", value_parser = port)]
     firehose_port: u16,
-    /// Port of the simulated market; 0 takes any free one
+    /// Port of the simulated markets; 0 takes any free one
     #[arg(long, default_value = "8766", value_parser = port)]
     market_port: u16,
     /// Log filter; the log goes to standard error
@@ -85,7 +95,9 @@ fn parse_flags_of_process() -> Result<Args, StartupExit> {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
+    let markets = args.markets.iter().map(|market| market.name()).collect::<Vec<_>>().join(",");
     let sim_config = SimConfig {
+        market: markets.clone(),
         rate: args.rate,
         symbols: args.symbols,
         seed: args.seed,
@@ -93,21 +105,30 @@ async fn run(args: Args) -> anyhow::Result<()> {
         keys: vec![KEY.to_owned()],
         ..SimConfig::default()
     };
-    let market = Simulator::bind(("127.0.0.1", args.market_port), sim_config)
+    let simulator = Simulator::bind(("127.0.0.1", args.market_port), sim_config)
         .await
         .map_err(|error| market_port_error(args.market_port, &error))?;
-    let firehose = bind_firehose(&args, &market.url()).await?;
+    let url = format!("ws://{}", simulator.addr());
+    let firehose = bind_firehose(&args, &markets, &url).await?;
     let firehose_addr = first(firehose.listeners.addresses()?)?;
-    let filtered = bind_filtered(&args, firehose_addr).await?;
+    let filtered = bind_filtered(&args, &markets, firehose_addr).await?;
     let filtered_addr = first(filtered.listeners.addresses()?)?;
 
-    let figures = Figures::new(&firehose, &filtered);
-    let screen = Screen::new(KEY, market.addr(), firehose_addr, filtered_addr);
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let (probe, delays) = probe::new(format!("ws://{filtered_addr}/stocks"), KEY);
-    tasks.spawn(probe.run(stop.clone()));
-    tasks.spawn(screen.run(figures, delays, stop.clone()));
+    let mut figures = Vec::new();
+    for (upstream, clients) in firehose.counters.iter().zip(&filtered.counters) {
+        let (market, delays) = (upstream.market, Delays::default());
+        if let Some(channels) = probed(market, &args)? {
+            let url = format!("ws://{filtered_addr}/{market}");
+            let probe = Probe { url, key: KEY, channels, delays: delays.clone() };
+            tasks.spawn(probe.run(stop.clone()));
+        }
+        figures.push(Figures::new(upstream, clients, delays));
+    }
+    let addresses =
+        Addresses { market: simulator.addr(), firehose: firehose_addr, filtered: filtered_addr };
+    tasks.spawn(screen::run(addresses, KEY, figures, stop.clone()));
     // The stop begins at the clients and goes upstream, so that no tier loses what it still reads
     // from.
     let (firehose_stop, market_stop) = (CancellationToken::new(), CancellationToken::new());
@@ -115,10 +136,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(then(work, firehose_stop.clone()));
     let work = firehose.serve(firehose_stop);
     tasks.spawn(then(work, market_stop.clone()));
-    let work = market.serve(market_stop);
+    let work = simulator.serve(market_stop);
     tasks.spawn(async {
         if let Err(error) = work.await {
-            tracing::error!(%error, "the simulated market ended");
+            tracing::error!(%error, "the simulated markets ended");
         }
     });
     if let Some(time) = args.exit_after {
@@ -135,15 +156,30 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The channels of a market whose delay is measured. `None` if it has no fair values.
+fn probed(market: Market, args: &Args) -> anyhow::Result<Option<String>> {
+    if !market.kinds().contains(&Kind::FMV) {
+        return Ok(None);
+    }
+    let generator = Generator::new(market.name(), args.symbols, args.seed)?;
+    let symbols = generator.symbols().take(PROBED_SYMBOLS);
+    Ok(Some(symbols.map(|symbol| format!("FMV.{symbol}")).collect::<Vec<_>>().join(",")))
+}
+
 /// Does the work, then stops the next tier.
 async fn then(work: impl Future<Output = ()>, next: CancellationToken) {
     work.await;
     next.cancel();
 }
 
-async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<BoundTier<FirehoseTier>> {
+async fn bind_firehose(
+    args: &Args,
+    markets: &str,
+    url: &str,
+) -> anyhow::Result<BoundTier<FirehoseTier>> {
     let port = args.firehose_port.to_string();
-    let flags = ["--polygon-api-key", KEY, "--polygon-ws-url", market, "--port", &port];
+    let flags = ["--polygon-api-key", KEY, "--polygon-ws-url", url, "--port", &port];
+    let flags = [&flags[..], &["--markets", markets]].concat();
     let args = parse_flags::<firehose_proxy::Args>(&flags).map_err(explain)?;
     let mut config: firehose_proxy::Config = (&args).try_into()?;
     // An error must name the demo's flag: the tier's variable has no effect here.
@@ -153,10 +189,12 @@ async fn bind_firehose(args: &Args, market: &str) -> anyhow::Result<BoundTier<Fi
 
 async fn bind_filtered(
     args: &Args,
+    markets: &str,
     firehose: std::net::SocketAddr,
 ) -> anyhow::Result<BoundTier<FilteredTier>> {
     let (port, url) = (args.filtered_port.to_string(), format!("ws://{firehose}"));
     let flags = ["--polygon-api-key", KEY, "--firehose-url", &url, "--port", &port];
+    let flags = [&flags[..], &["--markets", markets]].concat();
     let args = parse_flags::<filtered_proxy::Args>(&flags).map_err(explain)?;
     let mut config: filtered_proxy::Config = (&args).try_into()?;
     config.server.listen.port_variable = "--filtered-port";

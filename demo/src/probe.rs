@@ -1,4 +1,4 @@
-//! A client that measures how long events take from the simulated market through both tiers.
+//! A client that measures how long events take from a simulated market through both tiers.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -18,6 +18,13 @@ const MAX_DELAY_NS: u64 = 60_000_000_000;
 /// Delays measured since the last [`take`](Self::take), in nanoseconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Delays(Arc<Mutex<Histogram<u64>>>);
+
+impl Default for Delays {
+    fn default() -> Self {
+        let histogram = Histogram::new_with_bounds(1, MAX_DELAY_NS, 2);
+        Self(Arc::new(Mutex::new(histogram.expect("the bounds are in order"))))
+    }
+}
 
 impl Delays {
     /// Takes the delays measured so far: median and 99th percentile. `None` if there are none.
@@ -40,17 +47,14 @@ impl Delays {
 
 /// The measuring client.
 pub(crate) struct Probe {
-    url: String,
-    key: &'static str,
-    delays: Delays,
-}
-
-/// A probe for the filtered proxy at this address, and the delays that it measures.
-pub(crate) fn new(url: String, key: &'static str) -> (Probe, Delays) {
-    let histogram =
-        Histogram::new_with_bounds(1, MAX_DELAY_NS, 2).expect("the bounds are in order");
-    let delays = Delays(Arc::new(Mutex::new(histogram)));
-    (Probe { url, key, delays: delays.clone() }, delays)
+    /// Where it connects.
+    pub(crate) url: String,
+    /// The key that it presents.
+    pub(crate) key: &'static str,
+    /// The channels that it subscribes to: fair values.
+    pub(crate) channels: String,
+    /// Where it records what it measures.
+    pub(crate) delays: Delays,
 }
 
 /// FMV is the only frequent kind that carries the time of its creation in nanoseconds.
@@ -82,7 +86,7 @@ impl Probe {
     async fn measure(&self) -> anyhow::Result<()> {
         let (mut socket, _) =
             timeout(Duration::from_secs(5), connect_async(self.url.as_str())).await??;
-        for (action, params) in [("auth", self.key), ("subscribe", "FMV.*")] {
+        for (action, params) in [("auth", self.key), ("subscribe", &self.channels)] {
             let command = serde_json::json!({ "action": action, "params": params });
             socket.send(Message::text(command.to_string())).await?;
         }

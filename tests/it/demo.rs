@@ -22,12 +22,15 @@ fn demo() -> Launch {
     PORTS.into_iter().fold(Launch::new("demo"), |launch, flag| launch.arg(flag).arg(0))
 }
 
-/// The running demo and all that it prints before the figures.
-async fn introduced() -> (Program, String) {
-    let program = demo().spawn();
-    eventually(SOON, "figures", async || program.log_text().contains("\nupstream ")).await;
+/// The heading of the figures.
+const HEADING: &str = "\nmarket ";
+
+/// The running demo of these markets, and all that it prints before the figures.
+async fn introduced(markets: &str) -> (Program, String) {
+    let program = demo().arg("--markets").arg(markets).spawn();
+    eventually(SOON, "figures", async || program.log_text().contains(HEADING)).await;
     let text = program.log_text();
-    let (introduction, _) = text.split_once("\nupstream ").expect("waited for above");
+    let (introduction, _) = text.split_once(HEADING).expect("waited for above");
     (program, introduction.to_owned())
 }
 
@@ -55,17 +58,52 @@ async fn the_demo_shows_what_flows_and_serves_clients() {
     let mut client = TestClient::login(addr.expect("an address"), "demo-key").await;
     client.subscribe("T.*").await;
     assert!(client.next_but_notices().await.starts_with(r#"{"ev":"T","sym":""#));
-    eventually(SOON, "figures of a running feed", async || {
-        program.log_text().lines().filter(|line| line.starts_with("upstream ")).any(|line| {
-            let words: Vec<_> = line.split_whitespace().collect();
-            let rate: f64 = words[1].parse().expect("a rate");
-            rate > 0.0 && line.contains("| added delay ") && line.ends_with(" ms")
-        })
-    })
-    .await;
+    for market in ["stocks", "crypto"] {
+        has_figures(&program, market).await;
+    }
     program.signal(Signal::SIGTERM);
     assert_ne!(client.end(SOON).await, Received::Dropped, "the demo closes in order");
     assert_eq!(program.wait_exit(SOON).await.code(), Some(0), "{}", program.log_text());
+}
+
+/// Waits for figures of a running feed of this market.
+async fn has_figures(program: &Program, market: &str) {
+    eventually(SOON, &format!("figures of {market}"), async || {
+        program.log_text().lines().filter(|line| line.starts_with(market)).any(|line| {
+            let figures: Vec<f64> =
+                line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            let [upstream, delivered, clients, median, p99] = figures[..] else { return false };
+            let flows = upstream > 0.0 && delivered > 0.0 && clients >= 1.0;
+            flows && median > 0.0 && p99 >= median && line.ends_with(" ms")
+        })
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_market_is_served_and_measured() {
+    let (program, text) = introduced("options,crypto").await;
+    let addr = text.split("filtered proxy    ws://").nth(1);
+    let addr = addr.and_then(|rest| rest.split(' ').next()?.parse().ok()).expect("an address");
+    let tried = block(&text, "  /crypto ");
+    let tried = tried.lines().map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next().expect("a path"), words.next().expect("a channel"))
+    });
+    let tried: Vec<_> = tried.collect();
+    assert_eq!(tried, [("/options", "T.O:SPY261218C00650000"), ("/crypto", "XT.BTC-USD")]);
+    for (path, channel) in tried {
+        let mut client = TestClient::connect_to(addr, path).await;
+        client.log_in("demo-key").await;
+        client.subscribe(channel).await;
+        let (kind, symbol) = channel.split_once('.').expect("a type and a symbol");
+        let event = client.next_but_notices().await;
+        assert!(event.starts_with(&format!(r#"{{"ev":"{kind}","#)), "{event}");
+        assert!(event.contains(&format!(":\"{symbol}\"")), "{event}");
+    }
+    for market in ["options", "crypto"] {
+        has_figures(&program, market).await;
+    }
 }
 
 #[tokio::test]
@@ -73,7 +111,9 @@ async fn the_output_fits_a_terminal_of_80_columns() {
     let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
     let terminal = openpty(Some(&size), None).expect("open a terminal");
     let mut command = Command::new(binaries().join("demo"));
+    // Contracts have the longest names.
     command.args(["--exit-after", "3s", "--rate", "200000"]);
+    command.args(["--markets", "options,stocks,crypto"]);
     command.args(PORTS.iter().flat_map(|flag| [*flag, "0"]));
     let (stdout, stderr) = (terminal.slave.try_clone().expect("clone a file"), terminal.slave);
     command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).kill_on_drop(true);
@@ -92,29 +132,35 @@ async fn the_output_fits_a_terminal_of_80_columns() {
     let status = within(SOON, "the end of the demo", child.wait()).await.expect("wait for it");
     let shown = within(SOON, "its output", reading).await.expect("read a terminal");
     assert_eq!(status.code(), Some(0), "{shown}");
-    let rows: Vec<_> = shown.split(['\n', '\r']).map(|row| row.replace("\x1b[K", "")).collect();
+    let clean = |row: &str| row.replace("\x1b[K", "").replace("\x1b[A", "");
+    let rows: Vec<_> = shown.split(['\n', '\r']).map(clean).collect();
     let wide: Vec<_> = rows.iter().filter(|row| row.chars().count() > 79).collect();
     assert!(wide.is_empty(), "{wide:#?}");
-    let figures = rows.iter().filter(|row| row.starts_with("upstream ")).count();
-    // Each second writes over the one before.
-    assert!(figures >= 2 && shown.matches("\nupstream ").count() == 0, "{shown}");
+    // Each second writes over the three lines of the one before.
+    let figures = rows.iter().filter(|row| row.starts_with("stocks ")).count();
+    assert!(figures >= 2, "{shown}");
+    assert_eq!(shown.matches("\x1b[A\x1b[A\r\x1b[Koptions ").count(), figures - 1, "{shown}");
 }
 
 #[tokio::test]
 async fn what_it_prints_for_python_and_node_runs_at_their_prompts() {
-    let (_demo, text) = introduced().await;
+    let (_stocks, stocks) = introduced("stocks,crypto").await;
+    let (_crypto, crypto) = introduced("crypto").await;
+    let python = (Prompt::Python, "pip install massive && python3", "from massive import");
+    let node = (
+        Prompt::Node,
+        "npm install @massive.com/client-js && node",
+        "import(\"@massive.com/client-js\")",
+    );
     let cases = [
-        (Prompt::Python, "pip install massive && python3", "from massive import", "EquityTrade("),
-        (
-            Prompt::Node,
-            "npm install @massive.com/client-js && node",
-            "import(\"@massive.com/client-js\")",
-            "\"ev\":\"T\",\"sym\":\"AAPL\"",
-        ),
+        (&stocks, python, "EquityTrade("),
+        (&stocks, node, "\"ev\":\"T\",\"sym\":\"AAPL\""),
+        (&crypto, python, "CryptoTrade("),
+        (&crypto, node, "\"ev\":\"XT\",\"pair\":\"BTC-USD\""),
     ];
-    for (prompt, shell, begins, event) in cases {
-        assert_eq!(block(&text, shell), shell);
-        let snippet = block(&text, begins);
+    for (text, (prompt, shell, begins), event) in cases {
+        assert_eq!(block(text, shell), shell);
+        let snippet = block(text, begins);
         assert!(snippet.starts_with(begins), "{snippet}");
         for at_prompt in [true, false] {
             let Some(mut command) = prompt.command(at_prompt).await else { continue };
@@ -147,11 +193,11 @@ async fn what_it_prints_for_python_and_node_runs_at_their_prompts() {
 
 #[tokio::test]
 async fn the_line_for_the_projects_own_client_runs() {
-    let (_demo, text) = introduced().await;
-    let lines = block(&text, "tests/test_client.py");
-    let (install, line) = lines.split_once('\n').expect("two lines");
+    let (_demo, text) = introduced("stocks,crypto").await;
+    let lines = block(&text, "tests/test_client.py").replace("\\\n", "");
+    let (install, line) = lines.split_once('\n').expect("two commands");
     assert_eq!(install, "pip install websockets");
-    let mut words = line.strip_prefix("python3 tests/").expect("a script").split(' ');
+    let mut words = line.strip_prefix("python3 tests/").expect("a script").split_whitespace();
     let script = words.next().expect("a script");
     let args: Vec<_> = words.chain(["--seconds", "2"]).collect();
     // The key is that of the line, not that of the environment.
@@ -185,6 +231,8 @@ async fn errors_name_its_own_flags() {
         ("--rate", "-1"),
         ("--rate", "NaN"),
         ("--symbols", "0"),
+        ("--markets", "bonds"),
+        ("--markets", "crypto,crypto"),
         ("--profile", "wild"),
         ("--seed", "x"),
         ("--exit-after", "0"),

@@ -110,9 +110,14 @@ pub struct ServerArgs {
 }
 
 /// Different markets, at least one.
-type Markets = Vec<Market>;
+pub type Markets = Vec<Market>;
 
-fn markets(list: &str) -> Result<Markets, String> {
+/// Reads markets separated by commas.
+///
+/// # Errors
+///
+/// What is expected instead.
+pub fn markets(list: &str) -> Result<Markets, String> {
     let mut markets = Vec::new();
     for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         let market = Market::from_str(name)?;
