@@ -1,13 +1,13 @@
 //! A stand-in for the vendor's market-data WebSocket.
 //!
 //! It greets, authenticates, acknowledges, evicts, times out and closes as the vendor's service has
-//! been observed to. It serves one [`Market`] or several, each at its own path. It sends every event
-//! kind of a market with the keys in the order seen on the wire, at a realistic mix and rate. On
-//! request it fails ([`Fault`]). The demo uses it as its market and the tests use it as their
+//! been observed to. It serves one [`Market`] or several, each at its own path. It sends every
+//! event kind of a market with the keys in the order seen on the wire, at a realistic mix and rate.
+//! On request it fails ([`Fault`]). The demo uses it as its market and the tests use it as their
 //! upstream, so there is one fake, and it is independent of the code that it tests.
 //!
-//! [`Simulator::bind`] and [`Simulator::serve`] run it, and a [`SimHandle`] steers one market of it.
-//! [`generate`] makes events without a socket. [`control`] and [`plan`] let other processes and
+//! [`Simulator::bind`] and [`Simulator::serve`] run it, and a [`SimHandle`] steers one market of
+//! it. [`generate`] makes events without a socket. [`control`] and [`plan`] let other processes and
 //! scripts steer it.
 //!
 //! Where the vendor's behaviour is unknown, the simulator does this:

@@ -40,8 +40,9 @@ struct Line {
 impl Plan {
     /// Reads a plan: one JSON object per line, `{"at":"12s","fault":{"fault":"evict"}}` or
     /// `{"at":"500ms","rate":2000}`. With `"market":"crypto"` a step is for that market alone, and
-    /// must name one of `markets`; without, it is for all. Empty lines and lines that start with `#` are skipped. Times
-    /// count from the start of [`Plan::run`]. Steps with the same time keep their order.
+    /// must name one of `markets`; without, it is for all. Empty lines and lines that start with
+    /// `#` are skipped. Times count from the start of [`Plan::run`]. Steps with the same time keep
+    /// their order.
     ///
     /// # Errors
     /// Names the first line that cannot be read, and the reason.
