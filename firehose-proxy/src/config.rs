@@ -239,6 +239,7 @@ impl Args {
         let sources = Sources::new(hosts.iter().map(source).collect(), connections);
         let channels = match (&own.channels, &self.upstream_channels) {
             (Some(list), _) => parse_channels(&variable(CHANNELS, market), list, market)?,
+            (None, Some(list)) if shared.several => channels_among_several(list, market)?,
             (None, Some(list)) => parse_channels(CHANNELS, list, market)?,
             (None, None) => sources.default_kinds().map(Channel::Kind).collect(),
         };
@@ -368,6 +369,23 @@ fn parse_channels(
     Ok(channels)
 }
 
+/// Reads the channels of a list for several markets that are of this one. Types that this version
+/// does not know are of all markets.
+fn channels_among_several(list: &str, market: Market) -> Result<BTreeSet<Channel>, ConfigError> {
+    let mut channels = parse_channels(CHANNELS, list, market)?;
+    channels.retain(|channel| {
+        let is_of =
+            |market: &Market| channel.kind().is_some_and(|kind| market.kinds().contains(&kind));
+        is_of(&market) || !Market::ALL.iter().any(is_of)
+    });
+    if channels.is_empty() {
+        let own = variable(CHANNELS, market);
+        let expected = format!("expected a type of {market} too, or {own}");
+        return Err(ConfigError::invalid(CHANNELS, list, expected));
+    }
+    Ok(channels)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -397,6 +415,21 @@ mod tests {
             .map(ToString::to_string)
             .collect();
         assert_eq!(shown, ["T.*", "NEW8.*", "NEW9.*", "NEW9.A.B"]);
+    }
+
+    #[test]
+    fn a_list_for_several_markets_gives_each_its_own_types() {
+        let shown = |market| {
+            let channels = channels_among_several("T,AM,XT,NEW9", market)?;
+            Ok::<_, ConfigError>(channels.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(shown(Market::Stocks).unwrap(), ["T.*", "AM.*", "NEW9.*"]);
+        assert_eq!(shown(Market::Crypto).unwrap(), ["AM.*", "XT.*", "NEW9.*"]);
+        let error = channels_among_several("T,XT", Market::Forex).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            r#"UPSTREAM_CHANNELS: invalid value "T,XT": expected a type of forex too, or UPSTREAM_CHANNELS_FOREX"#
+        );
     }
 
     #[test]
