@@ -182,6 +182,12 @@ impl Contracts {
         asked_soon || !self.unanswered.is_empty()
     }
 
+    /// The contracts that the firehose has yet to answer for. The end of an outage waits for them no
+    /// more.
+    pub fn take_unanswered(&mut self) -> BTreeSet<Channel> {
+        std::mem::take(&mut self.unanswered)
+    }
+
     /// The firehose said which types it serves on demand. Asks for their contracts, if that is new.
     /// Those of most clients come first. Returns whose contracts are subscribed because they are
     /// not served on demand any more.

@@ -177,6 +177,11 @@ impl<M> Index<M> {
         Some(count)
     }
 
+    /// How many channels a session holds.
+    pub fn held(&self, session: SessionId) -> usize {
+        self.sessions.get(&session).map_or(0, |&id| self.cohorts[id].channels.len())
+    }
+
     /// Removes a session and all its channels. Returns the caller's value for it, or `None` if
     /// there is no such session.
     pub fn leave(&mut self, session: SessionId) -> Option<M> {

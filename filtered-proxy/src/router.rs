@@ -261,12 +261,24 @@ impl Router {
     /// Notifies the clients that everything arrives again.
     fn end_outage(&mut self) {
         let Some((outage, _)) = self.ending.take() else { return };
+        self.refuse_unanswered();
         self.contracts.on_up();
         let now = SystemTime::now();
         let frame = Notice::upstream_up(TierName::Filtered, &outage, now).frame();
         self.notify(&frame);
         self.shared.outages.send_modify(|o| o.ours = None);
         self.notify_of_end(&frame);
+    }
+
+    /// Tells the clients which contracts the end of an outage does not include, because the firehose
+    /// has not answered for them. An answer that comes later is told as usual.
+    fn refuse_unanswered(&mut self) {
+        for contract in self.contracts.take_unanswered() {
+            let item = contract.to_string();
+            let why = format!("{item:?} waits: the firehose has not answered yet");
+            self.answers.push((contract, false, Status::error(why).about(item).object()));
+        }
+        self.tell_answers();
     }
 
     /// Applies the firehose's answers for contracts, between the events before and after them, and
@@ -281,12 +293,13 @@ impl Router {
         for (contract, granted, object) in std::mem::take(&mut self.answers) {
             for session in self.contracts.on_answer(&contract, granted) {
                 by_session.entry(session).or_default().push(object.clone());
+                let held_before = self.index.held(session);
                 let held = self.index.change(session, [contract.clone()], granted);
                 let outages = self.shared.outages.borrow();
                 if !outages.go_on() || self.notices == NoticePolicy::Off {
                     continue;
                 }
-                if held == Some(0) {
+                if held == Some(0) && held_before > 0 {
                     // It would not get the notice of the outage's end.
                     self.awaiting_end.insert(session);
                 } else if granted && held == Some(1) && !self.awaiting_end.remove(&session) {
@@ -445,6 +458,7 @@ impl Router {
             }
             channels.insert(contract);
         }
+        let held_before = self.index.held(session);
         let held = self.index.change(session, channels, subscribe);
         self.count_subscriptions();
         if let Some(outbound) = self.index.member(session) {
@@ -454,7 +468,7 @@ impl Router {
             let wants_notices = self.notices != NoticePolicy::Off;
             let notified = subscribe && holds && wants_notices;
             let outages = self.shared.outages.borrow();
-            if removes && !holds && outages.go_on() && wants_notices {
+            if removes && held_before > 0 && !holds && outages.go_on() && wants_notices {
                 self.awaiting_end.insert(session);
             } else if holds {
                 self.awaiting_end.remove(&session);

@@ -196,7 +196,7 @@ impl TryFrom<&Args> for Config {
         check_ring(args.ring_frames, args.ring_bytes)?;
         Ok(Self {
             markets,
-            unused: args.markets.unused(&server.markets),
+            unused: args.unused(&server.markets),
             upstream_linger: args.upstream_linger,
             upstream_contracts: args.upstream_contracts,
             silence_alarm: args.silence_alarm,
@@ -217,6 +217,15 @@ struct SharedSource<'a> {
 }
 
 impl Args {
+    /// Variables that are set for markets other than those served.
+    fn unused(&self, served: &[Market]) -> Vec<String> {
+        let mut unused = self.markets.unused(served);
+        if self.upstream_connections_options > 1 && !served.contains(&Market::Options) {
+            unused.push("UPSTREAM_CONNECTIONS_OPTIONS".to_owned());
+        }
+        unused
+    }
+
     fn market(
         &self,
         market: Market,

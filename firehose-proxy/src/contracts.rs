@@ -247,10 +247,10 @@ impl Contracts {
                 // A contract without an answer may be served all the same.
                 SubscriptionOutcome::Carried(channel)
                 | SubscriptionOutcome::Unanswered(channel) => {
-                    news.extend(self.on_taken(channel, place).then(|| channel.clone()));
+                    news.extend(self.on_taken(connection, channel, place).then(|| channel.clone()));
                 }
                 SubscriptionOutcome::Refused(channel, why) => {
-                    news.extend(self.on_refused(channel, why).then(|| channel.clone()));
+                    news.extend(self.on_refused(connection, channel, why).then(|| channel.clone()));
                 }
                 SubscriptionOutcome::Full(kind, held) => {
                     if let Some(book) = self.books.get_mut(kind) {
@@ -263,8 +263,8 @@ impl Contracts {
         news
     }
 
-    fn on_taken(&mut self, channel: &Channel, place: u64) -> bool {
-        let contract = self.book(channel).and_then(|book| book.get_mut(channel));
+    fn on_taken(&mut self, connection: usize, channel: &Channel, place: u64) -> bool {
+        let contract = self.book(channel).and_then(|book| book.get_at(connection, channel));
         // An answer that follows a refusal comes too late: the contract is asked for no more.
         let Some(contract) = contract.filter(|contract| !contract.excluded) else { return false };
         match contract.standing {
@@ -280,10 +280,10 @@ impl Contracts {
         true
     }
 
-    fn on_refused(&mut self, channel: &Channel, why: &str) -> bool {
+    fn on_refused(&mut self, connection: usize, channel: &Channel, why: &str) -> bool {
         let Some(book) = self.book(channel) else { return false };
         let admission = book.admissions + 1;
-        let Some(contract) = book.get_mut(channel) else { return false };
+        let Some(contract) = book.get_at(connection, channel) else { return false };
         contract.admission = admission;
         contract.excluded = true;
         // A contract that only lingers ends.
@@ -296,7 +296,8 @@ impl Contracts {
     /// A connection is lost, at this place in the data: the next one has the whole room, and
     /// refuses what it refuses.
     pub fn on_down(&mut self, connection: usize, place: u64, now: Instant) {
-        self.outage = Some(place);
+        // Whatever is granted from now on is granted because of the outage, wherever it began.
+        self.outage.get_or_insert(place);
         for book in self.books.values_mut() {
             book.lower(connection, None);
             let of_it = connection.checked_sub(book.first);
@@ -428,6 +429,12 @@ impl Book {
 
     fn get_mut(&mut self, channel: &Channel) -> Option<&mut Contract> {
         self.contracts.get_mut(*self.ids.get(channel)?)
+    }
+
+    /// A contract, if it is asked for over this connection. An answer of another one comes too late.
+    fn get_at(&mut self, connection: usize, channel: &Channel) -> Option<&mut Contract> {
+        let of_it = connection.checked_sub(self.first);
+        self.get_mut(channel).filter(|contract| contract.connection == of_it)
     }
 
     fn entry(&mut self, channel: &Channel) -> usize {
@@ -574,7 +581,7 @@ impl Book {
         let mut wanted = inside.to_vec();
         wanted.sort_by_cached_key(|id| Reverse(self.contracts[*id].holders()));
         wanted.extend(lingering.into_iter().map(|(.., id)| id));
-        self.spread(&wanted);
+        changed |= self.spread(&wanted, outage);
         let is_same = |(id, before): (&usize, &Admitted)| {
             let Contract { channel, admission, connection, .. } = &self.contracts[*id];
             (channel, *admission, *connection)
@@ -594,15 +601,16 @@ impl Book {
     }
 
     /// Gives each of these contracts, for which there is room, a connection. A contract stays where
-    /// it is as long as that connection has room; those that arrive already go first.
-    fn spread(&mut self, wanted: &[usize]) {
+    /// it is as long as that connection has room; those that arrive already go first. Returns whether
+    /// the standing of any has changed: one that moves is asked for anew.
+    fn spread(&mut self, wanted: &[usize], outage: Option<u64>) -> bool {
         let mut free: Vec<usize> = self.rooms.iter().map(Room::current).collect();
-        let mut placed = vec![false; wanted.len()];
-        for granted in [true, false] {
+        let (mut placed, mut changed) = (vec![false; wanted.len()], false);
+        for arrives in [true, false] {
             for (id, placed) in wanted.iter().zip(&mut placed) {
                 let contract = &self.contracts[*id];
                 if let Some(at) = contract.connection
-                    && (contract.standing == Standing::Granted) == granted
+                    && contract.confirmed == arrives
                     && free[at] > 0
                 {
                     free[at] -= 1;
@@ -613,8 +621,15 @@ impl Book {
         for (id, _) in wanted.iter().zip(placed).filter(|(_, placed)| !placed) {
             let most = (0..free.len()).rev().max_by_key(|&at| free[at]).unwrap_or_default();
             free[most] -= 1;
-            self.contracts[*id].connection = Some(most);
+            let contract = &mut self.contracts[*id];
+            let moves = contract.connection.replace(most).is_some_and(|before| before != most);
+            if moves && contract.leave_connection(outage) {
+                self.admissions += 1;
+                contract.admission = self.admissions;
+                changed = true;
+            }
         }
+        changed
     }
 
     /// All contracts held that the vendor does not refuse, in the order in which they get room.
@@ -663,6 +678,17 @@ impl Contract {
         }
         self.confirmed = false;
         true
+    }
+
+    /// It is asked for over another connection from now on. Returns whether events may be missing
+    /// meanwhile, and no outage covers that.
+    fn leave_connection(&mut self, outage: Option<u64>) -> bool {
+        self.confirmed = false;
+        let granted = self.standing == Standing::Granted && outage.is_none();
+        if granted {
+            self.standing = Standing::Asked;
+        }
+        granted
     }
 
     /// Lets it wait. Returns whether it had room.

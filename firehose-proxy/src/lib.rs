@@ -98,7 +98,7 @@ fn serve(
     foundation: &mut Foundation,
 ) -> MarketTier<Shared, FirehoseUpkeep> {
     let MarketConfig { market, links, sources, channels, on_demand } = config;
-    warn_of_odd_channels(market, &channels);
+    warn_of_odd_channels(market, &channels, on_demand.is_empty());
     let counters = foundation.market(market);
     let help = "Events in the ring that sessions have yet to read, counted for each session";
     let unread: Level = foundation.metrics.register("ring_events", help);
@@ -164,9 +164,9 @@ fn serve(
 
 /// Names the types that may be typing errors: the vendor does not answer for a type that it does
 /// not know.
-fn warn_of_odd_channels(market: Market, channels: &BTreeSet<Channel>) {
-    if channels.is_empty() {
-        warn!(%market, "this host serves no type by wildcard: list contracts in UPSTREAM_CHANNELS");
+fn warn_of_odd_channels(market: Market, channels: &BTreeSet<Channel>, nothing_on_demand: bool) {
+    if channels.is_empty() && nothing_on_demand {
+        warn!(%market, "this host serves nothing that is known: list types in UPSTREAM_CHANNELS");
     }
     let kinds: BTreeSet<Kind> = channels.iter().filter_map(Channel::kind).collect();
     for kind in kinds.iter().filter(|kind| !market.kinds().contains(kind)) {

@@ -8,11 +8,17 @@ use proxy_common::{
 };
 use tokio::task::JoinSet;
 
+/// How many events a link may yield in a row while others have some.
+const TURN: u32 = 64;
+
 /// The links that together carry a market, at least one. Most markets have one.
 pub(crate) struct Links {
     links: Vec<State>,
-    /// The link to ask first for an event, so that none keeps the others waiting.
+    /// The link to ask first for an event.
     first: usize,
+    /// How many events it may still yield before the next one is asked first, so that none keeps
+    /// the others waiting.
+    turn: u32,
 }
 
 struct State {
@@ -26,7 +32,7 @@ struct State {
 impl Links {
     pub(crate) fn new(links: Vec<Link>) -> Self {
         let state = |link: Link| State { outage: link.outage().cloned(), answered: None, link };
-        Self { links: links.into_iter().map(state).collect(), first: 0 }
+        Self { links: links.into_iter().map(state).collect(), first: 0, turn: TURN }
     }
 
     /// The next event, and the number of the link that it comes from.
@@ -37,7 +43,11 @@ impl Links {
             let count = self.links.len();
             for at in (self.first..count).chain(0..self.first) {
                 if let Poll::Ready(event) = self.links[at].link.poll_next(cx) {
-                    self.first = (at + 1) % count;
+                    self.turn = if at == self.first { self.turn } else { TURN } - 1;
+                    self.first = at;
+                    if self.turn == 0 {
+                        (self.first, self.turn) = ((at + 1) % count, TURN);
+                    }
                     return Poll::Ready((at, event));
                 }
             }

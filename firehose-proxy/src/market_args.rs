@@ -16,7 +16,7 @@ use proxy_common::{
     },
     protocol::{Kind, Market},
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 /// The settings that a market may have of its own.
@@ -65,11 +65,16 @@ impl MarketSettings {
         secret(&variable(KEY, market), self.key.as_ref(), self.key_file.as_deref())
     }
 
+    fn has_key(&self) -> bool {
+        let is_set = |key: &SecretString| !key.expose_secret().trim().is_empty();
+        self.key.as_ref().is_some_and(is_set) || self.key_file.is_some()
+    }
+
     fn variables(&self, market: Market) -> impl Iterator<Item = String> {
         let set = [
             (URL, self.sources.is_some()),
             (CHANNELS, self.channels.is_some()),
-            (KEY, self.key.is_some() || self.key_file.is_some()),
+            (KEY, self.has_key()),
         ];
         set.into_iter().filter(|(_, set)| *set).map(move |(name, _)| variable(name, market))
     }
@@ -81,30 +86,35 @@ pub(crate) fn variable(name: &str, market: Market) -> String {
 }
 
 /// Parses a URL, or a list such as `wss://a.example=T,Q,wss://b.example=AM`: each URL with the types
-/// that come from it.
+/// that come from it. An empty list counts as none. No error shows a part of the list, which may
+/// hold a key.
 fn sources(list: &str) -> Result<SourceList, String> {
+    const EXPECTED: &str = "expected a WebSocket URL, or several with their types, such as \
+                            wss://a.example=T,Q,wss://b.example=AM";
     let mut sources = SourceList::new();
     for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let mut kind = item;
+        let mut kind = Kind::from_code(item.as_bytes());
         if item.contains("://") {
-            let (url, first) = item.rsplit_once('=').unwrap_or((item, ""));
+            // The query of a URL may hold the sign too.
+            let last =
+                item.rsplit_once('=').map(|(url, last)| (url, Kind::from_code(last.as_bytes())));
+            let (url, first) = match last {
+                Some((url, Some(first))) => (url, Some(first)),
+                Some((_, None)) | None => (item, None),
+            };
             sources.push((websocket_url(url)?, BTreeSet::new()));
-            kind = first.trim();
-            if !item.contains('=') {
-                continue;
-            }
+            let Some(first) = first else { continue };
+            kind = Some(first);
         }
-        let expected = || {
-            format!("expected URL=types, such as wss://socket.massive.com=T,Q, and not {item:?}")
+        let (Some(kind), Some((_, kinds))) = (kind, sources.last_mut()) else {
+            return Err(EXPECTED.to_owned());
         };
-        let kind = Kind::from_code(kind.as_bytes()).ok_or_else(expected)?;
-        if sources.iter().any(|(_, kinds)| kinds.contains(&kind)) {
+        kinds.insert(kind);
+        if sources.iter().filter(|(_, kinds)| kinds.contains(&kind)).count() > 1 {
             return Err(format!("expected each type once, and not {kind} again"));
         }
-        sources.last_mut().ok_or_else(expected)?.1.insert(kind);
     }
     match sources.iter().find(|(_, kinds)| kinds.is_empty()) {
-        _ if sources.is_empty() => Err("expected a WebSocket URL".to_owned()),
         Some(_) if sources.len() > 1 => {
             Err("expected the types of each URL, such as wss://socket.massive.com=T,Q".to_owned())
         }
@@ -152,8 +162,14 @@ impl FromArgMatches for MarketArgs {
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for &market in Market::ALL {
             let settings = MarketSettings {
-                sources: matches.get_one(&variable(URL, market)).cloned(),
-                channels: matches.get_one(&variable(CHANNELS, market)).cloned(),
+                sources: matches
+                    .get_one(&variable(URL, market))
+                    .cloned()
+                    .filter(|sources: &SourceList| !sources.is_empty()),
+                channels: matches
+                    .get_one(&variable(CHANNELS, market))
+                    .cloned()
+                    .filter(|list: &String| !list.trim().is_empty()),
                 key: matches.get_one(&variable(KEY, market)).cloned(),
                 key_file: matches.get_one(&(variable(KEY, market) + "_FILE")).cloned(),
             };
@@ -187,20 +203,20 @@ mod tests {
                 "wss://a.example/=T,Q wss://b.example/x=FMV,NEW9",
             ),
             ("wss://a.example?x=1=T", "wss://a.example/?x=1=T"),
+            ("wss://a.example?x=1", "wss://a.example/?x=1="),
+            (" , ", ""),
         ] {
             assert_eq!(shown(list).as_deref(), Ok(expected), "{list}");
         }
         for (list, why) in [
-            ("", "expected a WebSocket URL"),
-            ("T,Q", "expected URL=types"),
+            ("T,Q", "expected a WebSocket URL, or several"),
             ("http://a.example=T", "expected a WebSocket URL such as"),
-            ("wss://a.example=", "expected URL=types"),
-            ("wss://a.example=T.*", "expected URL=types"),
+            ("wss://a.example=T,secret", "expected a WebSocket URL, or several"),
             ("wss://a.example=T,wss://b.example", "expected the types of each URL"),
             ("wss://a.example=T,wss://b.example=Q,T", "expected each type once, and not T again"),
         ] {
             let error = shown(list).unwrap_err();
-            assert!(error.starts_with(why), "{list}: {error}");
+            assert!(error.starts_with(why) && !error.contains("secret"), "{list}: {error}");
         }
     }
 

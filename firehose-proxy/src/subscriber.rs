@@ -35,6 +35,9 @@ const BATCH: usize = 64;
 /// The same in bytes. The last message may exceed it.
 const MAX_BATCH_BYTES: usize = 8 << 20;
 
+/// Most contracts that a session may hold on behalf of other keys, if `MAX_SUBSCRIPTIONS` is less.
+const MAX_CONTRACTS_FOR_OTHERS: usize = 50_000;
+
 /// The parts of the firehose that all sessions share.
 #[derive(Debug, Clone)]
 pub struct Shared {
@@ -177,8 +180,18 @@ impl FirehoseSubscriber {
     }
 
     /// Asks for contracts, and returns the answers that are known.
-    fn add_contracts(&mut self, contracts: BTreeSet<Channel>, key: &Arc<str>) -> Vec<Status> {
-        let room = self.shared.max_contracts.saturating_sub(self.claims);
+    fn add_contracts(
+        &mut self,
+        contracts: BTreeSet<Channel>,
+        key: &Arc<str>,
+        for_others: bool,
+    ) -> Vec<Status> {
+        let limit = match for_others {
+            // A filtered proxy asks for all its clients, and limits each of them itself.
+            true => self.shared.max_contracts.max(MAX_CONTRACTS_FOR_OTHERS),
+            false => self.shared.max_contracts,
+        };
+        let room = limit.saturating_sub(self.claims);
         let mut statuses = Vec::new();
         // What has changed before must not be lost by the answers to this command.
         if self.standings.has_changed().unwrap_or(false) {
@@ -190,7 +203,6 @@ impl FirehoseSubscriber {
             let held = self.contracts.get(&contract);
             let is_new = held.is_none_or(|held| !held.keys.contains(key));
             if is_new && asked.len() >= room {
-                let limit = self.shared.max_contracts;
                 let item = contract.to_string();
                 let full =
                     format!("subscription limit of {limit} reached: {item:?} not subscribed");
@@ -422,6 +434,7 @@ impl Subscriber for FirehoseSubscriber {
     async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
         let SubscriptionChange { subscribe, channels, on_behalf_of, mut reply, coverage_version } =
             change;
+        let for_others = on_behalf_of.is_some();
         let key = on_behalf_of.unwrap_or_else(|| Arc::clone(&self.key));
         if !channels.is_empty() {
             if subscribe {
@@ -435,7 +448,7 @@ impl Subscriber for FirehoseSubscriber {
                 }
                 reply.extend(all.then(|| self.shared.entitlements.coverage_frame()));
                 if !contracts.is_empty() {
-                    reply.extend(status_frames(&self.add_contracts(contracts, &key)));
+                    reply.extend(status_frames(&self.add_contracts(contracts, &key, for_others)));
                 }
             } else {
                 self.unsubscribe(&channels, &key);
@@ -459,7 +472,7 @@ impl Subscriber for FirehoseSubscriber {
         };
         let next = tokio::select! {
             // Answers do not wait for data.
-            _ = self.standings.changed() => None,
+            _ = self.standings.changed(), if !self.contracts.is_empty() => None,
             next = reader.next() => match next {
                 Some(next) => Some(next),
                 // The publisher ends only with the program. Every session sees that stop by itself.

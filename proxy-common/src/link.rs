@@ -40,7 +40,7 @@ use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 use url::Url;
 
 use self::{backoff::Backoff, connection::Connection};
@@ -333,12 +333,18 @@ impl Link {
         Some(LinkEvent::Down(self.outage.insert(outage).clone()))
     }
 
+    /// Symbols have no line each, because clients choose how many there are.
     fn log_outcomes(&self, outcomes: &[SubscriptionOutcome]) {
         let upstream = self.config.upstream;
-        let mut symbols = 0;
+        let (mut symbols, mut refused, mut unanswered) = (0, 0, 0);
+        let mut last_refusal = "";
         for outcome in outcomes {
             match outcome {
                 SubscriptionOutcome::Carried(Channel::Symbol(..)) => symbols += 1,
+                SubscriptionOutcome::Refused(Channel::Symbol(..), why) => {
+                    (refused, last_refusal) = (refused + 1, why);
+                }
+                SubscriptionOutcome::Unanswered(Channel::Symbol(..)) => unanswered += 1,
                 SubscriptionOutcome::Full(kind, held) => {
                     warn!(upstream, %kind, held, "upstream has no room for more contracts");
                 }
@@ -355,7 +361,13 @@ impl Link {
             }
         }
         if symbols > 0 {
-            info!(upstream, symbols, "subscribed");
+            debug!(upstream, symbols, "subscribed");
+        }
+        if refused > 0 {
+            warn!(upstream, symbols = refused, why = last_refusal, "upstream refuses symbols");
+        }
+        if unanswered > 0 {
+            warn!(upstream, symbols = unanswered, "upstream did not answer for symbols");
         }
     }
 

@@ -130,7 +130,7 @@ impl Ledger {
             ring_overrun,
             unaccounted: difference(owed, settled) - queued,
         };
-        let up = link.up.get().clamp(0, 1) as u64;
+        let up = link.up.get().max(0) as u64;
         Self {
             balanced: intake.unaccounted == 0 && sessions.unaccounted == 0,
             intake,

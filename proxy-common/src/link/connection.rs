@@ -191,7 +191,7 @@ impl Connection {
     fn report_answered(&mut self) {
         let answered = match self.complete {
             true => self.subscriptions.channels_answered(),
-            false => self.subscriptions.all_answered(),
+            false => self.subscriptions.first_answered(),
         };
         if answered && !self.told_answered {
             (self.told_answered, self.complete) = (true, true);
@@ -263,7 +263,7 @@ impl Connection {
 
     fn on_status(&mut self, status: UpstreamStatus, text: &str) {
         match status.status.as_str() {
-            "success" | "error" | "connected" | "auth_success"
+            "success" | "error" | "hint" | "connected" | "auth_success"
                 if !login::is_eviction(&status.message) =>
             {
                 debug!(status = status.status, text = status.message, "upstream status");

@@ -81,7 +81,9 @@ impl LinkStatus {
                 .iter()
                 .filter_map(|link| link.last_outage.clone())
                 .max_by_key(|(_, ended)| *ended),
-            connects: links.iter().map(|link| link.connects).max().unwrap_or_default(),
+            // Reconnects are those after the first login of each.
+            connects: links.iter().map(|link| link.connects.saturating_sub(1)).sum::<u64>()
+                + u64::from(links.iter().any(|link| link.connects > 0)),
             channels: ChannelStatus {
                 carried: with(|channels| &channels.carried),
                 refused: with(|channels| &channels.refused),

@@ -83,6 +83,10 @@ pub struct UpstreamSubscriptions {
     /// Kinds of which not one more contract was taken. Until the wanted contracts change, no other
     /// is asked for.
     full: BTreeSet<Kind>,
+    /// Until when statuses of the last refusal for want of room may come.
+    burst_until: Option<Instant>,
+    /// The contracts wanted at first, which have no outcome yet as far as is known.
+    first: BTreeSet<Channel>,
 }
 
 #[derive(Debug)]
@@ -105,6 +109,8 @@ impl Default for UpstreamSubscriptions {
             in_flight: None,
             contract_batch: CONTRACT_BATCH,
             full: BTreeSet::new(),
+            burst_until: None,
+            first: BTreeSet::new(),
         }
     }
 }
@@ -114,6 +120,9 @@ impl UpstreamSubscriptions {
     /// still subscribed.
     pub fn want(&mut self, wanted: Wanted) -> Vec<SubscriptionOutcome> {
         let mut outcomes = Vec::new();
+        if self.wanted == Wanted::default() {
+            self.first = wanted.contracts.iter().map(|(channel, _)| channel.clone()).collect();
+        }
         if wanted.contracts != self.wanted.contracts {
             let contracts: BTreeMap<Channel, u64> = wanted.contracts.iter().cloned().collect();
             let anew = |(channel, n): &(&Channel, &u64)| self.contracts.get(channel) != Some(n);
@@ -258,7 +267,11 @@ impl UpstreamSubscriptions {
                 Vec::new()
             }
             // Statuses of a burst that lasts longer than its pause answer nothing.
-            _ if message.starts_with(LIMIT_REACHED) => Vec::new(),
+            _ if message.starts_with(LIMIT_REACHED)
+                && self.burst_until.is_some_and(|until| now < until) =>
+            {
+                Vec::new()
+            }
             Some(in_flight) => {
                 in_flight.refusals.push(message.to_owned());
                 self.close_if_answered()
@@ -292,6 +305,7 @@ impl UpstreamSubscriptions {
     pub fn on_time(&mut self, now: Instant) -> Vec<SubscriptionOutcome> {
         match self.in_flight.take() {
             Some(in_flight) if in_flight.deadline <= now && in_flight.limited => {
+                self.burst_until = Some(now + ANSWER_TIMEOUT);
                 self.ask_for_fewer(in_flight.open)
             }
             Some(in_flight) if in_flight.deadline <= now => {
@@ -348,6 +362,15 @@ impl UpstreamSubscriptions {
         self.channels_answered()
             && self.in_flight.is_none()
             && self.missing_contracts().next().is_none()
+    }
+
+    /// Whether that is so for the channels, and for the contracts that were wanted at first.
+    pub(super) fn first_answered(&self) -> bool {
+        let is_open = |channel: &&Channel| {
+            let full = channel.kind().is_some_and(|kind| self.full.contains(&kind));
+            self.contracts.contains_key(channel) && !self.answers.contains_key(channel) && !full
+        };
+        self.channels_answered() && !self.first.iter().any(|channel| is_open(&channel))
     }
 
     /// Whether that is so for the channels, whatever contracts are asked for.
@@ -582,6 +605,11 @@ mod tests {
     fn late_statuses_of_a_burst_count_against_no_other_request() {
         let now = Instant::now();
         let mut up = UpstreamSubscriptions::default();
+        up.want(contracts(0..1));
+        assert_eq!(params(&mut up, now), "subscribe Q.O:0000");
+        up.on("error", LIMIT);
+        let over = now + Duration::from_secs(1);
+        assert_eq!(up.on_time(over), [SubscriptionOutcome::Full(Kind::Q, 0)]);
         up.want(of("T.A,T.B"));
         assert_eq!(params(&mut up, now), "subscribe T.A,T.B");
         for _ in 0..27 {
@@ -597,6 +625,15 @@ mod tests {
         assert_eq!(up.on("success", "subscribed to: Q.O:0000").len(), 1);
         assert_eq!(params(&mut up, now), "unsubscribe T.A,T.B");
         assert!(up.all_answered());
+        // Without a burst before, it is a refusal like any other.
+        up.want(of("T.C"));
+        params(&mut up, now);
+        let later = now + 2 * ANSWER_TIMEOUT;
+        let refused = up.on_status(&status("error", LIMIT), later);
+        assert_eq!(
+            refused,
+            [SubscriptionOutcome::Refused(channels("T.C").pop_first().unwrap(), LIMIT.to_owned())]
+        );
     }
 
     #[test]

@@ -28,7 +28,10 @@ pub(super) fn decide(
     items: &Items,
     subscribe: bool,
 ) -> Option<SubscriptionChange> {
-    let SessionConfig { market, max_subscriptions: limit, notices, .. } = *config;
+    let SessionConfig { market, notices, .. } = *config;
+    // Whoever asks for others limits each of them. The tier limits the contracts themselves.
+    let for_others = items.on_behalf_of.is_some();
+    let limit = if for_others { usize::MAX } else { config.max_subscriptions };
     // Read first: any later change of the coverage makes the decision outdated.
     let coverage_version = subscriber.coverage_version();
     let extra = subscriber.extra_kinds();
@@ -65,7 +68,7 @@ pub(super) fn decide(
         )));
     }
     refusals.append(&mut accepted);
-    if subscribe && notices == NoticePolicy::Everyone {
+    if subscribe && notices == NoticePolicy::Everyone && !for_others {
         refusals.extend(hint(channels.iter(), market));
     }
     let reply = status_frames(&refusals);
@@ -271,7 +274,7 @@ mod tests {
     #[track_caller]
     fn check(limits: &str, held: &str, items: &str, added: &str, messages: &[&str]) {
         let (keys, key) = lease(limits);
-        let items = Items { params: items.to_owned(), on_behalf_of: Some("desk-z".to_owned()) };
+        let items = Items { params: items.to_owned(), on_behalf_of: None };
         let (config, subscriber) = (config(keys), holding(held));
         let decided = outcome(decide(&config, &key, &subscriber, &items, true));
         assert_eq!(decided, (channels(added), messages.iter().map(ToString::to_string).collect()));
