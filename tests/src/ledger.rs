@@ -31,12 +31,10 @@ pub fn check(name: &str, addr: SocketAddr) {
                 eprintln!("{name} has stopped listening: its ledger is not checked");
                 return;
             }
-            Ok(Some(health)) => {
-                match markets(&health).into_iter().find_map(|market| faults(&market["ledger"])) {
-                    None => return,
-                    Some(faults) => faults,
-                }
-            }
+            Ok(Some(health)) => match faults_of(&health) {
+                None => return,
+                Some(faults) => faults,
+            },
             Err(error) => error,
         };
         assert!(Instant::now() < deadline, "the ledger of {name}: {wrong}");
@@ -64,6 +62,18 @@ fn health(addr: SocketAddr) -> Result<Option<Value>, String> {
     let text = || String::from_utf8_lossy(&bytes).into_owned();
     let response = Response::parse(&bytes).ok_or_else(|| format!("no HTTP: {:?}", text()))?;
     serde_json::from_str(&response.body).map_err(|error| format!("{error}: {:?}", text()))
+}
+
+/// The faults of the ledgers in a document of `/health`, which has one for each market. `None` if
+/// all account for every event.
+fn faults_of(health: &Value) -> Option<String> {
+    let markets = markets(health);
+    if markets.is_empty() {
+        return Some(format!("no market in {health}"));
+    }
+    let faulty = |market: &Value| Some((market["market"].clone(), faults(&market["ledger"])?));
+    let (market, faults) = markets.into_iter().find_map(faulty)?;
+    Some(format!("of the market {market}: {faults}"))
 }
 
 /// The faults of a ledger from `/health`. `None` if it accounts for every event.
@@ -95,28 +105,50 @@ pub fn faults(ledger: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
 
+    fn ledger(delivered: i64, filtered: i64, received: i64) -> Value {
+        json!({
+            "balanced": true,
+            "intake": {
+                "received": received, "routed": 10, "subscribed": 6,
+                "not_subscribed": filtered, "oversize": 1, "malformed": 2,
+            },
+            "sessions": {
+                "owed": 12, "delivered": delivered, "queued": 1, "slow_consumer": 1,
+                "session_closed": 1, "ring_overrun": 1,
+            },
+        })
+    }
+
     #[test]
     fn an_event_that_is_counted_nowhere_is_noticed() {
-        let ledger = |delivered: i64, filtered: i64, received: i64| {
-            json!({
-                "balanced": true,
-                "intake": {
-                    "received": received, "routed": 10, "subscribed": 6,
-                    "not_subscribed": filtered, "oversize": 1, "malformed": 2,
-                },
-                "sessions": {
-                    "owed": 12, "delivered": delivered, "queued": 1, "slow_consumer": 1,
-                    "session_closed": 1, "ring_overrun": 1,
-                },
-            })
-        };
         assert_eq!(faults(&ledger(8, 3, 12)), None);
         for wrong in [ledger(7, 3, 12), ledger(8, 2, 12), ledger(8, 3, 13), json!({})] {
             assert!(faults(&wrong).is_some(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_ledger_of_each_market_has_to_balance() {
+        let document = |name: &str, ledger: &Value| json!({"market": name, "ledger": ledger});
+        let (good, bad) = (ledger(8, 3, 12), ledger(7, 3, 12));
+        assert_eq!(faults_of(&document("stocks", &good)), None);
+        assert!(faults_of(&document("stocks", &bad)).is_some());
+        let several = |crypto: &Value| {
+            let markets = [("stocks", &good), ("options", &good), ("crypto", crypto)];
+            let markets = markets.map(|(name, ledger)| (name, document(name, ledger)));
+            json!({"markets": BTreeMap::from(markets)})
+        };
+        assert_eq!(faults_of(&several(&good)), None);
+        let faults = faults_of(&several(&bad)).expect("crypto does not balance");
+        assert!(faults.starts_with(r#"of the market "crypto": "#), "{faults}");
+        for empty in [json!({}), json!({"markets": {}}), json!({"markets": {"stocks": {}}})] {
+            assert!(faults_of(&empty).is_some(), "{empty}");
         }
     }
 }
