@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use polygon_sim::{Fault, SimConfig};
 use serde_json::Value;
 use tests::{
-    oracle,
+    oracle::{self, end_of},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig},
     wait::{SOON, eventually},
     ws_client::TestClient,
 };
 
-use crate::events::{end_of, quote, trade};
+use crate::events::{quote, trade};
 
 /// One line for each kind of event of each market: `cluster`, `ev`, `symbol_field` and a `sample`.
 const SAMPLES: &str = include_str!("events.jsonl");

@@ -27,14 +27,3 @@ pub(crate) fn minute_bar(symbol: &str, n: usize) -> String {
         r#"{{"ev":"AM","sym":"{symbol}","v":5100,"o":0.418,"c":0.419,"s":1790604240000,"e":{n}}}"#
     )
 }
-
-/// The end of a published sequence: a channel of this market and an event of it, with a symbol that
-/// no other event has.
-pub(crate) fn end_of(market: &str) -> (String, String) {
-    let (kind, field, symbol) = match market {
-        "forex" => ("C", "p", "END/OFF"),
-        "crypto" => ("XT", "pair", "END-OFF"),
-        _ => ("AM", "sym", "END"),
-    };
-    (format!("{kind}.{symbol}"), format!(r#"{{"ev":"{kind}","{field}":"{symbol}"}}"#))
-}

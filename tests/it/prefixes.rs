@@ -4,7 +4,7 @@
 use polygon_sim::SimConfig;
 use serde_json::Value;
 use tests::{
-    oracle::matches,
+    oracle::{end_of, matches},
     program::Program,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, is_up},
     wait::{SOON, eventually},
@@ -12,7 +12,7 @@ use tests::{
 };
 
 use crate::{
-    events::{bar, end_of, minute_bar, quote, trade},
+    events::{bar, minute_bar, quote, trade},
     tiers::ports,
 };
 

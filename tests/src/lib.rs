@@ -21,11 +21,13 @@
 //! | [`soak`] | the chain under faults for any time, and what the programs hold afterwards |
 //! | [`watcher`] | a client that reconnects after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
+//! | [`churn`] | clients that change their subscriptions all the time, checked by the oracle |
 //! | [`official_clients`] | the vendor's official clients, unmodified |
 //! | [`autobahn`] | the Autobahn cases, against both ends of the product's WebSockets |
 
 pub mod autobahn;
 pub mod chain;
+pub mod churn;
 pub mod damage;
 pub mod http;
 pub mod imports;

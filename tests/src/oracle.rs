@@ -24,6 +24,18 @@ pub fn symbol_field(market: &str, kind: &str) -> Option<&'static str> {
     })
 }
 
+/// The end of a published sequence: a channel of this market and an event of it, with a symbol that
+/// no other event has.
+#[must_use]
+pub fn end_of(market: &str) -> (String, String) {
+    let (kind, field, symbol) = match market {
+        "forex" => ("C", "p", "END/OFF"),
+        "crypto" => ("XT", "pair", "END-OFF"),
+        _ => ("AM", "sym", "END"),
+    };
+    (format!("{kind}.{symbol}"), format!(r#"{{"ev":"{kind}","{field}":"{symbol}"}}"#))
+}
+
 /// Whether a client with this channel alone gets this event.
 ///
 /// # Panics
@@ -85,6 +97,8 @@ struct Sent {
     entries: Option<(String, String)>,
     /// `T.AAPL` in each spelling with which a prefix may begin.
     spellings: Vec<String>,
+    /// Whether `*` matches it: it does unless the kind is served by contract only.
+    in_all: bool,
 }
 
 impl Sent {
@@ -101,15 +115,18 @@ impl Sent {
             (format!("{kind}.*"), format!("{kind}.{symbol}"))
         });
         let of_kind = |spelling| format!("{kind}.{spelling}");
-        Self { entries, spellings: spellings.into_iter().flatten().map(of_kind).collect() }
+        let spellings = spellings.into_iter().flatten().map(of_kind).collect();
+        Self { entries, spellings, in_all: true }
     }
 
     fn is_wanted(&self, held: &HashSet<String>) -> bool {
         let named =
             |(kind, symbol): &(String, String)| held.contains(kind) || held.contains(symbol);
-        let prefixes = || held.iter().filter_map(|entry| entry.strip_suffix('*'));
+        let others = || held.iter().filter(|entry| *entry != "*");
+        let prefixes = || others().filter_map(|entry| entry.strip_suffix('*'));
         let begins = |prefix| self.spellings.iter().any(|spelling| spelling.starts_with(prefix));
-        held.contains("*") || self.entries.as_ref().is_some_and(named) || prefixes().any(begins)
+        let is_in_all = self.in_all && held.contains("*");
+        is_in_all || self.entries.as_ref().is_some_and(named) || prefixes().any(begins)
     }
 }
 
@@ -174,6 +191,19 @@ impl Oracle {
             assert_eq!(earlier, None, "sent twice: {event}");
         }
         Self { market: market.to_owned(), sent, positions }
+    }
+
+    /// The same oracle of a market that serves these kinds by contract only, so that `*` does not
+    /// include them.
+    #[must_use]
+    pub fn with_contracts(mut self, kinds: &[&str]) -> Self {
+        for sent in &mut self.sent {
+            let of_kind = |(all, _): &(String, String)| {
+                kinds.iter().any(|kind| all.strip_suffix(".*") == Some(*kind))
+            };
+            sent.in_all = !sent.entries.as_ref().is_some_and(of_kind);
+        }
+        self
     }
 
     /// Checks all that a client saw, from its login to the last event sent, which it must have
@@ -378,6 +408,21 @@ mod tests {
         let begun: Vec<_> = events()[3..5].iter().cloned().map(Step::Event).collect();
         let steps = [&[add("*", 3)][..], &begun].concat();
         assert_eq!(oracle.check_begun(&steps), Ok(Some(4)));
+    }
+
+    #[test]
+    fn all_leaves_out_what_is_served_by_contract_only() {
+        let quote = |symbol: &str, n| trade(symbol, n).replacen("T", "Q", 1);
+        let events = [quote("A", 0), trade("A", 1), quote("B", 2), trade("B", 3)];
+        let oracle = Oracle::new("options", &events).with_contracts(&["Q"]);
+        let check = |items: &[&str], received: &[usize]| {
+            let received = received.iter().map(|&n| Step::Event(events[n].clone()));
+            oracle.check(&items.iter().map(|item| add(item, 0)).chain(received).collect::<Vec<_>>())
+        };
+        assert_eq!(check(&["*"], &[1, 3]), Ok(()));
+        assert_eq!(check(&["*", "Q.A"], &[0, 1, 3]), Ok(()));
+        let error = check(&["*"], &[0, 1, 3]).unwrap_err();
+        assert!(error.contains("matches nothing"), "{error}");
     }
 
     #[test]
