@@ -34,6 +34,7 @@ mod notices;
 mod official_clients;
 mod oracle_churn;
 mod oracle_contracts;
+mod oracle_markets;
 mod outages;
 mod prefixes;
 mod responsiveness;
