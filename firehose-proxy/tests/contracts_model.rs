@@ -461,3 +461,38 @@ fn what_an_outage_granted_without_an_answer_is_asked_anew_when_it_ends() {
     assert_ne!(contracts.version(), before.0);
     assert_ne!(contracts.wanted(0), before.1);
 }
+
+#[test]
+fn an_outage_of_two_connections_began_with_the_first() {
+    let now = Instant::now();
+    let mut contracts = Contracts::new([(Kind::Q, 0..2)], 10, LINGER);
+    contracts.on_up(now);
+    contracts.on_down(0, 5, now);
+    // No notice follows if the second is lost for the same reason, so no session reads up to it.
+    contracts.on_down(1, 9, now);
+    contracts.add(1, &"desk".into(), [&contract(0)], now);
+    assert_eq!(contracts.view(&contract(0)).unwrap().granted_at, 5);
+}
+
+#[test]
+fn a_contract_that_moves_is_asked_for_anew_and_hears_its_own_connection_only() {
+    let now = Instant::now();
+    let mut contracts = Contracts::new([(Kind::Q, 0..2)], 2, LINGER);
+    contracts.on_up(now);
+    contracts.add(1, &"desk".into(), &[contract(0), contract(1), contract(2)], now);
+    let of = |contracts: &Contracts, at| channels(contracts.wanted(at));
+    let (zero, one) = (of(&contracts, 0), of(&contracts, 1));
+    assert_eq!((zero.len(), one.len()), (2, 1));
+    for (at, asked) in [(0, &zero), (1, &one)] {
+        let taken: Vec<_> = asked.iter().cloned().map(SubscriptionOutcome::Carried).collect();
+        assert_eq!(contracts.on_outcomes(at, &taken, 3, now).len(), taken.len());
+    }
+    // The first connection turns out to have room for one.
+    contracts.on_outcomes(0, &[SubscriptionOutcome::Full(Kind::Q, 1)], 4, now);
+    assert_eq!((of(&contracts, 0).len(), of(&contracts, 1).len()), (1, 2));
+    let moved = zero.iter().find(|contract| !of(&contracts, 0).contains(contract)).unwrap();
+    assert_eq!(contracts.standing(moved), Some(&Standing::Asked), "events may be missing");
+    let carried = [SubscriptionOutcome::Carried(moved.clone())];
+    assert!(contracts.on_outcomes(0, &carried, 5, now).is_empty(), "of the connection before");
+    assert_eq!(contracts.on_outcomes(1, &carried, 6, now), [moved.clone()]);
+}

@@ -484,3 +484,40 @@ async fn several_connections_share_the_contracts_and_their_room() {
     eventually(SOON, "three new connections", async || sim.handle.stats().auths == 6).await;
     holds(&sim, &held).await;
 }
+
+#[tokio::test]
+async fn the_limit_of_a_client_at_the_firehose_does_not_bound_all_clients_of_a_filtered_proxy() {
+    let sim = options(1_000).await;
+    let firehose = start(firehose(&sim).env("MAX_SUBSCRIPTIONS", 3)).await;
+    let filtered = stack::filtered(firehose.addr()).env("MARKET", "options").start().await;
+    is_complete(&filtered).await;
+    let mut through = client(filtered.addr(), CLIENT_KEY).await;
+    let items = quotes(0..20);
+    through.command("subscribe", &items.join(",")).await;
+    assert_eq!(sorted(answers(&mut through, 20).await), subscribed(&items));
+    // A client of the firehose itself is limited, and told so.
+    let mut direct = client(firehose.addr(), FIREHOSE_KEY).await;
+    direct.command("subscribe", &items[..3].join(",")).await;
+    assert_eq!(sorted(answers(&mut direct, 3).await), subscribed(&items[..3]));
+    direct.command("subscribe", &items[3]).await;
+    let refused = direct.next_but_notices().await;
+    assert!(refused.contains("subscription limit of 3 reached"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_hint_for_one_client_is_no_news_for_the_link() {
+    let sim = options(1_000).await;
+    let firehose = start(firehose(&sim)).await;
+    let filtered = stack::filtered(firehose.addr()).env("MARKET", "options").start().await;
+    is_complete(&filtered).await;
+    let mut through = client(filtered.addr(), CLIENT_KEY).await;
+    through.command("subscribe", "Q.o:spy261218c00000001").await;
+    let (mut hints, mut answered) = (0, false);
+    while hints == 0 || !answered {
+        let status = through.next_but_notices().await;
+        hints += usize::from(status.contains(r#""status":"hint""#));
+        answered |= status.contains("subscribed to: ");
+    }
+    assert_eq!(hints, 1);
+    assert!(!filtered.log_text().contains("upstream status"), "{}", filtered.log_text());
+}
