@@ -55,12 +55,12 @@ struct Contract {
 #[derive(Debug)]
 struct Holder {
     key: Arc<str>,
-    told: Told,
+    last_answer: LastAnswer,
 }
 
 /// The last answer to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum LastAnswer {
     Nothing,
     Subscribed,
     Refused,
@@ -104,10 +104,11 @@ impl Contracts {
         let entry = self.contracts.entry(contract.clone()).or_default();
         let is_new_for_key = !entry.holds(key);
         let now = !on_demand || self.outage || entry.granted;
-        let told = if now { Told::Subscribed } else { Told::Nothing };
+        let last_answer = if now { LastAnswer::Subscribed } else { LastAnswer::Nothing };
         // A session keeps the key with which it first asked.
-        let holder = entry.holders.entry(session).or_insert(Holder { key: Arc::clone(key), told });
-        holder.told = told;
+        let holder =
+            entry.holders.entry(session).or_insert(Holder { key: Arc::clone(key), last_answer });
+        holder.last_answer = last_answer;
         let (key, granted) = (Arc::clone(&holder.key), entry.granted);
         self.sessions.entry(session).or_default().insert(contract.clone());
         // The firehose repeats its answer if it is asked again.
@@ -156,11 +157,12 @@ impl Contracts {
         self.unanswered.remove(contract);
         let Some(entry) = self.contracts.get_mut(contract) else { return Vec::new() };
         entry.granted = granted;
-        let told = if granted { Told::Subscribed } else { Told::Refused };
-        let news = entry.holders.iter_mut().filter_map(|(session, holder)| {
-            (std::mem::replace(&mut holder.told, told) != told).then_some(*session)
+        let last_answer = if granted { LastAnswer::Subscribed } else { LastAnswer::Refused };
+        let changed = entry.holders.iter_mut().filter_map(|(session, holder)| {
+            (std::mem::replace(&mut holder.last_answer, last_answer) != last_answer)
+                .then_some(*session)
         });
-        news.collect()
+        changed.collect()
     }
 
     /// The connection to the firehose is lost.
@@ -182,8 +184,8 @@ impl Contracts {
         asked_soon || !self.unanswered.is_empty()
     }
 
-    /// The contracts that the firehose has yet to answer for. The end of an outage waits for them no
-    /// more.
+    /// The contracts that the firehose has yet to answer for. The end of an outage waits for them
+    /// no more.
     pub fn take_unanswered(&mut self) -> BTreeSet<Channel> {
         std::mem::take(&mut self.unanswered)
     }
@@ -207,7 +209,9 @@ impl Contracts {
                 continue;
             }
             for (session, holder) in &mut entry.holders {
-                if std::mem::replace(&mut holder.told, Told::Subscribed) != Told::Subscribed {
+                if std::mem::replace(&mut holder.last_answer, LastAnswer::Subscribed)
+                    != LastAnswer::Subscribed
+                {
                     subscribed.push((*session, contract.clone()));
                 }
             }

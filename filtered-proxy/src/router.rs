@@ -270,8 +270,8 @@ impl Router {
         self.notify_of_end(&frame);
     }
 
-    /// Tells the clients which contracts the end of an outage does not include, because the firehose
-    /// has not answered for them. An answer that comes later is told as usual.
+    /// Tells the clients which contracts the end of an outage does not include, because the
+    /// firehose has not answered for them. An answer that comes later is told as usual.
     fn refuse_unanswered(&mut self) {
         for contract in self.contracts.take_unanswered() {
             let item = contract.to_string();
@@ -289,7 +289,7 @@ impl Router {
         }
         self.deliver();
         let mut by_session = BTreeMap::<SessionId, Vec<String>>::new();
-        let mut untold = BTreeSet::new();
+        let mut unnotified = BTreeSet::new();
         for (contract, granted, object) in std::mem::take(&mut self.answers) {
             for session in self.contracts.on_answer(&contract, granted) {
                 by_session.entry(session).or_default().push(object.clone());
@@ -304,13 +304,13 @@ impl Router {
                     self.awaiting_end.insert(session);
                 } else if granted && held == Some(1) && !self.awaiting_end.remove(&session) {
                     // It held nothing, so it did not get the notices of the outages.
-                    untold.insert(session);
+                    unnotified.insert(session);
                 }
             }
         }
         self.send_objects(by_session);
         let (outages, now) = (self.shared.outages.borrow(), Instant::now());
-        for outbound in untold.into_iter().filter_map(|session| self.index.member(session)) {
+        for outbound in unnotified.into_iter().filter_map(|session| self.index.member(session)) {
             outbound.send_frames(outages.frames().map(|frame| (frame, 0)), now);
         }
     }

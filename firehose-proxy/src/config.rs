@@ -8,7 +8,7 @@ use proxy_common::{
     config::{
         ConfigError,
         pem::certificates,
-        values::{count, duration, market_url, path, port, websocket_url},
+        values::{count, duration, market_url, market_variable, path, port, websocket_url},
     },
     link::{LinkConfig, Spacing},
     program::{
@@ -26,7 +26,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::{
-    market_args::{CHANNELS, KEY, MarketArgs, MarketSettings, SourceList, URL, variable},
+    market_args::{CHANNELS, KEY, MarketArgs, MarketSettings, SourceList, URL},
     sources::{Source, Sources},
 };
 
@@ -59,8 +59,8 @@ pub struct Args {
     /// How long a channel stays subscribed upstream after its last subscriber has left
     #[arg(long, env = "UPSTREAM_LINGER", default_value = "30s", value_parser = duration)]
     upstream_linger: Duration,
-    /// Contracts of each type without a wildcard, such as option quotes, that the vendor serves at a
-    /// time
+    /// Contracts of each type without a wildcard, such as option quotes, that the vendor serves at
+    /// a time
     #[arg(long, env = "UPSTREAM_CONTRACTS", default_value = "1000", value_parser = count)]
     upstream_contracts: usize,
     /// Connections for options, if the account has several: they share the contracts
@@ -233,7 +233,7 @@ impl Args {
     ) -> Result<MarketConfig, ConfigError> {
         let own = self.markets.of(market);
         let key = own.key(market)?.or_else(|| shared.account.cloned()).ok_or_else(|| {
-            let expected = format!("{ACCOUNT_KEY}, or {} too", variable(KEY, market));
+            let expected = format!("{ACCOUNT_KEY}, or {} too", market_variable(KEY, market));
             ConfigError::missing(KEY, expected)
         })?;
         let hosts = self.hosts(market, &own, shared.several)?;
@@ -247,7 +247,7 @@ impl Args {
         };
         let sources = Sources::new(hosts.iter().map(source).collect(), connections);
         let channels = match (&own.channels, &self.upstream_channels) {
-            (Some(list), _) => parse_channels(&variable(CHANNELS, market), list, market)?,
+            (Some(list), _) => parse_channels(&market_variable(CHANNELS, market), list, market)?,
             (None, Some(list)) if shared.several => channels_among_several(list, market)?,
             (None, Some(list)) => parse_channels(CHANNELS, list, market)?,
             (None, None) => sources.default_kinds().map(Channel::Kind).collect(),
@@ -255,7 +255,7 @@ impl Args {
         let mut kinds = channels.iter().filter_map(Channel::kind);
         if let Some(kind) = kinds.find(|&kind| !sources.carries(kind)) {
             let expected = format!("a URL with the type {kind}, which {CHANNELS} lists");
-            return Err(ConfigError::missing(&variable(URL, market), expected));
+            return Err(ConfigError::missing(&market_variable(URL, market), expected));
         }
         let links = sources.iter().zip(&hosts).flat_map(|((_, connections), (url, _))| {
             let mut link = LinkConfig::new("Polygon", url.clone(), key.clone());
@@ -276,7 +276,7 @@ impl Args {
         several: bool,
     ) -> Result<SourceList, ConfigError> {
         if let Some(list) = &own.sources {
-            let name = variable(URL, market);
+            let name = market_variable(URL, market);
             let host = |(url, kinds): &(Url, BTreeSet<Kind>)| {
                 Ok((market_url(&name, url, market, false)?, kinds.clone()))
             };
@@ -388,7 +388,7 @@ fn channels_among_several(list: &str, market: Market) -> Result<BTreeSet<Channel
         is_of(&market) || !Market::ALL.iter().any(is_of)
     });
     if channels.is_empty() {
-        let own = variable(CHANNELS, market);
+        let own = market_variable(CHANNELS, market);
         let expected = format!("expected a type of {market} too, or {own}");
         return Err(ConfigError::invalid(CHANNELS, list, expected));
     }

@@ -90,7 +90,7 @@ struct Book {
     contracts: Slab<Contract>,
     /// Where each contract is.
     ids: BTreeMap<Channel, usize>,
-    keys: BTreeMap<Arc<str>, Turn>,
+    keys: BTreeMap<Arc<str>, KeyContracts>,
     /// How often anyone has asked.
     asked: u64,
     /// Contracts to ask of the vendor.
@@ -99,8 +99,8 @@ struct Book {
     admissions: u64,
     waiting: usize,
     /// Whether anything has changed on which the order, the room or what is wanted depends. The
-    /// vendor's acknowledgements are the most frequent news, and change none of these.
-    unsettled: bool,
+    /// vendor's acknowledgements are the most frequent change, and change none of these.
+    allocation_due: bool,
 }
 
 /// The room of one connection.
@@ -123,7 +123,7 @@ struct Admitted {
 
 /// The contracts of one key, in the order in which it asked for them.
 #[derive(Debug)]
-struct Turn {
+struct KeyContracts {
     /// When the key first asked.
     since: u64,
     contracts: BTreeMap<u64, usize>,
@@ -158,7 +158,7 @@ struct Claim {
 }
 
 /// What has changed.
-struct Settled {
+struct Reallocated {
     standings: bool,
     wanted: bool,
 }
@@ -205,7 +205,7 @@ impl Contracts {
                 book.add(session, key, contract);
             }
         }
-        self.settle(now);
+        self.allocate(now);
     }
 
     /// Records that a session asks for these contracts no more, on behalf of a key.
@@ -221,7 +221,7 @@ impl Contracts {
                 book.remove(session, key, contract, now);
             }
         }
-        self.settle(now);
+        self.allocate(now);
     }
 
     /// Sets the contracts that go before all others.
@@ -229,7 +229,7 @@ impl Contracts {
         for (kind, book) in &mut self.books {
             book.pin(pinned.iter().filter(|channel| channel.kind() == Some(*kind)));
         }
-        self.settle(now);
+        self.allocate(now);
     }
 
     /// Applies the vendor's answers on one connection, which stand at this place in the data.
@@ -241,16 +241,18 @@ impl Contracts {
         place: u64,
         now: Instant,
     ) -> Vec<Channel> {
-        let mut news = Vec::new();
+        let mut changed_answers = Vec::new();
         for outcome in outcomes {
             match outcome {
                 // A contract without an answer may be served all the same.
                 SubscriptionOutcome::Carried(channel)
                 | SubscriptionOutcome::Unanswered(channel) => {
-                    news.extend(self.on_taken(connection, channel, place).then(|| channel.clone()));
+                    changed_answers
+                        .extend(self.on_taken(connection, channel, place).then(|| channel.clone()));
                 }
                 SubscriptionOutcome::Refused(channel, why) => {
-                    news.extend(self.on_refused(connection, channel, why).then(|| channel.clone()));
+                    changed_answers
+                        .extend(self.on_refused(connection, channel, why).then(|| channel.clone()));
                 }
                 SubscriptionOutcome::Full(kind, held) => {
                     if let Some(book) = self.books.get_mut(kind) {
@@ -259,8 +261,8 @@ impl Contracts {
                 }
             }
         }
-        self.settle(now);
-        news
+        self.allocate(now);
+        changed_answers
     }
 
     fn on_taken(&mut self, connection: usize, channel: &Channel, place: u64) -> bool {
@@ -282,14 +284,14 @@ impl Contracts {
 
     fn on_refused(&mut self, connection: usize, channel: &Channel, why: &str) -> bool {
         let Some(book) = self.book(channel) else { return false };
-        let admission = book.admissions + 1;
+        let admission = next(&mut book.admissions);
         let Some(contract) = book.get_at(connection, channel) else { return false };
         contract.admission = admission;
         contract.excluded = true;
         // A contract that only lingers ends.
         contract.lingers_until = None;
         contract.standing = Standing::Refused(truncate_reason(why).into());
-        (book.unsettled, book.admissions) = (true, admission);
+        book.allocation_due = true;
         true
     }
 
@@ -307,7 +309,7 @@ impl Contracts {
                 }
             }
         }
-        self.settle(now);
+        self.allocate(now);
     }
 
     /// Everything asked for arrives again.
@@ -321,19 +323,18 @@ impl Contracts {
             let contracts = book.contracts.iter_mut().map(|(_, contract)| contract);
             for contract in contracts.filter(|contract| contract.is_late()) {
                 contract.standing = Standing::Asked;
-                book.admissions += 1;
-                contract.admission = book.admissions;
-                book.unsettled = true;
+                contract.admission = next(&mut book.admissions);
+                book.allocation_due = true;
                 self.version += 1;
             }
         }
-        self.settle(now);
+        self.allocate(now);
     }
 
     /// Ends what was to end by now. Call it about once a second.
     pub fn expire(&mut self, now: Instant) {
         self.books.values_mut().for_each(|book| book.expire(now));
-        self.settle(now);
+        self.allocate(now);
     }
 
     /// Where a contract stands; `None` if nobody holds it.
@@ -385,9 +386,9 @@ impl Contracts {
     }
 
     /// Gives the room to the first contracts of each order.
-    fn settle(&mut self, now: Instant) {
-        for book in self.books.values_mut().filter(|book| book.unsettled) {
-            let Settled { standings, wanted } = book.settle(self.outage, now);
+    fn allocate(&mut self, now: Instant) {
+        for book in self.books.values_mut().filter(|book| book.allocation_due) {
+            let Reallocated { standings, wanted } = book.allocate(self.outage, now);
             self.version += u64::from(standings);
             self.wanted_version += u64::from(wanted);
         }
@@ -407,7 +408,7 @@ impl Book {
             wanted: Vec::new(),
             admissions: 0,
             waiting: 0,
-            unsettled: false,
+            allocation_due: false,
         }
     }
 
@@ -419,7 +420,7 @@ impl Book {
     fn lower(&mut self, connection: usize, lowered: Option<(usize, Instant)>) {
         let of_it = connection.checked_sub(self.first);
         if let Some(room) = of_it.and_then(|of_it| self.rooms.get_mut(of_it)) {
-            (room.lowered, self.unsettled) = (lowered, true);
+            (room.lowered, self.allocation_due) = (lowered, true);
         }
     }
 
@@ -431,7 +432,7 @@ impl Book {
         self.contracts.get_mut(*self.ids.get(channel)?)
     }
 
-    /// A contract, if it is asked for over this connection. An answer of another one comes too late.
+    /// A contract, if it is asked for over this connection. An answer of another one is too late.
     fn get_at(&mut self, connection: usize, channel: &Channel) -> Option<&mut Contract> {
         let of_it = connection.checked_sub(self.first);
         self.get_mut(channel).filter(|contract| contract.connection == of_it)
@@ -446,7 +447,7 @@ impl Book {
             claims: BTreeMap::new(),
             pinned: false,
             lingers_until: None,
-            // Set by `settle`.
+            // Set by `allocate`.
             standing: Standing::Waiting { place: 0, room: 0 },
             admission: 0,
             connection: None,
@@ -474,36 +475,35 @@ impl Book {
     }
 
     fn add(&mut self, session: u64, key: &Arc<str>, channel: &Channel) {
-        self.asked += 1;
-        let (asked, id) = (self.asked, self.entry(channel));
+        let (asked, id) = (next(&mut self.asked), self.entry(channel));
         let contract = &mut self.contracts[id];
         if let Some(claim) = contract.claims.get_mut(key) {
-            self.unsettled |= claim.sessions.insert(session);
+            self.allocation_due |= claim.sessions.insert(session);
             return;
         }
         contract.lingers_until = None;
         contract
             .claims
             .insert(Arc::clone(key), Claim { asked, sessions: BTreeSet::from([session]) });
-        let turn = Turn { since: asked, contracts: BTreeMap::new() };
-        let turn = self.keys.entry(Arc::clone(key)).or_insert(turn);
-        turn.contracts.insert(asked, id);
-        self.unsettled = true;
+        let none = KeyContracts { since: asked, contracts: BTreeMap::new() };
+        let of_key = self.keys.entry(Arc::clone(key)).or_insert(none);
+        of_key.contracts.insert(asked, id);
+        self.allocation_due = true;
     }
 
     fn remove(&mut self, session: u64, key: &str, channel: &Channel, now: Instant) {
         let Some(&id) = self.ids.get(channel) else { return };
         let contract = &mut self.contracts[id];
         let Some(claim) = contract.claims.get_mut(key) else { return };
-        self.unsettled |= claim.sessions.remove(&session);
+        self.allocation_due |= claim.sessions.remove(&session);
         if !claim.sessions.is_empty() {
             return;
         }
         let asked = claim.asked;
         contract.claims.remove(key);
-        if let Some(turn) = self.keys.get_mut(key) {
-            turn.contracts.remove(&asked);
-            if turn.contracts.is_empty() {
+        if let Some(of_key) = self.keys.get_mut(key) {
+            of_key.contracts.remove(&asked);
+            if of_key.contracts.is_empty() {
                 self.keys.remove(key);
             }
         }
@@ -528,7 +528,7 @@ impl Book {
         if before.map(|(_, contract)| &contract.channel).collect::<BTreeSet<_>>() == pinned {
             return;
         }
-        self.unsettled = true;
+        self.allocation_due = true;
         for (_, contract) in &mut self.contracts {
             contract.pinned = pinned.contains(&contract.channel);
         }
@@ -545,23 +545,22 @@ impl Book {
         self.retain(|contract| {
             contract.is_held() || contract.lingers_until.is_some_and(|until| now < until)
         });
-        self.unsettled |= self.contracts.len() != before;
+        self.allocation_due |= self.contracts.len() != before;
         for room in &mut self.rooms {
-            self.unsettled |= room.lowered.take_if(|(_, until)| *until <= now).is_some();
+            self.allocation_due |= room.lowered.take_if(|(_, until)| *until <= now).is_some();
         }
     }
 
-    fn settle(&mut self, outage: Option<u64>, now: Instant) -> Settled {
+    fn allocate(&mut self, outage: Option<u64>, now: Instant) -> Reallocated {
         self.expire(now);
-        self.unsettled = false;
+        self.allocation_due = false;
         let (room, order) = (self.current_room(), self.order());
         let (inside, waiting) = order.split_at(room.min(order.len()));
         let mut changed = false;
         for id in inside {
             let contract = &mut self.contracts[*id];
             if contract.admit(outage) {
-                self.admissions += 1;
-                contract.admission = self.admissions;
+                contract.admission = next(&mut self.admissions);
                 changed |= outage.is_some();
             }
         }
@@ -597,12 +596,12 @@ impl Book {
             };
             self.wanted = wanted.iter().map(admitted).collect();
         }
-        Settled { standings: changed, wanted: wanted_changed }
+        Reallocated { standings: changed, wanted: wanted_changed }
     }
 
     /// Gives each of these contracts, for which there is room, a connection. A contract stays where
-    /// it is as long as that connection has room; those that arrive already go first. Returns whether
-    /// the standing of any has changed: one that moves is asked for anew.
+    /// it is as long as that connection has room; those that arrive already go first. Returns
+    /// whether the standing of any has changed: one that moves is asked for anew.
     fn spread(&mut self, wanted: &[usize], outage: Option<u64>) -> bool {
         let mut free: Vec<usize> = self.rooms.iter().map(Room::current).collect();
         let (mut placed, mut changed) = (vec![false; wanted.len()], false);
@@ -624,8 +623,7 @@ impl Book {
             let contract = &mut self.contracts[*id];
             let moves = contract.connection.replace(most).is_some_and(|before| before != most);
             if moves && contract.leave_connection(outage) {
-                self.admissions += 1;
-                contract.admission = self.admissions;
+                contract.admission = next(&mut self.admissions);
                 changed = true;
             }
         }
@@ -643,18 +641,24 @@ impl Book {
             true => self.ids.values().copied().filter(is_pinned).collect(),
             false => Vec::new(),
         };
-        let mut turns: Vec<&Turn> = self.keys.values().collect();
-        turns.sort_by_key(|turn| turn.since);
-        let mut turns: VecDeque<_> =
-            turns.into_iter().map(|turn| turn.contracts.values()).collect();
-        while let Some(mut contracts) = turns.pop_front() {
+        let mut round: Vec<&KeyContracts> = self.keys.values().collect();
+        round.sort_by_key(|of_key| of_key.since);
+        let mut round: VecDeque<_> =
+            round.into_iter().map(|of_key| of_key.contracts.values()).collect();
+        while let Some(mut contracts) = round.pop_front() {
             if let Some(next) = contracts.find(|id| !std::mem::replace(&mut seen[**id], true)) {
                 order.push(*next);
-                turns.push_back(contracts);
+                round.push_back(contracts);
             }
         }
         order
     }
+}
+
+/// The next number of a count.
+fn next(count: &mut u64) -> u64 {
+    *count += 1;
+    *count
 }
 
 impl Room {

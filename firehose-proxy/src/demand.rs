@@ -47,7 +47,7 @@ struct State {
     channels: BTreeMap<Channel, Count>,
     contracts: Contracts,
     /// [`Contracts::wanted_version`] as the links were told last.
-    told_wanted: u64,
+    published_wanted: u64,
 }
 
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl UpstreamDemand {
         let demand = Self {
             sources,
             contracts_version: watch::Sender::new(contracts.version()),
-            state: Mutex::new(State { channels: BTreeMap::new(), contracts, told_wanted: 0 }),
+            state: Mutex::new(State { channels: BTreeMap::new(), contracts, published_wanted: 0 }),
             wanted,
             all_answered: AtomicBool::new(false),
             all,
@@ -280,8 +280,8 @@ impl UpstreamDemand {
         self.contracts_version
             .send_if_modified(|before| std::mem::replace(before, version) != version);
         let wanted_version = state.contracts.wanted_version();
-        if state.told_wanted != wanted_version {
-            state.told_wanted = wanted_version;
+        if state.published_wanted != wanted_version {
+            state.published_wanted = wanted_version;
             for (connection, link) in self.wanted.iter().enumerate() {
                 let contracts = state.contracts.wanted(connection);
                 link.send_if_modified(|wanted| {

@@ -9,7 +9,7 @@ use proxy_common::{
 use tokio::task::JoinSet;
 
 /// How many events a link may yield in a row while others have some.
-const TURN: u32 = 64;
+const LONGEST_STREAK: u32 = 64;
 
 /// The links that together carry a market, at least one. Most markets have one.
 pub(crate) struct Links {
@@ -18,7 +18,7 @@ pub(crate) struct Links {
     first: usize,
     /// How many events it may still yield before the next one is asked first, so that none keeps
     /// the others waiting.
-    turn: u32,
+    streak_left: u32,
 }
 
 struct State {
@@ -32,7 +32,11 @@ struct State {
 impl Links {
     pub(crate) fn new(links: Vec<Link>) -> Self {
         let state = |link: Link| State { outage: link.outage().cloned(), answered: None, link };
-        Self { links: links.into_iter().map(state).collect(), first: 0, turn: TURN }
+        Self {
+            links: links.into_iter().map(state).collect(),
+            first: 0,
+            streak_left: LONGEST_STREAK,
+        }
     }
 
     /// The next event, and the number of the link that it comes from.
@@ -43,10 +47,11 @@ impl Links {
             let count = self.links.len();
             for at in (self.first..count).chain(0..self.first) {
                 if let Poll::Ready(event) = self.links[at].link.poll_next(cx) {
-                    self.turn = if at == self.first { self.turn } else { TURN } - 1;
+                    self.streak_left =
+                        if at == self.first { self.streak_left } else { LONGEST_STREAK } - 1;
                     self.first = at;
-                    if self.turn == 0 {
-                        (self.first, self.turn) = ((at + 1) % count, TURN);
+                    if self.streak_left == 0 {
+                        (self.first, self.streak_left) = ((at + 1) % count, LONGEST_STREAK);
                     }
                     return Poll::Ready((at, event));
                 }
@@ -58,8 +63,8 @@ impl Links {
         (at, event)
     }
 
-    /// The outage of the market: it lasts from the first link that is lost until every link is back.
-    /// It gives the reason of each.
+    /// The outage of the market: it lasts from the first link that is lost until every link is
+    /// back. It gives the reason of each.
     pub(crate) fn outage(&self) -> Option<Outage> {
         let outages = || self.links.iter().filter_map(|state| state.outage.as_ref());
         let from = outages().map(|outage| outage.from).min()?;

@@ -12,7 +12,7 @@ use proxy_common::{
     config::{
         ConfigError,
         secrets::secret,
-        values::{path, websocket_url},
+        values::{market_variable, path, websocket_url},
     },
     protocol::{Kind, Market},
 };
@@ -62,7 +62,7 @@ impl MarketSettings {
     ///
     /// As for [`secret`].
     pub(crate) fn key(&self, market: Market) -> Result<Option<SecretString>, ConfigError> {
-        secret(&variable(KEY, market), self.key.as_ref(), self.key_file.as_deref())
+        secret(&market_variable(KEY, market), self.key.as_ref(), self.key_file.as_deref())
     }
 
     fn has_key(&self) -> bool {
@@ -76,18 +76,13 @@ impl MarketSettings {
             (CHANNELS, self.channels.is_some()),
             (KEY, self.has_key()),
         ];
-        set.into_iter().filter(|(_, set)| *set).map(move |(name, _)| variable(name, market))
+        set.into_iter().filter(|(_, set)| *set).map(move |(name, _)| market_variable(name, market))
     }
 }
 
-/// The variable of a market's own setting.
-pub(crate) fn variable(name: &str, market: Market) -> String {
-    format!("{name}_{}", market.name().to_uppercase())
-}
-
-/// Parses a URL, or a list such as `wss://a.example=T,Q,wss://b.example=AM`: each URL with the types
-/// that come from it. An empty list counts as none. No error shows a part of the list, which may
-/// hold a key.
+/// Parses a URL, or a list such as `wss://a.example=T,Q,wss://b.example=AM`: each URL with the
+/// types that come from it. An empty list counts as none. No error shows a part of
+/// the list, which may hold a key.
 fn sources(list: &str) -> Result<SourceList, String> {
     const EXPECTED: &str = "expected a WebSocket URL, or several with their types, such as \
                             wss://a.example=T,Q,wss://b.example=AM";
@@ -138,10 +133,10 @@ impl Args for MarketArgs {
         let secret = ValueParser::new(|key: &str| Ok::<_, Infallible>(SecretString::from(key)));
         let of = |&market: &Market| {
             [
-                hidden(variable(URL, market), ValueParser::new(sources)),
-                hidden(variable(CHANNELS, market), ValueParser::string()),
-                hidden(variable(KEY, market), secret.clone()),
-                hidden(variable(KEY, market) + "_FILE", ValueParser::new(path)),
+                hidden(market_variable(URL, market), ValueParser::new(sources)),
+                hidden(market_variable(CHANNELS, market), ValueParser::string()),
+                hidden(market_variable(KEY, market), secret.clone()),
+                hidden(market_variable(KEY, market) + "_FILE", ValueParser::new(path)),
             ]
         };
         command.args(Market::ALL.iter().flat_map(of))
@@ -163,15 +158,15 @@ impl FromArgMatches for MarketArgs {
         for &market in Market::ALL {
             let settings = MarketSettings {
                 sources: matches
-                    .get_one(&variable(URL, market))
+                    .get_one(&market_variable(URL, market))
                     .cloned()
                     .filter(|sources: &SourceList| !sources.is_empty()),
                 channels: matches
-                    .get_one(&variable(CHANNELS, market))
+                    .get_one(&market_variable(CHANNELS, market))
                     .cloned()
                     .filter(|list: &String| !list.trim().is_empty()),
-                key: matches.get_one(&variable(KEY, market)).cloned(),
-                key_file: matches.get_one(&(variable(KEY, market) + "_FILE")).cloned(),
+                key: matches.get_one(&market_variable(KEY, market)).cloned(),
+                key_file: matches.get_one(&(market_variable(KEY, market) + "_FILE")).cloned(),
             };
             if settings.variables(market).next().is_some() {
                 self.0.insert(market, settings);

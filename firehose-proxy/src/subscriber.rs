@@ -105,12 +105,12 @@ pub struct FirehoseSubscriber {
 struct HeldContract {
     /// The labels of the keys on whose behalf.
     keys: BTreeSet<Arc<str>>,
-    told: Told,
+    last_answer: LastAnswer,
 }
 
 /// The last answer for a contract.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Told {
+enum LastAnswer {
     #[default]
     Nothing,
     /// With the number of the admission.
@@ -120,29 +120,29 @@ enum Told {
 }
 
 impl HeldContract {
-    /// The answer to a session that has read this much of the ring, if it differs from the last one.
-    fn news(&mut self, contract: &Channel, view: &View<'_>, read: u64) -> Option<Status> {
-        let (told, status) = match view.standing {
+    /// The answer to a session that has read this much of the ring, if it differs from the last.
+    fn changed_answer(&mut self, contract: &Channel, view: &View<'_>, read: u64) -> Option<Status> {
+        let (last_answer, status) = match view.standing {
             Standing::Granted if view.granted_at <= read => {
-                (Told::Subscribed(view.admission), Status::subscribed(&contract.to_string()))
+                (LastAnswer::Subscribed(view.admission), Status::subscribed(&contract.to_string()))
             }
-            // No answer yet. If it has lost its room since the last one, and got it back already, the
-            // session must learn that events are missing.
-            Standing::Asked | Standing::Granted => match self.told {
-                Told::Subscribed(admission) if admission != view.admission => {
-                    (Told::Waiting, Status::waiting(contract, 1, view.room))
+            // No answer yet. If it has lost its room since the last one, and got it back already,
+            // the session must learn that events are missing.
+            Standing::Asked | Standing::Granted => match self.last_answer {
+                LastAnswer::Subscribed(admission) if admission != view.admission => {
+                    (LastAnswer::Waiting, Status::waiting(contract, 1, view.room))
                 }
                 _ => return None,
             },
             Standing::Waiting { place, room } => {
-                (Told::Waiting, Status::waiting(contract, *place, *room))
+                (LastAnswer::Waiting, Status::waiting(contract, *place, *room))
             }
             Standing::Refused(why) => {
                 let item = contract.to_string();
-                (Told::Refused, Unavailable::refused(contract, why).status(&item).about(item))
+                (LastAnswer::Refused, Unavailable::refused(contract, why).status(&item).about(item))
             }
         };
-        (std::mem::replace(&mut self.told, told) != told).then_some(status)
+        (std::mem::replace(&mut self.last_answer, last_answer) != last_answer).then_some(status)
     }
 }
 
@@ -196,7 +196,7 @@ impl FirehoseSubscriber {
         // What has changed before must not be lost by the answers to this command.
         if self.standings.has_changed().unwrap_or(false) {
             self.standings.borrow_and_update();
-            statuses = self.contract_news(None);
+            statuses = self.changed_answers(None);
         }
         let mut asked = BTreeSet::new();
         for contract in contracts {
@@ -211,13 +211,13 @@ impl FirehoseSubscriber {
             }
             let held = self.contracts.entry(contract.clone()).or_default();
             // A repeated subscription is answered as well.
-            held.told = Told::Nothing;
+            held.last_answer = LastAnswer::Nothing;
             self.claims += usize::from(held.keys.insert(Arc::clone(key)));
             asked.insert(contract);
         }
         self.hold(|held| held.add(asked.iter().cloned()));
         self.shared.demand.add_contracts(self.session, key, &asked, Instant::now());
-        statuses.extend(self.contract_news(Some(&mut asked.iter())));
+        statuses.extend(self.changed_answers(Some(&mut asked.iter())));
         statuses
     }
 
@@ -237,13 +237,16 @@ impl FirehoseSubscriber {
 
     /// The answers that differ from the last ones, for these contracts or for all, if any has
     /// changed.
-    fn contract_news(&mut self, among: Option<&mut dyn Iterator<Item = &Channel>>) -> Vec<Status> {
+    fn changed_answers(
+        &mut self,
+        among: Option<&mut dyn Iterator<Item = &Channel>>,
+    ) -> Vec<Status> {
         let read = self.reader.as_ref().map_or(0, Reader::read);
         let mut statuses = Vec::new();
         self.shared.demand.contracts(|contracts| {
             let mut tell = |contract: &Channel, held: &mut HeldContract| {
                 let view = contracts.view(contract);
-                statuses.extend(view.and_then(|view| held.news(contract, &view, read)));
+                statuses.extend(view.and_then(|view| held.changed_answer(contract, &view, read)));
             };
             match among {
                 None => self.contracts.iter_mut().for_each(|(contract, held)| tell(contract, held)),
@@ -258,10 +261,10 @@ impl FirehoseSubscriber {
     }
 
     /// Queues the answers for contracts that have lost their room, or got it during an outage.
-    fn enqueue_contract_news(&mut self) {
+    fn enqueue_changed_answers(&mut self) {
         self.standings.borrow_and_update();
         if !self.contracts.is_empty() {
-            let statuses = self.contract_news(None);
+            let statuses = self.changed_answers(None);
             self.enqueue_statuses(&statuses);
         }
     }
@@ -325,7 +328,7 @@ impl FirehoseSubscriber {
     fn enqueue_next(&mut self, next: Next) {
         // Before any data that the upstream sent after a contract had lost its room.
         if self.standings.has_changed().unwrap_or(false) {
-            self.enqueue_contract_news();
+            self.enqueue_changed_answers();
         }
         match next {
             Next::Message(message) => self.enqueue_message(message),
@@ -335,7 +338,7 @@ impl FirehoseSubscriber {
                 self.enqueue_notice(Some(&notice));
                 // Control messages may be among the lost ones.
                 self.enqueue_entitlements();
-                self.enqueue_contract_news();
+                self.enqueue_changed_answers();
                 let outage = then.is_in_outage().then(|| {
                     let lasting = self.shared.outage.borrow().clone();
                     lasting.unwrap_or_else(|| Outage::now("announced in a frame that was lost"))
@@ -360,7 +363,7 @@ impl FirehoseSubscriber {
                 let notice = self.outages.down(outage, position);
                 self.enqueue_notice(Some(&notice));
                 // Contracts with room count as granted from here on.
-                self.enqueue_contract_news();
+                self.enqueue_changed_answers();
             }
             Content::Complete(since) => {
                 let notice = self.outages.up(since, position);
@@ -369,7 +372,7 @@ impl FirehoseSubscriber {
             Content::EntitlementsChanged => self.enqueue_entitlements(),
             // In order with the data: an answer comes before the events that it enables.
             Content::Contracts(answered) if !self.contracts.is_empty() => {
-                let statuses = self.contract_news(Some(&mut answered.iter()));
+                let statuses = self.changed_answers(Some(&mut answered.iter()));
                 self.enqueue_statuses(&statuses);
             }
             Content::Contracts(_) => {}
@@ -481,7 +484,7 @@ impl Subscriber for FirehoseSubscriber {
         };
         match next {
             Some(next) => self.enqueue_next(next),
-            None => self.enqueue_contract_news(),
+            None => self.enqueue_changed_answers(),
         }
         // One batch must not make a session slow that has kept up.
         let max_bytes = MAX_BATCH_BYTES.min(self.shared.queue_bytes / 2);

@@ -54,8 +54,8 @@ struct Args {
     /// Event kinds that the plan lacks, repeated or separated by commas: FMV,NOI.
     #[arg(long, env = "SIM_REFUSE", value_delimiter = ',')]
     refuse: Vec<String>,
-    /// Contracts that a connection may hold of each kind that is served by contract only: quotes and
-    /// fair market values of options.
+    /// Contracts that a connection may hold of each kind that is served by contract only: quotes
+    /// and fair market values of options.
     #[arg(long, env = "SIM_CONTRACTS", default_value_t = 1_000)]
     contracts: usize,
     /// How the rate changes over time: steady, or ten times as high at the open and decaying.

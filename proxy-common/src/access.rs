@@ -16,6 +16,6 @@ pub use self::{
     command_rate::{CommandBudget, CommandRate},
     gate::{AcceptedConnection, Gate, GateConfig, Refusal, shorten},
     key_limits::{KeyLimits, LimitsKept},
-    keys::{KeyLease, KeyMetrics, Keys, key_file_line, parse_label},
+    keys::{KeyLease, KeyMetrics, Keys, MAX_LABEL, key_file_line, parse_label},
     origin::Origins,
 };

@@ -196,8 +196,9 @@ impl HealthReporter {
         Self { started, market, keys, upstream, intake, sessions, rates: Mutex::new(rates) }
     }
 
-    /// The document of this moment, for the links that carry the market. `unread` counts the events that sessions have yet to fetch, in
-    /// a tier where they fetch events. `problems` are those that the tier itself has found.
+    /// The document of this moment, for the links that carry the market. `unread` counts the events
+    /// that sessions have yet to fetch, in a tier where they fetch events. `problems` are those
+    /// that the tier itself has found.
     pub fn report(
         &self,
         links: &[LinkStatus],

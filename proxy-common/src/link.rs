@@ -104,7 +104,7 @@ impl Link {
         let handle = LinkHandle { status: receiver, retry: Arc::clone(&retry) };
         let config = Arc::new(config);
         let link = Self {
-            phase: Phase::Waiting(Box::pin(turn(Arc::clone(&config)))),
+            phase: Phase::Waiting(Box::pin(wait_for_spacing(Arc::clone(&config)))),
             config,
             wanted,
             status: Arc::new(status),
@@ -314,7 +314,7 @@ impl Link {
                 () = tokio::time::sleep(wait) => {}
                 () = retry.notified() => info!(upstream, "trying again on request"),
             }
-            turn(config).await;
+            wait_for_spacing(config).await;
         }));
         self.change_outage(error.to_string())
     }
@@ -380,10 +380,10 @@ impl Link {
     }
 }
 
-/// Waits for the turn of an attempt, if other links connect to the same upstream.
-async fn turn(config: Arc<LinkConfig>) {
+/// Waits until an attempt may begin, if other links connect to the same upstream.
+async fn wait_for_spacing(config: Arc<LinkConfig>) {
     if let Some(spacing) = &config.spacing {
-        spacing.turn().await;
+        spacing.wait().await;
     }
 }
 

@@ -38,8 +38,8 @@ impl CountByReason {
     }
 }
 
-/// Adds to a counter of cases that may be many. Returns whether to log them: of all cases, the first
-/// and each that follows a thousand others.
+/// Adds to a counter of cases that may be many. Returns whether to log them: of all cases, the
+/// first and each that follows a thousand others.
 pub fn count_and_sample(count: &Count, cases: u64) -> bool {
     let before = count.inc_by(cases);
     before.next_multiple_of(1_000) < before + cases

@@ -402,7 +402,7 @@ mod tests {
     use super::*;
     use crate::metrics::Metrics;
     use crate::{
-        access::{CommandRate, Keys},
+        access::Keys,
         protocol::{Channel, ChannelSet, ExtraKinds, Kind, Market, Unavailable},
     };
 
@@ -475,21 +475,9 @@ mod tests {
     async fn one_answer_never_acknowledges_and_refuses_the_same_item() {
         let mut registered = Metrics::default();
         let metrics = SessionMetrics::register(&mut registered);
-        let minute = Duration::from_secs(60);
         let sessions = Sessions {
             tier: Fickle,
-            config: SessionConfig {
-                market: Market::Stocks,
-                keys: Arc::new(Keys::account("KEYS", &"key".into())),
-                command_rate: CommandRate::per_second(100),
-                auth_timeout: minute,
-                ping_interval: minute,
-                max_subscriptions: 10,
-                slow: SlowLimits { queue_bytes: 1_000_000, max_lag: minute },
-                drain_spread: minute,
-                drain_timeout: minute,
-                notices: NoticePolicy::Everyone,
-            },
+            config: SessionConfig::for_tests(Keys::account("KEYS", &"key".into())),
             metrics: Arc::clone(&metrics),
             abuse: Arc::new(AbuseLog::register(&mut registered)),
             budget: Arc::new(QueueBudget::new(1_000_000, vec![metrics])),

@@ -33,7 +33,7 @@ const SCHEME: &str = "sha256:";
 /// The label of the account's key, if clients present that one.
 const ACCOUNT: &str = "account";
 /// The longest label.
-const MAX_LABEL: usize = 64;
+pub const MAX_LABEL: usize = 64;
 
 /// The keys that clients may present.
 #[derive(Debug)]
@@ -194,8 +194,8 @@ impl Keys {
         sessions
     }
 
-    /// Reads the file again, if the keys come from one. Sessions whose key was removed, or has other
-    /// limits now, end at their next timer. Blocks while it reads.
+    /// Reads the file again, if the keys come from one. Sessions whose key was removed, or has
+    /// other limits now, end at their next timer. Blocks while it reads.
     ///
     /// # Errors
     ///

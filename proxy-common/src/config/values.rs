@@ -101,6 +101,11 @@ pub fn rate(text: &str) -> Result<u32, String> {
     }
 }
 
+/// The variable of a setting for one market alone: `POLYGON_WS_URL_OPTIONS`.
+pub fn market_variable(setting: &str, market: Market) -> String {
+    format!("{setting}_{}", market.name().to_uppercase())
+}
+
 /// The URL of a market, for a URL that may lead to any. A path that names a market must name this
 /// one. A URL without a path gets the market's, and so does any other path if `several` markets
 /// share the URL.

@@ -48,7 +48,7 @@ pub(super) struct Connection {
     request_due: bool,
     answer_deadline: Pin<Box<Sleep>>,
     /// Whether [`LinkEvent::AllAnswered`] has been yielded since the last change of what is wanted.
-    told_answered: bool,
+    answered_reported: bool,
     /// Whether it has been yielded on this connection. The first also waits for the contracts.
     complete: bool,
     ping: Interval,
@@ -82,7 +82,7 @@ impl Connection {
             wanted: Box::pin(changed(wanted)),
             request_due: true,
             answer_deadline: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            told_answered: false,
+            answered_reported: false,
             complete: false,
             ping,
             silent_pings: 0,
@@ -147,7 +147,7 @@ impl Connection {
         self.messages_since_housekeeping = 0;
         while let Poll::Ready(mut receiver) = self.wanted.as_mut().poll(cx) {
             let outcomes = self.subscriptions.want(receiver.borrow_and_update().clone());
-            self.told_answered = false;
+            self.answered_reported = false;
             self.wanted = Box::pin(changed(receiver));
             self.on_outcomes(outcomes);
             self.request_due = true;
@@ -193,8 +193,8 @@ impl Connection {
             true => self.subscriptions.channels_answered(),
             false => self.subscriptions.first_answered(),
         };
-        if answered && !self.told_answered {
-            (self.told_answered, self.complete) = (true, true);
+        if answered && !self.answered_reported {
+            (self.answered_reported, self.complete) = (true, true);
             self.ready.push_back(LinkEvent::AllAnswered);
         }
     }

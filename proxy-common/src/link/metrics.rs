@@ -8,7 +8,8 @@ use crate::metrics::{Count, CountByReason, Level, Metrics};
 /// Counters of a link to an upstream.
 #[derive(Debug, Default)]
 pub struct LinkMetrics {
-    /// Connections that are logged in: 0 or 1 of one link, more if several links share these counters.
+    /// Connections that are logged in: 0 or 1 of one link, more if several links share these
+    /// counters.
     pub up: Level,
     /// Successful logins.
     pub connects: Count,

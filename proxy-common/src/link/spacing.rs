@@ -21,16 +21,16 @@ pub struct Spacing {
 }
 
 impl Spacing {
-    /// Waits for the turn of an attempt. The first one, and one after a pause, does not wait.
-    pub async fn turn(&self) {
-        sleep_until(self.take(Instant::now())).await;
+    /// Waits until an attempt may begin. The first one, and one after a pause, does not wait.
+    pub async fn wait(&self) {
+        sleep_until(self.reserve(Instant::now())).await;
     }
 
-    fn take(&self, now: Instant) -> Instant {
+    fn reserve(&self, now: Instant) -> Instant {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = next.map_or(now, |next| next.max(now));
-        *next = Some(turn + SPACING);
-        turn
+        let start = next.map_or(now, |next| next.max(now));
+        *next = Some(start + SPACING);
+        start
     }
 }
 
@@ -39,12 +39,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_at_once_get_turns_one_after_another() {
+    fn attempts_at_once_begin_one_after_another() {
         let (spacing, now) = (Spacing::default(), Instant::now());
-        let turns = [(); 3].map(|()| spacing.take(now) - now);
-        assert_eq!(turns, [Duration::ZERO, SPACING, 2 * SPACING]);
+        let starts = [(); 3].map(|()| spacing.reserve(now) - now);
+        assert_eq!(starts, [Duration::ZERO, SPACING, 2 * SPACING]);
         let later = now + 10 * SPACING;
-        assert_eq!(spacing.take(later), later, "no turn is due");
-        assert_eq!(spacing.take(later + SPACING / 2), later + SPACING);
+        assert_eq!(spacing.reserve(later), later, "after a pause");
+        assert_eq!(spacing.reserve(later + SPACING / 2), later + SPACING);
     }
 }

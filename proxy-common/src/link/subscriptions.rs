@@ -15,8 +15,8 @@ pub struct Wanted {
     /// Channels of which an upstream serves any number.
     pub channels: BTreeSet<Channel>,
     /// Contracts of kinds of which the vendor serves a limited number. Those to ask for first come
-    /// first. The number of a contract is another one each time it is wanted anew. It then gets a new
-    /// outcome, even if the link has not seen that it was not wanted for a moment.
+    /// first. The number of a contract is another one each time it is wanted anew. It then gets a
+    /// new outcome, even if the link has not seen that it was not wanted for a moment.
     pub contracts: Vec<(Channel, u64)>,
 }
 

@@ -6,7 +6,7 @@ use strsim::{normalized_damerau_levenshtein, sorensen_dice};
 use tracing::warn;
 
 use super::dotenv::Dotenv;
-use crate::protocol::Market;
+use crate::{config::values::market_variable, protocol::Market};
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
@@ -77,8 +77,8 @@ const SETTINGS: [&str; 63] = [
 ];
 
 /// The settings that a market may have for itself alone, such as `POLYGON_WS_URL_OPTIONS`.
-const SETTINGS_OF_ONE_MARKET: [&str; 4] =
-    ["POLYGON_API_KEY", "POLYGON_API_KEY_FILE", "POLYGON_WS_URL", "UPSTREAM_CHANNELS"];
+const SETTINGS_OF_ONE_MARKET: [&str; 3] =
+    ["POLYGON_API_KEY", "POLYGON_WS_URL", "UPSTREAM_CHANNELS"];
 
 /// The beginnings of names that are this project's own. In the environment a name that begins so is
 /// reported, however it goes on. `LOG_` and `MAX_`, for example, begin names of many programs.
@@ -195,11 +195,11 @@ fn is_known(name: &str) -> bool {
 }
 
 fn is_of_one_market(name: &str) -> bool {
-    Market::ALL.iter().any(|market| {
-        let part = format!("_{}", market.name().to_uppercase());
-        let of_all = name.replacen(&part, "", 1);
-        of_all != name && SETTINGS_OF_ONE_MARKET.contains(&of_all.as_str())
-    })
+    let setting = name.strip_suffix("_FILE").unwrap_or(name);
+    Market::ALL.iter().any(|&market| {
+        let mut settings = SETTINGS_OF_ONE_MARKET.iter();
+        settings.any(|of_all| market_variable(of_all, market) == setting)
+    }) && (setting == name || setting.starts_with("POLYGON_API_KEY_"))
 }
 
 /// The setting that a name is most like, and how like it is: 1 for equal.

@@ -32,3 +32,23 @@ pub struct SessionConfig {
     /// Which sessions get notices.
     pub notices: NoticePolicy,
 }
+
+#[cfg(test)]
+impl SessionConfig {
+    /// Stocks for these keys, ten subscriptions, and times that no test reaches.
+    pub(super) fn for_tests(keys: Keys) -> Self {
+        let minute = Duration::from_secs(60);
+        Self {
+            market: Market::Stocks,
+            keys: Arc::new(keys),
+            command_rate: CommandRate::per_second(100),
+            auth_timeout: minute,
+            ping_interval: minute,
+            max_subscriptions: 10,
+            slow: SlowLimits { queue_bytes: 1_000_000, max_lag: minute },
+            drain_spread: minute,
+            drain_timeout: minute,
+            notices: NoticePolicy::Everyone,
+        }
+    }
+}

@@ -7,15 +7,12 @@ use super::{
     tier::{Subscriber, SubscriptionChange},
 };
 use crate::{
-    access::KeyLease,
+    access::{KeyLease, MAX_LABEL},
     protocol::{
         Channel, Items, Market, NoticePolicy, Status, Unavailable, channel_items, hint,
         status_frames,
     },
 };
-
-/// The longest label of a key.
-const MAX_LABEL: usize = 64;
 
 /// Decides on each item of a command: one status for each, refusals first. A hint follows if a new
 /// channel probably matches nothing. `None` if the command names no item.
@@ -174,13 +171,11 @@ fn add(
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
-
     use super::*;
     use crate::{
-        access::{CommandRate, Keys, LimitsKept, key_file_line},
+        access::{Keys, LimitsKept, key_file_line},
         protocol::{ChannelSet, ExtraKinds, Kind},
-        session::{ChangeOutcome, CloseReason, SlowLimits},
+        session::{ChangeOutcome, CloseReason},
     };
 
     /// A subscriber of a firehose that refuses FMV, also carries NEW9, and serves LV on demand.
@@ -239,22 +234,6 @@ mod tests {
         (keys, lease)
     }
 
-    fn config(keys: Keys) -> SessionConfig {
-        let minute = Duration::from_secs(60);
-        SessionConfig {
-            market: Market::Stocks,
-            keys: Arc::new(keys),
-            command_rate: CommandRate::per_second(100),
-            auth_timeout: minute,
-            ping_interval: minute,
-            max_subscriptions: 10,
-            slow: SlowLimits { queue_bytes: 1_000_000, max_lag: minute },
-            drain_spread: minute,
-            drain_timeout: minute,
-            notices: NoticePolicy::Everyone,
-        }
-    }
-
     /// What a change adds or removes, and its messages.
     fn outcome(change: Option<SubscriptionChange>) -> (BTreeSet<Channel>, Vec<String>) {
         let change = change.expect("a change");
@@ -275,7 +254,7 @@ mod tests {
     fn check(limits: &str, held: &str, items: &str, added: &str, messages: &[&str]) {
         let (keys, key) = lease(limits);
         let items = Items { params: items.to_owned(), on_behalf_of: None };
-        let (config, subscriber) = (config(keys), holding(held));
+        let (config, subscriber) = (SessionConfig::for_tests(keys), holding(held));
         let decided = outcome(decide(&config, &key, &subscriber, &items, true));
         assert_eq!(decided, (channels(added), messages.iter().map(ToString::to_string).collect()));
     }
@@ -338,7 +317,8 @@ mod tests {
         let (keys, key) = lease("types=T");
         let items = Items { params: "Q.A,T.A,*,LV.B".to_owned(), on_behalf_of: None };
         let subscriber = holding("Q.A,*,LV.C");
-        let decided = outcome(decide(&config(keys), &key, &subscriber, &items, false));
+        let decided =
+            outcome(decide(&SessionConfig::for_tests(keys), &key, &subscriber, &items, false));
         let messages = ["Q.A", "T.A", "*", "LV.B"].map(|item| format!("unsubscribed to: {item}"));
         assert_eq!(decided, (channels("Q.A,*"), messages.to_vec()));
     }

@@ -62,8 +62,8 @@ pub trait Subscriber: Send {
 pub struct SubscriptionChange {
     /// Whether the channels are added or removed.
     pub subscribe: bool,
-    /// The channels to add, which the session does not hold, or to remove, which it holds. Contracts
-    /// on demand may be held already.
+    /// The channels to add, which the session does not hold, or to remove, which it holds.
+    /// Contracts on demand may be held already.
     pub channels: BTreeSet<Channel>,
     /// The label of the key for which a filtered proxy asks for contracts.
     pub on_behalf_of: Option<Arc<str>>,
