@@ -6,11 +6,11 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
 };
 
-use proxy_common::protocol::{Channel, Kind, Market};
+use proxy_common::protocol::{Channel, Kind, Market, OnBehalfOf};
 
 use crate::index::SessionId;
 
@@ -22,8 +22,8 @@ const BATCH: usize = 500;
 pub struct Request {
     /// Whether to subscribe or to unsubscribe.
     pub subscribe: bool,
-    /// The label of the key for which.
-    pub key: Arc<str>,
+    /// For whom. The number of clients counts in a request to subscribe only.
+    pub on_behalf_of: OnBehalfOf,
     /// The contracts.
     pub contracts: Vec<Channel>,
 }
@@ -42,7 +42,21 @@ pub struct Contracts {
     sessions: HashMap<SessionId, BTreeSet<Channel>>,
     /// Contracts that the firehose has yet to answer for, since the connection began.
     unanswered: BTreeSet<Channel>,
+    /// Contracts with unsubscriptions that the firehose has yet to answer.
+    leaving: BTreeMap<Channel, Leaving>,
+    /// Where the number of a key's clients differs from what the firehose was last sent.
+    recounts: BTreeSet<(Arc<str>, Channel)>,
     requests: Vec<Request>,
+}
+
+/// The unsubscriptions of a contract that the firehose has yet to answer.
+#[derive(Debug, Default)]
+struct Leaving {
+    /// How many there are.
+    unanswered: usize,
+    /// How many of them came before the contract was last without a holder, and that one. Until
+    /// these are answered, all other answers for the contract belong to earlier requests.
+    outdated: usize,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +81,10 @@ enum LastAnswer {
 }
 
 impl Contract {
-    fn holds(&self, key: &str) -> bool {
-        self.holders.values().any(|holder| &*holder.key == key)
+    /// How many clients with this key hold it.
+    fn clients(&self, key: &str) -> u32 {
+        let clients = self.holders.values().filter(|holder| &*holder.key == key).count();
+        u32::try_from(clients).unwrap_or(u32::MAX)
     }
 }
 
@@ -83,6 +99,8 @@ impl Contracts {
             contracts: BTreeMap::new(),
             sessions: HashMap::new(),
             unanswered: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            recounts: BTreeSet::new(),
             requests: Vec::new(),
         }
     }
@@ -102,21 +120,27 @@ impl Contracts {
     pub fn subscribe(&mut self, session: SessionId, key: &Arc<str>, contract: &Channel) -> bool {
         let on_demand = self.is_on_demand(contract);
         let entry = self.contracts.entry(contract.clone()).or_default();
-        let is_new_for_key = !entry.holds(key);
         let now = !on_demand || self.outage || entry.granted;
         let last_answer = if now { LastAnswer::Subscribed } else { LastAnswer::Nothing };
         // A session keeps the key with which it first asked.
+        let holders_before = entry.holders.len();
         let holder =
             entry.holders.entry(session).or_insert(Holder { key: Arc::clone(key), last_answer });
         holder.last_answer = last_answer;
         let (key, granted) = (Arc::clone(&holder.key), entry.granted);
+        let (is_new, clients) = (entry.holders.len() > holders_before, entry.clients(&key));
         self.sessions.entry(session).or_default().insert(contract.clone());
-        // The firehose repeats its answer if it is asked again.
-        if on_demand && self.asked && (is_new_for_key || !granted) {
+        if on_demand && self.asked {
             if !granted {
                 self.unanswered.insert(contract.clone());
             }
-            self.request(true, &key, contract);
+            // The firehose repeats its answer if it is asked again.
+            if !granted || clients == 1 && is_new {
+                self.recounts.remove(&(Arc::clone(&key), contract.clone()));
+                self.request(true, OnBehalfOf { key, clients }, contract);
+            } else if is_new {
+                self.recounts.insert((key, contract.clone()));
+            }
         }
         now
     }
@@ -142,18 +166,32 @@ impl Contracts {
     fn remove_holder(&mut self, session: SessionId, contract: &Channel) {
         let Some(entry) = self.contracts.get_mut(contract) else { return };
         let Some(Holder { key, .. }) = entry.holders.remove(&session) else { return };
-        let last_of_key = !entry.holds(&key);
-        if entry.holders.is_empty() {
+        let (clients, is_last) = (entry.clients(&key), entry.holders.is_empty());
+        if is_last {
             self.contracts.remove(contract);
             self.unanswered.remove(contract);
         }
-        if last_of_key && self.asked && self.is_on_demand(contract) {
-            self.request(false, &key, contract);
+        if !self.asked || !self.is_on_demand(contract) {
+            return;
         }
+        if clients > 0 {
+            self.recounts.insert((key, contract.clone()));
+            return;
+        }
+        self.recounts.remove(&(Arc::clone(&key), contract.clone()));
+        let leaving = self.leaving.entry(contract.clone()).or_default();
+        leaving.unanswered += 1;
+        if is_last {
+            leaving.outdated = leaving.unanswered;
+        }
+        self.request(false, OnBehalfOf { key, clients: 1 }, contract);
     }
 
     /// The firehose subscribed or refused a contract. Returns the sessions to tell.
     pub fn on_answer(&mut self, contract: &Channel, granted: bool) -> Vec<SessionId> {
+        if self.leaving.get(contract).is_some_and(|leaving| leaving.outdated > 0) {
+            return Vec::new();
+        }
         self.unanswered.remove(contract);
         let Some(entry) = self.contracts.get_mut(contract) else { return Vec::new() };
         entry.granted = granted;
@@ -165,11 +203,24 @@ impl Contracts {
         changed.collect()
     }
 
+    /// The firehose unsubscribed a contract for one key.
+    pub fn on_unsubscribed(&mut self, contract: &Channel) {
+        if let Entry::Occupied(mut leaving) = self.leaving.entry(contract.clone()) {
+            let Leaving { unanswered, outdated } = leaving.get_mut();
+            (*unanswered, *outdated) = (*unanswered - 1, outdated.saturating_sub(1));
+            if *unanswered == 0 {
+                leaving.remove();
+            }
+        }
+    }
+
     /// The connection to the firehose is lost.
     pub fn on_down(&mut self) {
         (self.outage, self.asked) = (true, false);
         self.contracts.values_mut().for_each(|contract| contract.granted = false);
         self.unanswered.clear();
+        self.leaving.clear();
+        self.recounts.clear();
         self.requests.clear();
     }
 
@@ -200,12 +251,19 @@ impl Contracts {
         }
         self.on_demand.clone_from(on_demand);
         self.asked = true;
-        let mut asked: Vec<(usize, &Channel, BTreeSet<Arc<str>>)> = Vec::new();
+        self.recounts.clear();
+        // A request has no order within. So each holds contracts of equally many clients.
+        let mut by_key = BTreeMap::<(Arc<str>, Reverse<usize>, u32), Vec<Channel>>::new();
         let mut subscribed = Vec::new();
         for (contract, entry) in &mut self.contracts {
             if contract.kind().is_some_and(|kind| on_demand.contains(&kind)) {
-                let keys = entry.holders.values().map(|holder| Arc::clone(&holder.key)).collect();
-                asked.push((entry.holders.len(), contract, keys));
+                self.unanswered.insert(contract.clone());
+                let keys: BTreeSet<_> = entry.holders.values().map(|holder| &holder.key).collect();
+                for key in keys {
+                    let request =
+                        (Arc::clone(key), Reverse(entry.holders.len()), entry.clients(key));
+                    by_key.entry(request).or_default().push(contract.clone());
+                }
                 continue;
             }
             for (session, holder) in &mut entry.holders {
@@ -216,35 +274,50 @@ impl Contracts {
                 }
             }
         }
-        // A request has no order within. So each holds contracts of equally many clients.
-        let mut by_key = BTreeMap::<(Arc<str>, Reverse<usize>), Vec<Channel>>::new();
-        for (holders, contract, keys) in asked {
-            self.unanswered.insert(contract.clone());
-            for key in keys {
-                by_key.entry((key, Reverse(holders))).or_default().push(contract.clone());
-            }
-        }
-        for ((key, _), contracts) in by_key {
-            for contracts in contracts.chunks(BATCH) {
-                let (key, contracts) = (Arc::clone(&key), contracts.to_vec());
-                self.requests.push(Request { subscribe: true, key, contracts });
-            }
+        for ((key, _, clients), contracts) in by_key {
+            self.subscribe_all(&OnBehalfOf { key, clients }, &contracts);
         }
         subscribed
     }
 
-    fn request(&mut self, subscribe: bool, key: &Arc<str>, contract: &Channel) {
+    /// Whether the firehose is to learn of changed numbers of clients. They decide the order in
+    /// which it asks the vendor after it has lost the vendor, so they may be a second old.
+    pub fn has_recounts(&self) -> bool {
+        !self.recounts.is_empty()
+    }
+
+    /// Sends the firehose the numbers of clients that have changed.
+    pub fn request_recounts(&mut self) {
+        let mut by_count = BTreeMap::<(Arc<str>, u32), Vec<Channel>>::new();
+        for (key, contract) in std::mem::take(&mut self.recounts) {
+            let Some(entry) = self.contracts.get(&contract) else { continue };
+            let clients = entry.clients(&key);
+            by_count.entry((key, clients)).or_default().push(contract);
+        }
+        for ((key, clients), contracts) in by_count {
+            self.subscribe_all(&OnBehalfOf { key, clients }, &contracts);
+        }
+    }
+
+    fn subscribe_all(&mut self, on_behalf_of: &OnBehalfOf, contracts: &[Channel]) {
+        for contracts in contracts.chunks(BATCH) {
+            let (on_behalf_of, contracts) = (on_behalf_of.clone(), contracts.to_vec());
+            self.requests.push(Request { subscribe: true, on_behalf_of, contracts });
+        }
+    }
+
+    fn request(&mut self, subscribe: bool, on_behalf_of: OnBehalfOf, contract: &Channel) {
         match self.requests.last_mut() {
             Some(last)
                 if last.subscribe == subscribe
-                    && last.key == *key
+                    && last.on_behalf_of == on_behalf_of
                     && last.contracts.len() < BATCH =>
             {
                 last.contracts.push(contract.clone());
             }
             _ => {
-                let (key, contracts) = (Arc::clone(key), vec![contract.clone()]);
-                self.requests.push(Request { subscribe, key, contracts });
+                let contracts = vec![contract.clone()];
+                self.requests.push(Request { subscribe, on_behalf_of, contracts });
             }
         }
     }
@@ -275,7 +348,9 @@ mod tests {
         let shown = |request: Request| {
             let sign = if request.subscribe { '+' } else { '-' };
             let names: Vec<_> = request.contracts.iter().map(ToString::to_string).collect();
-            format!("{sign}{} {}", request.key, names.join(","))
+            let OnBehalfOf { key, clients } = request.on_behalf_of;
+            let clients = if clients == 1 { String::new() } else { format!(" for {clients}") };
+            format!("{sign}{key} {}{clients}", names.join(","))
         };
         contracts.take_requests().into_iter().map(shown).collect()
     }
@@ -310,10 +385,62 @@ mod tests {
         assert_eq!(contracts.on_answer(&x, false), [1]);
         requests(&mut contracts);
         assert!(!contracts.subscribe(2, &a, &x));
-        assert_eq!(requests(&mut contracts), ["+a Q.X"], "asked for the place of today");
+        assert_eq!(requests(&mut contracts), ["+a Q.X for 2"], "asked for the place of today");
         assert_eq!(contracts.on_answer(&x, false), [2]);
         assert_eq!(contracts.on_answer(&x, true), [1, 2]);
         assert_eq!(contracts.on_answer(&x, false), [1, 2], "it lost its room");
+    }
+
+    #[test]
+    fn the_firehose_learns_how_many_clients_hold_a_contract() {
+        let (mut contracts, a, b) = (up(), "a".into(), "b".into());
+        let (x, y) = (contract("X"), contract("Y"));
+        for session in 1..=3 {
+            contracts.subscribe(session, &a, &x);
+            contracts.on_answer(&x, true);
+        }
+        contracts.subscribe(3, &a, &x);
+        contracts.subscribe(4, &b, &x);
+        contracts.subscribe(4, &b, &y);
+        assert_eq!(requests(&mut contracts), ["+a Q.X", "+b Q.X,Q.Y"]);
+        let recounts = |contracts: &mut Contracts| {
+            assert!(contracts.has_recounts());
+            contracts.request_recounts();
+            assert!(!contracts.has_recounts());
+            requests(contracts)
+        };
+        assert_eq!(recounts(&mut contracts), ["+a Q.X for 3"]);
+        contracts.leave(1);
+        assert!(requests(&mut contracts).is_empty());
+        assert_eq!(recounts(&mut contracts), ["+a Q.X for 2"]);
+        contracts.leave(2);
+        contracts.leave(3);
+        assert_eq!(requests(&mut contracts), ["-a Q.X"]);
+        assert!(!contracts.has_recounts());
+    }
+
+    #[test]
+    fn an_answer_to_an_earlier_request_is_none_to_a_later_one() {
+        let (mut contracts, a, b) = (up(), "a".into(), "b".into());
+        let x = contract("X");
+        contracts.subscribe(1, &a, &x);
+        contracts.subscribe(1, &b, &x);
+        contracts.subscribe(2, &b, &x);
+        contracts.leave(2);
+        contracts.leave(1);
+        contracts.subscribe(3, &a, &x);
+        assert_eq!(requests(&mut contracts).len(), 5);
+        assert!(contracts.on_answer(&x, true).is_empty(), "of the first request");
+        contracts.on_unsubscribed(&x);
+        assert!(contracts.on_answer(&x, false).is_empty(), "the first client still held it");
+        contracts.on_unsubscribed(&x);
+        assert!(contracts.awaits_answers());
+        assert_eq!(contracts.on_answer(&x, false), [3]);
+        assert!(contracts.leaving.is_empty() && !contracts.awaits_answers());
+        // An unsubscription for one of two keys makes no answer outdated.
+        contracts.subscribe(4, &b, &x);
+        contracts.leave(4);
+        assert_eq!(contracts.on_answer(&x, true), [3]);
     }
 
     #[test]
@@ -334,7 +461,7 @@ mod tests {
         contracts.unsubscribe(1, &contract("X"));
         assert!(requests(&mut contracts).is_empty() && contracts.awaits_answers());
         contracts.on_coverage(&BTreeSet::from([Kind::Q]));
-        assert_eq!(requests(&mut contracts), ["+a Q.Z", "+a Q.Y", "+a Q.W", "+b Q.Z"]);
+        assert_eq!(requests(&mut contracts), ["+a Q.Z for 2", "+a Q.Y for 2", "+a Q.W", "+b Q.Z"]);
         for symbol in ["Z", "Y"] {
             assert!(contracts.on_answer(&contract(symbol), true).is_empty(), "nothing new");
         }
@@ -357,7 +484,7 @@ mod tests {
         assert!(contracts.subscribe(2, &a, &x));
         // A later one.
         contracts.on_coverage(&BTreeSet::from([Kind::Q]));
-        assert_eq!(requests(&mut contracts), ["+a Q.X"]);
+        assert_eq!(requests(&mut contracts), ["+a Q.X for 2"]);
         assert_eq!(contracts.on_answer(&x, false), [1, 2]);
         // And an earlier one again.
         let subscribed = contracts.on_coverage(&BTreeSet::new());

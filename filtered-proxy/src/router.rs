@@ -16,7 +16,7 @@ use std::{
 
 use proxy_common::{
     health::IntakeMetrics,
-    link::{Link, LinkEvent},
+    link::{ContractAnswer, Link, LinkEvent},
     metrics::{Count, count_and_sample},
     program::wiring::Upkeep,
     protocol::{
@@ -31,7 +31,7 @@ use proxy_common::{
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -53,6 +53,9 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// How long the end of an outage waits for the firehose's answers for contracts.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often the firehose may be sent how many clients hold a contract.
+const RECOUNT: Duration = Duration::from_secs(1);
 
 /// A request of a session to the router.
 #[derive(Debug)]
@@ -173,6 +176,8 @@ impl Router {
 
     async fn route_all(&mut self, link: &mut Link) {
         let mut events = Vec::new();
+        let mut recount = interval(RECOUNT);
+        recount.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let starting =
             link.outage().map(|outage| Notice::upstream_down(TierName::Filtered, outage));
         self.shared.outages.send_modify(|o| o.ours = starting.map(|notice| notice.frame()));
@@ -191,15 +196,18 @@ impl Router {
                     self.tell_answers();
                     self.deliver();
                 }
+                _ = recount.tick(), if self.contracts.has_recounts() => {
+                    self.contracts.request_recounts();
+                }
                 () = due(self.ending.as_ref().map(|(_, until)| *until)) => self.end_outage(),
             }
             if self.ending.is_some() && !self.contracts.awaits_answers() {
                 self.end_outage();
             }
-            for Request { subscribe, key, contracts } in self.contracts.take_requests() {
+            for Request { subscribe, on_behalf_of, contracts } in self.contracts.take_requests() {
                 let action = if subscribe { "subscribe" } else { "unsubscribe" };
                 let items: Vec<String> = contracts.iter().map(ToString::to_string).collect();
-                link.send(&command_text(action, &items.join(","), Some(&key)));
+                link.send(&command_text(action, &items.join(","), Some(&on_behalf_of)));
             }
         }
     }
@@ -247,15 +255,23 @@ impl Router {
                 }
             }
             LinkEvent::Coverage(object) => self.on_coverage(&object),
-            LinkEvent::Contract { item, refusal } => {
-                if let Ok(contract) = Channel::parse(&item, self.market) {
-                    let granted = refusal.is_none();
-                    let object = refusal.unwrap_or_else(|| Status::subscribed(&item).object());
-                    self.answers.push((contract, granted, object));
-                }
-            }
+            LinkEvent::Contract { item, answer } => self.on_contract(&item, answer),
             LinkEvent::AllAnswered | LinkEvent::Subscriptions(_) => {}
         }
+    }
+
+    fn on_contract(&mut self, item: &str, answer: ContractAnswer) {
+        let Ok(contract) = Channel::parse(item, self.market) else { return };
+        let (granted, object) = match answer {
+            ContractAnswer::Subscribed => (true, Status::subscribed(item).object()),
+            ContractAnswer::Refused(object) => (false, object),
+            ContractAnswer::Unsubscribed => {
+                // Answers before this one are of earlier requests.
+                self.tell_answers();
+                return self.contracts.on_unsubscribed(&contract);
+            }
+        };
+        self.answers.push((contract, granted, object));
     }
 
     /// Notifies the clients that everything arrives again.

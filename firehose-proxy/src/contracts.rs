@@ -16,7 +16,7 @@ use std::{
 
 use proxy_common::{
     link::SubscriptionOutcome,
-    protocol::{Channel, Kind, truncate_reason},
+    protocol::{Channel, Kind, OnBehalfOf, truncate_reason},
 };
 use slab::Slab;
 
@@ -154,7 +154,8 @@ struct Contract {
 #[derive(Debug)]
 struct Claim {
     asked: u64,
-    sessions: BTreeSet<u64>,
+    /// How many clients each session asks for.
+    sessions: BTreeMap<u64, u32>,
 }
 
 /// What has changed.
@@ -164,8 +165,9 @@ struct Reallocated {
 }
 
 impl Contract {
-    fn holders(&self) -> usize {
-        self.claims.values().map(|claim| claim.sessions.len()).sum()
+    fn holders(&self) -> u64 {
+        let clients = self.claims.values().flat_map(|claim| claim.sessions.values());
+        clients.map(|clients| u64::from(*clients)).sum()
     }
 
     /// Whether it was granted because of an outage, and the vendor has yet to answer.
@@ -192,17 +194,18 @@ impl Contracts {
         Self { books, outage: Some(0), version: 0, wanted_version: 0 }
     }
 
-    /// Records that a session asks for contracts, on behalf of a key.
+    /// Records that a session asks for contracts, on behalf of this many clients of a key. Asked
+    /// again, it replaces their number.
     pub fn add<'a>(
         &mut self,
         session: u64,
-        key: &Arc<str>,
+        clients: &OnBehalfOf,
         contracts: impl IntoIterator<Item = &'a Channel>,
         now: Instant,
     ) {
         for contract in contracts {
             if let Some(book) = self.book(contract) {
-                book.add(session, key, contract);
+                book.add(session, clients, contract);
             }
         }
         self.allocate(now);
@@ -474,17 +477,19 @@ impl Book {
         self.ids.remove(&contract.channel);
     }
 
-    fn add(&mut self, session: u64, key: &Arc<str>, channel: &Channel) {
+    fn add(&mut self, session: u64, clients: &OnBehalfOf, channel: &Channel) {
+        let OnBehalfOf { key, clients } = clients;
         let (asked, id) = (next(&mut self.asked), self.entry(channel));
         let contract = &mut self.contracts[id];
         if let Some(claim) = contract.claims.get_mut(key) {
-            self.allocation_due |= claim.sessions.insert(session);
+            self.allocation_due |= claim.sessions.insert(session, *clients) != Some(*clients);
             return;
         }
         contract.lingers_until = None;
-        contract
-            .claims
-            .insert(Arc::clone(key), Claim { asked, sessions: BTreeSet::from([session]) });
+        contract.claims.insert(
+            Arc::clone(key),
+            Claim { asked, sessions: BTreeMap::from([(session, *clients)]) },
+        );
         let none = KeyContracts { since: asked, contracts: BTreeMap::new() };
         let of_key = self.keys.entry(Arc::clone(key)).or_insert(none);
         of_key.contracts.insert(asked, id);
@@ -495,7 +500,7 @@ impl Book {
         let Some(&id) = self.ids.get(channel) else { return };
         let contract = &mut self.contracts[id];
         let Some(claim) = contract.claims.get_mut(key) else { return };
-        self.allocation_due |= claim.sessions.remove(&session);
+        self.allocation_due |= claim.sessions.remove(&session).is_some();
         if !claim.sessions.is_empty() {
             return;
         }

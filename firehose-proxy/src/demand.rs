@@ -13,7 +13,7 @@ use std::{
 
 use proxy_common::{
     link::{SubscriptionOutcome, Wanted},
-    protocol::{Channel, Kind},
+    protocol::{Channel, Kind, OnBehalfOf},
 };
 use tokio::{sync::watch, time::Instant};
 
@@ -115,15 +115,15 @@ impl UpstreamDemand {
         });
     }
 
-    /// Counts a session as a holder of contracts, on behalf of a key.
+    /// Counts a session as a holder of contracts, on behalf of clients of a key.
     pub fn add_contracts(
         &self,
         session: u64,
-        key: &Arc<str>,
+        clients: &OnBehalfOf,
         contracts: &BTreeSet<Channel>,
         now: Instant,
     ) {
-        self.change_contracts(|state| state.add(session, key, contracts, now.into_std()));
+        self.change_contracts(|state| state.add(session, clients, contracts, now.into_std()));
     }
 
     /// Counts a session as a holder of contracts no more.

@@ -11,8 +11,8 @@ use std::{
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, Outage, Status, TierName,
-        Unavailable, newly_unavailable, status_frames,
+        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Status,
+        TierName, Unavailable, newly_unavailable, status_frames,
     },
     session::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
@@ -183,9 +183,10 @@ impl FirehoseSubscriber {
     fn add_contracts(
         &mut self,
         contracts: BTreeSet<Channel>,
-        key: &Arc<str>,
+        clients: &OnBehalfOf,
         for_others: bool,
     ) -> Vec<Status> {
+        let key = &clients.key;
         let limit = match for_others {
             // A filtered proxy asks for all its clients, and limits each of them itself.
             true => self.shared.max_contracts.max(MAX_CONTRACTS_FOR_OTHERS),
@@ -210,13 +211,16 @@ impl FirehoseSubscriber {
                 continue;
             }
             let held = self.contracts.entry(contract.clone()).or_default();
-            // A repeated subscription is answered as well.
-            held.last_answer = LastAnswer::Nothing;
+            // A repeated subscription is answered as well. A filtered proxy that repeats one which
+            // is served has the answer, and only says how many clients hold it now.
+            if !for_others || is_new || !matches!(held.last_answer, LastAnswer::Subscribed(_)) {
+                held.last_answer = LastAnswer::Nothing;
+            }
             self.claims += usize::from(held.keys.insert(Arc::clone(key)));
             asked.insert(contract);
         }
         self.hold(|held| held.add(asked.iter().cloned()));
-        self.shared.demand.add_contracts(self.session, key, &asked, Instant::now());
+        self.shared.demand.add_contracts(self.session, clients, &asked, Instant::now());
         statuses.extend(self.changed_answers(Some(&mut asked.iter())));
         statuses
     }
@@ -438,7 +442,8 @@ impl Subscriber for FirehoseSubscriber {
         let SubscriptionChange { subscribe, channels, on_behalf_of, mut reply, coverage_version } =
             change;
         let for_others = on_behalf_of.is_some();
-        let key = on_behalf_of.unwrap_or_else(|| Arc::clone(&self.key));
+        let clients =
+            on_behalf_of.unwrap_or_else(|| OnBehalfOf { key: Arc::clone(&self.key), clients: 1 });
         if !channels.is_empty() {
             if subscribe {
                 let all = channels.contains(&Channel::All);
@@ -451,10 +456,12 @@ impl Subscriber for FirehoseSubscriber {
                 }
                 reply.extend(all.then(|| self.shared.entitlements.coverage_frame()));
                 if !contracts.is_empty() {
-                    reply.extend(status_frames(&self.add_contracts(contracts, &key, for_others)));
+                    reply.extend(status_frames(
+                        &self.add_contracts(contracts, &clients, for_others),
+                    ));
                 }
             } else {
-                self.unsubscribe(&channels, &key);
+                self.unsubscribe(&channels, &clients.key);
                 // Whoever holds nothing waits for no answer of the upstream.
                 if self.held.is_empty() && self.shared.outage.borrow().is_none() {
                     reply.extend(self.outage_end());

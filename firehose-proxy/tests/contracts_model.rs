@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -11,7 +10,7 @@ use fastrand::Rng;
 use firehose_proxy::contracts::{Contracts, Occupancy, Standing};
 use proxy_common::{
     link::{SubscriptionOutcome, UpstreamSubscriptions, Wanted},
-    protocol::{Channel, Kind, UpstreamStatus},
+    protocol::{Channel, Kind, OnBehalfOf, UpstreamStatus},
 };
 
 const ROOM: usize = 12;
@@ -84,11 +83,18 @@ struct World {
     /// The connections, which share the contracts.
     connections: Vec<(UpstreamSubscriptions, Vendor)>,
     holders: Holders,
-    keys: BTreeMap<&'static str, Arc<str>>,
 }
 
 fn channels(wanted: Vec<(Channel, u64)>) -> Vec<Channel> {
     wanted.into_iter().map(|(channel, _)| channel).collect()
+}
+
+fn clients_of(key: &str, clients: u32) -> OnBehalfOf {
+    OnBehalfOf { key: key.into(), clients }
+}
+
+fn one(key: &str) -> OnBehalfOf {
+    clients_of(key, 1)
 }
 
 fn contract(n: usize) -> Channel {
@@ -120,7 +126,6 @@ impl World {
                 .map(|_| (UpstreamSubscriptions::default(), vendor()))
                 .collect(),
             holders: Holders::default(),
-            keys: KEYS.map(|key| (key, Arc::from(key))).into(),
         }
     }
 
@@ -132,7 +137,7 @@ impl World {
         let (session, key) = (self.random.u64(..SESSIONS), KEYS[self.random.usize(..KEYS.len())]);
         // One at a time: the order within a command is the caller's.
         for contract in self.some_contracts() {
-            self.contracts.add(session, &self.keys[key], [&contract], self.now);
+            self.contracts.add(session, &one(key), [&contract], self.now);
             let asks = &mut self.holders.asks;
             match asks.iter_mut().find(|(k, c, _)| *k == key && *c == contract) {
                 Some((_, _, sessions)) => _ = sessions.insert(session),
@@ -383,23 +388,31 @@ fn the_room_is_never_exceeded_and_shared_fairly_through_refusals_and_reconnects(
 fn those_of_most_holders_are_asked_for_first() {
     let now = Instant::now();
     let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
-    let key: Arc<str> = "desk".into();
     for n in 0..5 {
         let sessions = [1, 2, 1, 3, 1][n];
         for session in 0..sessions {
-            contracts.add(session, &key, [&contract(n)], now);
+            contracts.add(session, &one("desk"), [&contract(n)], now);
         }
     }
     contracts.on_down(0, 0, now);
-    let order: Vec<Channel> = [3, 1, 0, 2, 4].map(contract).into();
-    assert_eq!(channels(contracts.wanted(0)), order);
+    let order = |contracts: &Contracts| channels(contracts.wanted(0));
+    let expected = |order: [usize; 5]| Vec::from(order.map(contract));
+    assert_eq!(order(&contracts), expected([3, 1, 0, 2, 4]));
+    // A filtered proxy says how many of its clients hold them, and later that there are fewer.
+    for (key, clients) in [("desk", 3), ("desk-b", 2)] {
+        contracts.add(9, &clients_of(key, clients), [&contract(4)], now);
+    }
+    assert_eq!(order(&contracts), expected([4, 3, 1, 0, 2]), "6 hold one of them");
+    contracts.add(9, &one("desk"), [&contract(4)], now);
+    contracts.remove(9, "desk-b", [&contract(4)], now);
+    assert_eq!(order(&contracts), expected([3, 1, 4, 0, 2]), "2 do");
 }
 
 #[test]
 fn a_key_of_few_contracts_does_not_wait_for_one_of_many() {
     let now = Instant::now();
     let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
-    let (many, few): (Arc<str>, Arc<str>) = ("many".into(), "few".into());
+    let (many, few) = (one("many"), one("few"));
     contracts.on_up(now);
     let first: Vec<Channel> = (0..20).map(contract).collect();
     contracts.add(1, &many, &first, now);
@@ -413,7 +426,7 @@ fn a_key_of_few_contracts_does_not_wait_for_one_of_many() {
         let waits = Standing::Waiting { place, room: 10 };
         assert_eq!(contracts.standing(&contract(n)), Some(&waits), "{n}");
     }
-    contracts.remove(2, &few, [&contract(25)], now);
+    contracts.remove(2, &few.key, [&contract(25)], now);
     assert_eq!(contracts.standing(&contract(8)), Some(&Standing::Asked));
 }
 
@@ -422,7 +435,7 @@ fn acknowledgements_change_nothing_for_others_and_come_with_their_place() {
     let now = Instant::now();
     let mut contracts = Contracts::new([(Kind::Q, 0..1)], 1, LINGER);
     contracts.on_up(now);
-    contracts.add(1, &"desk".into(), &[contract(0), contract(1)], now);
+    contracts.add(1, &one("desk"), &[contract(0), contract(1)], now);
     let versions = |contracts: &Contracts| (contracts.version(), contracts.wanted_version());
     let before = versions(&contracts);
     let carried = [SubscriptionOutcome::Carried(contract(0))];
@@ -447,7 +460,7 @@ fn what_an_outage_granted_without_an_answer_is_asked_anew_when_it_ends() {
     let mut contracts = Contracts::new([(Kind::Q, 0..1)], 10, LINGER);
     contracts.on_up(now);
     contracts.on_down(0, 5, now);
-    contracts.add(1, &"desk".into(), &[contract(0), contract(1)], now);
+    contracts.add(1, &one("desk"), &[contract(0), contract(1)], now);
     for n in 0..2 {
         let view = contracts.view(&contract(n)).unwrap();
         assert_eq!((view.standing, view.granted_at), (&Standing::Granted, 5));
@@ -470,7 +483,7 @@ fn an_outage_of_two_connections_began_with_the_first() {
     contracts.on_down(0, 5, now);
     // No notice follows if the second is lost for the same reason, so no session reads up to it.
     contracts.on_down(1, 9, now);
-    contracts.add(1, &"desk".into(), [&contract(0)], now);
+    contracts.add(1, &one("desk"), [&contract(0)], now);
     assert_eq!(contracts.view(&contract(0)).unwrap().granted_at, 5);
 }
 
@@ -479,7 +492,7 @@ fn a_contract_that_moves_is_asked_for_anew_and_hears_its_own_connection_only() {
     let now = Instant::now();
     let mut contracts = Contracts::new([(Kind::Q, 0..2)], 2, LINGER);
     contracts.on_up(now);
-    contracts.add(1, &"desk".into(), &[contract(0), contract(1), contract(2)], now);
+    contracts.add(1, &one("desk"), &[contract(0), contract(1), contract(2)], now);
     let of = |contracts: &Contracts, at| channels(contracts.wanted(at));
     let (zero, one) = (of(&contracts, 0), of(&contracts, 1));
     assert_eq!((zero.len(), one.len()), (2, 1));

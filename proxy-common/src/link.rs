@@ -19,7 +19,7 @@ mod upstream_socket;
 pub use self::{
     config::LinkConfig,
     error::LinkError,
-    event::LinkEvent,
+    event::{ContractAnswer, LinkEvent},
     login::connect,
     metrics::LinkMetrics,
     spacing::Spacing,

@@ -21,8 +21,8 @@ pub use self::{
     kind::{Kind, SymbolField},
     market::{Market, without_separator},
     messages::{
-        Command, CommandError, Items, MAX_MESSAGE_BYTES, Status, UpstreamStatus, command_text,
-        object_frames, refused_contract, status_frame, status_frames,
+        Command, CommandError, Items, MAX_MESSAGE_BYTES, OnBehalfOf, Status, UpstreamStatus,
+        command_text, object_frames, refused_contract, status_frame, status_frames,
     },
     notice::{Notice, NoticePolicy, Outage, TierName},
 };

@@ -355,6 +355,42 @@ async fn contracts_come_back_after_the_firehose_restarts() {
     }
 }
 
+#[tokio::test]
+async fn after_the_vendor_was_lost_the_contracts_of_most_clients_are_asked_for_first() {
+    let sim = options(1_000).await;
+    let (_firehose, filtered) = chain(&sim, 1_000, 2, "desk-a,desk-b").await;
+    let items = quotes(0..400);
+    let mut clients = Vec::new();
+    // All, and then the last ones by clients of the same filtered proxy, of the same key and not.
+    for (proxy, key, of_it) in [(0, "desk-a", &items[..]), (0, "desk-a", &items[350..])]
+        .into_iter()
+        .chain([(0, "desk-b", &items[380..]), (1, "desk-b", &items[390..])])
+    {
+        let mut client = client(filtered[proxy].addr(), key).await;
+        client.command("subscribe", &of_it.join(",")).await;
+        answers(&mut client, of_it.len()).await;
+        clients.push(client);
+    }
+    // The firehose learns of further clients within about a second.
+    eventually(SOON, "those of most clients are asked for first", async || {
+        let before = sim.handle.commands().len();
+        sim.handle.inject(Fault::Abort);
+        let mut requests = Vec::new();
+        eventually(SOON, "all are asked for again", async || {
+            let commands = sim.handle.commands();
+            requests =
+                commands[before..].iter().filter(|text| text.contains("\"Q.")).cloned().collect();
+            requests.len() >= 2
+        })
+        .await;
+        holds(&sim, &items).await;
+        let is_first = |item: &String| requests[0].contains(item.as_str());
+        assert!(items[..350].iter().any(|item| !is_first(item)), "not all in one request");
+        items[350..].iter().all(is_first)
+    })
+    .await;
+}
+
 /// Who has room, by the rule of the documents: the keys take turns.
 fn model(asks: &[(usize, Vec<String>)], room: usize) -> std::collections::BTreeSet<String> {
     let mut lists: Vec<(usize, Vec<String>)> = Vec::new();

@@ -145,6 +145,7 @@ impl Crowd {
             settled: self.settled.0.clone(),
             held: BTreeSet::new(),
             pending: VecDeque::new(),
+            unanswered: BTreeSet::new(),
             seen: Seen { told, ..Seen::default() },
         };
         self.clients.spawn(async move { (n, client.live().await) });
@@ -501,7 +502,8 @@ impl Seen {
     }
 
     /// A status that acknowledges no command as a whole: a notice, or an answer about a contract.
-    fn status(&mut self, object: &str, words: &Vocabulary, sent_before: usize) {
+    /// Returns the contract.
+    fn status(&mut self, object: &str, words: &Vocabulary, sent_before: usize) -> Option<String> {
         let status: BTreeMap<String, Value> = serde_json::from_str(object).expect("a status");
         let text = |name: &str| status.get(name).and_then(Value::as_str).unwrap_or_default();
         match (text("status"), text("message").split_once("subscribed to: ")) {
@@ -509,16 +511,19 @@ impl Seen {
                 let notice = ["status", "tier", "reason"].map(|name| text(name).to_owned());
                 lock(&self.told).note(notice);
                 self.steps.push(Step::Gap);
+                None
             }
             ("success", Some(("", item))) if words.is_contract(item) => {
                 self.grants += usize::from(self.granted.insert(item.to_owned()));
                 self.changed(vec![item.to_owned()], Vec::new(), sent_before);
+                Some(item.to_owned())
             }
             ("error", _) if words.is_contract(text("contract")) => {
                 assert!(text("message").contains("waits"), "{object}");
                 let item = text("contract").to_owned();
                 self.losses += usize::from(self.granted.remove(&item));
-                self.changed(Vec::new(), vec![item], sent_before);
+                self.changed(Vec::new(), vec![item.clone()], sent_before);
+                Some(item)
             }
             _ => panic!("a status that nothing asked for: {object}"),
         }
@@ -546,6 +551,9 @@ struct Client {
     settled: mpsc::Sender<BTreeSet<String>>,
     held: BTreeSet<String>,
     pending: VecDeque<Pending>,
+    /// Contracts asked for and not answered since. The answer does not come in order with those to
+    /// commands, so it may come later than they do.
+    unanswered: BTreeSet<String>,
     seen: Seen,
 }
 
@@ -579,7 +587,8 @@ impl Client {
                     self.subscribe(&mut socket, vec![self.end.0.clone()]).await;
                 }
             }
-            let is_quiet = self.pending.is_empty() && lock(&self.seen.told).down.is_empty();
+            let is_answered = self.pending.is_empty() && self.unanswered.is_empty();
+            let is_quiet = is_answered && lock(&self.seen.told).down.is_empty();
             if finishing && is_quiet && !is_settled {
                 is_settled = true;
                 let wishes = contracts(&self.words, &self.held);
@@ -603,7 +612,8 @@ impl Client {
         let mut is_over = false;
         for object in objects(text) {
             if object.starts_with(r#"{"ev":"status""#) {
-                self.seen.status(&object, &self.words, sent_before);
+                let answered = self.seen.status(&object, &self.words, sent_before);
+                answered.inspect(|contract| _ = self.unanswered.remove(contract));
             } else {
                 is_over = object == self.end.1;
                 self.seen.event(object);
@@ -631,6 +641,7 @@ impl Client {
         rng.shuffle(&mut removed);
         removed.iter().for_each(|item| {
             self.held.remove(item);
+            self.unanswered.remove(item);
         });
         socket.command("unsubscribe", &removed.join(",")).await;
         let ack = acks("unsubscribed", &removed.join(","));
@@ -640,7 +651,13 @@ impl Client {
     /// Subscribes. The answers about contracts come on their own, and not with the others.
     async fn subscribe(&mut self, socket: &mut TestClient, mut added: Vec<String>) {
         socket.command("subscribe", &added.join(", ")).await;
-        added.retain(|item| !self.words.is_contract(item));
+        added.retain(|item| {
+            let is_contract = self.words.is_contract(item);
+            if is_contract {
+                self.unanswered.insert(item.clone());
+            }
+            !is_contract
+        });
         if !added.is_empty() {
             let ack = acks("subscribed", &added.join(","));
             self.pending.push_back(Pending { ack, added, removed: Vec::new() });

@@ -45,8 +45,8 @@ fn model(text: &str) -> Result<(&'static str, String), String> {
             .to_owned()
     };
     let members = Members::read(text).ok_or_else(malformed)?;
-    // Not part of this comparison, but a known key, which may stand once.
-    members.only("for").ok_or_else(malformed)?;
+    // Not part of this comparison, but known keys, each of which may stand once.
+    members.only("for").zip(members.only("clients")).ok_or_else(malformed)?;
     let (action, params) =
         members.only("action").zip(members.only("params")).ok_or_else(malformed)?;
     let Some(Value::String(action)) = action else { return Err(malformed()) };

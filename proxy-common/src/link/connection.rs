@@ -17,7 +17,7 @@ use tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
 
 use super::{
     error::LinkError,
-    event::LinkEvent,
+    event::{ContractAnswer, LinkEvent},
     login,
     metrics::LinkMetrics,
     status::ChannelStatus,
@@ -319,13 +319,16 @@ impl Connection {
 /// The answer of a firehose for a contract. Only a router asks for contracts of a firehose, and
 /// nobody else acts on the answer.
 fn contract_answer(status: &UpstreamStatus, text: &str) -> Option<LinkEvent> {
-    let item = match status.status.as_str() {
-        "success" => status.message.strip_prefix("subscribed to: ")?.to_owned(),
-        "error" => refused_contract(text)?,
+    let (item, answer) = match status.status.as_str() {
+        "success" => match status.message.split_once("subscribed to: ")? {
+            ("", item) => (item.to_owned(), ContractAnswer::Subscribed),
+            ("un", item) => (item.to_owned(), ContractAnswer::Unsubscribed),
+            _ => return None,
+        },
+        "error" => (refused_contract(text)?, ContractAnswer::Refused(text.to_owned())),
         _ => return None,
     };
-    let refusal = (status.status == "error").then(|| text.to_owned());
-    Some(LinkEvent::Contract { item, refusal })
+    Some(LinkEvent::Contract { item, answer })
 }
 
 /// Whether a message that is no array may hold events: an object begins in it.

@@ -41,10 +41,20 @@ pub enum LinkEvent {
     Contract {
         /// The contract.
         item: String,
-        /// The `error`, as an object, if the contract waits or is refused. Otherwise it is
-        /// subscribed.
-        refusal: Option<String>,
+        /// The answer.
+        answer: ContractAnswer,
     },
     /// The upstream answered subscriptions.
     Subscriptions(Vec<SubscriptionOutcome>),
+}
+
+/// What a firehose answered for a contract.
+#[derive(Debug)]
+pub enum ContractAnswer {
+    /// It is subscribed.
+    Subscribed,
+    /// It is unsubscribed. Answers before this one belong to earlier requests.
+    Unsubscribed,
+    /// It waits or is refused: the `error`, as an object.
+    Refused(String),
 }

@@ -4,6 +4,8 @@
 //! The texts are the vendor's own, captured from the live service or taken from its documentation,
 //! unless they are marked as ours.
 
+use std::sync::Arc;
+
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -33,8 +35,17 @@ pub enum Command {
 pub struct Items {
     /// The params as received.
     pub params: String,
-    /// Ours: the label of the key for which a filtered proxy asks its firehose for contracts.
-    pub on_behalf_of: Option<String>,
+    /// Ours: for whom a filtered proxy asks its firehose for contracts.
+    pub on_behalf_of: Option<OnBehalfOf>,
+}
+
+/// Clients for which a filtered proxy asks its firehose for contracts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnBehalfOf {
+    /// The label of their key.
+    pub key: Arc<str>,
+    /// How many clients with this key hold the contracts. At least 1, which is also the default.
+    pub clients: u32,
 }
 
 /// Why a text is not a command. The error text is the message to the client. It never repeats the
@@ -75,7 +86,8 @@ impl Command {
             action: String,
             params: Option<serde_json::Value>,
             #[serde(rename = "for")]
-            on_behalf_of: Option<serde_json::Value>,
+            key: Option<serde_json::Value>,
+            clients: Option<serde_json::Value>,
         }
         // A JSON array would fill the struct by position.
         if !text.trim_start().starts_with('{') {
@@ -86,8 +98,10 @@ impl Command {
             Some(serde_json::Value::String(params)) => Ok(params),
             _ => Err(CommandError::Params { action }),
         };
-        let on_behalf_of = match raw.on_behalf_of {
-            Some(serde_json::Value::String(label)) => Some(label),
+        let clients = raw.clients.as_ref().and_then(serde_json::Value::as_u64).unwrap_or(1);
+        let clients = u32::try_from(clients).unwrap_or(u32::MAX).max(1);
+        let on_behalf_of = match raw.key {
+            Some(serde_json::Value::String(key)) => Some(OnBehalfOf { key: key.into(), clients }),
             _ => None,
         };
         let items = |params| Items { params, on_behalf_of };
@@ -102,15 +116,23 @@ impl Command {
 }
 
 /// The text of a command to an upstream. Only a firehose knows on whose behalf it comes.
-pub fn command_text(action: &'static str, params: &str, on_behalf_of: Option<&str>) -> String {
+pub fn command_text(
+    action: &'static str,
+    params: &str,
+    on_behalf_of: Option<&OnBehalfOf>,
+) -> String {
     #[derive(Serialize)]
     struct Out<'a> {
         action: &'a str,
         params: &'a str,
         #[serde(rename = "for", skip_serializing_if = "Option::is_none")]
-        on_behalf_of: Option<&'a str>,
+        key: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        clients: Option<u32>,
     }
-    json(&Out { action, params, on_behalf_of })
+    let key = on_behalf_of.map(|clients| &*clients.key);
+    let clients = on_behalf_of.map(|of| of.clients).filter(|clients| *clients != 1);
+    json(&Out { action, params, key, clients })
 }
 
 /// One status object, keys in the order that every capture shows: `ev`, `status`, `message`.
@@ -359,13 +381,28 @@ mod tests {
     }
 
     #[test]
-    fn a_command_may_name_the_key_that_it_is_for() {
-        let text = command_text("subscribe", "Q.O:A", Some("desk-a"));
-        assert_eq!(text, r#"{"action":"subscribe","params":"Q.O:A","for":"desk-a"}"#);
-        for (label, expected) in [(r#""desk-a""#, Some("desk-a")), ("7", None), ("null", None)] {
-            let text = format!(r#"{{"action":"subscribe","params":"Q.O:A","for":{label}}}"#);
+    fn a_command_may_name_the_key_that_it_is_for_and_the_number_of_its_clients() {
+        let of = |clients| Some(OnBehalfOf { key: "desk-a".into(), clients });
+        for (clients, rest) in [(1, ""), (3, r#","clients":3"#)] {
+            let text = command_text("subscribe", "Q.O:A", of(clients).as_ref());
+            let expected =
+                format!(r#"{{"action":"subscribe","params":"Q.O:A","for":"desk-a"{rest}}}"#);
+            assert_eq!(text, expected);
+        }
+        for (members, expected) in [
+            (r#""for":"desk-a""#, of(1)),
+            (r#""for":"desk-a","clients":3"#, of(3)),
+            (r#""for":"desk-a","clients":0"#, of(1)),
+            (r#""for":"desk-a","clients":-7"#, of(1)),
+            (r#""for":"desk-a","clients":"3""#, of(1)),
+            (r#""for":"desk-a","clients":5000000000"#, of(u32::MAX)),
+            (r#""for":7,"clients":3"#, None),
+            (r#""for":null"#, None),
+            (r#""clients":3"#, None),
+        ] {
+            let text = format!(r#"{{"action":"subscribe","params":"Q.O:A",{members}}}"#);
             let Ok(Command::Subscribe(items)) = Command::parse(&text) else { panic!("{text}") };
-            assert_eq!(items.on_behalf_of.as_deref(), expected);
+            assert_eq!(items.on_behalf_of, expected);
         }
     }
 

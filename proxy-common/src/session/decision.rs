@@ -9,7 +9,7 @@ use super::{
 use crate::{
     access::{KeyLease, MAX_LABEL},
     protocol::{
-        Channel, Items, Market, NoticePolicy, Status, Unavailable, channel_items, hint,
+        Channel, Items, Market, NoticePolicy, OnBehalfOf, Status, Unavailable, channel_items, hint,
         status_frames,
     },
 };
@@ -69,7 +69,10 @@ pub(super) fn decide(
         refusals.extend(hint(channels.iter(), market));
     }
     let reply = status_frames(&refusals);
-    let on_behalf_of = items.on_behalf_of.as_deref().map(shorten_label);
+    let on_behalf_of = items
+        .on_behalf_of
+        .as_ref()
+        .map(|of| OnBehalfOf { key: shorten_label(&of.key), clients: of.clients });
     let change = SubscriptionChange { subscribe, channels, on_behalf_of, reply, coverage_version };
     (!change.reply.is_empty() || !change.channels.is_empty()).then_some(change)
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{close::CloseReason, outbound::Outbound};
 use crate::{
-    protocol::{Channel, ChannelSet, ExtraKinds, Unavailable},
+    protocol::{Channel, ChannelSet, ExtraKinds, OnBehalfOf, Unavailable},
     websocket::Frame,
 };
 
@@ -65,8 +65,8 @@ pub struct SubscriptionChange {
     /// The channels to add, which the session does not hold, or to remove, which it holds.
     /// Contracts on demand may be held already.
     pub channels: BTreeSet<Channel>,
-    /// The label of the key for which a filtered proxy asks for contracts.
-    pub on_behalf_of: Option<Arc<str>>,
+    /// For whom a filtered proxy asks for contracts.
+    pub on_behalf_of: Option<OnBehalfOf>,
     /// The answer to the command, to be sent before any event that the change enables.
     pub reply: Vec<Frame>,
     /// The version of the coverage that the decision used.
