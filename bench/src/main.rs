@@ -74,7 +74,8 @@ fn measure(options: &Options) -> Result<()> {
     let json = serde_json::to_string_pretty(&context.sheet.json(&about))?;
     fs::write(out.join("results.json"), json + "\n")?;
     for plot in &context.sheet.plots {
-        fs::write(out.join(plot.file), plot.svg())?;
+        let svg = plot.svg().map_err(anyhow::Error::from_boxed)?;
+        fs::write(out.join(&*plot.file), svg)?;
     }
     println!("written to {}", out.display());
     Ok(())

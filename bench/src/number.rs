@@ -1,4 +1,4 @@
-//! A number as the sheet and the plots print it.
+//! A number as the sheet prints it.
 
 /// A number with three significant digits: `7.51 M`, `23 k`, `0.142`. Infinity stands for a rate
 /// that was not kept up with.

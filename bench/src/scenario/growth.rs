@@ -44,10 +44,10 @@ fn clients(context: &mut Context) -> Result<()> {
     flatness(context, "clients on *: last over first", &all);
     flatness(context, "clients with one symbol each: last over first", &one);
     context.sheet.plots.push(Plot {
-        file: "growth-clients.svg",
-        title: "Processor time a delivery, by clients",
-        x: "clients",
-        y: "us a delivery",
+        file: "growth-clients.svg".into(),
+        title: "Processor time a delivery, by clients".into(),
+        x: "clients".into(),
+        y: "us a delivery".into(),
         series: vec![
             Series { name: "all on *".to_owned(), points: all },
             Series { name: "one symbol each".to_owned(), points: one },
@@ -74,10 +74,10 @@ fn subscriptions(context: &mut Context) -> Result<()> {
     }
     flatness(context, "distinct subscriptions: last over first", &points);
     context.sheet.plots.push(Plot {
-        file: "growth-subscriptions.svg",
-        title: "Processor time a delivery, by distinct subscriptions",
-        x: "distinct subscriptions of 10 clients",
-        y: "us a delivery",
+        file: "growth-subscriptions.svg".into(),
+        title: "Processor time a delivery, by distinct subscriptions".into(),
+        x: "distinct subscriptions of 10 clients".into(),
+        y: "us a delivery".into(),
         series: vec![Series { name: "alone".to_owned(), points }],
     });
     Ok(())
@@ -95,10 +95,10 @@ fn prefixes(context: &mut Context) -> Result<()> {
     }
     flatness(context, "prefixes: last over first", &points);
     context.sheet.plots.push(Plot {
-        file: "growth-prefixes.svg",
-        title: "Processor time a delivery, by prefixes",
-        x: "prefixes of one of 10 clients",
-        y: "us a delivery",
+        file: "growth-prefixes.svg".into(),
+        title: "Processor time a delivery, by prefixes".into(),
+        x: "prefixes of one of 10 clients".into(),
+        y: "us a delivery".into(),
         series: vec![Series { name: "alone".to_owned(), points }],
     });
     Ok(())
@@ -113,10 +113,10 @@ fn frames(context: &mut Context) -> Result<()> {
     }
     flatness(context, "events a frame: last over first", &points);
     context.sheet.plots.push(Plot {
-        file: "growth-frames.svg",
-        title: "Processor time a delivery, by events a frame",
-        x: "events a frame",
-        y: "us a delivery",
+        file: "growth-frames.svg".into(),
+        title: "Processor time a delivery, by events a frame".into(),
+        x: "events a frame".into(),
+        y: "us a delivery".into(),
         series: vec![Series { name: "100 clients, each event to one".to_owned(), points }],
     });
     Ok(())
