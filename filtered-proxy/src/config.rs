@@ -21,6 +21,7 @@ use proxy_common::{
     },
     protocol::{Market, NoticePolicy},
     transport::ListenConfig,
+    version::FULL,
 };
 use secrecy::SecretString;
 use url::Url;
@@ -30,7 +31,7 @@ use url::Url;
 /// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
 /// it.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(version = FULL, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
     /// URL of the firehose
     #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]

@@ -20,6 +20,7 @@ use proxy_common::{
     },
     protocol::{Channel, ChannelError, Feed, Kind, Market, NoticePolicy, channel_items},
     transport::ListenConfig,
+    version::FULL,
 };
 use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
@@ -36,7 +37,7 @@ use crate::{
 /// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
 /// it.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(version = FULL, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub struct Args {
     #[command(flatten)]
     account: AccountArgs,

@@ -23,6 +23,7 @@ use crate::{
     metrics::Level,
     protocol::{Market, summarize_channels},
     session::SessionMetrics,
+    version::VERSION,
 };
 
 /// The condition of a tier, in one word.
@@ -103,7 +104,7 @@ impl HealthDocument {
         });
         Self::Several {
             status: if alike { first } else { HealthStatus::Degraded },
-            version: env!("CARGO_PKG_VERSION"),
+            version: VERSION,
             problems: problems.collect(),
             markets: markets.into_iter().map(|health| (health.market, health)).collect(),
         }
@@ -217,7 +218,7 @@ impl HealthReporter {
             } else {
                 HealthStatus::Ok
             },
-            version: env!("CARGO_PKG_VERSION"),
+            version: VERSION,
             uptime_seconds: self.started.elapsed().as_secs(),
             market: self.market.name(),
             problems,

@@ -6,6 +6,7 @@
 //!
 //! | room | what lives there |
 //! | --- | --- |
+//! | [`version`] | number, commit and build date |
 //! | [`metrics`] | counters and gauges, and how an owner registers them |
 //! | [`websocket`] | WebSocket frames, and taking them out of bytes |
 //! | [`protocol`] | markets, channels, commands, statuses, notices, coverage |
@@ -31,4 +32,5 @@ pub mod protocol;
 pub mod server;
 pub mod session;
 pub mod transport;
+pub mod version;
 pub mod websocket;

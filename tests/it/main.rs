@@ -51,3 +51,4 @@ mod tiers;
 mod tls;
 mod tls_ports;
 mod upstream;
+mod version;

@@ -107,6 +107,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
         "proxy-common",
         &[
             ("named_enum", &[]),
+            ("version", &[]),
             ("websocket", &[]),
             ("protocol", &["named_enum", "websocket"]),
             ("metrics", &["protocol"]),
@@ -115,7 +116,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("transport", &["config"]),
             ("access", &["config", "metrics", "named_enum", "protocol", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
-            ("health", &["access", "link", "metrics", "protocol", "session"]),
+            ("health", &["access", "link", "metrics", "protocol", "session", "version"]),
             ("server", &["access", "health", "metrics", "protocol", "session", "transport"]),
             (
                 "program",
@@ -129,6 +130,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
                     "server",
                     "session",
                     "transport",
+                    "version",
                 ],
             ),
         ],

@@ -20,6 +20,7 @@ use crate::{
     config::ConfigError,
     link::{LinkConfig, redacted},
     server::Handler,
+    version::{COMMIT, VERSION},
 };
 
 /// Ends a program that does not serve: prints a text to standard output and succeeds, or prints one
@@ -95,7 +96,8 @@ pub fn start<C: ProgramConfig, H: Handler>(
         let tier = bind(config).await.map_err(StartupExit::Error)?;
         let addresses = tier.listeners.addresses().map_err(StartupExit::system)?;
         info!(
-            version = env!("CARGO_PKG_VERSION"),
+            version = VERSION,
+            commit = COMMIT,
             dotenv =
                 line.dotenv.map_or_else(|| "none".to_owned(), |path| path.display().to_string()),
             addresses = list(addresses.iter()),
