@@ -60,9 +60,9 @@ impl<H: Handler> Server<H> {
         let max_sessions = affordable(self.max_sessions);
         let session_permits = Arc::new(Semaphore::new(max_sessions));
         let connection_permits = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
-        let probes_on_data_port = listeners.admin.is_none();
+        let probes_on_data_port = listeners.admin.is_empty();
         let data = listeners.data.into_iter().map(|listener| (listener, true));
-        let admin = listeners.admin.map(|listener| (listener, false));
+        let admin = listeners.admin.into_iter().map(|listener| (listener, false));
         for (listener, is_data) in data.chain(admin) {
             let certificate = self.certificate.clone().filter(|_| is_data);
             if let Ok(addr) = listener.local_addr() {

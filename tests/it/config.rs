@@ -46,6 +46,8 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("TOTAL_QUEUE_BYTES", "0"),
         ("PING_INTERVAL", "-1s"),
         ("ADMIN_PORT", "admin"),
+        // Without ADMIN_PORT.
+        ("ADMIN_HOST", "0.0.0.0"),
         ("MARKET", "bonds"),
         ("MARKET", "Stocks"),
         ("LOG_LEVEL", "loud=very"),
@@ -285,6 +287,7 @@ async fn help_lists_every_setting_and_no_key() {
         "TRUSTED_PROXIES",
         "PROXY_PROTOCOL",
         "ADMIN_PORT",
+        "ADMIN_HOST",
         "LOG_LEVEL",
         "LOG_FORMAT",
     ];

@@ -1,5 +1,7 @@
 //! The HTTP service of both ports: health, metrics, and every request that is not for a WebSocket.
 
+use std::net::SocketAddr;
+
 use polygon_sim::SimConfig;
 use serde_json::Value;
 use tests::{
@@ -214,7 +216,7 @@ async fn what_is_no_websocket_gets_426_and_a_helpful_line() {
             assert_eq!(response.body.trim_end().lines().count(), 1, "{:?}", response.body);
             assert!(response.body.contains("WebSocket"), "{:?}", response.body);
         }
-        for path in ["/health", "/health?verbose", "/health/", "/healthz", "/livez", "/readyz//"] {
+        for path in ["/health", "/health?verbose", "/health/", "/livez", "/readyz//"] {
             assert_eq!(get(program.addr(), path).await.status, 200, "{path}");
         }
         let head = request(
@@ -375,13 +377,37 @@ async fn with_an_admin_port_all_but_health_moves_there() {
     for (program, prefix) in [(&mut filtered, "filtered"), (&mut firehose, "firehose")] {
         let admin = program.bound("admin listening").await;
         assert!(admin.ip().is_loopback(), "{admin}");
-        for path in ["/livez", "/readyz", "/metrics"] {
+        for path in ["/livez", "/healthz", "/readyz", "/metrics"] {
             assert_eq!(get(admin, path).await.status, 200, "{path}");
             assert_eq!(get(program.addr(), path).await.status, 426, "{path} on the data port");
         }
         assert!(get(admin, "/metrics").await.body.contains(&format!("{prefix}_sessions ")));
         assert_eq!(get(program.addr(), "/health").await.status, 200);
     }
+}
+
+#[tokio::test]
+async fn the_admin_port_listens_where_admin_host_says() {
+    let nowhere = ReservedPort::new();
+    for launch in [stack::firehose("ws://127.0.0.1:9"), stack::filtered(nowhere.addr())] {
+        let mut program = launch.env("ADMIN_HOST", "0.0.0.0").env("ADMIN_PORT", 0).start().await;
+        let admin = program.bound("admin listening").await;
+        assert!(admin.ip().is_unspecified(), "{admin}");
+        // Another address of this machine.
+        let other = SocketAddr::from(([127, 0, 0, 2], admin.port()));
+        assert_eq!(get(other, "/readyz").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn healthz_is_livez_also_while_the_upstream_is_down() {
+    let nowhere = ReservedPort::new();
+    let program = stack::filtered(nowhere.addr()).start().await;
+    for path in ["/livez", "/healthz"] {
+        let response = get(program.addr(), path).await;
+        assert_eq!((response.status, &*response.body), (200, "alive\n"), "{path}");
+    }
+    assert_eq!(get(program.addr(), "/health").await.status, 503);
 }
 
 #[tokio::test]

@@ -56,10 +56,12 @@ impl AccountArgs {
 /// tier.
 #[derive(Debug, Clone, Args)]
 pub struct ServerArgs {
-    /// Loopback port for /livez, /readyz and /metrics, which then leave the data port
-    /// [default: none]
+    /// Port for /livez, /readyz and /metrics, which then leave the data port [default: none]
     #[arg(long, env = "ADMIN_PORT", value_parser = port)]
     admin_port: Option<u16>,
+    /// Host name or address on which ADMIN_PORT listens [default: 127.0.0.1]
+    #[arg(long, env = "ADMIN_HOST")]
+    admin_host: Option<String>,
     /// Certificate of the port (PEM, with the chain above it): clients then connect with wss://
     /// [default: none]
     #[arg(long, env = "TLS_CERT", value_parser = path)]
@@ -152,6 +154,20 @@ impl ServerArgs {
         }
     }
 
+    fn admin(&self) -> Result<Option<ListenConfig>, ConfigError> {
+        let host = self.admin_host.as_deref();
+        match (self.admin_port, host) {
+            (Some(port), _) => {
+                let host = host.unwrap_or("127.0.0.1");
+                Ok(Some(ListenConfig::new(("ADMIN_HOST", host), ("ADMIN_PORT", port))))
+            }
+            (None, Some(host)) => {
+                Err(ConfigError::invalid("ADMIN_HOST", host, "expected ADMIN_PORT as well"))
+            }
+            (None, None) => Ok(None),
+        }
+    }
+
     /// Checks the settings together. The tier adds the address to listen on, the keys that open
     /// sessions, and which sessions get notices.
     ///
@@ -175,7 +191,8 @@ impl ServerArgs {
         }
         let markets = self.markets()?;
         Ok(ServerConfig {
-            listen: ListenConfig { admin_port: self.admin_port, ..listen },
+            listen,
+            admin: self.admin()?,
             gate: self.access.check()?,
             certificate: Certificate::read(self.tls_cert.as_deref(), self.tls_key.as_deref())?,
             sessions: SessionConfig {

@@ -10,7 +10,8 @@ use crate::{config::values::market_variable, protocol::Market};
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 63] = [
+const SETTINGS: [&str; 64] = [
+    "ADMIN_HOST",
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
     "AUTH_TIMEOUT",

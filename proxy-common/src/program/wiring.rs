@@ -30,8 +30,10 @@ use crate::{
 
 /// The checked settings that both tiers have.
 pub struct ServerConfig {
-    /// Where to listen.
+    /// The data port.
     pub listen: ListenConfig,
+    /// The admin port. Default: none.
+    pub admin: Option<ListenConfig>,
     /// The rules of the gate.
     pub gate: GateConfig,
     /// The certificate of the data port, if it speaks TLS.
@@ -110,14 +112,18 @@ impl Foundation {
             let expected = format!("keys for the clients, as {host} opens {ip} to other machines");
             return Err(ConfigError::missing(keys.variable(), expected));
         }
-        let listeners = Listeners::bind(&config.listen, &addresses)?;
+        let data = config.listen.bind(&addresses)?;
+        let admin = match &config.admin {
+            Some(admin) => admin.bind(&admin.resolve().await?)?,
+            None => Vec::new(),
+        };
         let mut metrics = Metrics::with_prefix(name.name());
         metrics.register_of_process(ProcessMetrics::new());
         metrics.register_collector(KeyMetrics(Arc::clone(keys)));
         let abuse = Arc::new(AbuseLog::register(&mut metrics));
         let gate = Arc::new(Gate::new(config.gate, Arc::clone(&abuse), &mut metrics));
         Ok(Self {
-            listeners,
+            listeners: Listeners { data, admin },
             metrics,
             gate,
             abuse,

@@ -197,8 +197,8 @@ impl<H: Handler> HttpService<H> {
         }
         match request.uri().path().trim_end_matches('/') {
             "" | "*" if options => self.ready(),
-            "/health" | "/healthz" => self.health(),
-            "/livez" if self.probes => text(StatusCode::OK, "alive\n"),
+            "/health" => self.health(),
+            "/livez" | "/healthz" if self.probes => text(StatusCode::OK, "alive\n"),
             "/readyz" if self.probes => self.ready(),
             "/metrics" if self.probes => self.exposition(),
             _ if self.upgrades => {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -17,19 +17,17 @@ const BACKLOG: i32 = 4_096;
 /// them, and the limit on age does not count them.
 const UNSENT_BYTES: u32 = 256 * 1024;
 
-/// The addresses to listen on, and the variables that name them.
+/// A port to listen on, and the variables that name it.
 #[derive(Debug, Clone)]
 pub struct ListenConfig {
     /// The variable of `host`, for errors.
     pub host_variable: &'static str,
-    /// Host name or address of the data port, which is bound on every address of the host.
+    /// Host name or address. The port is bound on every address of the host.
     pub host: String,
     /// The variable of `port`, for errors.
     pub port_variable: &'static str,
-    /// The data port; 0 takes any free one.
+    /// The port; 0 takes any free one.
     pub port: u16,
-    /// The admin port, on loopback. Default: none.
-    pub admin_port: Option<u16>,
 }
 
 /// Listeners that are bound but not yet served.
@@ -37,47 +35,11 @@ pub struct ListenConfig {
 pub struct Listeners {
     /// The data port, once for each address of its host.
     pub data: Vec<TcpListener>,
-    /// The admin port.
-    pub admin: Option<TcpListener>,
+    /// The admin port, in the same way. Empty if there is none.
+    pub admin: Vec<TcpListener>,
 }
 
 impl Listeners {
-    /// Binds the data port on all of these addresses, with the same number on each, and the admin
-    /// port. On a machine without IPv6, skips an IPv6 address if an address before it was bound.
-    ///
-    /// # Errors
-    ///
-    /// A port cannot be bound, most likely because it is in use. The error names the variable.
-    pub fn bind(config: &ListenConfig, addresses: &[SocketAddr]) -> Result<Self, ConfigError> {
-        let bind_error = |variable, address: SocketAddr, error: io::Error| {
-            let expected = format!("expected a port free at {address}: {error}");
-            ConfigError::invalid(variable, address.port(), expected)
-        };
-        let mut data: Vec<TcpListener> = Vec::new();
-        for &(mut address) in addresses {
-            if let (0, Some(Ok(first))) =
-                (address.port(), data.first().map(TcpListener::local_addr))
-            {
-                address.set_port(first.port());
-            }
-            match listen(address) {
-                Ok(listener) => data.push(listener),
-                Err(error) if lacks_ipv6(address, &error) && !data.is_empty() => {
-                    debug!(%address, %error, "address left out");
-                }
-                Err(error) => return Err(bind_error(config.port_variable, address, error)),
-            }
-        }
-        let admin = match config.admin_port {
-            Some(port) => {
-                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-                Some(listen(address).map_err(|error| bind_error("ADMIN_PORT", address, error))?)
-            }
-            None => None,
-        };
-        Ok(Self { data, admin })
-    }
-
     /// The addresses of the data port.
     ///
     /// # Errors
@@ -89,12 +51,12 @@ impl Listeners {
 }
 
 impl ListenConfig {
-    /// Host and port, each with its variable, and no admin port.
+    /// Host and port, each with its variable.
     pub fn new(
         (host_variable, host): (&'static str, &str),
         (port_variable, port): (&'static str, u16),
     ) -> Self {
-        Self { host_variable, host: host.to_owned(), port_variable, port, admin_port: None }
+        Self { host_variable, host: host.to_owned(), port_variable, port }
     }
 
     /// Resolves the host to all of its addresses, sorted: 127.0.0.1 comes before ::1.
@@ -113,6 +75,35 @@ impl ListenConfig {
         found.sort();
         found.dedup();
         if found.is_empty() { Err(unknown("it has no address".to_owned())) } else { Ok(found) }
+    }
+
+    /// Binds the port on all of these addresses, with the same number on each. On a machine without
+    /// IPv6, skips an IPv6 address if an address before it was bound.
+    ///
+    /// # Errors
+    ///
+    /// The port cannot be bound, most likely because it is in use. The error names the variable.
+    pub fn bind(&self, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ConfigError> {
+        let mut listeners: Vec<TcpListener> = Vec::new();
+        for &(mut address) in addresses {
+            if let (0, Some(Ok(first))) =
+                (address.port(), listeners.first().map(TcpListener::local_addr))
+            {
+                address.set_port(first.port());
+            }
+            match listen(address) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) if lacks_ipv6(address, &error) && !listeners.is_empty() => {
+                    debug!(%address, %error, "address left out");
+                }
+                Err(error) => {
+                    let expected = format!("expected a port free at {address}: {error}");
+                    let (variable, port) = (self.port_variable, address.port());
+                    return Err(ConfigError::invalid(variable, port, expected));
+                }
+            }
+        }
+        Ok(listeners)
     }
 }
 
