@@ -58,7 +58,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
             tier: routes.clone(),
             upkeep: routes,
             links: vec![handle],
-            data: Box::new(|stop| Box::pin(router.run(link, stop))),
+            data: Box::new(|stop, heartbeat| Box::pin(router.run(link, stop, heartbeat))),
         }
     });
     let markets = markets.collect();

@@ -18,7 +18,7 @@ use proxy_common::{
     health::IntakeMetrics,
     link::{ContractAnswer, Link, LinkEvent},
     metrics::{Count, count_and_sample},
-    program::wiring::Upkeep,
+    program::{service_manager::Heartbeat, wiring::Upkeep},
     protocol::{
         Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, Outage, Status,
         TierName, Unavailable, command_text, newly_unavailable, object_frames, status_frames,
@@ -169,12 +169,12 @@ impl Router {
     }
 
     /// Routes until `stop`, or until no handle is left. Then closes the link.
-    pub async fn run(mut self, mut link: Link, stop: CancellationToken) {
-        stop.run_until_cancelled(self.route_all(&mut link)).await;
+    pub async fn run(mut self, mut link: Link, stop: CancellationToken, heartbeat: Heartbeat) {
+        stop.run_until_cancelled(self.route_all(&mut link, heartbeat)).await;
         link.close().await;
     }
 
-    async fn route_all(&mut self, link: &mut Link) {
+    async fn route_all(&mut self, link: &mut Link, mut heartbeat: Heartbeat) {
         let mut events = Vec::new();
         let mut recount = interval(RECOUNT);
         recount.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -200,6 +200,7 @@ impl Router {
                     self.contracts.request_recounts();
                 }
                 () = due(self.ending.as_ref().map(|(_, until)| *until)) => self.end_outage(),
+                () = heartbeat.beat(), if heartbeat.is_on() => {}
             }
             if self.ending.is_some() && !self.contracts.awaits_answers() {
                 self.end_outage();

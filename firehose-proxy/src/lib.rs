@@ -158,7 +158,7 @@ fn serve(
         tier: shared,
         upkeep,
         links: handles,
-        data: Box::new(|stop| Box::pin(publisher.run(links, stop))),
+        data: Box::new(|stop, heartbeat| Box::pin(publisher.run(links, stop, heartbeat))),
     }
 }
 

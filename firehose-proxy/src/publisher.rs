@@ -12,6 +12,7 @@ use std::{
 use proxy_common::{
     health::IntakeMetrics,
     link::LinkEvent,
+    program::service_manager::Heartbeat,
     protocol::{MAX_MESSAGE_BYTES, Notice, Outage, TierName},
     session::LossReason,
     websocket::Frame,
@@ -44,11 +45,21 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// Publishes until `stop`, then closes the links.
-    pub(crate) async fn run(mut self, mut links: Links, stop: CancellationToken) {
+    pub(crate) async fn run(
+        mut self,
+        mut links: Links,
+        stop: CancellationToken,
+        mut heartbeat: Heartbeat,
+    ) {
         let publishing = async {
             loop {
-                let (connection, event) = links.next().await;
-                self.publish(connection, event, &links);
+                tokio::select! {
+                    biased; // In a flood an event is always there.
+                    () = heartbeat.beat(), if heartbeat.is_on() => {}
+                    (connection, event) = links.next() => {
+                        self.publish(connection, event, &links);
+                    }
+                }
                 // One read can hold thousands of frames.
                 consume_budget().await;
             }

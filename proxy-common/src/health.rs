@@ -110,6 +110,14 @@ impl HealthDocument {
         }
     }
 
+    /// What is wrong, in sentences.
+    pub fn problems(&self) -> &[String] {
+        match self {
+            Self::One(health) => &health.problems,
+            Self::Several { problems, .. } => problems,
+        }
+    }
+
     /// The condition of the program.
     pub fn status(&self) -> HealthStatus {
         match self {

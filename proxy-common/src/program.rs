@@ -9,4 +9,5 @@ mod ignored;
 pub mod logging;
 pub mod reload;
 pub mod runtime;
+pub mod service_manager;
 pub mod wiring;

@@ -46,6 +46,7 @@ mod silence;
 mod slow;
 mod soak;
 mod sources;
+mod systemd;
 mod tidy;
 mod tiers;
 mod tls;

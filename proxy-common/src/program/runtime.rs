@@ -14,6 +14,7 @@ use super::{
     command_line::{self, StartupExit},
     hash_key::Subcommand,
     logging::LogArgs,
+    service_manager,
     wiring::{BoundTier, ServerConfig},
 };
 use crate::{
@@ -105,9 +106,28 @@ pub fn start<C: ProgramConfig, H: Handler>(
             upstream,
             "starting"
         );
+        // Not later, once the upstream is up: clients may connect and wait for it, and a refused
+        // key must not look like a failed start, which would be tried again and again.
+        service_manager::ready();
         let (reload, stop) = (tier.reload.clone(), CancellationToken::new());
-        let work = tier.serve(stop.clone());
-        run(work, stop, async || reload.run().await).await.map_err(StartupExit::system)
+        let (handler, drain_timeout) = (tier.handler(), tier.drain_timeout);
+        let status = service_manager::show_status(|| handler.health());
+        let notifying = async {
+            let _: Option<()> = stop.run_until_cancelled(status).await;
+            service_manager::stopping(drain_timeout);
+        };
+        let serving = tier.serve(stop.clone());
+        let work = async {
+            tokio::join!(serving, notifying);
+        };
+        let reload = async || {
+            service_manager::reloading();
+            reload.run().await;
+            if !stop.is_cancelled() {
+                service_manager::ready();
+            }
+        };
+        run(work, stop.clone(), reload).await.map_err(StartupExit::system)
     })
 }
 

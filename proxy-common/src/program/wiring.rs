@@ -11,7 +11,7 @@ use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error_span};
 
-use super::reload::Reload;
+use super::{reload::Reload, service_manager::Heartbeat};
 use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
@@ -90,8 +90,8 @@ pub struct MarketTier<T, U> {
     pub data: Data,
 }
 
-/// A task that moves the data of a market.
-pub type Data = Box<dyn FnOnce(CancellationToken) -> BoxFuture + Send>;
+/// A task that moves the data of a market. Its loop has to beat.
+pub type Data = Box<dyn FnOnce(CancellationToken, Heartbeat) -> BoxFuture + Send>;
 type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Foundation {
@@ -164,7 +164,8 @@ impl Foundation {
                 false => Span::none(),
             };
             let of_market = span.clone();
-            let moves: Data = Box::new(|stop| Box::pin(moves(stop).instrument(of_market)));
+            let moves: Data =
+                Box::new(|stop, heartbeat| Box::pin(moves(stop, heartbeat).instrument(of_market)));
             data.push(moves);
             ServedMarket {
                 span,
@@ -207,6 +208,8 @@ impl Foundation {
     ) -> BoundTier<H> {
         let data_stop = CancellationToken::new();
         let (keys, certificate) = (Arc::clone(&self.sessions.keys), self.certificate.clone());
+        let heartbeats = Heartbeat::of(data.len());
+        let data = data.into_iter().zip(heartbeats);
         BoundTier {
             listeners: self.listeners,
             counters,
@@ -221,7 +224,7 @@ impl Foundation {
                 step_timeout: self.sessions.auth_timeout,
             },
             budget,
-            data: data.into_iter().map(|moves| moves(data_stop.clone())).collect(),
+            data: data.map(|(moves, heartbeat)| moves(data_stop.clone(), heartbeat)).collect(),
             data_stop,
             drain_spread: self.sessions.drain_spread,
             drain_timeout: self.sessions.drain_timeout,
@@ -313,10 +316,15 @@ pub struct BoundTier<H> {
     /// How long the last session may take to begin to drain.
     drain_spread: Duration,
     /// How long the last session may take to end.
-    drain_timeout: Duration,
+    pub drain_timeout: Duration,
 }
 
 impl<H: Handler> BoundTier<H> {
+    /// Its sessions and their health.
+    pub fn handler(&self) -> Arc<H> {
+        Arc::clone(&self.server.handler)
+    }
+
     /// Serves until `stop`, then until the last session has ended and the link is closed.
     pub async fn serve(self, stop: CancellationToken) {
         let (data_stop, spread, limit) = (self.data_stop, self.drain_spread, self.drain_timeout);
