@@ -10,10 +10,10 @@ use std::{
 
 use futures_util::future::join_all;
 use tests::{
-    http::{get, refused_upgrade, upgrade},
+    http::{get, refused_upgrade},
     official_clients::{Client, run_script},
     program::{Finished, Launch, Program, Signal},
-    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack},
     wait::{SOON, eventually, listens, within},
     ws_client::{AUTHENTICATED, GREETING, TestClient, acks},
 };
@@ -25,7 +25,6 @@ use tokio::{
 use crate::{
     doc_snippets::{block, document, has_program, replaced, root},
     events::{quote, trade},
-    nginx,
 };
 
 /// The cells of the rows of all tables with these first headings.
@@ -342,37 +341,6 @@ fn sim_address(log: &str) -> Option<String> {
     let line: serde_json::Value =
         lines.find(|line: &serde_json::Value| line["message"] == "listening")?;
     line["addr"].as_str().map(str::to_owned)
-}
-
-#[tokio::test]
-async fn the_nginx_configuration_spreads_clients() {
-    if !nginx::is_installed().await {
-        return;
-    }
-    let stack = Stack::with(StackConfig { filtered: 3, ..StackConfig::default() }).await;
-    let front = ReservedPort::new();
-    let running = nginx::start(&front, &stack.filtered).await;
-
-    let mut clients = Vec::new();
-    for _ in 0..6 {
-        let mut client = TestClient::login(front.addr(), CLIENT_KEY).await;
-        client.subscribe("T.AAPL").await;
-        clients.push(client);
-    }
-    for proxy in &stack.filtered {
-        assert_eq!(proxy.metric("filtered_sessions").await, Some(2.0), "spread evenly");
-    }
-    stack.publish(&[quote("AAPL", 1), trade("AAPL", 2)]);
-    for client in &mut clients {
-        client.expect_objects(&[trade("AAPL", 2)]).await;
-    }
-    assert_eq!(get(front.addr(), "/health").await.status, 200);
-    // Some libraries send the host that they connect to as the origin. Behind nginx this must still
-    // match.
-    let own = format!("Origin: http://{}\r\n", front.addr());
-    assert_eq!(upgrade(front.addr(), &own).await.status, 101);
-    assert_eq!(upgrade(front.addr(), "Origin: https://evil.example\r\n").await.status, 403);
-    running.stop().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 
 mod access;
 mod autobahn;
+mod balancing;
 mod commands;
 mod config;
 mod contracts;
@@ -18,6 +19,7 @@ mod event_shapes;
 mod events;
 mod faults;
 mod filter;
+mod front;
 mod half_open;
 mod handshake;
 mod http;
@@ -29,7 +31,6 @@ mod login;
 mod logs;
 mod markets;
 mod new_types;
-mod nginx;
 mod notices;
 mod official_clients;
 mod oracle_churn;

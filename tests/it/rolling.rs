@@ -1,20 +1,19 @@
-//! A rolling restart: the filtered proxies behind nginx are replaced one after the other under
-//! load.
+//! A rolling restart: the filtered proxies behind nginx or HAProxy are replaced one after the other
+//! under load.
 
-use std::{net::SocketAddr, sync::Mutex, time::Duration};
+use std::{mem::take, net::SocketAddr, sync::Mutex, time::Duration};
 
 use futures_util::future::join_all;
 use tests::{
-    http::get,
     program::Signal,
-    stack::{self, CLIENT_KEY, ReservedPort, Stack, StackConfig, is_up},
+    stack::{CLIENT_KEY, is_up},
     wait::{SOON, eventually, within},
     ws_client::{AUTHENTICATED, GREETING, Received, TestClient, acks, objects},
 };
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::{events::trade, nginx};
+use crate::{balancing::Balanced, events::trade, front::Front};
 
 /// The number of clients.
 const CLIENTS: usize = 12;
@@ -24,6 +23,7 @@ const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// One session of a client between two closes: its events, and its times.
 #[derive(Debug)]
 struct Life {
+    /// From when on it gets everything.
     acknowledged: Instant,
     got: Vec<usize>,
     closed: Instant,
@@ -37,10 +37,7 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
     let mut lives = Vec::new();
     while !end.is_cancelled() {
         // A refused handshake is tried again.
-        if get(addr, "/livez").await.status != 200 {
-            continue;
-        }
-        let mut client = TestClient::connect(addr).await;
+        let Some(mut client) = TestClient::try_connect(addr).await else { continue };
         client.expect(GREETING).await;
         client.command("auth", CLIENT_KEY).await;
         client.expect(AUTHENTICATED).await;
@@ -68,6 +65,12 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
                         assert_eq!(life.closing_status, None, "nothing follows the closing status");
                         match number(&object) {
                             Some(n) => life.got.push(n),
+                            // A proxy that has just started says so, and from when on nothing is
+                            // missing.
+                            None if object.contains(r#""status":"upstream_down""#) => {}
+                            None if object.contains(r#""status":"upstream_up""#) => {
+                                life.acknowledged = Instant::now();
+                            }
                             None => life.closing_status = Some(object),
                         }
                     }
@@ -94,27 +97,23 @@ fn number(object: &str) -> Option<usize> {
 }
 
 #[tokio::test]
-async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
-    if !nginx::is_installed().await {
-        return;
-    }
-    let ports = [ReservedPort::new(), ReservedPort::new()];
-    let mut stack = Stack::with(StackConfig { filtered: 0, ..StackConfig::default() }).await;
-    let launch = |n: usize| {
-        let launch = stack::filtered(stack.firehose.addr());
-        launch.env("FILTERED_PROXY_PORT", ports[n].addr().port()).env("DRAIN_SPREAD", "1s")
-    };
-    let mut proxies = vec![launch(0).start().await, launch(1).start().await];
-    for proxy in &proxies {
-        is_up(proxy).await;
-    }
-    let front = ReservedPort::new();
-    let nginx = nginx::start(&front, &proxies).await;
-    eventually(SOON, "trades are subscribed", async || {
-        stack.sim.handle.subscriptions().contains("T.*")
-    })
-    .await;
+async fn a_rolling_restart_behind_nginx_loses_nothing_but_the_time_away_and_says_so() {
+    rolling_restart(Front::NginxTls).await;
+}
 
+#[tokio::test]
+async fn a_rolling_restart_behind_haproxy_loses_nothing_but_the_time_away_and_says_so() {
+    rolling_restart(Front::HaproxyTls).await;
+}
+
+#[tokio::test]
+async fn a_rolling_restart_behind_haproxy_in_tcp_mode_loses_nothing_but_the_time_away() {
+    rolling_restart(Front::HaproxyTcpPlain).await;
+}
+
+async fn rolling_restart(front: Front) {
+    let mut balanced = Balanced::start(front, &[("DRAIN_SPREAD", "1s")]).await;
+    let mut proxies = take(&mut balanced.stack.filtered);
     // The time at which each event was published.
     let published = Mutex::new(Vec::new());
     let count = || published.lock().expect("no holder panicked").len();
@@ -125,7 +124,7 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
             ticks.tick().await;
             let n = count();
             published.lock().expect("no holder panicked").push(Instant::now());
-            stack.sim.handle.publish(&[trade("AAPL", n)]);
+            balanced.stack.publish(&[trade("AAPL", n)]);
         }
     };
     let restarts = async {
@@ -134,18 +133,18 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
             eventually(SOON, "some load", async || count() > before + 50).await;
             proxy.signal(Signal::SIGTERM);
             assert_eq!(proxy.wait_exit(Duration::from_secs(10)).await.code(), Some(0));
-            *proxy = launch(n).start().await;
+            *proxy = balanced.launch(n).start().await;
             is_up(proxy).await;
         }
         let before = count();
         eventually(SOON, "some load", async || count() > before + 50).await;
         end.cancel();
     };
-    let clients = join_all((0..CLIENTS).map(|_| live(front.addr(), &end)));
+    let clients = join_all((0..CLIENTS).map(|_| live(balanced.running.addr(), &end)));
     let all = async { tokio::join!(clients, load, restarts).0 };
     let clients = within(5 * SOON, "a rolling restart", all).await;
-    nginx.stop().await;
-    stack.filtered = proxies;
+    let restarts = proxies.len();
+    balanced.stack.filtered = proxies;
 
     let published = published.into_inner().expect("no holder panicked");
     for lives in &clients {
@@ -165,7 +164,7 @@ async fn a_rolling_restart_loses_nothing_but_the_time_away_and_says_so() {
                 assert!(*at < pair[1].acknowledged, "published after the acknowledgement");
             }
         }
-        assert!(lives.len() <= 3, "{} sessions", lives.len());
+        assert!(lives.len() <= 1 + restarts, "{} sessions", lives.len());
     }
     let lives: usize = clients.iter().map(Vec::len).sum();
     assert!(lives >= 2 * CLIENTS, "the clients left each proxy: {lives} sessions");

@@ -14,6 +14,7 @@
 //! | [`http`] | plain HTTP requests |
 //! | [`imports`] | which module of a crate imports which |
 //! | [`tls`] | certificates, and TLS on either side of a port |
+//! | [`tools`] | programs of other projects that the tests run |
 //! | [`ledger`] | whether a program's counters account for every event |
 //! | [`relay`] | a TCP relay that injects faults |
 //! | [`chain`] | a whole chain with a relay at each hop, and a market of numbered events |
@@ -39,6 +40,7 @@ pub mod relay;
 pub mod soak;
 pub mod stack;
 pub mod tls;
+pub mod tools;
 pub mod wait;
 pub mod watcher;
 pub mod ws_client;

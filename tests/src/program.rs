@@ -122,19 +122,18 @@ impl Launch {
         command
     }
 
-    /// Starts it and waits until it logs its address. With `TLS_CERT` it needs an `ADMIN_PORT`,
-    /// which answers plain HTTP.
+    /// Starts it and waits until it logs its address. With `TLS_CERT`, or a `PROXY_PROTOCOL` that
+    /// requires a header of the tests, it needs an `ADMIN_PORT`, which answers plain HTTP.
     ///
     /// # Panics
     ///
     /// If it does not start, ends, or does not listen in time.
     pub async fn start(self) -> Program {
-        let tls = self.settings.iter().any(|(name, _)| name == "TLS_CERT");
+        let admin = self.settings.iter().any(|(name, _)| name == "ADMIN_PORT");
         let mut program = self.spawn();
         program.addr = Some(program.bound("listening").await);
-        // Where the port speaks TLS, the admin port answers plain HTTP.
         program.plain =
-            if tls { Some(program.bound("admin listening").await) } else { program.addr };
+            if admin { Some(program.bound("admin listening").await) } else { program.addr };
         program
     }
 
@@ -235,7 +234,7 @@ impl Program {
         self.addr.expect("the program was started with Launch::start")
     }
 
-    /// The address that answers plain HTTP: the same, unless that port speaks TLS.
+    /// The address that answers plain HTTP without a PROXY header: its admin port, if it has one.
     #[must_use]
     pub fn plain(&self) -> SocketAddr {
         self.plain.unwrap_or_else(|| self.addr())

@@ -54,6 +54,17 @@ impl TestClient {
         Self::connect_to(addr, "/stocks").await
     }
 
+    /// Connects to `/stocks` as [`TestClient::connect`] does. `None` if the server refuses the
+    /// connection or the upgrade, or drops the connection before.
+    ///
+    /// # Panics
+    ///
+    /// If there is no answer in time.
+    pub async fn try_connect(addr: SocketAddr) -> Option<Self> {
+        let stream = within(SOON, "connecting", TcpStream::connect(addr)).await.ok()?;
+        Self::try_upgrade(stream, addr, "/stocks", &[]).await.ok()
+    }
+
     /// Connects to this path and reads nothing yet.
     ///
     /// # Panics
@@ -98,6 +109,16 @@ impl TestClient {
         path: &str,
         headers: &[(&'static str, &str)],
     ) -> Self {
+        let upgrade = Self::try_upgrade(stream, addr, path, headers).await;
+        upgrade.unwrap_or_else(|error| panic!("upgrade of {path}: {error}"))
+    }
+
+    async fn try_upgrade(
+        stream: TcpStream,
+        addr: SocketAddr,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
         stream.set_nodelay(true).expect("set TCP_NODELAY");
         let request = format!("ws://{addr}{path}").into_client_request();
         let mut request = request.expect("a request");
@@ -105,11 +126,10 @@ impl TestClient {
             let value = HeaderValue::from_str(value).expect("a header's value");
             request.headers_mut().append(*name, value);
         }
-        let upgrade = within(SOON, "upgrading", client_async(request, stream)).await;
-        let (ws, response) = upgrade.unwrap_or_else(|error| panic!("upgrade of {path}: {error}"));
+        let (ws, response) = within(SOON, "upgrading", client_async(request, stream)).await?;
         let extensions = response.headers().get("sec-websocket-extensions");
         assert_eq!(extensions, None, "extensions that the client did not offer");
-        Self { ws, objects: VecDeque::new(), pings: 0 }
+        Ok(Self { ws, objects: VecDeque::new(), pings: 0 })
     }
 
     /// Connects to `/stocks` and logs in, checking each step.
