@@ -11,6 +11,7 @@ use proxy_common::{
 
 use crate::{
     index::{Index, table::CohortId},
+    kind_counts::KindCounts,
     split::{
         event::{Event, EventKind},
         split,
@@ -78,6 +79,8 @@ pub struct Batch {
     skipped: bool,
     event_number: u64,
     tally: Tally,
+    /// The events by kind. The owner takes them after each delivery.
+    pub kinds: KindCounts,
     chunk: ChunkBuffer,
 }
 
@@ -106,6 +109,7 @@ impl Batch {
             return;
         }
         self.tally.events += 1;
+        self.kinds.add(event.kind);
         self.event_number += 1;
         let span = Span { frame, start: event.start as u32, end: event.end as u32, events: 1 };
         if event.end - event.start > MAX_CHUNK_BYTES {

@@ -11,6 +11,7 @@ pub mod config;
 pub mod contracts;
 pub mod coverage;
 pub mod index;
+pub mod kind_counts;
 pub mod router;
 pub mod split;
 
@@ -18,6 +19,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
     config::ConfigError,
+    health::EventTypes,
     link::{Link, Wanted},
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
     protocol::{Channel, TierName},
@@ -42,6 +44,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let markets = config.links.into_iter().map(|(market, link)| {
         let counters = foundation.market(market);
         let malformed = foundation.metrics.register("malformed", "Objects without a type");
+        let event_types = EventTypes::register(&mut foundation.metrics, true);
         // The link wants `*`. The router asks for contracts itself.
         let wanted = Wanted { channels: BTreeSet::from([Channel::All]), ..Wanted::default() };
         let (_, wanted) = watch::channel(wanted);
@@ -51,6 +54,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
             &sessions,
             counters.intake.clone(),
             malformed,
+            Arc::clone(&event_types),
             Arc::clone(&counters.sessions),
         );
         MarketTier {

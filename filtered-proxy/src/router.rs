@@ -15,7 +15,7 @@ use std::{
 };
 
 use proxy_common::{
-    health::IntakeMetrics,
+    health::{EventTypes, IntakeMetrics},
     link::{ContractAnswer, Link, LinkEvent},
     metrics::{Count, count_and_sample},
     program::{service_manager::Heartbeat, wiring::Upkeep},
@@ -50,6 +50,9 @@ const INPUTS: usize = 1_024;
 /// link's socket. A router that lags takes this much at once, and so writes fewer and longer
 /// messages.
 const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Latencies are measured of batches that were read at least this far apart.
+const MEASURING_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long the end of an outage waits for the firehose's answers for contracts.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,6 +118,10 @@ pub struct Router {
     index: Index<Arc<Outbound>>,
     batch: Batch,
     batch_bytes: usize,
+    /// When the first frame of the batch was read.
+    batch_read_at: Option<Instant>,
+    /// The latency of the first batch is measured that was read then or later.
+    next_measured: Instant,
     inputs: mpsc::Receiver<Input>,
     shared: Arc<Shared>,
     /// Sessions that hold nothing, and that were told of an outage which has not ended.
@@ -128,6 +135,7 @@ pub struct Router {
     intake: IntakeMetrics,
     /// Objects without a type.
     malformed: Count,
+    event_types: Arc<EventTypes>,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -137,6 +145,7 @@ impl Router {
         config: &SessionConfig,
         intake: IntakeMetrics,
         malformed: Count,
+        event_types: Arc<EventTypes>,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS);
@@ -155,6 +164,8 @@ impl Router {
             batch: Batch::default(),
             // One batch must not make a session slow that has kept up.
             batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
+            batch_read_at: None,
+            next_measured: Instant::now(),
             inputs,
             shared,
             awaiting_end: BTreeSet::new(),
@@ -163,6 +174,7 @@ impl Router {
             ending: None,
             intake,
             malformed,
+            event_types,
             sessions,
         };
         (router, handle)
@@ -218,7 +230,8 @@ impl Router {
             self.tell_answers();
         }
         match event {
-            LinkEvent::Frame { frame, .. } => {
+            LinkEvent::Frame { frame, read_at, .. } => {
+                self.batch_read_at.get_or_insert(read_at);
                 let found = self.batch.add(frame.shared_text(), self.market, &self.index);
                 self.account(found);
             }
@@ -364,6 +377,9 @@ impl Router {
         let before = self.shared.coverage.borrow().clone();
         let coverage = before.after(Coverage::read(object, self.market));
         self.shared.coverage.send_replace(coverage.clone());
+        if let ExtraKinds::These(kinds) = coverage.kinds() {
+            self.batch.kinds.list(&kinds);
+        }
         self.index.set_on_demand(&coverage.on_demand(), &coverage.listed());
         let mut by_session = BTreeMap::<SessionId, Vec<String>>::new();
         for (session, contract) in self.contracts.on_coverage(&coverage.on_demand()) {
@@ -420,14 +436,21 @@ impl Router {
             return;
         }
         let (index, now) = (&self.index, Instant::now());
+        let read_at = self.batch_read_at.take().unwrap_or(now);
         let mut owed = 0;
         let tally = self.batch.deliver(index, |cohort, chunks| {
             let events: u64 = chunks.iter().map(|chunk| u64::from(chunk.events())).sum();
             for outbound in index.members(cohort) {
                 owed += events;
-                outbound.deliver(chunks, now);
+                outbound.deliver(chunks, now, read_at);
             }
         });
+        if read_at >= self.next_measured {
+            self.intake.forward_latency.observe(read_at.elapsed());
+            self.next_measured = read_at + MEASURING_INTERVAL;
+        }
+        let came = SystemTime::now();
+        self.batch.kinds.take(|kind, events| self.event_types.record(kind, events, came));
         self.sessions.events_owed.inc_by(owed);
         self.intake.not_subscribed.inc_by(tally.not_subscribed);
         if tally.missing_ev > 0 {
@@ -647,8 +670,9 @@ mod tests {
     fn router() -> (Router, RouterHandle) {
         let mut metrics = Metrics::default();
         let intake = IntakeMetrics::register(&mut metrics);
+        let event_types = EventTypes::register(&mut metrics, true);
         let sessions = SessionMetrics::register(&mut metrics);
-        Router::new(&config(), intake, Count::default(), sessions)
+        Router::new(&config(), intake, Count::default(), event_types, sessions)
     }
 
     /// The ledger after a frame, if `split` loses the events at these positions.

@@ -28,7 +28,7 @@ use std::{
 use proxy_common::{
     config::ConfigError,
     link::{Link, LinkHandle},
-    metrics::Level,
+    metrics::{Level, Value},
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
     protocol::{Channel, Kind, Market, NoticePolicy, TierName},
 };
@@ -102,6 +102,8 @@ fn serve(
     let counters = foundation.market(market);
     let help = "Events in the ring that sessions have yet to read, counted for each session";
     let unread: Level = foundation.metrics.register("ring_events", help);
+    let help = "How much of the ring the slowest session has yet to read, from 0 to 1";
+    let ring_used: Value = foundation.metrics.register("ring_used_ratio", help);
     let ring = Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone());
     let silence = settings.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, &mut foundation.metrics);
@@ -150,6 +152,7 @@ fn serve(
         connections,
         silence,
         unread,
+        ring_used,
         contracts: levels,
         recounts,
     };

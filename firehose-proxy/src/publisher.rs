@@ -18,7 +18,7 @@ use proxy_common::{
     websocket::Frame,
 };
 use serde_json::value::RawValue;
-use tokio::{sync::watch, task::coop::consume_budget};
+use tokio::{sync::watch, task::coop::consume_budget, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -70,13 +70,17 @@ impl Publisher {
 
     fn publish(&mut self, connection: usize, event: LinkEvent, links: &Links) {
         match event {
-            LinkEvent::Frame { frame, events } => {
-                self.sampler.frame(frame.text());
+            LinkEvent::Frame { frame, events, read_at } => {
+                let sampled = self.sampler.frame(frame.text());
                 if frame.text().len() > MAX_MESSAGE_BYTES {
-                    self.publish_oversized(frame.text());
+                    self.publish_oversized(frame.text(), read_at);
                 } else {
                     let events = self.recount(frame.text()).unwrap_or(events);
-                    self.publish_events(frame, u32::try_from(events).unwrap_or(u32::MAX));
+                    let events = u32::try_from(events).unwrap_or(u32::MAX);
+                    self.publish_events(frame, events, read_at);
+                }
+                if sampled {
+                    self.intake.forward_latency.observe(read_at.elapsed());
                 }
             }
             LinkEvent::Notice(frame, _) => self.ring.notify(frame),
@@ -138,8 +142,8 @@ impl Publisher {
     }
 
     /// Publishes one frame of events, and counts them as the ring counts them.
-    fn publish_events(&mut self, frame: Frame, events: u32) {
-        let receipt = self.ring.publish(frame, events);
+    fn publish_events(&mut self, frame: Frame, events: u32, read_at: Instant) {
+        let receipt = self.ring.publish(frame, events, read_at);
         self.intake.routed.inc_by(receipt.events);
         if receipt.readers == 0 {
             self.intake.not_subscribed.inc_by(receipt.events);
@@ -149,10 +153,10 @@ impl Publisher {
 
     /// Publishes a frame that is longer than a message to clients may be, in parts. Such frames are
     /// rare enough to be followed byte by byte.
-    fn publish_oversized(&mut self, text: &[u8]) {
+    fn publish_oversized(&mut self, text: &[u8], read_at: Instant) {
         let Fitting { arrays, oversize } = split_oversized(text);
         for (array, events) in arrays {
-            self.publish_events(array, events);
+            self.publish_events(array, events, read_at);
         }
         if oversize > 0 {
             warn!(oversize, "dropped events that are too long for a message");

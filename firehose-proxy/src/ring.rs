@@ -13,7 +13,10 @@ use proxy_common::{
     protocol::{Channel, Outage},
     websocket::Frame,
 };
-use tokio::sync::broadcast::{self, error::RecvError, error::TryRecvError};
+use tokio::{
+    sync::broadcast::{self, error::RecvError, error::TryRecvError},
+    time::Instant,
+};
 
 /// A message in the ring.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub struct Published {
     pub events: u32,
     /// The kind of message.
     pub content: Content,
+    /// When its last bytes were read from upstream, or when it was published.
+    pub read_at: Instant,
     /// How much was published before it since the start. A reader derives from it how much it
     /// missed.
     before: Total,
@@ -86,7 +91,6 @@ enum Slot {
 #[derive(Debug)]
 pub struct Ring {
     readers: Readers,
-    slots: usize,
     /// A longer message takes more than one slot.
     slot_bytes: usize,
 }
@@ -95,6 +99,7 @@ pub struct Ring {
 #[derive(Debug, Clone)]
 pub struct Readers {
     ring: broadcast::Sender<Slot>,
+    slots: usize,
     /// Locked while the ring or its readers change, so that each reader knows exactly which
     /// messages it is owed.
     published: Arc<Mutex<Total>>,
@@ -145,8 +150,8 @@ impl Ring {
     pub fn new(messages: usize, bytes: usize, unread: Level) -> Self {
         let slots = messages.next_power_of_two();
         let (ring, _) = broadcast::channel(slots);
-        let readers = Readers { ring, published: Arc::default(), unread };
-        Self { readers, slots, slot_bytes: (bytes / slots).max(1) }
+        let readers = Readers { ring, slots, published: Arc::default(), unread };
+        Self { readers, slot_bytes: (bytes / slots).max(1) }
     }
 
     /// Creates readers.
@@ -155,18 +160,18 @@ impl Ring {
     }
 
     /// Publishes events to every current reader.
-    pub fn publish(&mut self, frame: Frame, events: u32) -> Receipt {
-        self.send(frame, events, Content::Data)
+    pub fn publish(&mut self, frame: Frame, events: u32, read_at: Instant) -> Receipt {
+        self.send(frame, events, Content::Data, read_at)
     }
 
     /// Publishes a notice to every current reader.
     pub fn notify(&mut self, frame: Frame) {
-        self.send(frame, 0, Content::Notice);
+        self.send(frame, 0, Content::Notice, Instant::now());
     }
 
     /// Publishes a control message to every current reader.
     pub fn control(&mut self, content: Content) {
-        self.send(Frame::new(b""), 0, content);
+        self.send(Frame::new(b""), 0, content, Instant::now());
     }
 
     /// How much a reader has read once it has read the next message to be published.
@@ -174,7 +179,7 @@ impl Ring {
         lock(&self.readers.published).messages + 1
     }
 
-    fn send(&mut self, frame: Frame, events: u32, content: Content) -> Receipt {
+    fn send(&mut self, frame: Frame, events: u32, content: Content, read_at: Instant) -> Receipt {
         let bytes = frame.bytes().len();
         let mut published = lock(&self.readers.published);
         let before = *published;
@@ -187,14 +192,14 @@ impl Ring {
             | Content::EntitlementsChanged
             | Content::Contracts(_) => {}
         }
-        let message = Published { frame, events, content, before };
+        let message = Published { frame, events, content, read_at, before };
         published.events += u64::from(events);
         let events = published.events - before.events;
         // The only error is that there are no readers, which does no harm.
         let readers = self.readers.ring.send(Slot::Message(message)).unwrap_or(0) as u64;
         self.readers.unread.inc_by((events * readers) as i64);
         if bytes > self.slot_bytes && readers > 0 {
-            for _ in 1..bytes.div_ceil(self.slot_bytes).min(self.slots) {
+            for _ in 1..bytes.div_ceil(self.slot_bytes).min(self.readers.slots) {
                 let _ = self.readers.ring.send(Slot::Empty);
             }
         }
@@ -203,6 +208,11 @@ impl Ring {
 }
 
 impl Readers {
+    /// How much of the ring the slowest reader has yet to read, from 0 to 1.
+    pub fn used(&self) -> f64 {
+        self.ring.len() as f64 / self.slots as f64
+    }
+
     /// Creates a reader of everything published from now on.
     pub fn reader(&self) -> Reader {
         let published = lock(&self.published);
@@ -295,15 +305,19 @@ mod tests {
         (ring, readers)
     }
 
+    fn publish(ring: &mut Ring, frame: Frame, events: u32) -> Receipt {
+        ring.publish(frame, events, Instant::now())
+    }
+
     #[test]
     fn a_lagging_reader_gets_the_exact_size_of_its_gap() {
         let (mut ring, readers) = ring(4, 1_000);
         let mut reader = readers.reader();
         let mut quick = readers.reader();
-        ring.publish(Frame::new(b"a"), 1);
+        publish(&mut ring, Frame::new(b"a"), 1);
         assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"a"));
         for n in 0..10 {
-            ring.publish(Frame::new(n.to_string().as_bytes()), 5);
+            publish(&mut ring, Frame::new(n.to_string().as_bytes()), 5);
             assert!(matches!(quick.try_next(), Some(Next::Message(_))));
         }
         match reader.try_next() {
@@ -318,7 +332,7 @@ mod tests {
         assert_eq!(unread.get(), 10 + 5);
         assert_eq!((reader.leave(), quick.leave()), (10, 5));
         assert_eq!(unread.get(), 0);
-        let receipt = ring.publish(Frame::new(b"unread"), 1);
+        let receipt = publish(&mut ring, Frame::new(b"unread"), 1);
         assert_eq!(receipt, Receipt { events: 1, readers: 0 });
     }
 
@@ -327,11 +341,11 @@ mod tests {
         let (mut ring, readers) = ring(8, 1_000);
         let mut reader = readers.reader();
         let outage = Outage { from: SystemTime::UNIX_EPOCH, reason: "lost".to_owned() };
-        ring.publish(Frame::new(b"a"), 1);
+        publish(&mut ring, Frame::new(b"a"), 1);
         ring.control(Content::Down(outage));
-        ring.publish(Frame::new(b"b"), 1);
+        publish(&mut ring, Frame::new(b"b"), 1);
         ring.control(Content::Complete(SystemTime::UNIX_EPOCH));
-        ring.publish(Frame::new(b"c"), 1);
+        publish(&mut ring, Frame::new(b"c"), 1);
         let mut known = Vec::new();
         while let Some(Next::Message(message)) = reader.try_next() {
             known.push((message.is_in_outage(), message.last_complete()));
@@ -343,10 +357,10 @@ mod tests {
     #[test]
     fn a_reader_is_owed_only_later_messages() {
         let (mut ring, readers) = ring(2, 1_000);
-        ring.publish(Frame::new(b"before"), 100);
+        publish(&mut ring, Frame::new(b"before"), 100);
         let mut reader = readers.reader();
         for n in 0..5 {
-            ring.publish(Frame::new(n.to_string().as_bytes()), 1);
+            publish(&mut ring, Frame::new(n.to_string().as_bytes()), 1);
         }
         assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: 3, .. })));
     }
@@ -363,7 +377,7 @@ mod tests {
         let (mut ring, readers) = ring(8, 800);
         let mut reader = readers.reader();
         for &size in sizes {
-            ring.publish(long(size), 1);
+            publish(&mut ring, long(size), 1);
         }
         let (mut missed, mut kept) = (0, Vec::new());
         while let Some(next) = reader.try_next() {
@@ -396,13 +410,13 @@ mod tests {
         let (mut ring, readers) = ring(8, 800);
         let (mut one, mut two) = (readers.reader(), readers.reader());
         let held = long(300);
-        ring.publish(held.clone(), 1);
+        publish(&mut ring, held.clone(), 1);
         assert!(
             one.try_next().is_some() && !held.bytes().is_unique(),
             "the other has yet to read it"
         );
         assert!(two.try_next().is_some() && held.bytes().is_unique());
-        ring.publish(held.clone(), 1);
+        publish(&mut ring, held.clone(), 1);
         drop((one, two));
         assert!(held.bytes().is_unique());
     }

@@ -73,6 +73,7 @@ impl Tier for Shared {
             outages: OutageNotices::default(),
             batch: Vec::new(),
             batch_bytes: 0,
+            batch_read_at: None,
         }
     }
 }
@@ -98,6 +99,8 @@ pub struct FirehoseSubscriber {
     outages: OutageNotices,
     batch: Vec<(Frame, u32)>,
     batch_bytes: usize,
+    /// When the first data of the batch was read from upstream.
+    batch_read_at: Option<Instant>,
 }
 
 /// A contract that a session holds.
@@ -358,7 +361,10 @@ impl FirehoseSubscriber {
     fn enqueue_message(&mut self, message: Published) {
         let position = message.position();
         match message.content {
-            Content::Data => self.enqueue(message.frame, message.events),
+            Content::Data => {
+                self.batch_read_at.get_or_insert(message.read_at);
+                self.enqueue(message.frame, message.events);
+            }
             Content::Notice if self.shared.notices.includes(&self.held) => {
                 self.enqueue(message.frame, 0);
             }
@@ -502,7 +508,8 @@ impl Subscriber for FirehoseSubscriber {
             self.enqueue_next(next);
         }
         let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
-        self.outbound.send_frames(frames, Instant::now());
+        let now = Instant::now();
+        self.outbound.send_data(frames, now, self.batch_read_at.take().unwrap_or(now));
         self.batch.clear();
         self.batch_bytes = 0;
         if let Some(reader) = &mut self.reader {
@@ -595,7 +602,8 @@ mod tests {
         let outcome = subscriber.change(change(decided_by)).await.unwrap();
         assert_eq!(outcome, ChangeOutcome::CoverageChanged);
         assert!(subscriber.held().is_empty() && shared.demand.wanted().is_empty());
-        assert_eq!(ring.publish(Frame::new(b"[{}]"), 1).readers, 0, "its cursor is gone");
+        let receipt = ring.publish(Frame::new(b"[{}]"), 1, Instant::now());
+        assert_eq!(receipt.readers, 0, "its cursor is gone");
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
 
         assert!(subscriber.unavailable(&trades).is_some(), "decided again");

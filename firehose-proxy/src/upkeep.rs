@@ -12,7 +12,7 @@ use std::{
 use proxy_common::{
     health::ContractsHealth,
     link::LinkMetrics,
-    metrics::{Level, LevelByType, Metrics},
+    metrics::{ByType, Level, Metrics, Value},
     program::wiring::Upkeep,
     protocol::Kind,
 };
@@ -31,9 +31,9 @@ const RECOUNTS: u32 = 32;
 /// The gauges of contracts on demand.
 #[derive(Debug)]
 pub(crate) struct ContractLevels {
-    held: LevelByType,
-    room: LevelByType,
-    waiting: LevelByType,
+    held: ByType<Level>,
+    room: ByType<Level>,
+    waiting: ByType<Level>,
 }
 
 impl ContractLevels {
@@ -67,6 +67,7 @@ pub struct FirehoseUpkeep {
     pub(crate) connections: i64,
     pub(crate) silence: SilenceMonitor,
     pub(crate) unread: Level,
+    pub(crate) ring_used: Value,
     pub(crate) contracts: ContractLevels,
     /// How many frames the publisher may still recount in this second.
     pub(crate) recounts: Arc<AtomicU32>,
@@ -95,6 +96,7 @@ impl Upkeep for FirehoseUpkeep {
         for (kind, occupancy) in demand.occupancy() {
             self.contracts.set(kind, occupancy);
         }
+        self.ring_used.set(self.shared.ring.used());
         let wanted = demand.wanted();
         entitlements.retain(&wanted);
         let snapshot = UpstreamSnapshot {

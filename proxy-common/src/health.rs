@@ -1,9 +1,12 @@
 //! Health: the document of `GET /health`, and the counts in it.
 
+mod event_types;
 mod ledger;
 mod process;
 
+use self::ledger::BalanceWatch;
 pub use self::{
+    event_types::EventTypes,
     ledger::{Deliveries, Intake, IntakeMetrics, Ledger},
     process::ProcessMetrics,
 };
@@ -178,6 +181,7 @@ pub struct HealthReporter {
     intake: IntakeMetrics,
     sessions: Arc<SessionMetrics>,
     rates: Mutex<Rates>,
+    balances: Mutex<BalanceWatch>,
 }
 
 #[derive(Debug)]
@@ -202,7 +206,8 @@ impl HealthReporter {
     ) -> Self {
         let started = Instant::now();
         let rates = Rates { at: started, frames: 0, events: 0, per_second: (0.0, 0.0) };
-        Self { started, market, keys, upstream, intake, sessions, rates: Mutex::new(rates) }
+        let (rates, balances) = (Mutex::new(rates), Mutex::default());
+        Self { started, market, keys, upstream, intake, sessions, rates, balances }
     }
 
     /// The document of this moment, for the links that carry the market. `unread` counts the events
@@ -254,9 +259,18 @@ impl HealthReporter {
         }
     }
 
-    /// Updates the rates of frames and events and returns them. Call it about once a second, so
-    /// that even a rare `/health` shows current rates.
-    pub fn sample(&self) -> (f64, f64) {
+    /// Updates the rates of frames and events and the gauge of the ledger. Call it about once a
+    /// second, so that even a rare `/health` shows current rates. `unread` as for
+    /// [`report`](Self::report).
+    pub fn tick(&self, unread: Option<&Level>) {
+        self.sample();
+        let ledger = Ledger::read(&self.upstream, &self.intake, &self.sessions, unread);
+        let mut balances = self.balances.lock().unwrap_or_else(PoisonError::into_inner);
+        balances.add(&ledger, &self.intake);
+    }
+
+    /// Updates the rates of frames and events and returns them.
+    fn sample(&self) -> (f64, f64) {
         let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
         let elapsed = rates.at.elapsed();
         if elapsed >= RATE_WINDOW {

@@ -1,6 +1,10 @@
 //! Counters and gauges that follow Prometheus' conventions, and the set that they belong to.
 //!
-//! Labels come from enums and from the operator's file of keys, so no peer can add labels.
+//! Labels come from enums and from the operator's settings, so no peer can add labels.
+
+mod delays;
+
+pub use self::delays::Delays;
 
 use std::{
     any::Any,
@@ -11,8 +15,16 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{EncodeLabel, EncodeLabelSet, EncodeMetric, LabelSetEncoder, text},
-    metrics::{TypedMetric, counter::Counter, family::Family, gauge::Gauge},
+    encoding::{
+        DescriptorEncoder, EncodeGaugeValue, EncodeLabel, EncodeLabelSet, EncodeMetric,
+        LabelSetEncoder, text,
+    },
+    metrics::{
+        TypedMetric,
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+    },
     registry::{Metric, Registry, Unit},
 };
 
@@ -22,6 +34,8 @@ use crate::protocol::{Kind, Market};
 pub type Count = Counter<u64, AtomicU64>;
 /// A gauge of whole numbers.
 pub type Level = Gauge<i64, AtomicI64>;
+/// A gauge of fractions, or of moments as seconds since 1970.
+pub type Value = Gauge<f64, AtomicU64>;
 
 /// A counter for each value of the label `reason`.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +47,8 @@ pub struct CountByReason {
 impl CountByReason {
     /// The counter for this reason, which must come from an enum.
     pub fn of(&self, reason: &'static str) -> Count {
-        let labels = Labels { market: self.market, reason: Some(reason), ..Labels::default() };
+        let named = Some(("reason", reason));
+        let labels = Labels { market: self.market, named, ..Labels::default() };
         self.counts.get_or_create(&labels).clone()
     }
 }
@@ -45,27 +60,44 @@ pub fn count_and_sample(count: &Count, cases: u64) -> bool {
     before.next_multiple_of(1_000) < before + cases
 }
 
-/// A gauge for each value of the label `type`.
+/// A metric for each value of the label `type`. It shows a type once that was asked for.
 #[derive(Debug, Clone, Default)]
-pub struct LevelByType {
-    levels: Family<Labels, Level>,
+pub struct ByType<M> {
+    metrics: Family<Labels, M>,
     market: Option<Market>,
 }
 
-impl LevelByType {
-    /// The gauge of this type of events. The number of types must be small.
-    pub fn of(&self, kind: Kind) -> Level {
-        let labels = Labels { market: self.market, kind: Some(kind), reason: None };
-        self.levels.get_or_create(&labels).clone()
+impl<M: Clone + Default> ByType<M> {
+    /// The metric of this type of events. The number of types must be small.
+    pub fn of(&self, kind: Kind) -> M {
+        self.with(TypeLabel::Kind(kind))
     }
+
+    /// The metric of all types that have none of their own.
+    pub fn of_others(&self) -> M {
+        self.with(TypeLabel::Others)
+    }
+
+    fn with(&self, kind: TypeLabel) -> M {
+        let labels = Labels { market: self.market, kind: Some(kind), ..Labels::default() };
+        self.metrics.get_or_create(&labels).clone()
+    }
+}
+
+/// The value of the label `type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum TypeLabel {
+    Kind(Kind),
+    Others,
 }
 
 /// The labels of a metric, as far as they apply.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Labels {
     market: Option<Market>,
-    kind: Option<Kind>,
-    reason: Option<&'static str>,
+    kind: Option<TypeLabel>,
+    /// Another label and its value.
+    named: Option<(&'static str, &'static str)>,
 }
 
 impl EncodeLabelSet for Labels {
@@ -73,11 +105,15 @@ impl EncodeLabelSet for Labels {
         if let Some(market) = self.market {
             ("market", market.name()).encode(encoder.encode_label())?;
         }
-        if let Some(kind) = self.kind {
-            ("type", kind.to_string()).encode(encoder.encode_label())?;
+        match self.kind {
+            Some(TypeLabel::Kind(kind)) => {
+                ("type", kind.to_string()).encode(encoder.encode_label())?;
+            }
+            Some(TypeLabel::Others) => ("type", "other").encode(encoder.encode_label())?,
+            None => {}
         }
-        if let Some(reason) = self.reason {
-            ("reason", reason).encode(encoder.encode_label())?;
+        if let Some(named) = self.named {
+            named.encode(encoder.encode_label())?;
         }
         Ok(())
     }
@@ -122,6 +158,29 @@ impl Metrics {
         self.register_with_unit(name, help, Some(Unit::Bytes))
     }
 
+    /// Registers a metric that measures seconds.
+    pub fn register_seconds<M>(&mut self, name: &'static str, help: &'static str) -> M
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        self.register_with_unit(name, help, Some(Unit::Seconds))
+    }
+
+    /// Registers a metric that has this label and value. All metrics of a name have the same label.
+    pub fn register_with_label<M>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        label: (&'static str, &'static str),
+    ) -> M
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        let labels = Labels { market: self.market, named: Some(label), ..Labels::default() };
+        let family: Family<Labels, M> = self.family(name, help, None);
+        family.get_or_create(&labels).clone()
+    }
+
     fn register_with_unit<M>(
         &mut self,
         name: &'static str,
@@ -155,9 +214,24 @@ impl Metrics {
         counts
     }
 
-    /// Registers a gauge that each of some types of events has.
-    pub fn register_by_type(&mut self, name: &'static str, help: &'static str) -> LevelByType {
-        LevelByType { levels: self.family(name, help, None), market: self.market }
+    /// Registers a metric that each of some types of events has.
+    pub fn register_by_type<M>(&mut self, name: &'static str, help: &'static str) -> ByType<M>
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        ByType { metrics: self.family(name, help, None), market: self.market }
+    }
+
+    /// Registers a number of seconds that each of some types of events has.
+    pub fn register_seconds_by_type<M>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+    ) -> ByType<M>
+    where
+        M: EncodeMetric + TypedMetric + Metric + Clone + Default,
+    {
+        ByType { metrics: self.family(name, help, Some(Unit::Seconds)), market: self.market }
     }
 
     /// Registers a collector of the process, without the prefix.
@@ -209,6 +283,18 @@ impl Metrics {
         text::encode_eof(&mut text)?;
         Ok(text)
     }
+}
+
+/// Writes a gauge that a collector reads at this moment.
+pub fn encode_gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    value: impl EncodeGaugeValue + Copy,
+) -> Result<(), fmt::Error> {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod dotenv;
 pub mod hash_key;
 mod ignored;
 pub mod logging;
+mod program_metrics;
 pub mod reload;
 pub mod runtime;
 pub mod service_manager;

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use self::connection::ConnectionServer;
 use crate::{
     access::Gate,
-    metrics::Metrics,
+    metrics::{Level, Metrics},
     protocol::Market,
     transport::{Certificate, Listeners},
 };
@@ -56,8 +56,12 @@ impl<H: Handler> Server<H> {
     /// Serves until `stop`, then until the last connection has ended.
     pub async fn serve(self, listeners: Listeners, stop: CancellationToken) {
         let tracker = TaskTracker::new();
-        let metrics = Arc::new(self.metrics);
         let max_sessions = affordable(self.max_sessions);
+        let mut metrics = self.metrics;
+        metrics.in_market(None);
+        let limit: Level = metrics.register("sessions_limit", "Most sessions at once");
+        limit.set(i64::try_from(max_sessions).unwrap_or(i64::MAX));
+        let metrics = Arc::new(metrics);
         let session_permits = Arc::new(Semaphore::new(max_sessions));
         let connection_permits = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
         let probes_on_data_port = listeners.admin.is_empty();

@@ -22,7 +22,7 @@ pub use self::{
         Outbound,
         chunk::{Chunk, ChunkBuffer},
     },
-    queue_budget::{QueueBudget, enforce_until},
+    queue_budget::{QueueBudget, QueueMetrics, enforce_until},
     slow_consumer::SlowLimits,
     tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
 };

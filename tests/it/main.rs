@@ -30,6 +30,7 @@ mod ledger;
 mod login;
 mod logs;
 mod markets;
+mod metrics;
 mod new_types;
 mod notices;
 mod official_clients;

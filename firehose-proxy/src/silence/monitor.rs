@@ -1,8 +1,9 @@
-//! Watches which kinds the upstream sends, and reports those that have fallen silent.
+//! Watches which kinds the upstream sends: records when each came last, and reports those that have
+//! fallen silent.
 //!
 //! The firehose does not open frames. To see which kinds still come, the sampler inspects about a
-//! thousand frames a second, spread evenly. Once it has seen every expected kind, it rests until
-//! the next second.
+//! thousand frames a second, spread evenly. Once it has seen every kind that is asked for, it rests
+//! until the next second.
 
 use std::{
     collections::BTreeSet,
@@ -15,6 +16,7 @@ use std::{
 
 use memchr::memmem::Finder;
 use proxy_common::{
+    health::EventTypes,
     metrics::{Level, Metrics},
     protocol::{Channel, Kind, Market},
 };
@@ -33,16 +35,19 @@ const FRAMES_INSPECTED: u64 = 1_000;
 #[derive(Debug)]
 pub struct SilenceMonitor {
     market: Market,
-    /// `None` if the alarm is off.
-    watch: Option<Mutex<Watch>>,
+    watch: Mutex<Watch>,
     seen_kinds: Arc<SeenKinds>,
+    event_types: Arc<EventTypes>,
     /// How many kinds are silent.
     silent_kinds: Level,
+    /// 1 while the market is in its regular session.
+    market_open: Level,
 }
 
 #[derive(Debug)]
 struct Watch {
-    silence: Silence,
+    /// `None` if the alarm is off.
+    silence: Option<Silence>,
     frames: u64,
     hours: Hours,
     silent: Vec<(Kind, Duration)>,
@@ -51,7 +56,8 @@ struct Watch {
 /// The state that the sampler and the monitor share. The bits are those of [`Kinds`].
 #[derive(Debug)]
 struct SeenKinds {
-    expected: AtomicU32,
+    /// The kinds to look for.
+    asked: AtomicU32,
     seen: AtomicU32,
     /// The sampler inspects one frame in this many.
     stride: AtomicU32,
@@ -80,7 +86,7 @@ pub struct UpstreamSnapshot<'a> {
 
 impl SilenceMonitor {
     /// Creates a monitor that raises its alarm after this time, or never, and the sampler that
-    /// inspects frames for it. Registers `upstream_silent_kinds` .
+    /// inspects frames for it. Registers what it measures.
     pub fn register(
         market: Market,
         alarm: Option<Duration>,
@@ -90,8 +96,11 @@ impl SilenceMonitor {
             "upstream_silent_kinds",
             "Types of which nothing comes while their market is open",
         );
+        let help = "Whether the market is in its regular session";
+        let market_open = metrics.register("market_open", help);
+        let event_types = EventTypes::register(metrics, false);
         let seen_kinds = Arc::new(SeenKinds {
-            expected: AtomicU32::new(0),
+            asked: AtomicU32::new(0),
             seen: AtomicU32::new(0),
             stride: AtomicU32::new(1),
         });
@@ -100,28 +109,33 @@ impl SilenceMonitor {
             countdown: 1,
             ev: Finder::new(br#""ev""#),
         };
-        let watch = alarm.map(|alarm| {
-            let silence = Silence::new(market, alarm);
-            Mutex::new(Watch { silence, frames: 0, hours: Hours::Closed, silent: Vec::new() })
-        });
-        (Self { market, watch, seen_kinds, silent_kinds }, sampler)
+        let silence = alarm.map(|alarm| Silence::new(market, alarm));
+        let watch = Watch { silence, frames: 0, hours: Hours::Closed, silent: Vec::new() };
+        let watch = Mutex::new(watch);
+        (Self { market, watch, seen_kinds, event_types, silent_kinds, market_open }, sampler)
     }
 
     /// Evaluates the kinds seen since the last call, and logs changes. Call it about once a second.
     pub fn tick(&self, now: Instant, time: SystemTime, snapshot: &UpstreamSnapshot<'_>) {
-        let Some(watch) = &self.watch else { return };
-        let watch = &mut *watch.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked: Kinds = match snapshot.up {
-            true => asked(snapshot.wanted, snapshot.refused).collect(),
-            false => Kinds::default(),
+        let watch = &mut *self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let (whole, asked) = match snapshot.up {
+            true => (
+                asked_whole(snapshot.wanted, snapshot.refused).collect(),
+                snapshot.wanted.iter().filter_map(Channel::kind).collect(),
+            ),
+            false => (Kinds::default(), Kinds::default()),
         };
         let hours = hours(self.market, time);
+        self.market_open.set((hours == Hours::Regular).into());
         let seen = Kinds::from_bits(self.seen_kinds.seen.swap(0, Ordering::Relaxed));
-        let silent = watch.silence.tick(now, hours, asked, seen);
+        for kind in seen.iter() {
+            self.event_types.record(Some(kind), 0, time);
+        }
+        let silence = watch.silence.as_mut();
+        let silent = silence.map_or_else(Vec::new, |one| one.tick(now, hours, whole, seen));
         report(&watch.silent, &silent);
         self.silent_kinds.set(silent.len() as i64);
-        let expected = watch.silence.expected(hours, asked);
-        self.seen_kinds.expected.store(expected.bits(), Ordering::Relaxed);
+        self.seen_kinds.asked.store(asked.bits(), Ordering::Relaxed);
         let stride = (snapshot.frames - watch.frames).div_ceil(FRAMES_INSPECTED).max(1);
         self.seen_kinds.stride.store(u32::try_from(stride).unwrap_or(u32::MAX), Ordering::Relaxed);
         (watch.silent, watch.frames, watch.hours) = (silent, snapshot.frames, hours);
@@ -129,8 +143,7 @@ impl SilenceMonitor {
 
     /// One sentence for each silent kind.
     pub fn problems(&self) -> Vec<String> {
-        let Some(watch) = &self.watch else { return Vec::new() };
-        let watch = &*watch.lock().unwrap_or_else(PoisonError::into_inner);
+        let watch = &*self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         let when = match watch.hours {
             Hours::Extended => "before or after the regular session",
             Hours::Regular | Hours::Closed => "while the market is open",
@@ -143,7 +156,7 @@ impl SilenceMonitor {
 }
 
 /// The kinds that are asked for with all their symbols, and are not refused.
-fn asked<'a>(
+fn asked_whole<'a>(
     wanted: &'a BTreeSet<Channel>,
     refused: &'a Refusals,
 ) -> impl Iterator<Item = Kind> + 'a {
@@ -168,21 +181,23 @@ fn report(before: &[(Kind, Duration)], now: &[(Kind, Duration)]) {
 }
 
 impl Sampler {
-    /// Skips a frame, or inspects it.
+    /// Skips a frame, or inspects it. Returns whether it is one of the sample.
     #[inline]
-    pub fn frame(&mut self, text: &[u8]) {
+    pub fn frame(&mut self, text: &[u8]) -> bool {
         self.countdown -= 1;
-        if self.countdown == 0 {
+        let sampled = self.countdown == 0;
+        if sampled {
             self.inspect(text);
         }
+        sampled
     }
 
     #[cold]
     fn inspect(&mut self, text: &[u8]) {
         self.countdown = self.seen_kinds.stride.load(Ordering::Relaxed);
-        let expected = Kinds::from_bits(self.seen_kinds.expected.load(Ordering::Relaxed));
+        let asked = Kinds::from_bits(self.seen_kinds.asked.load(Ordering::Relaxed));
         let seen = Kinds::from_bits(self.seen_kinds.seen.load(Ordering::Relaxed));
-        let missing = expected.without(seen);
+        let missing = asked.without(seen);
         if missing.is_empty() {
             return;
         }
@@ -244,6 +259,27 @@ mod tests {
         tick(61);
         assert_eq!(monitor.problems(), [""; 0]);
         assert_eq!(monitor.silent_kinds.get(), 0);
+        assert_eq!(monitor.market_open.get(), 1);
+    }
+
+    #[test]
+    fn without_an_alarm_hours_and_types_are_still_watched() {
+        let mut metrics = Metrics::default();
+        let (monitor, mut sampler) = SilenceMonitor::register(Market::Stocks, None, &mut metrics);
+        let wanted = BTreeSet::from([Channel::Symbol(Kind::T, "AAPL".into())]);
+        let refused = Refusals::default();
+        // A Wednesday: 12:00 and 18:00 in New York.
+        for (seconds, open) in [(1_767_805_200, 1), (1_767_826_800, 0)] {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            monitor.tick(Instant::now(), time, &snapshot(&wanted, &refused, 1));
+            assert_eq!(monitor.market_open.get(), open);
+            assert!(!metrics.encode().unwrap().contains("last_event") || open == 0);
+            assert!(sampler.frame(br#"[{"ev":"T"},{"ev":"Q"}]"#));
+        }
+        let line = "last_event_timestamp_seconds{type=\"T\"} 1767826800.0";
+        let text = metrics.encode().unwrap();
+        assert!(text.contains(line), "{text}");
+        assert_eq!(monitor.problems(), [""; 0]);
     }
 
     #[test]
@@ -272,7 +308,7 @@ mod tests {
         ]);
         let reasons = BTreeMap::from([(Channel::Kind(Kind::Q), "not authorized".to_owned())]);
         let refused = Refusals { version: 1, reasons };
-        assert_eq!(asked(&wanted, &refused).collect::<Vec<_>>(), [Kind::T]);
+        assert_eq!(asked_whole(&wanted, &refused).collect::<Vec<_>>(), [Kind::T]);
     }
 
     #[test]

@@ -137,11 +137,6 @@ impl Silence {
         }
         silent
     }
-
-    /// The kinds of those `asked` for that are expected to come in these hours.
-    pub fn expected(&self, hours: Hours, asked: Kinds) -> Kinds {
-        asked.iter().filter(|kind| silence_factor(self.market, *kind, hours).is_some()).collect()
-    }
 }
 
 #[cfg(test)]

@@ -15,11 +15,13 @@
 //! three sessions is owed three times. Events that passed while the link was down are in neither
 //! balance, because they cannot be counted. `outages` counts how often the link was lost.
 
+use std::collections::VecDeque;
+
 use serde::Serialize;
 
 use crate::{
     link::LinkMetrics,
-    metrics::{Count, Level, Metrics},
+    metrics::{Count, Delays, Level, Metrics},
     session::{LossReason, SessionMetrics},
 };
 
@@ -30,14 +32,50 @@ pub struct IntakeMetrics {
     pub routed: Count,
     /// Of these, the events that no session was subscribed to.
     pub not_subscribed: Count,
+    /// From the read of a frame until it is handed out to all sessions. Some are measured: about a
+    /// thousand a second.
+    pub forward_latency: Delays,
+    /// Events that the two balances of the ledger do not account for.
+    unaccounted: [Level; 2],
 }
 
 impl IntakeMetrics {
-    /// Registers both.
+    /// Registers all of them.
     pub fn register(metrics: &mut Metrics) -> Self {
+        let (latency, unaccounted) = ("forward_latency", "ledger_unaccounted_events");
+        let help = "Events that a balance of the ledger does not account for";
         Self {
+            forward_latency: metrics.register_seconds(latency, "From the read to the hand-out"),
+            unaccounted: ["intake", "delivery"].map(|balance| {
+                metrics.register_with_label(unaccounted, help, ("balance", balance))
+            }),
             routed: metrics.register("events_routed", "Events found in frames"),
             not_subscribed: metrics.register("events_filtered", "Events without a subscriber"),
+        }
+    }
+}
+
+/// Shows how far the ledger has been off balance for a while: the smallest difference of each
+/// balance among the last [`BALANCES_KEPT`] readings. While data flows, a reading also finds the
+/// events that are between two counts, so one reading means little.
+#[derive(Debug, Default)]
+pub(super) struct BalanceWatch {
+    readings: VecDeque<[i64; 2]>,
+}
+
+/// Readings come about once a second.
+const BALANCES_KEPT: usize = 60;
+
+impl BalanceWatch {
+    /// Adds a reading, and updates the gauge.
+    pub(super) fn add(&mut self, ledger: &Ledger, intake: &IntakeMetrics) {
+        if self.readings.len() == BALANCES_KEPT {
+            self.readings.pop_front();
+        }
+        self.readings.push_back([ledger.intake.unaccounted, ledger.sessions.unaccounted]);
+        for (balance, gauge) in intake.unaccounted.iter().enumerate() {
+            let differences = self.readings.iter().map(|reading| reading[balance]);
+            gauge.set(differences.min_by_key(|difference| difference.abs()).unwrap_or(0));
         }
     }
 }
@@ -184,5 +222,29 @@ mod tests {
         // One is delivered twice.
         sessions.delivered(1, 0);
         assert_eq!((read().sessions.unaccounted, read().balanced), (-1, false));
+    }
+
+    #[test]
+    fn the_gauge_leaves_moments_out_and_shows_what_stays() {
+        let mut metrics = Metrics::default();
+        let link = LinkMetrics::register(&mut metrics);
+        let intake = IntakeMetrics::register(&mut metrics);
+        let sessions = SessionMetrics::register(&mut metrics);
+        let mut watch = BalanceWatch::default();
+        let mut read = |times: usize| {
+            for _ in 0..times {
+                watch.add(&Ledger::read(&link, &intake, &sessions, None), &intake);
+            }
+            [&intake.unaccounted[0], &intake.unaccounted[1]].map(Level::get)
+        };
+        assert_eq!(read(1), [0, 0]);
+        link.events.inc_by(7);
+        sessions.delivered(1, 0);
+        assert_eq!(read(BALANCES_KEPT - 1), [0, 0], "events between two counts");
+        assert_eq!(read(1), [7, -1]);
+        intake.routed.inc_by(5);
+        assert_eq!(read(1), [2, -1]);
+        sessions.events_owed.inc();
+        assert_eq!(read(1), [2, 0]);
     }
 }

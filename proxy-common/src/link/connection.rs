@@ -240,7 +240,8 @@ impl Connection {
         if let Some(frame) = demuxed.data {
             self.metrics.frames.inc();
             self.metrics.bytes.inc_by(frame.text().len() as u64);
-            self.ready.push_back(LinkEvent::Frame { frame, events: demuxed.events });
+            let (events, read_at) = (demuxed.events, self.socket.read_at());
+            self.ready.push_back(LinkEvent::Frame { frame, events, read_at });
         }
         if demuxed.malformed > 0 || demuxed.broken_off {
             self.ready.push_back(LinkEvent::Malformed { events: demuxed.malformed });

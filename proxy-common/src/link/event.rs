@@ -1,5 +1,7 @@
 //! The events that a link yields.
 
+use tokio::time::Instant;
+
 use super::subscriptions::SubscriptionOutcome;
 use crate::{
     protocol::{Outage, UpstreamStatus},
@@ -24,6 +26,8 @@ pub enum LinkEvent {
         frame: Frame,
         /// How many objects the array holds.
         events: u64,
+        /// When its last bytes were read.
+        read_at: Instant,
     },
     /// Something damaged arrived and was dropped; events may be missing. Follows the rest of its
     /// frame.

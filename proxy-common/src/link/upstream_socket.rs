@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
     net::TcpStream,
+    time::Instant,
 };
 use tokio_tungstenite::MaybeTlsStream;
 use tokio_util::io::poll_read_buf;
@@ -58,6 +59,7 @@ pub struct UpstreamSocket {
     outgoing: BytesMut,
     /// Whether our close frame is among them, or written.
     closing: bool,
+    read_at: Instant,
 }
 
 /// A message from an upstream.
@@ -101,7 +103,13 @@ impl UpstreamSocket {
             spare_buffers: VecDeque::new(),
             outgoing: BytesMut::new(),
             closing: false,
+            read_at: Instant::now(),
         }
+    }
+
+    /// When bytes were last read. One clock reading for each read, not for each message.
+    pub fn read_at(&self) -> Instant {
+        self.read_at
     }
 
     /// Waits for the next message. Meanwhile writes the queued frames.
@@ -154,7 +162,7 @@ impl UpstreamSocket {
             self.make_room(missing);
             match ready!(poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.incoming)) {
                 Ok(0) => return Poll::Ready(Err(SocketError::Ended)),
-                Ok(_) => {}
+                Ok(_) => self.read_at = Instant::now(),
                 Err(error) => return Poll::Ready(Err(SocketError::Socket(error))),
             }
         }

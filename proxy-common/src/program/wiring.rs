@@ -11,7 +11,7 @@ use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error_span};
 
-use super::{reload::Reload, service_manager::Heartbeat};
+use super::{program_metrics::ProgramMetrics, reload::Reload, service_manager::Heartbeat};
 use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
@@ -23,7 +23,8 @@ use crate::{
     protocol::{Market, TierName},
     server::{Handler, Server},
     session::{
-        ClientInfo, QueueBudget, SessionConfig, SessionMetrics, Sessions, Tier, enforce_until,
+        ClientInfo, QueueBudget, QueueMetrics, SessionConfig, SessionMetrics, Sessions, Tier,
+        enforce_until,
     },
     transport::{Certificate, ListenConfig, Listeners, Socket},
 };
@@ -120,6 +121,8 @@ impl Foundation {
         let mut metrics = Metrics::with_prefix(name.name());
         metrics.register_of_process(ProcessMetrics::new());
         metrics.register_collector(KeyMetrics(Arc::clone(keys)));
+        let certificate = config.certificate.map(Arc::new);
+        metrics.register_collector(ProgramMetrics { certificate: certificate.clone() });
         let abuse = Arc::new(AbuseLog::register(&mut metrics));
         let gate = Arc::new(Gate::new(config.gate, Arc::clone(&abuse), &mut metrics));
         Ok(Self {
@@ -127,7 +130,7 @@ impl Foundation {
             metrics,
             gate,
             abuse,
-            certificate: config.certificate.map(Arc::new),
+            certificate,
             markets: config.markets,
             sessions: config.sessions,
             max_sessions: config.max_sessions,
@@ -149,11 +152,12 @@ impl Foundation {
 
     /// The whole tier.
     pub fn complete<T: Tier, U: Upkeep>(
-        self,
+        mut self,
         markets: Vec<MarketTier<T, U>>,
     ) -> BoundTier<TierHandler<T, U>> {
         let counters: Vec<_> = markets.iter().map(|market| market.counters.clone()).collect();
         let budget = self.budget(&counters);
+        self.metrics.register_collector(QueueMetrics(Arc::clone(&budget)));
         let (mut all_links, mut data) = (Vec::new(), Vec::new());
         let several = markets.len() > 1;
         let served = markets.into_iter().map(|market| {
@@ -295,7 +299,7 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
     fn tick(&self) {
         for market in &self.markets {
             let _market = market.span.enter();
-            market.health.sample();
+            market.health.tick(market.upkeep.unread());
             market.upkeep.tick();
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::close::CloseReason;
 use crate::{
-    metrics::{Count, CountByReason, Level, Metrics},
+    metrics::{Count, CountByReason, Delays, Level, Metrics},
     named_enum::named_enum,
 };
 
@@ -60,6 +60,9 @@ pub struct SessionMetrics {
     pub queue_events: Level,
     /// Events that did not reach sessions, by reason.
     pub events_lost: CountByReason,
+    /// From the read of a frame to the write of its last byte to a session's socket. Some are
+    /// measured: about a thousand a second.
+    pub added_delay: Delays,
 }
 
 impl SessionMetrics {
@@ -79,6 +82,7 @@ impl SessionMetrics {
             queue_bytes: metrics.register_bytes("queue", "Bytes queued for sessions"),
             queue_events: metrics.register("queue_events", "Events queued for sessions"),
             events_lost: metrics.register_by_reason("events_lost", "Events lost", lost),
+            added_delay: metrics.register_seconds("added_delay", "Delay from read to write"),
         })
     }
 

@@ -27,7 +27,7 @@ use tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use self::{
     chunk::{Chunk, MAX_HEAD, message_head},
-    queue::{State, WriteQueue},
+    queue::{State, Times, WriteQueue},
 };
 use super::{
     close::CloseReason,
@@ -47,6 +47,8 @@ const MAX_PARTS: usize = 64;
 /// Messages are framed ahead up to this size. It is small because control frames wait for the
 /// messages framed before them.
 const FRAMED_AHEAD_BYTES: usize = 128 * 1024;
+/// How far apart the delays are that a session measures, if it is the only one.
+const MEASURING_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The write half of one session, shared by its task and by the thread that routes data to it.
 ///
@@ -94,17 +96,20 @@ impl Outbound {
     ///
     /// A session beyond its limits is evicted: it gets no more events, and its task ends it. Events
     /// for a session that is already ending are counted as lost.
-    pub fn deliver(&self, chunks: &[Chunk<'_>], now: Instant) {
+    ///
+    /// `read_at` is when the oldest of the events was read from upstream.
+    pub fn deliver(&self, chunks: &[Chunk<'_>], now: Instant, read_at: Instant) {
         let mut queue = self.lock();
         if queue.state != State::Open {
             let events = chunks.iter().map(|chunk| u64::from(chunk.events)).sum();
             return self.metrics.lost(LossReason::SessionClosed, events);
         }
-        if queue.is_empty() && self.write_directly(&mut queue, chunks, now) {
+        let times = Times { since: now, read_at };
+        if queue.is_empty() && self.write_directly(&mut queue, chunks, times) {
             return;
         }
         for chunk in chunks {
-            queue.push(chunk.share(), chunk.events, now, false);
+            queue.push(chunk.share(), chunk.events, times, false);
         }
         self.write_or_queue(&mut queue, now);
     }
@@ -115,6 +120,18 @@ impl Outbound {
         frames: impl IntoIterator<Item = (&'a Frame, u32)>,
         now: Instant,
     ) {
+        self.send_data(frames, now, now);
+    }
+
+    /// Does the same with frames of events. `read_at` is when the oldest of them was read from
+    /// upstream.
+    pub fn send_data<'a>(
+        &self,
+        frames: impl IntoIterator<Item = (&'a Frame, u32)>,
+        now: Instant,
+        read_at: Instant,
+    ) {
+        let times = Times { since: now, read_at };
         let mut queue = self.lock();
         let mut frames = frames.into_iter().peekable();
         // Usually there is one answer and nothing queued before it, so it needs no queue.
@@ -123,16 +140,16 @@ impl Outbound {
             && let Some((frame, events)) = frames.next()
         {
             if frames.peek().is_none() {
-                return self.write_framed(&mut queue, frame.bytes(), events, now);
+                return self.write_framed(&mut queue, frame.bytes(), events, times);
             }
-            queue.push(frame.bytes().clone(), events, now, true);
+            queue.push(frame.bytes().clone(), events, times, true);
         }
         for (frame, events) in frames {
             if queue.state != State::Open {
                 self.metrics.lost(LossReason::SessionClosed, events.into());
                 continue;
             }
-            queue.push(frame.bytes().clone(), events, now, true);
+            queue.push(frame.bytes().clone(), events, times, true);
         }
         if queue.state == State::Open {
             self.write_or_queue(&mut queue, now);
@@ -231,6 +248,12 @@ impl Outbound {
         self.lock().waiting_bytes()
     }
 
+    /// Bytes that wait to be written, and when the oldest of them was read from upstream.
+    pub fn backlog(&self) -> (usize, Option<Instant>) {
+        let queue = self.lock();
+        (queue.waiting_bytes(), queue.oldest_read_at())
+    }
+
     /// Evicts the session as a slow consumer, because all sessions together queue too much. False
     /// if the session is already ending.
     pub fn evict(&self) -> bool {
@@ -257,7 +280,8 @@ impl Outbound {
         }
         let now = Instant::now();
         if let Some(status) = closing_status {
-            queue.push(status_frame(status).bytes().clone(), 0, now, true);
+            let times = Times { since: now, read_at: now };
+            queue.push(status_frame(status).bytes().clone(), 0, times, true);
         }
         if let Some(frame) = reason.frame() {
             // Frame the queue first: a control frame would overtake it.
@@ -289,9 +313,9 @@ impl Outbound {
 
     /// Writes these chunks as one message. Nothing may be queued. False if they do not fit one
     /// message.
-    fn write_directly(&self, queue: &mut WriteQueue, chunks: &[Chunk<'_>], now: Instant) -> bool {
+    fn write_directly(&self, queue: &mut WriteQueue, chunks: &[Chunk<'_>], times: Times) -> bool {
         if let [Chunk { framed: Some(framed), events, .. }] = chunks {
-            self.write_framed(queue, framed, *events, now);
+            self.write_framed(queue, framed, *events, times);
             return true;
         }
         let inner = chunks.iter().map(|chunk| chunk.text.len() + 1).sum::<usize>();
@@ -320,22 +344,22 @@ impl Outbound {
         match self.try_write(queue, events, &mut parts[..n]) {
             Some(written) if written < total => {
                 queue.commit(head, chunks, written);
-                self.defer_rest(queue, events, now);
+                self.defer_rest(queue, events, times);
             }
-            Some(_) => self.metrics.delivered(events, 0),
+            Some(_) => self.delivered(queue, events, times.read_at),
             None => {}
         }
         true
     }
 
     /// Writes one whole frame. Nothing may be queued.
-    fn write_framed(&self, queue: &mut WriteQueue, framed: &[u8], events: u32, now: Instant) {
+    fn write_framed(&self, queue: &mut WriteQueue, framed: &[u8], events: u32, times: Times) {
         match self.try_write(queue, events, &mut [IoSlice::new(framed)]) {
             Some(written) if written < framed.len() => {
                 queue.put(Bytes::copy_from_slice(&framed[written..]));
-                self.defer_rest(queue, events, now);
+                self.defer_rest(queue, events, times);
             }
-            Some(_) => self.metrics.delivered(events, 0),
+            Some(_) => self.delivered(queue, events, times.read_at),
             None => {}
         }
     }
@@ -362,10 +386,28 @@ impl Outbound {
         }
     }
 
+    /// Counts events whose last byte the socket has taken, and measures the delay of some.
+    #[inline]
+    fn delivered(&self, queue: &mut WriteQueue, events: u32, read_at: Instant) {
+        self.metrics.delivered(events, 0);
+        if events > 0 && read_at >= queue.next_measured {
+            self.measure(queue, read_at);
+        }
+    }
+
+    /// Measures about a thousand delays a second in all sessions together.
+    #[cold]
+    fn measure(&self, queue: &mut WriteQueue, read_at: Instant) {
+        self.metrics.added_delay.observe(read_at.elapsed());
+        let sessions = u32::try_from(self.metrics.sessions.get()).unwrap_or(1).max(1);
+        queue.next_measured = read_at + MEASURING_INTERVAL * sessions;
+    }
+
     /// Leaves the rest of a frame, which is in flight, to the session's task.
-    fn defer_rest(&self, queue: &mut WriteQueue, events: u32, now: Instant) {
+    fn defer_rest(&self, queue: &mut WriteQueue, events: u32, times: Times) {
         queue.in_flight_events = events;
-        queue.in_flight_since = now;
+        queue.in_flight_since = times.since;
+        queue.in_flight_read_at = times.read_at;
         self.publish(queue);
         self.wake.notify_one();
     }
@@ -430,7 +472,8 @@ impl Outbound {
         }
         loop {
             if queue.in_flight.is_empty() {
-                self.metrics.delivered(std::mem::take(&mut queue.in_flight_events), 0);
+                let events = std::mem::take(&mut queue.in_flight_events);
+                self.delivered(queue, events, queue.in_flight_read_at);
                 let since = queue.oldest().unwrap_or(queue.in_flight_since);
                 if !queue.frame_next(since) {
                     queue.release();

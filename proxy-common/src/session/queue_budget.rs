@@ -2,16 +2,19 @@
 //! longest queues are evicted first.
 
 use std::{
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Unit};
 use slab::Slab;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{metrics::SessionMetrics, outbound::Outbound, slow_consumer::sessions_to_evict};
+use crate::metrics::encode_gauge;
 
 /// How often the total is checked. Data routed in between may exceed the budget.
 const INTERVAL: Duration = Duration::from_millis(100);
@@ -61,8 +64,38 @@ impl QueueBudget {
         }
     }
 
+    /// The most bytes that any session has queued, and how long ago the oldest event was read from
+    /// upstream that any session has yet to get.
+    fn slowest(&self) -> (usize, Duration) {
+        let sessions = self.sessions();
+        let backlogs =
+            sessions.iter().filter_map(|(_, one)| one.upgrade()).map(|one| one.backlog());
+        let (bytes, oldest) = backlogs.fold((0, None), |(most, oldest), (bytes, read_at)| {
+            let read_at: Option<Instant> = read_at;
+            (bytes.max(most), oldest.into_iter().chain(read_at).min())
+        });
+        (bytes, oldest.map_or(Duration::ZERO, |read_at| read_at.elapsed()))
+    }
+
     fn sessions(&self) -> MutexGuard<'_, Slab<Weak<Outbound>>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The budget, and how far it is used by the slowest sessions, for `/metrics`.
+#[derive(Debug)]
+pub struct QueueMetrics(pub Arc<QueueBudget>);
+
+impl Collector for QueueMetrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let encoder = &mut encoder;
+        let (bytes, lag) = self.0.slowest();
+        let help = "Most bytes that all sessions together may queue";
+        encode_gauge(encoder, "queue_limit", help, Some(&Unit::Bytes), self.0.bytes as i64)?;
+        let help = "Most bytes queued for any session";
+        encode_gauge(encoder, "slowest_session_queue", help, Some(&Unit::Bytes), bytes as i64)?;
+        let help = "Age of the oldest event that any session has yet to get";
+        encode_gauge(encoder, "slowest_session_lag", help, Some(&Unit::Seconds), lag.as_secs_f64())
     }
 }
 

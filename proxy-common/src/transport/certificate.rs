@@ -3,14 +3,16 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use rustls::{
     ALL_VERSIONS, ServerConfig,
     crypto::ring,
-    pki_types::{PrivateKeyDer, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio_rustls::TlsAcceptor;
+use x509_cert::der::Decode;
 
 use crate::config::{
     ConfigError,
@@ -25,7 +27,14 @@ pub struct Certificate {
     chain: PathBuf,
     key: PathBuf,
     /// Read for each connection, written on reload; never held across an await.
-    config: RwLock<Arc<ServerConfig>>,
+    loaded: RwLock<Loaded>,
+}
+
+#[derive(Clone)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// Since 1970. `None` if the certificate has a form that only the TLS library understands.
+    expiry: Option<Duration>,
 }
 
 impl Certificate {
@@ -47,8 +56,8 @@ impl Certificate {
             }
             (Some(chain), Some(key)) => (chain.to_owned(), key.to_owned()),
         };
-        let config = RwLock::new(load(&chain, &key)?);
-        Ok(Some(Self { chain, key, config }))
+        let loaded = RwLock::new(load(&chain, &key)?);
+        Ok(Some(Self { chain, key, loaded }))
     }
 
     /// Reads the files again. New connections get the new certificate, open ones keep the old one.
@@ -58,20 +67,39 @@ impl Certificate {
     ///
     /// Those of [`Certificate::read`]. The old certificate stays in use.
     pub fn reload(&self) -> Result<(), ConfigError> {
-        let config = load(&self.chain, &self.key)?;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let loaded = load(&self.chain, &self.key)?;
+        *self.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
+    }
+
+    /// When the first certificate of the chain that has an end expires, since 1970.
+    pub fn expiry(&self) -> Option<Duration> {
+        self.loaded().expiry
     }
 
     /// An acceptor that uses the current certificate.
     pub fn acceptor(&self) -> TlsAcceptor {
-        Arc::clone(&self.config.read().unwrap_or_else(PoisonError::into_inner)).into()
+        self.loaded().config.into()
+    }
+
+    fn loaded(&self) -> Loaded {
+        self.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
+/// When the first of these certificates expires.
+fn expiry(chain: &[CertificateDer<'_>]) -> Option<Duration> {
+    let ends = chain.iter().filter_map(|certificate| {
+        let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
+        Some(certificate.tbs_certificate().validity().not_after.to_unix_duration())
+    });
+    ends.min()
+}
+
 /// Loads both files. Enables TLS 1.2 and 1.3, the only versions that the library has.
-fn load(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, ConfigError> {
+fn load(chain: &Path, key: &Path) -> Result<Loaded, ConfigError> {
     let certificates = certificates(CERTIFICATE, chain)?;
+    let expiry = expiry(&certificates);
     let wrong = |why: String| ConfigError::invalid(KEY, key.display(), why);
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
         let why = pem_fault(error);
@@ -85,5 +113,5 @@ fn load(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, ConfigError> {
         })?;
     // Browsers also offer HTTP/2, which has no upgrade of this kind.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Loaded { config: Arc::new(config), expiry })
 }

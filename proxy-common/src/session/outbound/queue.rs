@@ -20,6 +20,8 @@ pub(super) struct WriteQueue {
     pub(super) in_flight_bytes: usize,
     pub(super) in_flight_events: u32,
     pub(super) in_flight_since: Instant,
+    /// When the oldest of the events in flight was read from upstream.
+    pub(super) in_flight_read_at: Instant,
     /// Control frames, with headers. They leave at the next frame border, ahead of the items.
     pub(super) control: Vec<u8>,
     pub(super) control_since: Instant,
@@ -30,7 +32,18 @@ pub(super) struct WriteQueue {
     pub(super) reported: usize,
     /// This session's share of the gauge of queued events.
     pub(super) reported_events: u64,
+    /// The delay of the first events is measured that are read then or later.
+    pub(super) next_measured: Instant,
     pub(super) state: State,
+}
+
+/// The times of data.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// Since when it waits for the session.
+    pub(super) since: Instant,
+    /// When it was read from upstream; `since` for data of our own.
+    pub(super) read_at: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,7 +61,7 @@ pub(super) enum State {
 pub(super) struct Item {
     bytes: Bytes,
     events: u32,
-    since: Instant,
+    times: Times,
     /// Whether this is a whole frame with its header, or a chunk of events that may share a frame.
     framed: bool,
 }
@@ -60,6 +73,7 @@ impl WriteQueue {
             in_flight_bytes: 0,
             in_flight_events: 0,
             in_flight_since: now,
+            in_flight_read_at: now,
             control: Vec::new(),
             control_since: now,
             items: VecDeque::new(),
@@ -67,6 +81,7 @@ impl WriteQueue {
             item_events: 0,
             reported: 0,
             reported_events: 0,
+            next_measured: now,
             state: State::Open,
         }
     }
@@ -109,14 +124,23 @@ impl WriteQueue {
         if !self.in_flight.is_empty() {
             return Some(self.in_flight_since);
         }
-        let queued = self.items.front().map(|item| item.since);
+        let queued = self.items.front().map(|item| item.times.since);
         queued.or_else(|| (!self.control.is_empty()).then_some(self.control_since))
     }
 
-    pub(super) fn push(&mut self, bytes: Bytes, events: u32, since: Instant, framed: bool) {
+    /// When the oldest data that waits was read from upstream. `None` if nothing waits but control
+    /// frames.
+    pub(super) fn oldest_read_at(&self) -> Option<Instant> {
+        match self.in_flight_events {
+            0 => self.items.front().map(|item| item.times.read_at),
+            _ => Some(self.in_flight_read_at),
+        }
+    }
+
+    pub(super) fn push(&mut self, bytes: Bytes, events: u32, times: Times, framed: bool) {
         self.item_bytes += bytes.len();
         self.item_events += u64::from(events);
-        self.items.push_back(Item { bytes, events, since, framed });
+        self.items.push_back(Item { bytes, events, times, framed });
     }
 
     /// Puts the unwritten rest of one message of chunks in flight.
@@ -174,6 +198,9 @@ impl WriteQueue {
         let item = self.items.pop_front().expect("the caller has seen the item");
         self.item_bytes -= item.bytes.len();
         self.item_events -= u64::from(item.events);
+        if self.in_flight_events == 0 {
+            self.in_flight_read_at = item.times.read_at;
+        }
         self.in_flight_events += item.events;
         item
     }
