@@ -31,6 +31,7 @@ mod login;
 mod logs;
 mod markets;
 mod metrics;
+mod monitoring;
 mod new_types;
 mod notices;
 mod official_clients;

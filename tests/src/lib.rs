@@ -24,12 +24,14 @@
 //! | [`oracle`] | which events a client must have received |
 //! | [`churn`] | clients that change their subscriptions all the time, checked by the oracle |
 //! | [`official_clients`] | the vendor's official clients, unmodified |
+//! | [`grafana`] | Grafana's own types for dashboards |
 //! | [`autobahn`] | the Autobahn cases, against both ends of the product's WebSockets |
 
 pub mod autobahn;
 pub mod chain;
 pub mod churn;
 pub mod damage;
+pub mod grafana;
 pub mod http;
 pub mod imports;
 pub mod ledger;

@@ -10,7 +10,11 @@ use prometheus_client::{
     registry::Unit,
 };
 
-use crate::{metrics::encode_gauge, transport::Certificate};
+use crate::{
+    metrics::encode_gauge,
+    transport::Certificate,
+    version::{COMMIT, VERSION},
+};
 
 /// The version of the program, and the end of its certificate.
 pub(super) struct ProgramMetrics {
@@ -27,9 +31,9 @@ impl fmt::Debug for ProgramMetrics {
 impl Collector for ProgramMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let encoder = &mut encoder;
-        let help = "The version of the program";
+        let help = "The version and the commit of the program";
         let mut info = encoder.encode_descriptor("build_info", help, None, MetricType::Gauge)?;
-        let labels = [("version", env!("CARGO_PKG_VERSION"))];
+        let labels = [("version", VERSION), ("commit", COMMIT)];
         ConstGauge::new(1_i64).encode(info.encode_family(&labels)?)?;
         if let Some(expiry) = self.certificate.as_ref().and_then(|one| one.expiry()) {
             let (name, help) = ("tls_certificate_expiry_timestamp", "End of the certificate");

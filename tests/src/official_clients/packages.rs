@@ -28,6 +28,7 @@ pub(crate) enum Packages {
     Massive,
     Polygon,
     Autobahn,
+    Grafana,
     Node,
 }
 
@@ -37,6 +38,7 @@ impl Packages {
             Self::Massive => "py-massive",
             Self::Polygon => "py-polygon",
             Self::Autobahn => "py-autobahn",
+            Self::Grafana => "py-grafana",
             Self::Node => "node",
         }
     }
@@ -48,6 +50,7 @@ impl Packages {
             Self::Massive => &["requirements-massive.txt"],
             Self::Polygon => &["requirements-polygon.txt"],
             Self::Autobahn => &["requirements-autobahn.txt"],
+            Self::Grafana => &["requirements-grafana.txt"],
             Self::Node => {
                 &["package.json", "package-lock.json", "driver.mjs", "official.mjs", "plain.mjs"]
             }
@@ -65,7 +68,7 @@ impl Packages {
     /// The directory of the programs that use it.
     pub(crate) fn drivers(self) -> PathBuf {
         match self {
-            Self::Massive | Self::Polygon | Self::Autobahn => sources(),
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => sources(),
             Self::Node => self.dir(),
         }
     }
@@ -98,7 +101,7 @@ impl Packages {
 
     fn language(self) -> &'static str {
         match self {
-            Self::Massive | Self::Polygon | Self::Autobahn => "python3",
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => "python3",
             Self::Node => "node",
         }
     }
@@ -109,7 +112,7 @@ impl Packages {
         static PYTHON: OnceCell<Option<String>> = OnceCell::const_new();
         static NODE: OnceCell<Option<String>> = OnceCell::const_new();
         let found = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn => &PYTHON,
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => &PYTHON,
             Self::Node => &NODE,
         };
         let look = async || match self.probe_toolchain().await {
@@ -128,7 +131,7 @@ impl Packages {
     async fn probe_toolchain(self) -> Result<String, String> {
         let language = self.language();
         let least = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn => (3, 10),
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => (3, 10),
             Self::Node => (18, 0),
         };
         let version = probe(language, &["--version"])
@@ -139,14 +142,14 @@ impl Packages {
             return Err(format!("{} is older than {major}.{minor}", version.trim()));
         }
         let installer = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn => {
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => {
                 has_pip().await || has_ensurepip().await
             }
             Self::Node => probe("npm", &["--version"]).await.is_some(),
         };
         match self {
             _ if installer => Ok(version),
-            Self::Massive | Self::Polygon | Self::Autobahn => {
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => {
                 let needed = "your system's package python3-pip or python3-venv";
                 Err(format!("{language} has neither pip nor ensurepip; install {needed}"))
             }
@@ -182,7 +185,7 @@ impl Packages {
         File::create(&log).expect("make a log file");
         let steps = async {
             match self {
-                Self::Massive | Self::Polygon | Self::Autobahn => {
+                Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => {
                     pip(&dir, &dir.join(self.files()[0]), &log).await
                 }
                 Self::Node => {
