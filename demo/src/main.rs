@@ -7,17 +7,17 @@
 mod probe;
 mod screen;
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
 use filtered_proxy::FilteredTier;
 use firehose_proxy::FirehoseTier;
-use polygon_sim::{Generator, Profile, SimConfig, Simulator, config::check_rate};
+use polygon_sim::{Generator, Profile, Replay, SimConfig, Simulator, config::check_rate};
 use proxy_common::{
     config::{
         ConfigError,
-        values::{count, duration, port},
+        values::{count, duration, path, port},
     },
     program::{
         args::{Markets, markets},
@@ -61,6 +61,9 @@ struct Args {
     /// Seed of the simulated markets
     #[arg(long, default_value = "1")]
     seed: u64,
+    /// Directory of a recording to play in place of generated events: RECORD_DIR of a firehose
+    #[arg(long, value_parser = path)]
+    replay: Option<PathBuf>,
     /// End after this time, for example 10s
     #[arg(long, value_parser = duration)]
     exit_after: Option<Duration>,
@@ -98,7 +101,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let markets = args.markets.iter().map(|market| market.name()).collect::<Vec<_>>().join(",");
     let sim_config = SimConfig {
         market: markets.clone(),
-        rate: args.rate,
+        // A recording is played alone.
+        rate: if args.replay.is_some() { 0.0 } else { args.rate },
         symbols: args.symbols,
         seed: args.seed,
         profile: args.profile,
@@ -108,6 +112,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let simulator = Simulator::bind(("127.0.0.1", args.market_port), sim_config)
         .await
         .map_err(|error| market_port_error(args.market_port, &error))?;
+    let replay = args.replay.clone().map(Replay::of);
+    let playback = replay.map(|replay| replay.prepare(simulator.handles())).transpose()?;
     let url = format!("ws://{}", simulator.addr());
     let firehose = bind_firehose(&args, &markets, &url).await?;
     let firehose_addr = first(firehose.listeners.addresses()?)?;
@@ -129,6 +135,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let addresses =
         Addresses { market: simulator.addr(), firehose: firehose_addr, filtered: filtered_addr };
     tasks.spawn(screen::run(addresses, KEY, figures, stop.clone()));
+    if let Some(playback) = playback {
+        tasks.spawn(playback.run(stop.clone()));
+    }
     // The stop begins at the clients and goes upstream, so that no tier loses what it still reads
     // from.
     let (firehose_stop, market_stop) = (CancellationToken::new(), CancellationToken::new());
@@ -156,9 +165,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The channels of a market whose delay is measured. `None` if it has no fair values.
+/// The channels of a market whose delay is measured. `None` if it has no fair values, or if its
+/// events are recorded ones, whose times are past.
 fn probed(market: Market, args: &Args) -> anyhow::Result<Option<String>> {
-    if !market.kinds().contains(&Kind::FMV) {
+    if args.replay.is_some() || !market.kinds().contains(&Kind::FMV) {
         return Ok(None);
     }
     let generator = Generator::new(market.name(), args.symbols, args.seed)?;

@@ -28,6 +28,7 @@ use url::Url;
 
 use crate::{
     market_args::{CHANNELS, KEY, MarketArgs, MarketSettings, SourceList, URL},
+    record::{RecordConfig, keep::Keep},
     sources::{Source, Sources},
 };
 
@@ -90,6 +91,13 @@ pub struct Args {
     /// Bytes that a downstream may lag before it loses some; a notice reports the loss
     #[arg(long, env = "RING_BYTES", default_value = "268435456", value_parser = count)]
     ring_bytes: usize,
+    /// Directory in which raw frames are recorded, a file for each market and hour [default: none]
+    #[arg(long, env = "RECORD_DIR", value_parser = path)]
+    record_dir: Option<PathBuf>,
+    /// How long recorded files stay, how many bytes of them for each market, or both: 30d,200000000000
+    /// [default: none]
+    #[arg(long, env = "RECORD_KEEP", value_parser = Keep::parse)]
+    record_keep: Option<Keep>,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -126,6 +134,8 @@ pub struct Config {
     pub ring_frames: usize,
     /// Most bytes that these messages may hold together.
     pub ring_bytes: usize,
+    /// Where frames are recorded; `None` if they are not.
+    pub record: Option<RecordConfig>,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -203,6 +213,10 @@ impl TryFrom<&Args> for Config {
             silence_alarm: args.silence_alarm,
             ring_frames: args.ring_frames,
             ring_bytes: args.ring_bytes,
+            record: args
+                .record_dir
+                .clone()
+                .map(|dir| RecordConfig { dir, keep: args.record_keep.unwrap_or_default() }),
             server,
         })
     }

@@ -13,6 +13,7 @@ mod market_args;
 pub mod outage_notices;
 pub mod oversized;
 mod publisher;
+pub mod record;
 pub mod ring;
 pub mod silence;
 pub mod sources;
@@ -43,6 +44,7 @@ use self::{
     entitlements::Entitlements,
     links::Links,
     publisher::Publisher,
+    record::{RecordConfig, Recorder},
     ring::Ring,
     silence::monitor::SilenceMonitor,
     subscriber::Shared,
@@ -72,10 +74,11 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         silence_alarm: config.silence_alarm,
         ring_frames: config.ring_frames,
         ring_bytes: config.ring_bytes,
+        record: config.record,
     };
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
     let markets = markets.into_iter().map(|market| serve(market, &settings, &mut foundation));
-    let markets = markets.collect();
+    let markets = markets.collect::<Result<_, ConfigError>>()?;
     Ok(foundation.complete(markets))
 }
 
@@ -89,6 +92,7 @@ struct Settings {
     silence_alarm: Option<Duration>,
     ring_frames: usize,
     ring_bytes: usize,
+    record: Option<RecordConfig>,
 }
 
 /// The parts of one market: its connection upstream, its ring and what its sessions share.
@@ -96,7 +100,7 @@ fn serve(
     config: MarketConfig,
     settings: &Settings,
     foundation: &mut Foundation,
-) -> MarketTier<Shared, FirehoseUpkeep> {
+) -> Result<MarketTier<Shared, FirehoseUpkeep>, ConfigError> {
     let MarketConfig { market, links, sources, channels, on_demand } = config;
     warn_of_odd_channels(market, &channels, on_demand.is_empty());
     let counters = foundation.market(market);
@@ -107,6 +111,12 @@ fn serve(
     let ring = Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone());
     let silence = settings.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, &mut foundation.metrics);
+    let recording = settings
+        .record
+        .as_ref()
+        .map(|config| Recorder::start(market, config, &mut foundation.metrics))
+        .transpose()?;
+    let (recorder, record_status) = recording.unzip();
     let connections = links.len() as i64;
     // Kinds on demand share the connections of one host, or have as many each.
     let shares = on_demand.first().map_or(1, |kind| sources.of_contracts(*kind).len());
@@ -145,6 +155,7 @@ fn serve(
         outage,
         intake: counters.intake.clone(),
         recounts: Arc::clone(&recounts),
+        recorder,
     };
     let upkeep = FirehoseUpkeep {
         shared: shared.clone(),
@@ -155,14 +166,15 @@ fn serve(
         ring_used,
         contracts: levels,
         recounts,
+        record: record_status,
     };
-    MarketTier {
+    Ok(MarketTier {
         counters,
         tier: shared,
         upkeep,
         links: handles,
         data: Box::new(|stop, heartbeat| Box::pin(publisher.run(links, stop, heartbeat))),
-    }
+    })
 }
 
 /// Names the types that may be typing errors: the vendor does not answer for a type that it does

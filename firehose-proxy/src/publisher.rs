@@ -25,6 +25,7 @@ use tracing::warn;
 use crate::{
     links::Links,
     oversized::{Fitting, split_oversized},
+    record::Recorder,
     ring::{Content, Ring},
     silence::monitor::Sampler,
     subscriber::Shared,
@@ -41,6 +42,8 @@ pub(crate) struct Publisher {
     pub(crate) intake: IntakeMetrics,
     /// How many frames may still be recounted in this second.
     pub(crate) recounts: Arc<AtomicU32>,
+    /// Records frames, if that is set.
+    pub(crate) recorder: Option<Recorder>,
 }
 
 impl Publisher {
@@ -66,11 +69,17 @@ impl Publisher {
         };
         let _: Option<()> = stop.run_until_cancelled(publishing).await;
         links.close().await;
+        if let Some(recorder) = self.recorder {
+            recorder.close().await;
+        }
     }
 
     fn publish(&mut self, connection: usize, event: LinkEvent, links: &Links) {
         match event {
             LinkEvent::Frame { frame, events, read_at } => {
+                if let Some(recorder) = &self.recorder {
+                    recorder.frame(&frame);
+                }
                 let sampled = self.sampler.frame(frame.text());
                 if frame.text().len() > MAX_MESSAGE_BYTES {
                     self.publish_oversized(frame.text(), read_at);

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::{
     contracts::Occupancy,
+    record::RecordStatus,
     silence::monitor::{SilenceMonitor, UpstreamSnapshot},
     subscriber::Shared,
 };
@@ -71,11 +72,14 @@ pub struct FirehoseUpkeep {
     pub(crate) contracts: ContractLevels,
     /// How many frames the publisher may still recount in this second.
     pub(crate) recounts: Arc<AtomicU32>,
+    /// Whether the recording goes on, if there is one.
+    pub(crate) record: Option<RecordStatus>,
 }
 
 impl Upkeep for FirehoseUpkeep {
     fn problems(&self) -> Vec<String> {
-        self.silence.problems()
+        let recording = self.record.as_ref().and_then(RecordStatus::problem);
+        self.silence.problems().into_iter().chain(recording).collect()
     }
 
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {

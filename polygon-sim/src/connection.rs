@@ -272,23 +272,30 @@ impl Connection {
     /// Queues the subscribed ones of these scripted events as one frame.
     pub(crate) fn publish(&self, events: &[(Subject, &str)]) {
         let mut state = lock(&self.state);
-        if state.stage != Stage::Authenticated {
-            return;
-        }
-        let mut frame = EventFrame::new(None);
-        for (subject, event) in events {
-            let wanted = match subject {
-                Subject::Of(kind, form) => state.interest.wants(*kind, form),
-                Subject::Status => true,
-                Subject::Unknown => false,
-            };
-            if wanted {
-                frame.push(event);
+        if state.stage == Stage::Authenticated {
+            let frame = state.wanted(events);
+            if frame.events > 0 {
+                self.push(&mut state, Item::Events(frame.close()));
             }
         }
-        if frame.events > 0 {
-            self.push(&mut state, Item::Events(frame.close()));
+    }
+
+    /// Queues a recorded frame: as it is if all its events are subscribed, otherwise these.
+    pub(crate) fn replay(&self, whole: &Arc<str>, events: &[(Subject, &str)]) {
+        let mut state = lock(&self.state);
+        if state.stage == Stage::Authenticated {
+            let frame = state.wanted(events);
+            if frame.events == events.len() {
+                self.push(&mut state, Item::Raw(Arc::clone(whole), events.len()));
+            } else if frame.events > 0 {
+                self.push(&mut state, Item::Events(frame.close()));
+            }
         }
+    }
+
+    /// How many bytes wait to be sent.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        lock(&self.state).bytes
     }
 
     /// Queues an item if the connection is authenticated.
@@ -322,6 +329,22 @@ impl Connection {
 }
 
 impl State {
+    /// A frame of those events that are subscribed.
+    fn wanted(&self, events: &[(Subject, &str)]) -> EventFrame {
+        let mut frame = EventFrame::new(None);
+        for (subject, event) in events {
+            let is_wanted = match subject {
+                Subject::Of(kind, form) => self.interest.wants(*kind, form),
+                Subject::Status => true,
+                Subject::Unknown => false,
+            };
+            if is_wanted {
+                frame.push(event);
+            }
+        }
+        frame
+    }
+
     fn take(&mut self, per_frame: usize) -> Option<Item> {
         let mut item = self.items.pop_front()?;
         self.bytes -= item.bytes();

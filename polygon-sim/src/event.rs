@@ -17,6 +17,18 @@ pub(crate) enum Subject {
 }
 
 impl Subject {
+    /// Reads the subject of one recorded event. What cannot be read is of an unknown kind.
+    pub(crate) fn find(market: Market, event: &str) -> Self {
+        let fields: Map<String, Value> = serde_json::from_str(event).unwrap_or_default();
+        let text = |field: &str| fields.get(field).and_then(Value::as_str);
+        let kind = text("ev").and_then(|ev| market.kind(ev));
+        let of = |kind: usize| {
+            let symbol = text(market.kinds()[kind].symbol_field)?;
+            Some(Self::Of(kind, market.matching_form(symbol)))
+        };
+        kind.and_then(of).unwrap_or(Self::Unknown)
+    }
+
     /// Reads the subject of one event.
     ///
     /// # Panics

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Result;
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use crate::{
@@ -209,6 +210,21 @@ impl Hub {
         let read = |event: &'_ String| Subject::read(self.market, event);
         let events: Vec<_> = events.iter().map(|event| (read(event), event.as_str())).collect();
         self.each(|connection| connection.publish(&events));
+    }
+
+    pub(crate) fn replay(&self, text: &str) {
+        let events: Vec<&RawValue> = serde_json::from_str(text).unwrap_or_default();
+        let read = |event: &&RawValue| Subject::find(self.market, event.get());
+        let subjects: Vec<_> = events.iter().map(read).collect();
+        let events: Vec<_> =
+            subjects.into_iter().zip(events.iter().map(|event| event.get())).collect();
+        let whole = Arc::<str>::from(text);
+        self.each(|connection| connection.replay(&whole, &events));
+    }
+
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        let connections = lock(&self.connections);
+        connections.iter().map(|connection| connection.waiting_bytes()).max().unwrap_or(0)
     }
 
     pub(crate) fn publish_raw(&self, text: &str) {

@@ -7,7 +7,7 @@
 //! upstream, so there is one fake, and it is independent of the code that it tests.
 //!
 //! [`Simulator::bind`] and [`Simulator::serve`] run it, and a [`SimHandle`] steers one market of
-//! it. [`generate`] makes events without a socket. [`control`] and [`plan`] let other processes and
+//! it. [`replay`] plays what a firehose recorded. [`generate`] makes events without a socket. [`control`] and [`plan`] let other processes and
 //! scripts steer it.
 //!
 //! Where the vendor's behaviour is unknown, the simulator does this:
@@ -33,6 +33,7 @@ mod lock;
 pub mod market;
 pub mod plan;
 mod render;
+pub mod replay;
 pub mod server;
 mod session;
 pub mod stats;
@@ -44,5 +45,6 @@ pub use config::{Profile, SimConfig};
 pub use fault::Fault;
 pub use generate::Generator;
 pub use market::Market;
+pub use replay::Replay;
 pub use server::{SimHandle, Simulator};
 pub use stats::SimStats;

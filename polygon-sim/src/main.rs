@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
+use jiff::civil::Time;
 use polygon_sim::{
-    Profile, SimConfig, SimHandle, Simulator, control,
+    Profile, Replay, SimConfig, SimHandle, Simulator, control,
     plan::{Plan, parse_duration},
+    replay::clock::{Speed, Window},
 };
 use tokio::{
     net::TcpListener,
@@ -78,6 +80,21 @@ struct Args {
     /// with "market":"crypto" for one of several markets.
     #[arg(long, env = "SIM_PLAN")]
     plan: Option<PathBuf>,
+    /// Directory of a recording to play in place of generated events: RECORD_DIR of a firehose.
+    #[arg(long, env = "SIM_REPLAY")]
+    replay: Option<PathBuf>,
+    /// How fast the recording is played: a factor such as 10, or max.
+    #[arg(long, env = "SIM_SPEED", default_value = "1", value_parser = Speed::parse)]
+    speed: Speed,
+    /// Play the recording again and again.
+    #[arg(long = "loop", env = "SIM_LOOP")]
+    repeat: bool,
+    /// Play only what came at this time of day or later, in New York: 09:29.
+    #[arg(long, env = "SIM_FROM", value_parser = Window::parse_time)]
+    from: Option<Time>,
+    /// Play only what came before this time of day, in New York: 10:00.
+    #[arg(long, env = "SIM_UNTIL", value_parser = Window::parse_time)]
+    until: Option<Time>,
     /// Log filter in the syntax of tracing.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -145,9 +162,16 @@ async fn run(args: Args) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("failed to watch SIGTERM")?;
 
     let (control_port, plan) = (args.control_port, args.plan.clone());
+    let replay = args.replay.clone().map(|dir| Replay {
+        dir,
+        speed: args.speed,
+        window: Window { from: args.from, until: args.until },
+        repeat: args.repeat,
+    });
     let (host, markets) = (args.host.clone(), args.market.clone());
     let simulator = Simulator::bind((host.as_str(), args.port), config(args)).await?;
     let handles = simulator.handles();
+    let playback = replay.map(|replay| replay.prepare(handles.clone())).transpose()?;
     let plan = match plan {
         Some(path) => read_plan(&path, &handles)?,
         None => Plan::default(),
@@ -176,6 +200,11 @@ async fn run(args: Args) -> Result<()> {
         }
     };
     let planned = stop.run_until_cancelled(plan.run(handles.clone()));
+    let replaying = async {
+        if let Some(playback) = playback {
+            playback.run(stop.clone()).await;
+        }
+    };
     let signals = async {
         tokio::select! {
             _ = interrupt.recv() => info!("stopping"),
@@ -184,7 +213,7 @@ async fn run(args: Args) -> Result<()> {
         }
         stop.cancel();
     };
-    let (served, (), _, ()) = tokio::join!(serving, steering, planned, signals);
+    let (served, (), _, (), ()) = tokio::join!(serving, steering, planned, replaying, signals);
     info!("stopped");
     served
 }
@@ -198,7 +227,8 @@ fn read_plan(path: &std::path::Path, markets: &[SimHandle]) -> Result<Plan> {
 fn config(args: Args) -> SimConfig {
     SimConfig {
         market: args.market,
-        rate: args.rate,
+        // A recording is played alone.
+        rate: if args.replay.is_some() { 0.0 } else { args.rate },
         symbols: args.symbols,
         seed: args.seed,
         keys: args.keys,

@@ -156,6 +156,25 @@ impl SimHandle {
         self.hub.publish_raw(text);
     }
 
+    /// Sends a recorded frame to every authenticated connection: unaltered to one that is
+    /// subscribed to all its events, otherwise those events in one frame. Events of kinds that the
+    /// market lacks go to no connection.
+    pub fn replay(&self, text: &str) {
+        self.hub.replay(text);
+    }
+
+    /// Whether any connection is subscribed to anything.
+    #[must_use]
+    pub fn has_audience(&self) -> bool {
+        self.hub.has_audience()
+    }
+
+    /// The most bytes that wait for any connection.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.hub.waiting_bytes()
+    }
+
     /// Sets the rate of generated events per second; 0 stops them.
     ///
     /// # Panics

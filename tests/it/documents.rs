@@ -450,6 +450,7 @@ async fn the_document_of_metrics_is_complete_and_right() {
             .collect();
     let nowhere = ReservedPort::new();
     let firehose = stack::firehose(&format!("ws://{}", nowhere.addr()));
+    let firehose = firehose.env("RECORD_DIR", "recorded");
     let filtered = stack::filtered(nowhere.addr());
     for (launch, key, tier) in
         [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]

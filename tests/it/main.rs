@@ -40,6 +40,7 @@ mod oracle_contracts;
 mod oracle_markets;
 mod outages;
 mod prefixes;
+mod record;
 mod responsiveness;
 mod rolling;
 mod scale;

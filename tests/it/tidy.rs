@@ -87,6 +87,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "firehose-proxy/src/oversized.rs",
         "firehose-proxy/src/silence/market_hours.rs",
         "firehose-proxy/src/silence/rules.rs",
+        "firehose-proxy/src/record/keep.rs",
         "firehose-proxy/src/sources.rs",
     ];
     for module in modules {
@@ -142,7 +143,8 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("market_args", &[]),
             ("sources", &[]),
             ("links", &[]),
-            ("config", &["market_args", "sources"]),
+            ("record", &[]),
+            ("config", &["market_args", "record", "sources"]),
             ("contracts", &[]),
             ("demand", &["contracts", "sources"]),
             ("entitlements", &["sources"]),
@@ -150,9 +152,9 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("ring", &[]),
             ("silence", &["entitlements"]),
             ("oversized", &[]),
-            ("publisher", &["links", "oversized", "ring", "silence", "subscriber"]),
+            ("publisher", &["links", "oversized", "record", "ring", "silence", "subscriber"]),
             ("subscriber", &["contracts", "demand", "entitlements", "outage_notices", "ring"]),
-            ("upkeep", &["contracts", "silence", "subscriber"]),
+            ("upkeep", &["contracts", "record", "silence", "subscriber"]),
         ],
     ),
     (

@@ -10,7 +10,7 @@ use crate::{config::values::market_variable, protocol::Market};
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 64] = [
+const SETTINGS: [&str; 71] = [
     "ADMIN_HOST",
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
@@ -49,14 +49,18 @@ const SETTINGS: [&str; 64] = [
     "POLYGON_CA",
     "POLYGON_WS_URL",
     "PROXY_PROTOCOL",
+    "RECORD_DIR",
+    "RECORD_KEEP",
     "RING_BYTES",
     "RING_FRAMES",
     "SILENCE_ALARM",
     "SIM_CONTRACTS",
     "SIM_CONTROL_PORT",
     "SIM_FRAME_EVENTS",
+    "SIM_FROM",
     "SIM_HOST",
     "SIM_KEY",
+    "SIM_LOOP",
     "SIM_MARKET",
     "SIM_MAX_CONNECTIONS",
     "SIM_PLAN",
@@ -64,9 +68,12 @@ const SETTINGS: [&str; 64] = [
     "SIM_PROFILE",
     "SIM_RATE",
     "SIM_REFUSE",
+    "SIM_REPLAY",
     "SIM_SEED",
+    "SIM_SPEED",
     "SIM_SYMBOLS",
     "SIM_TICK",
+    "SIM_UNTIL",
     "TLS_CERT",
     "TLS_KEY",
     "TOTAL_QUEUE_BYTES",

@@ -1,0 +1,105 @@
+//! Records the raw frames of a market in compressed files, one for each hour. The stream never
+//! waits for the disk: a disk that is full or too slow ends the recording, loudly, and nothing
+//! else.
+
+mod backlog;
+mod file;
+pub mod keep;
+mod metrics;
+mod writer;
+
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use proxy_common::{config::ConfigError, metrics::Metrics, protocol::Market, websocket::Frame};
+use tokio::{sync::oneshot, time::timeout};
+use tracing::error;
+
+use self::{backlog::Backlog, keep::Keep, metrics::RecordMetrics, writer::Writer};
+
+/// How long a stopping program waits for the disk.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where frames are recorded, and for how long.
+#[derive(Debug, Clone)]
+pub struct RecordConfig {
+    /// The directory. Each market has one of its own in it.
+    pub dir: PathBuf,
+    /// Which of the older files stay.
+    pub keep: Keep,
+}
+
+/// The recording of one market.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    backlog: Arc<Backlog>,
+    /// Ends with the writer.
+    ended: oneshot::Receiver<()>,
+}
+
+/// Whether the recording of a market goes on.
+#[derive(Debug, Clone)]
+pub(crate) struct RecordStatus {
+    backlog: Arc<Backlog>,
+}
+
+impl Recorder {
+    /// Starts the recording of a market.
+    ///
+    /// # Errors
+    ///
+    /// The directory is not there and cannot be made, or no file can be made in it.
+    pub(crate) fn start(
+        market: Market,
+        config: &RecordConfig,
+        metrics: &mut Metrics,
+    ) -> Result<(Self, RecordStatus), ConfigError> {
+        let dir = config.dir.join(market.to_string());
+        let refused = |error: io::Error| {
+            let expected = format!("expected a directory to write to: {error}");
+            ConfigError::invalid("RECORD_DIR", config.dir.display(), expected)
+        };
+        fs::create_dir_all(&dir).map_err(refused)?;
+        let probe = dir.join(".writable");
+        fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(refused)?;
+        let (backlog, (end, ended)) = (Arc::new(Backlog::default()), oneshot::channel());
+        let (keep, metrics) = (config.keep, RecordMetrics::register(metrics));
+        let writer = Writer::new(market, dir, keep, Arc::clone(&backlog), metrics);
+        let run = move || {
+            writer.run();
+            // Nobody waits if the program has given up waiting.
+            let _: Result<(), ()> = end.send(());
+        };
+        let name = format!("record-{market}");
+        thread::Builder::new().name(name).spawn(run).map_err(refused)?;
+        let status = RecordStatus { backlog: Arc::clone(&backlog) };
+        Ok((Self { backlog, ended }, status))
+    }
+
+    /// Records a frame that has just come. Never waits for the disk.
+    pub(crate) fn frame(&self, frame: &Frame) {
+        self.backlog.push(frame, SystemTime::now());
+    }
+
+    /// Ends the recording once everything is on the disk, or after 2 s.
+    pub(crate) async fn close(self) {
+        self.backlog.close();
+        if timeout(CLOSE_TIMEOUT, self.ended).await.is_err() {
+            error!("the end of the recording is not on the disk after {CLOSE_TIMEOUT:?}");
+        }
+    }
+}
+
+impl RecordStatus {
+    /// What is wrong with the recording.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.backlog.failure().map(|failure| {
+            format!("{failure}; the stream is whole: mend the disk and restart to record again")
+        })
+    }
+}

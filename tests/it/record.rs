@@ -1,0 +1,246 @@
+//! Recording and replay: what the firehose wrote is what came, and can be played again.
+
+use std::{collections::BTreeMap, path::Path, process::Output, time::Duration};
+
+use polygon_sim::SimConfig;
+use tempfile::TempDir;
+use tests::{
+    program::{Launch, Program, Signal},
+    stack::{CLIENT_KEY, FIREHOSE_KEY, Sim, VENDOR_KEY, filtered, firehose, is_complete, is_up},
+    wait::{SOON, eventually, within},
+    ws_client::TestClient,
+};
+use tokio::process::Command;
+
+use crate::{doc_snippets::has_program, events::trade};
+
+/// The directory of a market and the names of its files, oldest first.
+fn files(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut files: Vec<String> = entries.map(|entry| entry.path().display().to_string()).collect();
+    files.sort();
+    files
+}
+
+async fn shell(script: &str, dir: &Path) -> Output {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).current_dir(dir).kill_on_drop(true);
+    within(SOON, script, command.output()).await.expect("run a shell")
+}
+
+/// The frames that people's own tools find in a recording, each with its time. The last lines of a
+/// file that was cut off are missing.
+async fn recorded(dir: &Path) -> Vec<(u64, String)> {
+    let output = shell("for file in *.zst; do zstdcat $file; done", dir).await;
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let whole_lines = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    let frame = |line: &str| {
+        let rest = line.strip_prefix("{\"t\":").expect("a time first");
+        let (t, rest) = rest.split_once(',').expect("a frame next");
+        let frame = match rest.strip_prefix("\"frame\":") {
+            Some(frame) => frame.strip_suffix('}').expect("the end of an object").to_owned(),
+            None => {
+                let text = rest.strip_prefix("\"text\":").expect("a text").strip_suffix('}');
+                serde_json::from_str(text.expect("the end of an object")).expect("a string")
+            }
+        };
+        (t.parse().expect("a number"), frame)
+    };
+    whole_lines.lines().map(frame).collect()
+}
+
+async fn recording(sim: &Sim, dir: &Path) -> Program {
+    let launch = firehose(&sim.url("stocks")).env("RECORD_DIR", dir.display());
+    let program = launch.env("CLIENT_NOTICES", "off").start().await;
+    is_up(&program).await;
+    program
+}
+
+async fn subscriber(sim: &Sim, program: &Program) -> TestClient {
+    let mut client = TestClient::login(program.addr(), FIREHOSE_KEY).await;
+    client.subscribe("T.*").await;
+    eventually(SOON, "the market sends trades", async || {
+        sim.handle.subscriptions().contains("T.*")
+    })
+    .await;
+    client
+}
+
+async fn have_tools() -> bool {
+    has_program("zstdcat", "--version").await && has_program("jq", "--version").await
+}
+
+fn now_ns() -> u64 {
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a time after 1970");
+    u64::try_from(since.as_nanos()).expect("a time before 2554")
+}
+
+#[tokio::test]
+async fn every_frame_is_recorded_as_it_came_and_other_tools_read_it() {
+    if !have_tools().await {
+        return;
+    }
+    let dir = TempDir::new().expect("make a directory");
+    let sim = Sim::with(SimConfig { record: true, ..SimConfig::default() }).await;
+    let before = now_ns();
+    let program = recording(&sim, dir.path()).await;
+    let mut client = subscriber(&sim, &program).await;
+    let mut events = Vec::new();
+    for n in 0..200 {
+        events.push(trade("AAPL", n));
+        sim.handle.publish(&events[n..]);
+    }
+    // With a line break, which no line may hold.
+    let odd = "[ {\"ev\":\"T\",\n \"sym\":\"AAPL\",\"q\":201} ]";
+    sim.handle.publish_raw(odd);
+    client.expect_objects(&events).await;
+    assert_eq!(client.next_text().await, odd);
+    // While it is written, up to the last second.
+    let of_market = dir.path().join("stocks");
+    eventually(SOON, "all is on the disk", async || recorded(&of_market).await.len() == 201).await;
+    program.stop().await;
+    let found = recorded(&of_market).await;
+    let frames: Vec<String> = found.iter().map(|(_, frame)| frame.clone()).collect();
+    assert_eq!(frames, sim.handle.sent());
+    let times: Vec<u64> = found.iter().map(|(t, _)| *t).collect();
+    assert!(times.is_sorted() && before < times[0] && times[200] < now_ns(), "{times:?}");
+
+    let query = "zstdcat *.zst | jq -r 'select(.frame) | .frame[] | .sym' | sort | uniq -c";
+    let output = shell(query, &of_market).await;
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "200 AAPL");
+}
+
+#[tokio::test]
+async fn a_killed_program_loses_a_second_at_most_and_its_successor_begins_a_file() {
+    if !have_tools().await {
+        return;
+    }
+    let dir = TempDir::new().expect("make a directory");
+    let of_market = dir.path().join("stocks");
+    let sim = Sim::start().await;
+    let mut sent = 0;
+    for round in 1..=2 {
+        let mut program = recording(&sim, dir.path()).await;
+        let mut client = subscriber(&sim, &program).await;
+        for _ in 0..50 {
+            sent += 1;
+            sim.handle.publish(&[trade("AAPL", sent)]);
+            client.expect_objects(&[trade("AAPL", sent)]).await;
+        }
+        eventually(SOON, "all is on the disk", async || recorded(&of_market).await.len() == sent)
+            .await;
+        program.signal(Signal::SIGKILL);
+        program.wait_exit(SOON).await;
+        assert_eq!(recorded(&of_market).await.len(), sent);
+        assert_eq!(files(&of_market).len(), round);
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_ends_the_recording_loudly_and_not_the_stream() {
+    let dir = TempDir::new().expect("make a directory");
+    let sim = Sim::start().await;
+    let mut program = recording(&sim, dir.path()).await;
+    let mut client = subscriber(&sim, &program).await;
+    assert_eq!(program.metric("firehose_record_active").await, Some(1.0));
+    std::fs::remove_dir(dir.path().join("stocks")).expect("take the directory away");
+    for n in 0..20 {
+        sim.handle.publish(&[trade("AAPL", n)]);
+        client.expect_objects(&[trade("AAPL", n)]).await;
+    }
+    program.logged("recording stopped; the stream goes on").await;
+    sim.handle.publish(&[trade("AAPL", 20)]);
+    client.expect_objects(&[trade("AAPL", 20)]).await;
+    let health = program.health().await;
+    let problem = health["problems"][0].as_str().expect("a problem");
+    assert!(problem.starts_with("recording stopped: No such file"), "{problem}");
+    assert_eq!(health["status"], "degraded");
+    assert_eq!(program.metric("firehose_record_active").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_stops_the_start() {
+    let launch = firehose("ws://127.0.0.1:1").file("taken", "").env("RECORD_DIR", "taken");
+    let finished = launch.run(SOON).await;
+    assert_eq!(finished.code, Some(2), "{}", finished.stderr);
+    assert!(
+        finished.stderr.starts_with("RECORD_DIR: invalid value \"taken\": expected a directory")
+    );
+    for bad in ["", "0", "5,6"] {
+        let launch = firehose("ws://127.0.0.1:1").env("RECORD_KEEP", bad);
+        let finished = launch.run(SOON).await;
+        assert!(finished.stderr.starts_with("RECORD_KEEP"), "{}", finished.stderr);
+    }
+}
+
+#[tokio::test]
+async fn old_files_go_when_a_new_one_begins() {
+    let dir = TempDir::new().expect("make a directory");
+    let of_market = dir.path().join("stocks");
+    std::fs::create_dir(&of_market).expect("make a directory");
+    for hour in 10..14 {
+        let name = format!("2026-01-02T{hour}-00-00Z.jsonl.zst");
+        std::fs::write(of_market.join(name), [0; 100]).expect("write a file");
+    }
+    let sim = Sim::start().await;
+    let launch = firehose(&sim.url("stocks")).env("RECORD_DIR", dir.path().display());
+    let program = launch.env("RECORD_KEEP", "250").start().await;
+    is_up(&program).await;
+    let _client = subscriber(&sim, &program).await;
+    sim.handle.publish(&[trade("AAPL", 1)]);
+    eventually(SOON, "the oldest are gone", async || files(&of_market).len() == 3).await;
+    assert!(files(&of_market)[0].ends_with("T12-00-00Z.jsonl.zst"));
+}
+
+/// A simulator that plays a recording, and both tiers behind it.
+async fn replay(dir: &Path, settings: &[(&str, &str)]) -> (Program, Program, Program) {
+    let mut sim = Launch::new("polygon-sim")
+        .env("SIM_PORT", 0)
+        .env("SIM_KEY", VENDOR_KEY)
+        .env("SIM_REPLAY", dir.display());
+    for (name, value) in settings {
+        sim = sim.env(name, value);
+    }
+    let sim = sim.start().await;
+    let firehose = firehose(&format!("ws://{}/stocks", sim.addr())).start().await;
+    let filtered = filtered(firehose.addr()).start().await;
+    (sim, firehose, filtered)
+}
+
+#[tokio::test]
+async fn a_recording_is_played_again_with_the_same_bytes_and_spacing() {
+    let dir = TempDir::new().expect("make a directory");
+    let sim = Sim::start().await;
+    let program = recording(&sim, dir.path()).await;
+    let mut client = subscriber(&sim, &program).await;
+    // Something that a client without the symbol does not get, and a pause.
+    let frames = [vec![trade("AAPL", 1), trade("MSFT", 2)], vec![trade("AAPL", 3)]];
+    sim.handle.publish(&frames[0]);
+    client.expect_objects(&frames[0]).await;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    sim.handle.publish(&frames[1]);
+    client.expect_objects(&frames[1]).await;
+    program.stop().await;
+
+    let mut took = BTreeMap::new();
+    for speed in ["1", "10", "max"] {
+        let (_sim, _firehose, filtered) =
+            replay(dir.path(), &[("SIM_SPEED", speed), ("SIM_LOOP", "true")]).await;
+        is_complete(&filtered).await;
+        let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+        client.subscribe("T.AAPL").await;
+        // It may have begun before this client came.
+        while client.next_but_notices().await != trade("AAPL", 1) {}
+        let started = std::time::Instant::now();
+        client.expect_event(&trade("AAPL", 3)).await;
+        took.insert(speed, started.elapsed());
+    }
+    assert!(took["1"] >= Duration::from_millis(1_400), "{took:?}");
+    assert!(took["10"] >= Duration::from_millis(120) && took["10"] < took["1"], "{took:?}");
+    assert!(took["max"] < took["1"], "{took:?}");
+
+    let launch = Launch::new("polygon-sim").env("SIM_REPLAY", dir.path().display());
+    let finished = launch.env("SIM_PORT", 0).env("SIM_MARKET", "crypto").run(SOON).await;
+    assert_eq!(finished.code, Some(1));
+    assert!(finished.stderr.contains("has no crypto: it has stocks"), "{}", finished.stderr);
+}
