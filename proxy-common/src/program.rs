@@ -5,6 +5,7 @@ pub mod args;
 pub mod command_line;
 mod dotenv;
 pub mod hash_key;
+mod healthcheck;
 mod ignored;
 pub mod logging;
 mod program_metrics;

@@ -22,6 +22,7 @@ mod filter;
 mod front;
 mod half_open;
 mod handshake;
+mod healthcheck;
 mod http;
 mod ignored_settings;
 mod keys;

@@ -1,4 +1,4 @@
-//! The subcommand `hash-key`: prints the line for a key in a file of keys.
+//! The subcommands, and the first of them, `hash-key`: prints the line for a key in a file of keys.
 
 use std::io::{self, BufRead, IsTerminal};
 
@@ -18,24 +18,22 @@ pub enum Subcommand {
         #[arg(default_value = "client", value_parser = parse_label)]
         label: String,
     },
+    /// Asks the program that runs with the same settings whether it is alive
+    Healthcheck,
 }
 
-impl Subcommand {
-    /// Runs it, and returns the text for standard output.
-    ///
-    /// # Errors
-    ///
-    /// Standard input holds no key.
-    pub fn run(&self) -> Result<String, ConfigError> {
-        let Self::HashKey { label } = self;
-        let input = io::stdin().lock();
-        if input.is_terminal() {
-            ask();
-        }
-        let key =
-            read_key(input).map_err(|why| ConfigError::invalid_secret("standard input", why))?;
-        Ok(key_file_line(label, &key) + "\n")
+/// Reads a key from standard input, and returns its line for a file of keys.
+///
+/// # Errors
+///
+/// Standard input holds no key.
+pub(super) fn hash_key(label: &str) -> Result<String, ConfigError> {
+    let input = io::stdin().lock();
+    if input.is_terminal() {
+        ask();
     }
+    let key = read_key(input).map_err(|why| ConfigError::invalid_secret("standard input", why))?;
+    Ok(key_file_line(label, &key) + "\n")
 }
 
 #[expect(clippy::print_stderr, reason = "a question to the user at the terminal")]

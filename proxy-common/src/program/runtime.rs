@@ -12,7 +12,8 @@ use tracing::{info, warn};
 
 use super::{
     command_line::{self, StartupExit},
-    hash_key::Subcommand,
+    hash_key::{Subcommand, hash_key},
+    healthcheck,
     logging::LogArgs,
     service_manager,
     wiring::{BoundTier, ServerConfig},
@@ -82,13 +83,17 @@ pub fn start<C: ProgramConfig, H: Handler>(
         Ok(line) => line,
         Err(reason) => return exit(reason),
     };
-    if let Some(subcommand) = line.args.subcommand() {
-        return exit(subcommand.run().map_or_else(StartupExit::Error, StartupExit::Output));
+    let subcommand = line.args.subcommand();
+    if let Some(Subcommand::HashKey { label }) = subcommand {
+        return exit(hash_key(label).map_or_else(StartupExit::Error, StartupExit::Output));
     }
     let config = match C::try_from(&line.args) {
         Ok(config) => config,
         Err(error) => return exit(StartupExit::Error(line.explain(error))),
     };
+    if let Some(Subcommand::Healthcheck) = subcommand {
+        return healthcheck::run(config.server());
+    }
     line.args.log().init(C::Args::command().get_name());
     line.log_ignored();
     let market = list(config.server().markets.iter());
