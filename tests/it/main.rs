@@ -9,6 +9,7 @@ mod autobahn;
 mod balancing;
 mod commands;
 mod config;
+mod container;
 mod contracts;
 mod coverage;
 mod damage;

