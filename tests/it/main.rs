@@ -27,6 +27,7 @@ mod healthcheck;
 mod http;
 mod ignored_settings;
 mod keys;
+mod kubernetes;
 mod large_messages;
 mod ledger;
 mod login;
