@@ -8,6 +8,7 @@ mod access;
 mod autobahn;
 mod balancing;
 mod commands;
+mod compose;
 mod config;
 mod container;
 mod contracts;

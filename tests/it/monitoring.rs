@@ -104,8 +104,8 @@ impl Prometheus {
         for (part, by) in [
             ("scrape_interval: 5s", "scrape_interval: 1s"),
             ("evaluation_interval: 5s", "evaluation_interval: 1s"),
-            ("\"firehose:8767\"", &format!("\"{firehose}\"")),
-            ("\"filtered-1:8765\", \"filtered-2:8765\"", &quoted.join(", ")),
+            ("\"firehose:9464\"", &format!("\"{firehose}\"")),
+            ("\"filtered-1:9464\", \"filtered-2:9464\"", &quoted.join(", ")),
         ] {
             config = replaced(&config, part, by);
         }
