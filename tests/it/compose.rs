@@ -3,19 +3,19 @@
 //!
 //! There is no Docker here and no registry of images: no container of it is started.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+use std::{collections::BTreeSet, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path};
 
 use serde_json::{Value, json};
 use tests::{
     program::{Launch, Program},
     stack::{ReservedPort, is_complete, is_up},
-    tools::{DeployTool, output},
-    wait::SOON,
+    tools::{DeployTool, installed, output},
+    wait::{SOON, listens, within},
     ws_client::TestClient,
 };
 
 use crate::{
-    doc_snippets::{document, replaced, root},
+    doc_snippets::{block, document, replaced, root},
     documents::settings,
 };
 
@@ -126,6 +126,31 @@ async fn each_setting_exists_and_each_key_is_a_secret_of_its_service() {
     assert_eq!(&filtered["TRUSTED_PROXIES"], nginx);
 }
 
+/// Everything but the last command, which needs Docker, runs as it stands.
+#[tokio::test]
+async fn the_commands_of_the_document_make_each_secret_and_start_it() {
+    let document = document("docs/DEPLOY.md");
+    let commands = block(&document, "sh", "docker compose up");
+    let commands = commands.strip_prefix(&format!("cd {DIR}\n")).expect("its directory");
+    let (commands, last) = commands.trim_end().rsplit_once('\n').expect("several commands");
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    let mut shell = installed("sh", "dash");
+    output(shell.args(["-ec", commands]).current_dir(dir.path()), "").await;
+    for name in composed(&[]).await["secrets"].as_object().expect("secrets").keys() {
+        let file = dir.path().join("keys").join(name);
+        let key = std::fs::read_to_string(&file).expect("a file that the commands make");
+        assert!(!key.trim().is_empty(), "{name}");
+        let mode = std::fs::metadata(&file).expect("there is one").permissions().mode();
+        assert_eq!(mode & 0o777, 0o644, "{name}: readable for the users of the containers");
+    }
+    let mut words = last.split(" #").next().expect("a command").split_whitespace();
+    assert_eq!(words.by_ref().take(3).collect::<Vec<_>>(), ["docker", "compose", "up"]);
+    let help = output(DeployTool::Compose.command().await.args(["up", "--help"]), "").await;
+    for flag in words {
+        assert!(help.contains(&format!("{flag} ")), "no {flag} in {help}");
+    }
+}
+
 #[tokio::test]
 async fn the_example_of_a_dotenv_switches_to_the_vendor() {
     let example = document(&format!("{DIR}/.env.example"));
@@ -191,7 +216,7 @@ async fn the_programs_run_with_the_settings_of_the_services() {
         sim = sim.env(name, value.as_str().expect("a text"));
     }
     let _sim = sim.spawn();
-    tests::wait::listens(port.addr()).await;
+    listens(port.addr()).await;
     let at = |service: &Value, name: &str, host: &str, addr: SocketAddr| {
         replaced(service["environment"][name].as_str().expect("a URL"), host, &addr.to_string())
     };
@@ -207,7 +232,7 @@ async fn the_programs_run_with_the_settings_of_the_services() {
         let mut client = TestClient::connect_to(filtered.addr(), path).await;
         client.log_in("key-2").await;
         client.subscribe(channel).await;
-        let event = tests::wait::within(SOON, channel, client.next_but_notices()).await;
+        let event = within(SOON, channel, client.next_but_notices()).await;
         assert!(event.contains(&format!(r#""ev":"{}""#, &channel[..channel.len() - 2])), "{event}");
     }
 }

@@ -164,7 +164,7 @@ impl Front {
                 let read = |file| fs::read_to_string(file).expect("read a certificate");
                 write("pem", &(read(tls.file()) + &read(tls.key_file())));
                 let pem = shown(&dir.join("pem"));
-                config = replaced(&config, "/etc/haproxy/market-data.pem", &pem);
+                config = replaced(&config, "/etc/haproxy/polygon-proxy.pem", &pem);
             }
             Self::HaproxyTcpPlain => {
                 config = replaced(&config, "default-server check-ssl verify none", "");

@@ -13,7 +13,10 @@ use tests::{
     ws_client::TestClient,
 };
 
-use crate::{doc_snippets::root, documents::settings};
+use crate::{
+    doc_snippets::{block, document, root},
+    documents::settings,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -282,5 +285,35 @@ async fn only_filtered_proxies_reach_the_firehose() {
         let policy = policy(tier);
         assert_eq!(policy["podSelector"], pods(tier)[0]["podSelector"]);
         assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
+    }
+}
+
+/// `kubectl` makes the Secret of the document without a cluster, but does not send it.
+#[tokio::test]
+async fn the_command_of_the_document_makes_the_secret() {
+    let document = document("docs/DEPLOY.md");
+    let commands = block(&document, "sh", "kubectl create secret").replace("\\\n", "");
+    let command = commands.lines().find(|line| line.starts_with("kubectl create secret"));
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    std::fs::create_dir(dir.path().join("keys")).expect("make a directory");
+    for name in ["polygon", "firehose", "clients"] {
+        std::fs::write(dir.path().join("keys").join(name), "a-key").expect("write a key");
+    }
+    let mut kubectl = DeployTool::Kubectl.command().await;
+    kubectl.args(command.expect("a command").split_whitespace().skip(1)).current_dir(dir.path());
+    let secret = output(kubectl.args(["--dry-run=client", "--output=json"]), "").await;
+    let secret: Value = serde_json::from_str(&secret).expect("kubectl prints JSON");
+    let objects = Objects::of("example").await;
+    assert_eq!(
+        secret["metadata"]["namespace"],
+        objects.get("Service", "clients")["metadata"]["namespace"]
+    );
+    for (tier, _) in TIERS {
+        let wanted = &objects.pods(tier)["volumes"][0]["secret"];
+        assert_eq!(wanted["secretName"], secret["metadata"]["name"]);
+        for item in wanted["items"].as_array().expect("keys") {
+            let key = item["key"].as_str().expect("a key");
+            assert!(secret["data"][key].is_string(), "{key} in {secret}");
+        }
     }
 }
