@@ -226,6 +226,7 @@ fn explain(unparsed: StartupExit) -> ConfigError {
     match unparsed {
         StartupExit::Error(error) => error,
         StartupExit::Output(text) => ConfigError::invalid("flags", text, "expected settings"),
+        StartupExit::CheckFailed => ConfigError::other("a check failed"),
     }
 }
 

@@ -14,12 +14,12 @@ use proxy_common::{
     link::LinkConfig,
     program::{
         args::{AccountArgs, ServerArgs},
-        hash_key::Subcommand,
         logging::LogArgs,
-        runtime::{ProgramArgs, ProgramConfig},
+        program_config::{ProgramArgs, ProgramConfig},
+        subcommand::Subcommand,
         wiring::ServerConfig,
     },
-    protocol::{Market, NoticePolicy},
+    protocol::{Market, NoticePolicy, TierName},
     transport::ListenConfig,
     version::FULL,
 };
@@ -31,7 +31,7 @@ use url::Url;
 /// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
 /// it.
 #[derive(Debug, Parser)]
-#[command(version = FULL, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(version = FULL, about, long_about = None, disable_help_subcommand = true)]
 pub struct Args {
     /// URL of the firehose
     #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]
@@ -93,6 +93,8 @@ pub struct Config {
 
 impl ProgramConfig for Config {
     type Args = Args;
+
+    const TIER: TierName = TierName::Filtered;
 
     fn links(&self) -> impl Iterator<Item = &LinkConfig> {
         self.links.iter().map(|(_, link)| link)

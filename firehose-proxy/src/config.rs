@@ -13,12 +13,12 @@ use proxy_common::{
     link::{LinkConfig, Spacing},
     program::{
         args::{AccountArgs, ServerArgs},
-        hash_key::Subcommand,
         logging::LogArgs,
-        runtime::{ProgramArgs, ProgramConfig},
+        program_config::{ProgramArgs, ProgramConfig},
+        subcommand::Subcommand,
         wiring::ServerConfig,
     },
-    protocol::{Channel, ChannelError, Feed, Kind, Market, NoticePolicy, channel_items},
+    protocol::{Channel, ChannelError, Feed, Kind, Market, NoticePolicy, TierName, channel_items},
     transport::ListenConfig,
     version::FULL,
 };
@@ -38,7 +38,7 @@ use crate::{
 /// Every setting is a flag, a variable, or a line of a .env file in the working directory or above
 /// it.
 #[derive(Debug, Parser)]
-#[command(version = FULL, about, long_about = None, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
+#[command(version = FULL, about, long_about = None, disable_help_subcommand = true)]
 pub struct Args {
     #[command(flatten)]
     account: AccountArgs,
@@ -157,6 +157,8 @@ pub struct MarketConfig {
 
 impl ProgramConfig for Config {
     type Args = Args;
+
+    const TIER: TierName = TierName::Firehose;
 
     fn links(&self) -> impl Iterator<Item = &LinkConfig> {
         self.markets.iter().flat_map(|market| &market.links)

@@ -134,7 +134,8 @@ impl Args for MarketArgs {
         let of = |&market: &Market| {
             [
                 hidden(market_variable(URL, market), ValueParser::new(sources)),
-                hidden(market_variable(CHANNELS, market), ValueParser::string()),
+                hidden(market_variable(CHANNELS, market), ValueParser::string())
+                    .hide_env_values(false),
                 hidden(market_variable(KEY, market), secret.clone()),
                 hidden(market_variable(KEY, market) + "_FILE", ValueParser::new(path)),
             ]

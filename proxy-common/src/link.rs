@@ -20,7 +20,7 @@ pub use self::{
     config::LinkConfig,
     error::LinkError,
     event::{ContractAnswer, LinkEvent},
-    login::connect,
+    login::{Opened, authenticate, connect, open},
     metrics::LinkMetrics,
     spacing::Spacing,
     status::{ChannelStatus, LastError, LinkState, LinkStatus},
@@ -240,7 +240,7 @@ impl Link {
         self.phase = Phase::Connecting(Box::pin(async move {
             let socket = connect(&config).await?;
             status.send_modify(|status| status.state = LinkState::Authenticating);
-            login::authenticate(&config, socket).await
+            authenticate(&config, socket).await
         }));
     }
 

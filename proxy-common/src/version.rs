@@ -7,6 +7,9 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// repository or without git.
 pub const COMMIT: &str = env!("BUILD_COMMIT");
 
+/// The day of the build in UTC, such as `2026-11-27`.
+pub const DATE: &str = env!("BUILD_DATE");
+
 /// All three, for `--version`.
 pub const FULL: &str = concat!(
     env!("CARGO_PKG_VERSION"),

@@ -7,6 +7,7 @@
 mod access;
 mod autobahn;
 mod balancing;
+mod check;
 mod commands;
 mod compose;
 mod config;
@@ -33,6 +34,7 @@ mod large_messages;
 mod ledger;
 mod login;
 mod logs;
+mod manual;
 mod markets;
 mod metrics;
 mod monitoring;

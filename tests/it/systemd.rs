@@ -99,6 +99,18 @@ async fn the_units_set_what_the_programs_read() {
         let stop: u64 = stop.and_then(|seconds| seconds.parse().ok()).expect("seconds");
         assert_eq!(known["DRAIN_TIMEOUT"].as_deref(), Some("10s"));
         assert!(stop > 10, "{stop}");
+        // A unit without its own settings starts, as far as they are right.
+        let check = text.lines().find_map(|line| line.strip_prefix("ExecStartPre="));
+        let words: Vec<_> = check.expect("a check before the start").split(' ').collect();
+        assert_eq!(words, [format!("/usr/local/bin/{program}"), "check".to_owned()]);
+        let mut launch = Launch::new(program).file("polygon-key", "k\n").arg(words[1]);
+        for (name, value) in
+            set.iter().filter(|(name, _)| text.contains(&format!("Environment={name}")))
+        {
+            launch = launch.env(name, value.replace("%d/", "").replace("%i", "8765"));
+        }
+        let done = launch.run(SOON).await;
+        assert_eq!(done.code, Some(0), "{done:?}");
     }
 }
 

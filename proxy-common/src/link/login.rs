@@ -44,12 +44,31 @@ const ADDRESS_TIMEOUT: Duration = Duration::from_secs(3);
 /// An upstream may ask for a longer pause. More than a day is a mistake.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// A connection that has become a WebSocket.
+pub struct Opened {
+    /// The socket.
+    pub socket: UpstreamSocket,
+    /// The version of TLS, such as `TLS 1.3`, if the connection is encrypted.
+    pub tls: Option<String>,
+    /// The upstream's time, if its response to the upgrade names it.
+    pub date: Option<SystemTime>,
+}
+
 /// Opens a WebSocket to the upstream: TCP, TLS if the URL's scheme is `wss`, and the upgrade.
 ///
 /// # Errors
 ///
 /// The upstream cannot be reached in time, or does not upgrade.
 pub async fn connect(config: &LinkConfig) -> Result<UpstreamSocket, LinkError> {
+    open(config).await.map(|opened| opened.socket)
+}
+
+/// Does the same as [`connect`], and returns also what it learned about the upstream.
+///
+/// # Errors
+///
+/// As for [`connect`].
+pub async fn open(config: &LinkConfig) -> Result<Opened, LinkError> {
     let open = async {
         let url = &config.url;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -71,7 +90,11 @@ pub async fn connect(config: &LinkConfig) -> Result<UpstreamSocket, LinkError> {
 }
 
 /// Requests the upgrade to a WebSocket.
-async fn upgrade(stream: Stream, url: &Url) -> Result<UpstreamSocket, LinkError> {
+async fn upgrade(stream: Stream, url: &Url) -> Result<Opened, LinkError> {
+    let tls = match &stream {
+        MaybeTlsStream::Rustls(tls) => tls.get_ref().1.protocol_version(),
+        _ => None,
+    };
     let key = generate_key();
     let request = Request::get(&url[Position::BeforePath..Position::AfterQuery])
         .header(header::HOST, &url[Position::BeforeHost..Position::AfterPort])
@@ -94,19 +117,25 @@ async fn upgrade(stream: Stream, url: &Url) -> Result<UpstreamSocket, LinkError>
             let why = "an upgrade to something other than a WebSocket".to_owned();
             return Err(LinkError::Unreachable(why));
         }
-        hyper::upgrade::on(response).await.map_err(unreachable)
+        let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        Ok((hyper::upgrade::on(response).await.map_err(unreachable)?, date))
     };
     let mut asking = pin!(asking);
     // The connection moves the bytes and ends with the upgrade. If anything else ends it, `asking`
     // yields the error.
-    let upgraded = tokio::select! {
+    let (upgraded, date) = tokio::select! {
         upgraded = &mut asking => upgraded?,
         _ = connection.with_upgrades() => asking.await?,
     };
     let parts = upgraded
         .downcast::<TokioIo<Stream>>()
         .map_err(|_| LinkError::Unreachable("HTTP did not hand over the connection".to_owned()))?;
-    Ok(UpstreamSocket::new(parts.io.into_inner(), &parts.read_buf))
+    Ok(Opened {
+        socket: UpstreamSocket::new(parts.io.into_inner(), &parts.read_buf),
+        tls: tls.map(|version| format!("{version:?}").replace("TLSv1_", "TLS 1.")),
+        date,
+    })
 }
 
 /// The error for a response that is no upgrade. A redirect is named and never followed, because the
@@ -167,7 +196,11 @@ fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError
 }
 
 /// Waits for the greeting, presents the key and waits for the answer.
-pub(super) async fn authenticate(
+///
+/// # Errors
+///
+/// The upstream refuses the key, or gives no answer in time or another one.
+pub async fn authenticate(
     config: &LinkConfig,
     mut socket: UpstreamSocket,
 ) -> Result<UpstreamSocket, LinkError> {

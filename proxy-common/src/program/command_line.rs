@@ -11,6 +11,7 @@ use clap::{
 use super::{
     dotenv,
     ignored::{self, Ignored},
+    settings::{self, Setting},
 };
 use crate::config::ConfigError;
 
@@ -22,6 +23,8 @@ pub enum StartupExit {
     Output(String),
     /// A bad setting, or a refusal of the system.
     Error(ConfigError),
+    /// A check has found a problem, and has printed it.
+    CheckFailed,
 }
 
 impl StartupExit {
@@ -38,6 +41,8 @@ pub struct CommandLine<T> {
     pub args: T,
     /// The `.env` that was read, if any.
     pub dotenv: Option<PathBuf>,
+    /// The settings in force, as they may be shown.
+    pub settings: Vec<Setting>,
     ignored: Vec<Ignored>,
 }
 
@@ -45,6 +50,11 @@ impl<T> CommandLine<T> {
     /// Warns of settings that have no effect.
     pub fn log_ignored(&self) {
         self.ignored.iter().for_each(Ignored::log);
+    }
+
+    /// The settings that have no effect.
+    pub(super) fn ignored(&self) -> &[Ignored] {
+        &self.ignored
     }
 
     /// Adds the settings without effect to an error, because one of them may be its cause.
@@ -74,14 +84,17 @@ pub fn parse<T: CommandFactory + FromArgMatches>() -> Result<CommandLine<T>, Sta
     if let Some(dotenv) = &dotenv {
         ignored.extend(ignored::in_dotenv(dotenv));
     }
-    let args = T::command()
+    let command = T::command();
+    let (matches, args) = command
+        .clone()
         .try_get_matches()
-        .and_then(|matches| T::from_arg_matches(&matches))
-        .map_err(|error| match explain(&T::command(), &error) {
+        .and_then(|matches| T::from_arg_matches(&matches).map(|args| (matches, args)))
+        .map_err(|error| match explain(&command, &error) {
             StartupExit::Error(error) => StartupExit::Error(with_ignored(error, &ignored)),
-            StartupExit::Output(text) => StartupExit::Output(text),
+            other => other,
         })?;
-    Ok(CommandLine { args, dotenv: dotenv.map(|dotenv| dotenv.path), ignored })
+    let settings = settings::in_force(&command, &matches, dotenv.as_ref());
+    Ok(CommandLine { args, dotenv: dotenv.map(|dotenv| dotenv.path), settings, ignored })
 }
 
 /// Reads flags alone, and ignores the environment and any `.env`. For programs that start a tier

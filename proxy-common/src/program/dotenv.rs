@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    collections::HashSet,
     env, fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -15,6 +16,8 @@ pub(super) struct Dotenv {
     pub(super) path: PathBuf,
     /// The names of its lines, in order.
     pub(super) names: Vec<String>,
+    /// Those of them that were not set already.
+    pub(super) loaded: HashSet<String>,
 }
 
 /// Loads the nearest `.env` in the working directory or above it. A variable that is set already
@@ -33,8 +36,9 @@ pub(super) fn load() -> Result<Option<Dotenv>, ConfigError> {
     };
     let bytes = fs::read(&path).map_err(|error| fault(&path, error))?;
     let names = names(&bytes).map_err(|why| fault(&path, why))?;
+    let loaded = names.iter().filter(|name| env::var_os(name).is_none()).cloned().collect();
     dotenvy::from_read(bytes.as_slice()).map_err(|_| fault(&path, "it cannot be loaded"))?;
-    Ok(Some(Dotenv { path, names }))
+    Ok(Some(Dotenv { path, names, loaded }))
 }
 
 fn fault(path: &Path, why: impl std::fmt::Display) -> ConfigError {

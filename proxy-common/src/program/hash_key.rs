@@ -4,35 +4,21 @@ use std::io::{self, BufRead, IsTerminal};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{
-    access::{key_file_line, parse_label},
-    config::ConfigError,
-};
+use super::command_line::StartupExit;
+use crate::{access::key_file_line, config::ConfigError};
 
-/// A task that a program runs instead of serving.
-#[derive(Debug, Clone, clap::Subcommand)]
-pub enum Subcommand {
-    /// Reads a key from standard input and prints its line for a file of keys
-    HashKey {
-        /// The name under which the key's sessions are logged and counted
-        #[arg(default_value = "client", value_parser = parse_label)]
-        label: String,
-    },
-    /// Asks the program that runs with the same settings whether it is alive
-    Healthcheck,
-}
-
-/// Reads a key from standard input, and returns its line for a file of keys.
+/// Reads a key from standard input, and returns its line for this label.
 ///
 /// # Errors
 ///
 /// Standard input holds no key.
-pub(super) fn hash_key(label: &str) -> Result<String, ConfigError> {
+pub(super) fn line(label: &str) -> Result<String, StartupExit> {
     let input = io::stdin().lock();
     if input.is_terminal() {
         ask();
     }
-    let key = read_key(input).map_err(|why| ConfigError::invalid_secret("standard input", why))?;
+    let key = read_key(input)
+        .map_err(|why| StartupExit::Error(ConfigError::invalid_secret("standard input", why)))?;
     Ok(key_file_line(label, &key) + "\n")
 }
 

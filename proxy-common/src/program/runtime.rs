@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, process::ExitCode};
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::CommandFactory;
 use tokio::{
     runtime::Builder,
     signal::unix::{SignalKind, signal},
@@ -11,22 +11,23 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
+    check,
     command_line::{self, StartupExit},
-    hash_key::{Subcommand, hash_key},
     healthcheck,
-    logging::LogArgs,
+    program_config::{ProgramArgs, ProgramConfig},
     service_manager,
-    wiring::{BoundTier, ServerConfig},
+    subcommand::Subcommand,
+    wiring::BoundTier,
 };
 use crate::{
     config::ConfigError,
-    link::{LinkConfig, redacted},
+    link::redacted,
     server::Handler,
     version::{COMMIT, VERSION},
 };
 
 /// Ends a program that does not serve: prints a text to standard output and succeeds, or prints one
-/// line to standard error and exits with code 2.
+/// line to standard error and exits with code 2. The code is 1 after a check that found a problem.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "help or an error for the user")]
 pub fn exit(reason: StartupExit) -> ExitCode {
     match reason {
@@ -38,6 +39,7 @@ pub fn exit(reason: StartupExit) -> ExitCode {
             eprintln!("{error}");
             ExitCode::from(2)
         }
+        StartupExit::CheckFailed => ExitCode::FAILURE,
     }
 }
 
@@ -49,27 +51,6 @@ pub enum Threads {
     One,
     /// One for each core, in addition to the one that runs the program itself.
     PerCore,
-}
-
-/// The flags that every program has.
-pub trait ProgramArgs: CommandFactory + FromArgMatches {
-    /// Settings of the log.
-    fn log(&self) -> &LogArgs;
-
-    /// The task to run instead of serving, if any.
-    fn subcommand(&self) -> Option<&Subcommand>;
-}
-
-/// The checked settings that every program has.
-pub trait ProgramConfig: for<'a> TryFrom<&'a Self::Args, Error = ConfigError> {
-    /// The flags that they are read from.
-    type Args: ProgramArgs;
-
-    /// Where the data of each market comes from.
-    fn links(&self) -> impl Iterator<Item = &LinkConfig>;
-
-    /// The settings that both tiers share.
-    fn server(&self) -> &ServerConfig;
 }
 
 /// Runs a tier as a program: settings, log, ports, service, exit code.
@@ -84,17 +65,22 @@ pub fn start<C: ProgramConfig, H: Handler>(
         Err(reason) => return exit(reason),
     };
     let subcommand = line.args.subcommand();
-    if let Some(Subcommand::HashKey { label }) = subcommand {
-        return exit(hash_key(label).map_or_else(StartupExit::Error, StartupExit::Output));
+    if let Some(done) = subcommand.and_then(Subcommand::run::<C::Args>) {
+        return exit(done);
     }
     let config = match C::try_from(&line.args) {
         Ok(config) => config,
         Err(error) => return exit(StartupExit::Error(line.explain(error))),
     };
-    if let Some(Subcommand::Healthcheck) = subcommand {
-        return healthcheck::run(config.server());
+    let name = C::Args::command().get_name().to_owned();
+    match subcommand {
+        Some(&Subcommand::Check { connect }) => {
+            return block_on(Threads::One, check::run(&name, &line, &config, connect));
+        }
+        Some(Subcommand::Healthcheck) => return healthcheck::run(config.server()),
+        _ => {}
     }
-    line.args.log().init(C::Args::command().get_name());
+    line.args.log().init(&name);
     line.log_ignored();
     let market = list(config.server().markets.iter());
     let upstream = list(config.links().map(|link| redacted(&link.url)));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -47,6 +48,39 @@ pub struct ServerConfig {
     pub max_sessions: usize,
     /// Most bytes queued for all sessions together. Default: 1 GiB.
     pub total_queue_bytes: usize,
+}
+
+impl ServerConfig {
+    /// The addresses of the data port.
+    ///
+    /// # Errors
+    ///
+    /// The host is unknown. Or the port would be open to other machines while the account's key is
+    /// the only key: that key must not travel there. The error names the variable.
+    pub async fn addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        let addresses = self.listen.resolve().await?;
+        let keys = &self.sessions.keys;
+        if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback())
+            && keys.is_account()
+        {
+            let (host, ip) = (self.listen.host_variable, open.ip());
+            let expected = format!("keys for the clients, as {host} opens {ip} to other machines");
+            return Err(ConfigError::missing(keys.variable(), expected));
+        }
+        Ok(addresses)
+    }
+
+    /// The addresses of the admin port. Empty if there is none.
+    ///
+    /// # Errors
+    ///
+    /// Its host is unknown. The error names the variable.
+    pub async fn admin_addresses(&self) -> Result<Vec<SocketAddr>, ConfigError> {
+        match &self.admin {
+            Some(admin) => admin.resolve().await,
+            None => Ok(Vec::new()),
+        }
+    }
 }
 
 /// The parts that both tiers have: ports bound, counters registered.
@@ -100,24 +134,14 @@ impl Foundation {
     ///
     /// # Errors
     ///
-    /// The host is unknown, or a port is in use. Or the port would be open to other machines while
-    /// the account's key is the only key: that key must not travel there. The error names the
-    /// variable.
+    /// A port is in use. Or as for [`ServerConfig::addresses`].
     pub async fn bind(name: TierName, config: ServerConfig) -> Result<Self, ConfigError> {
-        let addresses = config.listen.resolve().await?;
-        let keys = &config.sessions.keys;
-        if let Some(open) = addresses.iter().find(|address| !address.ip().is_loopback())
-            && keys.is_account()
-        {
-            let (host, ip) = (config.listen.host_variable, open.ip());
-            let expected = format!("keys for the clients, as {host} opens {ip} to other machines");
-            return Err(ConfigError::missing(keys.variable(), expected));
-        }
-        let data = config.listen.bind(&addresses)?;
+        let data = config.listen.bind(&config.addresses().await?)?;
         let admin = match &config.admin {
-            Some(admin) => admin.bind(&admin.resolve().await?)?,
+            Some(admin) => admin.bind(&config.admin_addresses().await?)?,
             None => Vec::new(),
         };
+        let keys = &config.sessions.keys;
         let mut metrics = Metrics::with_prefix(name.name());
         metrics.register_of_process(ProcessMetrics::new());
         metrics.register_collector(KeyMetrics(Arc::clone(keys)));
