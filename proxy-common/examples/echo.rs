@@ -109,7 +109,7 @@ async fn serve(server: ServerArgs, max_bytes: Option<usize>) -> Result<(), Start
     let health = HealthReporter::new(market, keys, upstream, intake, Arc::clone(&sessions));
     let echo = Echo { max_bytes, limits, metrics: sessions, health, link };
     let (counters, stop) = (vec![counters], CancellationToken::new());
-    let budget = foundation.budget(&counters);
+    let budget = foundation.budget(&counters, Arc::default());
     let tier = foundation.serve_by(echo, counters, budget, Vec::new(), Vec::new());
     let work = tier.serve(stop.clone());
     runtime::run(work, stop, async || {}).await.map_err(StartupExit::system)

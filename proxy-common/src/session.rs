@@ -1,23 +1,27 @@
 //! Sessions: one for each accepted downstream WebSocket, from the greeting to the close. They speak
 //! the vendor's protocol, which is the same at both tiers.
 
+mod client;
 mod close;
 mod config;
 mod decision;
 mod ending;
 mod inbound;
 mod metrics;
+mod open_sessions;
 mod outbound;
 mod queue_budget;
 mod slow_consumer;
 mod tier;
 
 pub use self::{
+    client::{ClientInfo, user_agent},
     close::{CloseFrame, CloseReason},
     config::SessionConfig,
     ending::{DrainSchedule, Until, close_session, keep_writing},
     inbound::{ClientMessage, Inbound},
     metrics::{LossReason, SessionMetrics},
+    open_sessions::{OpenSession, OpenSessions, SessionSnapshot},
     outbound::{
         Outbound,
         chunk::{Chunk, ChunkBuffer},
@@ -27,7 +31,7 @@ pub use self::{
     tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
 };
 
-use std::{future, net::IpAddr, sync::Arc, time::Duration};
+use std::{future, sync::Arc, time::Duration};
 
 use tokio::{
     task::{coop::consume_budget, yield_now},
@@ -40,7 +44,7 @@ use tungstenite::protocol::frame::coding::Control;
 use self::decision::{decide, narrow};
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
-    protocol::{Command, Items, Market, NoticePolicy, Status, status_frame},
+    protocol::{Command, Items, NoticePolicy, Status, status_frame},
     transport::Socket,
 };
 
@@ -49,15 +53,6 @@ const SILENT_PINGS: u32 = 3;
 /// How long a client with a refused key may take to read the answer and to close by itself, as some
 /// clients expect.
 const AUTH_FAILED_PAUSE: Duration = Duration::from_millis(500);
-
-/// The client at the other end of a session.
-#[derive(Debug, Clone, Copy)]
-pub struct ClientInfo {
-    /// Its address.
-    pub address: IpAddr,
-    /// The market of its path.
-    pub market: Market,
-}
 
 /// All sessions of a tier.
 #[derive(Debug)]
@@ -70,8 +65,8 @@ pub struct Sessions<T> {
     pub metrics: Arc<SessionMetrics>,
     /// Counts and logs their abuse.
     pub abuse: Arc<AbuseLog>,
-    /// Bounds the bytes that they queue together.
-    pub budget: Arc<QueueBudget>,
+    /// Lists them.
+    pub open: Arc<OpenSessions>,
 }
 
 /// One session in progress.
@@ -82,7 +77,8 @@ struct Session<'a, T: Tier> {
     subscriber: Option<T::Subscriber>,
     /// The key of its last `auth` command.
     key: Option<KeyLease>,
-    client: ClientInfo,
+    /// What others may know of it.
+    open: Arc<OpenSession>,
     commands: CommandBudget,
     /// Nothing is read until then.
     paused_until: Option<Instant>,
@@ -103,41 +99,47 @@ impl<T: Tier> Sessions<T> {
         client: ClientInfo,
         stop: &'a CancellationToken,
     ) -> impl Future<Output = ()> + Send + use<'a, T> {
-        let mut session = Session::new(self, socket, early, client);
+        let (config, metrics) = (&self.config, Arc::clone(&self.metrics));
+        let outbound = Arc::new(Outbound::new(socket, config.slow, metrics));
+        let (entry, open) = self.open.enter(&outbound, client);
+        let mut session = Session::new(self, outbound, early, open);
         session.reply(&Status::connected());
         self.metrics.opened.inc();
         self.metrics.sessions.inc();
         // An `async fn` would keep its arguments in addition to the session made of them.
         async move {
-            let entry = self.budget.enter(&session.outbound);
             let reason = session.run(stop).await;
             Box::pin(session.end(reason)).await;
             drop(entry);
             self.metrics.sessions.dec();
             self.metrics.closed.of(reason.label()).inc();
             if let Some(abuse) = reason.abuse() {
-                self.abuse.note(abuse, client.address, None);
+                self.abuse.note(abuse, session.open.client.address, None);
             }
         }
     }
 }
 
 impl<'a, T: Tier> Session<'a, T> {
-    fn new(sessions: &'a Sessions<T>, socket: Socket, early: &[u8], client: ClientInfo) -> Self {
-        let Sessions { config, metrics, .. } = sessions;
+    fn new(
+        sessions: &'a Sessions<T>,
+        outbound: Arc<Outbound>,
+        early: &[u8],
+        open: Arc<OpenSession>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             sessions,
-            outbound: Arc::new(Outbound::new(socket, config.slow, Arc::clone(metrics))),
+            outbound,
             inbound: Inbound::new(early),
             subscriber: None,
             key: None,
-            client,
+            open,
             commands: CommandBudget::new(now.into_std()),
             paused_until: None,
             started: now,
             last_heard: now,
-            next_ping: now + config.ping_interval,
+            next_ping: now + sessions.config.ping_interval,
             schedule: None,
         }
     }
@@ -246,7 +248,7 @@ impl<'a, T: Tier> Session<'a, T> {
         let resume = self.commands.take(rate, bytes, now.into_std());
         self.paused_until = resume.map(Instant::from_std);
         if resume.is_some() {
-            self.sessions.abuse.note(Abuse::CommandRate, self.client.address, None);
+            self.sessions.abuse.note(Abuse::CommandRate, self.open.client.address, None);
         }
     }
 
@@ -270,8 +272,9 @@ impl<'a, T: Tier> Session<'a, T> {
 
     /// The session goes on with this key.
     async fn on_key(&mut self, key: KeyLease) -> Result<(), CloseReason> {
-        let (client, market) = (self.client.address, self.client.market);
+        let (client, market) = (self.open.client.address, self.open.client.market);
         let key = self.key.insert(key);
+        self.open.set_key(key.shared_label());
         if !key.limits().include_market(market) {
             return Err(CloseReason::MarketRefused);
         }
@@ -287,6 +290,7 @@ impl<'a, T: Tier> Session<'a, T> {
             Some(subscriber) => {
                 if let Some(change) = narrow(market, key, subscriber) {
                     subscriber.change(change).await?;
+                    self.open.set_subscriptions(subscriber.held().len());
                 }
             }
         }
@@ -309,6 +313,7 @@ impl<'a, T: Tier> Session<'a, T> {
                 return Ok(());
             };
             if subscriber.change(change).await? == ChangeOutcome::Applied {
+                self.open.set_subscriptions(subscriber.held().len());
                 return Ok(());
             }
         }
@@ -339,7 +344,7 @@ impl<'a, T: Tier> Session<'a, T> {
         }
         let schedule = self.schedule.as_deref();
         close_session(&self.outbound, &mut self.inbound, reason, status.as_ref(), schedule).await;
-        let (client, key) = (self.client.address, self.key.as_ref().map(KeyLease::label));
+        let (client, key) = (self.open.client.address, self.key.as_ref().map(KeyLease::label));
         if reason.is_notable() {
             warn!(%client, key, reason = reason.label(), "session ended");
         } else {
@@ -352,7 +357,7 @@ impl<'a, T: Tier> Session<'a, T> {
         match (reason, &self.key) {
             (CloseReason::AuthFailed, _) => Some(Status::auth_failed()),
             (CloseReason::MarketRefused, Some(key)) => {
-                let (markets, market) = (key.limits().market_names(), self.client.market);
+                let (markets, market) = (key.limits().market_names(), self.open.client.market);
                 Some(Status::market_refused(&markets, market))
             }
             _ => None,
@@ -480,7 +485,7 @@ mod tests {
             config: SessionConfig::for_tests(Keys::account("KEYS", &"key".into())),
             metrics: Arc::clone(&metrics),
             abuse: Arc::new(AbuseLog::register(&mut registered)),
-            budget: Arc::new(QueueBudget::new(1_000_000, vec![metrics])),
+            open: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -500,7 +505,7 @@ mod tests {
             frames
         };
         let stop = CancellationToken::new();
-        let info = ClientInfo { address: peer.ip(), market: Market::Stocks };
+        let info = ClientInfo::new(peer, Market::Stocks);
         let frames = tokio::select! {
             frames = client => frames,
             () = sessions.serve(socket.into(), b"", info, &stop) => panic!("the session ended"),

@@ -65,6 +65,8 @@ pub struct Gate {
 pub struct AcceptedConnection {
     /// The other end: the peer of the socket, or the client that its PROXY header names.
     pub peer: IpAddr,
+    /// The port of the same.
+    pub port: u16,
     /// Counts the connection for its address.
     pub permit: Option<AddressPermit>,
     /// Whether the client speaks plain HTTP to a port that speaks TLS.
@@ -91,12 +93,13 @@ pub struct Refusal {
 impl AcceptedConnection {
     /// A connection on a port that only the operator reaches.
     pub fn operator(peer: SocketAddr) -> Self {
-        Self::new(peer.ip(), None, false)
+        Self::new(peer, None, false)
     }
 
-    fn new(peer: IpAddr, permit: Option<AddressPermit>, via_trusted_proxy: bool) -> Self {
+    fn new(peer: SocketAddr, permit: Option<AddressPermit>, via_trusted_proxy: bool) -> Self {
         Self {
-            peer,
+            peer: peer.ip().to_canonical(),
+            port: peer.port(),
             permit,
             via_trusted_proxy,
             rate_counted: AtomicBool::new(false),
@@ -134,27 +137,30 @@ impl Gate {
         peer: SocketAddr,
         limit: Duration,
     ) -> Result<AcceptedConnection, Refusal> {
-        let mut peer = peer.ip().to_canonical();
-        if self.proxy_headers && self.trusted_proxies.contains(peer) {
+        let mut peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        if self.proxy_headers && self.trusted_proxies.contains(peer.ip()) {
             match timeout(limit, read_header(socket)).await {
-                Ok(Ok(Some(client))) => peer = client.ip().to_canonical(),
+                Ok(Ok(Some(client))) => {
+                    peer = SocketAddr::new(client.ip().to_canonical(), client.port());
+                }
                 // The proxy speaks for itself, as in a health check.
                 Ok(Ok(None)) => {}
                 Ok(Err(error)) => {
-                    return Err(Refusal::new(Abuse::ProxyHeader, peer).detail(error.to_string()));
+                    let refusal = Refusal::new(Abuse::ProxyHeader, peer.ip());
+                    return Err(refusal.detail(error.to_string()));
                 }
                 Err(_) => {
                     let late = "none in time".to_owned();
-                    return Err(Refusal::new(Abuse::ProxyHeader, peer).detail(late));
+                    return Err(Refusal::new(Abuse::ProxyHeader, peer.ip()).detail(late));
                 }
             }
         }
-        if self.trusted_proxies.contains(peer) {
+        if self.trusted_proxies.contains(peer.ip()) {
             return Ok(AcceptedConnection::new(peer, None, true));
         }
-        match self.addresses.connect(peer) {
+        match self.addresses.connect(peer.ip()) {
             Ok(permit) => Ok(AcceptedConnection::new(peer, permit, false)),
-            Err(_) => Err(Refusal::new(Abuse::AddressFull, peer)),
+            Err(_) => Err(Refusal::new(Abuse::AddressFull, peer.ip())),
         }
     }
 

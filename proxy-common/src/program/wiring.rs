@@ -24,8 +24,8 @@ use crate::{
     protocol::{Market, TierName},
     server::{Handler, Server},
     session::{
-        ClientInfo, QueueBudget, QueueMetrics, SessionConfig, SessionMetrics, Sessions, Tier,
-        enforce_until,
+        ClientInfo, OpenSessions, QueueBudget, QueueMetrics, SessionConfig, SessionMetrics,
+        Sessions, Tier, enforce_until,
     },
     transport::{Certificate, ListenConfig, Listeners, Socket},
 };
@@ -180,7 +180,8 @@ impl Foundation {
         markets: Vec<MarketTier<T, U>>,
     ) -> BoundTier<TierHandler<T, U>> {
         let counters: Vec<_> = markets.iter().map(|market| market.counters.clone()).collect();
-        let budget = self.budget(&counters);
+        let open = Arc::new(OpenSessions::default());
+        let budget = self.budget(&counters, Arc::clone(&open));
         self.metrics.register_collector(QueueMetrics(Arc::clone(&budget)));
         let (mut all_links, mut data) = (Vec::new(), Vec::new());
         let several = markets.len() > 1;
@@ -209,7 +210,7 @@ impl Foundation {
                     config: SessionConfig { market: counters.market, ..self.sessions.clone() },
                     metrics: counters.sessions,
                     abuse: Arc::clone(&self.abuse),
-                    budget: Arc::clone(&budget),
+                    open: Arc::clone(&open),
                 },
                 upkeep,
                 links,
@@ -220,9 +221,9 @@ impl Foundation {
     }
 
     /// Bounds the bytes queued for the sessions of all markets together.
-    pub fn budget(&self, counters: &[MarketCounters]) -> Arc<QueueBudget> {
+    pub fn budget(&self, counters: &[MarketCounters], open: Arc<OpenSessions>) -> Arc<QueueBudget> {
         let sessions = counters.iter().map(|counters| Arc::clone(&counters.sessions)).collect();
-        Arc::new(QueueBudget::new(self.total_queue_bytes, sessions))
+        Arc::new(QueueBudget::new(self.total_queue_bytes, sessions, open))
     }
 
     /// Does the same as [`complete`](Self::complete), with a handler of the caller.

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode,
     header::{
-        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION, UPGRADE,
+        ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, SEC_WEBSOCKET_VERSION,
+        UPGRADE, USER_AGENT,
     },
 };
 use http_body_util::Full;
@@ -25,7 +26,7 @@ use crate::{
     health::HealthStatus,
     metrics::Metrics,
     protocol::Market,
-    session::ClientInfo,
+    session::{ClientInfo, user_agent},
 };
 
 /// The answer to a plain request that is no probe.
@@ -179,9 +180,17 @@ impl<H: Handler> HttpService<H> {
                 return refuse(Abuse::Handshake, Some(error), response);
             }
         };
+        let agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
+        let user_agent = user_agent(agent.unwrap_or_default());
         let pending = PendingUpgrade {
             upgrade: hyper::upgrade::on(request),
-            client: ClientInfo { address: client, market },
+            client: ClientInfo {
+                address: client,
+                // The port of a proxy is not the client's.
+                port: (client == accepted.peer).then_some(accepted.port),
+                user_agent,
+                market,
+            },
             permits: SessionPermits { _session: session, address },
         };
         Ok(Answer::Upgrade(response, pending))

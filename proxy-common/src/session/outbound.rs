@@ -64,6 +64,24 @@ pub struct Outbound {
     metrics: Arc<SessionMetrics>,
 }
 
+/// What a session has got, and what it has yet to get.
+#[derive(Debug, Clone, Copy)]
+pub struct Backlog {
+    /// Bytes that wait to be written.
+    pub bytes: usize,
+    /// When the oldest of them was read from upstream.
+    pub oldest_read_at: Option<Instant>,
+    /// Events written to the socket.
+    pub delivered: u64,
+}
+
+impl Backlog {
+    /// How long ago the oldest of the data that waits was read from upstream. Zero if none waits.
+    pub fn lag(&self) -> Duration {
+        self.oldest_read_at.map_or(Duration::ZERO, |read_at| read_at.elapsed())
+    }
+}
+
 /// The result of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushed {
@@ -248,10 +266,14 @@ impl Outbound {
         self.lock().waiting_bytes()
     }
 
-    /// Bytes that wait to be written, and when the oldest of them was read from upstream.
-    pub fn backlog(&self) -> (usize, Option<Instant>) {
+    /// What is written, and what waits.
+    pub fn backlog(&self) -> Backlog {
         let queue = self.lock();
-        (queue.waiting_bytes(), queue.oldest_read_at())
+        Backlog {
+            bytes: queue.waiting_bytes(),
+            oldest_read_at: queue.oldest_read_at(),
+            delivered: queue.delivered_events,
+        }
     }
 
     /// Evicts the session as a slow consumer, because all sessions together queue too much. False
@@ -390,6 +412,7 @@ impl Outbound {
     #[inline]
     fn delivered(&self, queue: &mut WriteQueue, events: u32, read_at: Instant) {
         self.metrics.delivered(events, 0);
+        queue.delivered_events += u64::from(events);
         if events > 0 && read_at >= queue.next_measured {
             self.measure(queue, read_at);
         }

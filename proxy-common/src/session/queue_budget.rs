@@ -1,19 +1,17 @@
 //! Bounds the bytes queued for all sessions together. Beyond the bound, the sessions with the
 //! longest queues are evicted first.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, registry::Unit};
-use slab::Slab;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::{metrics::SessionMetrics, outbound::Outbound, slow_consumer::sessions_to_evict};
+use super::{
+    metrics::SessionMetrics, open_sessions::OpenSessions, outbound::Outbound,
+    slow_consumer::sessions_to_evict,
+};
 use crate::metrics::encode_gauge;
 
 /// How often the total is checked. Data routed in between may exceed the budget.
@@ -25,26 +23,13 @@ pub struct QueueBudget {
     bytes: usize,
     /// Of each market.
     metrics: Vec<Arc<SessionMetrics>>,
-    /// Locked when a session begins or ends, and when the total exceeds the budget.
-    sessions: Mutex<Slab<Weak<Outbound>>>,
-}
-
-/// A session's entry. Dropping it removes the session from the budget.
-#[derive(Debug)]
-pub struct Entry<'a> {
-    budget: &'a QueueBudget,
-    key: usize,
+    open: Arc<OpenSessions>,
 }
 
 impl QueueBudget {
-    /// A budget of this many bytes, as counted by the gauges of queued bytes.
-    pub fn new(bytes: usize, metrics: Vec<Arc<SessionMetrics>>) -> Self {
-        Self { bytes, metrics, sessions: Mutex::default() }
-    }
-
-    /// Includes a session until its entry is dropped.
-    pub fn enter(&self, outbound: &Arc<Outbound>) -> Entry<'_> {
-        Entry { budget: self, key: self.sessions().insert(Arc::downgrade(outbound)) }
+    /// A budget of this many bytes, as counted by the gauges of queued bytes, for these sessions.
+    pub fn new(bytes: usize, metrics: Vec<Arc<SessionMetrics>>, open: Arc<OpenSessions>) -> Self {
+        Self { bytes, metrics, open }
     }
 
     /// Evicts the sessions with the longest queues if all together exceed the budget.
@@ -54,8 +39,7 @@ impl QueueBudget {
         if queued <= self.bytes {
             return;
         }
-        let sessions: Vec<_> =
-            self.sessions().iter().filter_map(|(_, one)| one.upgrade()).collect();
+        let sessions = self.outbounds();
         let held: Vec<usize> = sessions.iter().map(|outbound| outbound.queued_bytes()).collect();
         let evicted = sessions_to_evict(&held, self.bytes);
         let evicted = evicted.into_iter().filter(|&i| sessions[i].evict()).count();
@@ -67,18 +51,15 @@ impl QueueBudget {
     /// The most bytes that any session has queued, and how long ago the oldest event was read from
     /// upstream that any session has yet to get.
     fn slowest(&self) -> (usize, Duration) {
-        let sessions = self.sessions();
-        let backlogs =
-            sessions.iter().filter_map(|(_, one)| one.upgrade()).map(|one| one.backlog());
-        let (bytes, oldest) = backlogs.fold((0, None), |(most, oldest), (bytes, read_at)| {
-            let read_at: Option<Instant> = read_at;
-            (bytes.max(most), oldest.into_iter().chain(read_at).min())
-        });
-        (bytes, oldest.map_or(Duration::ZERO, |read_at| read_at.elapsed()))
+        let backlogs = self.outbounds();
+        let backlogs = backlogs.iter().map(|outbound| outbound.backlog());
+        backlogs.fold((0, Duration::ZERO), |(bytes, lag), one| {
+            (bytes.max(one.bytes), lag.max(one.lag()))
+        })
     }
 
-    fn sessions(&self) -> MutexGuard<'_, Slab<Weak<Outbound>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn outbounds(&self) -> Vec<Arc<Outbound>> {
+        self.open.list().iter().filter_map(|session| session.outbound()).collect()
     }
 }
 
@@ -96,12 +77,6 @@ impl Collector for QueueMetrics {
         encode_gauge(encoder, "slowest_session_queue", help, Some(&Unit::Bytes), bytes as i64)?;
         let help = "Age of the oldest event that any session has yet to get";
         encode_gauge(encoder, "slowest_session_lag", help, Some(&Unit::Seconds), lag.as_secs_f64())
-    }
-}
-
-impl Drop for Entry<'_> {
-    fn drop(&mut self) {
-        self.budget.sessions().remove(self.key);
     }
 }
 

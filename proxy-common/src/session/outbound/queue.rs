@@ -32,6 +32,8 @@ pub(super) struct WriteQueue {
     pub(super) reported: usize,
     /// This session's share of the gauge of queued events.
     pub(super) reported_events: u64,
+    /// Events written to the socket since the start of the session.
+    pub(super) delivered_events: u64,
     /// The delay of the first events is measured that are read then or later.
     pub(super) next_measured: Instant,
     pub(super) state: State,
@@ -81,6 +83,7 @@ impl WriteQueue {
             item_events: 0,
             reported: 0,
             reported_events: 0,
+            delivered_events: 0,
             next_measured: now,
             state: State::Open,
         }
