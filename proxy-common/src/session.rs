@@ -7,6 +7,7 @@ mod config;
 mod decision;
 mod ending;
 mod inbound;
+mod log;
 mod metrics;
 mod open_sessions;
 mod outbound;
@@ -20,6 +21,7 @@ pub use self::{
     config::SessionConfig,
     ending::{DrainSchedule, Until, close_session, keep_writing},
     inbound::{ClientMessage, Inbound},
+    log::SessionLog,
     metrics::{LossReason, SessionMetrics},
     open_sessions::{OpenSession, OpenSessions, SessionSnapshot},
     outbound::{
@@ -38,13 +40,16 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::debug;
 use tungstenite::protocol::frame::coding::Control;
 
-use self::decision::{decide, narrow};
+use self::{
+    decision::{decide, narrow},
+    log::End,
+};
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
-    protocol::{Command, Items, NoticePolicy, Status, status_frame},
+    protocol::{Command, Items, NoticePolicy, Status, status_frame, summarize_channels},
     transport::Socket,
 };
 
@@ -67,6 +72,8 @@ pub struct Sessions<T> {
     pub abuse: Arc<AbuseLog>,
     /// Lists them.
     pub open: Arc<OpenSessions>,
+    /// Logs them.
+    pub log: Arc<SessionLog>,
 }
 
 /// One session in progress.
@@ -102,6 +109,7 @@ impl<T: Tier> Sessions<T> {
         let (config, metrics) = (&self.config, Arc::clone(&self.metrics));
         let outbound = Arc::new(Outbound::new(socket, config.slow, metrics));
         let (entry, open) = self.open.enter(&outbound, client);
+        debug!(session = open.number, client = %open.client, "session waits for its key");
         let mut session = Session::new(self, outbound, early, open);
         session.reply(&Status::connected());
         self.metrics.opened.inc();
@@ -272,16 +280,17 @@ impl<'a, T: Tier> Session<'a, T> {
 
     /// The session goes on with this key.
     async fn on_key(&mut self, key: KeyLease) -> Result<(), CloseReason> {
-        let (client, market) = (self.open.client.address, self.open.client.market);
+        let market = self.open.client.market;
         let key = self.key.insert(key);
         self.open.set_key(key.shared_label());
         if !key.limits().include_market(market) {
             return Err(CloseReason::MarketRefused);
         }
-        debug!(%client, key = key.label(), "authenticated");
+        SessionLog::command(&self.open, key.label(), "auth", key.label());
         self.outbound.send_frame(&status_frame(&Status::auth_success()), Instant::now());
         match &mut self.subscriber {
             None => {
+                self.sessions.log.started(&self.open, key.label());
                 let admitted = self.sessions.tier.admit(&self.outbound, key.shared_label()).await;
                 self.subscriber = Some(admitted);
             }
@@ -302,17 +311,22 @@ impl<'a, T: Tier> Session<'a, T> {
             self.reply(&Status::auth_required());
             return Ok(());
         };
+        let action = if subscribe { "subscribe" } else { "unsubscribe" };
         // Decide again if the coverage has changed meanwhile, which is rare.
         loop {
             let config = &self.sessions.config;
             let Some(change) = decide(config, key, subscriber, items, subscribe) else {
-                let action = if subscribe { "subscribe" } else { "unsubscribe" };
                 self.reply_error(format!(
                     "nothing to {action}: expected channels separated by commas in \"params\", for example T.AAPL,Q.*"
                 ));
                 return Ok(());
             };
+            let channels = tracing::enabled!(tracing::Level::DEBUG)
+                .then(|| summarize_channels(change.channels.iter()));
             if subscriber.change(change).await? == ChangeOutcome::Applied {
+                if let Some(channels) = channels {
+                    SessionLog::command(&self.open, key.label(), action, &channels);
+                }
                 self.open.set_subscriptions(subscriber.held().len());
                 return Ok(());
             }
@@ -334,6 +348,7 @@ impl<'a, T: Tier> Session<'a, T> {
             Some(subscriber) => policy.includes(subscriber.held()),
             None => policy == NoticePolicy::Everyone,
         };
+        let started = self.subscriber.is_some();
         // First, so that nothing more is routed to a session that ends.
         self.subscriber = None;
         let status = closing_status(reason, wants_notices);
@@ -344,12 +359,14 @@ impl<'a, T: Tier> Session<'a, T> {
         }
         let schedule = self.schedule.as_deref();
         close_session(&self.outbound, &mut self.inbound, reason, status.as_ref(), schedule).await;
-        let (client, key) = (self.open.client.address, self.key.as_ref().map(KeyLease::label));
-        if reason.is_notable() {
-            warn!(%client, key, reason = reason.label(), "session ended");
-        } else {
-            debug!(%client, key, reason = reason.label(), "session ended");
-        }
+        self.sessions.log.ended(&End {
+            session: &self.open,
+            started,
+            key: self.key.as_ref().map(KeyLease::label),
+            lived: self.started.elapsed(),
+            totals: self.outbound.totals(),
+            reason,
+        });
     }
 
     /// The answer to the key, if the session ends because that was refused.
@@ -485,6 +502,7 @@ mod tests {
             config: SessionConfig::for_tests(Keys::account("KEYS", &"key".into())),
             metrics: Arc::clone(&metrics),
             abuse: Arc::new(AbuseLog::register(&mut registered)),
+            log: Arc::default(),
             open: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

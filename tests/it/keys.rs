@@ -83,7 +83,7 @@ async fn sessions_are_counted_by_the_labels_of_their_keys() {
             let label = format!("key=\"{label}\"");
             assert_eq!(program.metric_with(&name, &label).await, Some(sessions), "{label}");
         }
-        let line = program.logged("authenticated").await;
+        let line = program.logged("session started").await;
         assert_eq!(line["key"], "desk-a", "{line}");
         for client in clients {
             client.close().await;

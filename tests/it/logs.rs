@@ -1,13 +1,24 @@
 //! Logs and `/health` for whoever is on call: who, what, where, since when, and what to do.
 
+use std::{net::SocketAddr, time::Duration};
+
 use polygon_sim::{Fault, SimConfig};
 use serde_json::Value;
 use tests::{
     http::{refused_upgrade, upgrade},
     program::Program,
     stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, in_state, is_up},
-    wait::{SOON, eventually},
+    wait::{SOON, eventually, holds_for},
     ws_client::TestClient,
+};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream},
+};
+
+use crate::{
+    doc_snippets::document,
+    events::{quote, trade},
 };
 
 /// The lines of a program's log, each of which is one flat JSON object with a message.
@@ -20,6 +31,8 @@ fn lines(program: &Program, name: &str) -> Vec<Value> {
             assert_eq!(line.matches(&format!("\"{key}\":")).count(), 1, "{key} of {line}");
         }
         assert_eq!(parsed["program"], name, "{line}");
+        assert_eq!(parsed["version"], env!("CARGO_PKG_VERSION"), "{line}");
+        assert_eq!(line.matches("\"version\":").count(), 1, "{line}");
         // What `{:?}` makes of structs, variants and options.
         for rust in [" { ", "Some(", "Ok(", "Err("] {
             assert!(!line.contains(rust), "{rust:?} in {line}");
@@ -140,10 +153,197 @@ async fn lines_of_a_market_name_it_if_there_are_several() {
             .collect()
     };
     let filtered = &stack.filtered[0];
-    assert_eq!(of(filtered, "filtered-proxy", "authenticated"), ["crypto"]);
+    assert_eq!(of(filtered, "filtered-proxy", "session started"), ["crypto"]);
     for (program, name) in [(&stack.firehose, "firehose-proxy"), (filtered, "filtered-proxy")] {
         let mut markets = of(program, name, "Authenticated successfully");
         markets.sort();
         assert_eq!(markets, ["crypto", "stocks"]);
     }
+}
+
+/// A filtered proxy at this level, with these settings.
+async fn at_level(level: &str, settings: &[(&'static str, &str)]) -> Stack {
+    let settings = settings.iter().copied().chain([("LOG_LEVEL", level)]);
+    let filtered_env = settings.map(|(name, value)| (name, value.to_owned())).collect();
+    Stack::with(StackConfig { filtered_env, ..StackConfig::default() }).await
+}
+
+/// A client with this `User-Agent`, and its own address.
+async fn named(stack: &Stack, user_agent: &str) -> (TestClient, SocketAddr) {
+    let stream = TcpStream::connect(stack.addr()).await.expect("connect");
+    let own = stream.local_addr().expect("an address");
+    (TestClient::over(stream, &[("user-agent", user_agent)]).await, own)
+}
+
+/// The lines of the filtered proxy with this message.
+fn of_message(stack: &Stack, message: &str) -> Vec<Value> {
+    let all = lines(&stack.filtered[0], "filtered-proxy").into_iter();
+    all.filter(|line| line["message"] == message).collect()
+}
+
+/// Waits for the first line of the filtered proxy with this message.
+async fn line(stack: &Stack, message: &str) -> Value {
+    let mut found = None;
+    eventually(SOON, message, async || {
+        found = of_message(stack, message).into_iter().next();
+        found.is_some()
+    })
+    .await;
+    found.expect("the condition held")
+}
+
+#[tokio::test]
+async fn a_session_is_logged_with_who_and_how_much() {
+    let stack = at_level("info", &[]).await;
+    let (mut client, own) = named(&stack, "desk/1.0 (\"test\")").await;
+    let mut texts = vec![client.next_text().await];
+    client.command("auth", CLIENT_KEY).await;
+    texts.push(client.next_text().await);
+    client.command("subscribe", "T.AAPL").await;
+    texts.push(client.next_text().await);
+    let started = line(&stack, "session started").await;
+    assert_eq!(started["level"], "INFO", "{started}");
+    for n in 0..3 {
+        stack.publish(&[trade("AAPL", n), quote("AAPL", n)]);
+        texts.push(client.next_text().await);
+    }
+    drop(client);
+    let ended = line(&stack, "session ended").await;
+    assert_eq!(ended["level"], "INFO", "{ended}");
+    for line in [&started, &ended] {
+        assert_eq!(line["session"], 1, "{line}");
+        assert_eq!(line["client"], own.to_string(), "{line}");
+        assert_eq!(line["user_agent"], "desk/1.0 (\"test\")", "{line}");
+        assert_eq!(line["key"], "key-1", "{line}");
+    }
+    let document = document("docs/OPERATIONS.md");
+    for (line, others) in [(&started, ""), (&ended, "`session` `client` `user_agent` `key`")] {
+        let message = format!("| `{}` |", line["message"].as_str().expect("a message"));
+        let row = document.lines().find(|row| row.starts_with(&message)).expect("a row");
+        let fields = format!("{} {others}", row.split(" | ").nth(2).expect("a cell"));
+        for field in fields.split('`').skip(1).step_by(2) {
+            assert!(!line[field].is_null(), "{field} of {line}");
+        }
+    }
+    // The header of a short message has 2 bytes, that of a longer one 4.
+    let sizes = texts.iter().map(|text| text.len() + if text.len() < 126 { 2 } else { 4 });
+    assert_eq!(ended["bytes"], sizes.sum::<usize>(), "{ended}");
+    assert_eq!((&ended["events"], &ended["lag_ms"]), (&3.into(), &0.into()), "{ended}");
+    assert_eq!(ended["reason"], "client_gone", "{ended}");
+    assert!(ended["seconds"].as_u64().is_some_and(|seconds| seconds < 60), "{ended}");
+    // The next one has the next number.
+    stack.client().await.close().await;
+    eventually(SOON, "a second line", async || of_message(&stack, "session ended").len() == 2)
+        .await;
+    assert_eq!(of_message(&stack, "session ended")[1]["session"], 2);
+    assert!(of_message(&stack, "command").is_empty());
+}
+
+#[tokio::test]
+async fn a_slow_client_is_logged_with_its_lag() {
+    let stack = at_level("info", &[("CLIENT_MAX_LAG", "700ms")]).await;
+    let mut client = TestClient::connect_narrow(stack.addr(), 4_096).await;
+    client.log_in(CLIENT_KEY).await;
+    client.subscribe("T.*").await;
+    let wide = |n| trade(&format!("AAPL\",\"x\":\"{}", "x".repeat(2_000)), n);
+    let flood = async {
+        let mut n = 0;
+        loop {
+            n += 1;
+            stack.publish(&[wide(n)]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let ended = tokio::select! {
+        ended = line(&stack, "session ended") => ended,
+        () = flood => unreachable!("it never ends"),
+    };
+    assert_eq!((&ended["level"], &ended["reason"]), (&"WARN".into(), &"slow_consumer".into()));
+    let lag = ended["lag_ms"].as_u64().expect("a number");
+    assert!((600..20_000).contains(&lag), "{ended}");
+    drop(client);
+}
+
+#[tokio::test]
+async fn sessions_without_a_login_and_commands_are_logged_at_debug() {
+    let stack = at_level("debug", &[]).await;
+    drop(TestClient::connect(stack.addr()).await);
+    let waits = line(&stack, "session waits for its key").await;
+    let ended = line(&stack, "session ended").await;
+    for line in [&waits, &ended] {
+        assert_eq!((&line["level"], &line["session"]), (&"DEBUG".into(), &1.into()), "{line}");
+    }
+    assert!(ended["key"].is_null() && of_message(&stack, "session started").is_empty());
+    let mut client = stack.subscriber("T.AAPL,Q.AAPL").await;
+    client.unsubscribe("Q.AAPL").await;
+    // No line shows what is no channel: it may be a key in the wrong field.
+    client.command("subscribe", "s3cret").await;
+    client.next_text().await;
+    eventually(SOON, "four commands", async || of_message(&stack, "command").len() == 4).await;
+    let commands: Vec<_> = of_message(&stack, "command")
+        .iter()
+        .map(|line| {
+            assert_eq!((&line["level"], &line["session"]), (&"DEBUG".into(), &2.into()), "{line}");
+            [&line["command"], &line["subject"]].map(|text| text.as_str().unwrap_or("").to_owned())
+        })
+        .collect();
+    let expected = [
+        ["auth", "key-1"],
+        ["subscribe", "T.AAPL, Q.AAPL"],
+        ["unsubscribe", "Q.AAPL"],
+        ["subscribe", "nothing"],
+    ];
+    assert_eq!(commands, expected);
+    assert!(!stack.filtered[0].log_text().contains("s3cret"));
+}
+
+#[tokio::test]
+async fn what_a_client_calls_itself_is_cut_and_holds_no_control_characters() {
+    let stack = at_level("info", &[]).await;
+    let (mut client, _) = named(&stack, &format!("a\tb{}", "x".repeat(1_000))).await;
+    client.log_in(CLIENT_KEY).await;
+    let started = line(&stack, "session started").await;
+    assert_eq!(started["user_agent"], format!("ab{}", "x".repeat(98)), "{started}");
+}
+
+#[tokio::test]
+async fn a_client_behind_a_proxy_is_logged_by_its_own_address() {
+    let trusted = ("TRUSTED_PROXIES", "127.0.0.2");
+    let from_proxy = async |stack: &Stack| {
+        let socket = TcpSocket::new_v4().expect("make a socket");
+        socket.bind(([127, 0, 0, 2], 0).into()).expect("bind an address of this machine");
+        socket.connect(stack.addr()).await.expect("connect")
+    };
+    let stack = at_level("info", &[trusted]).await;
+    let stream = from_proxy(&stack).await;
+    let mut client = TestClient::over(stream, &[("x-forwarded-for", "203.0.113.9")]).await;
+    client.log_in(CLIENT_KEY).await;
+    // Its port is not known.
+    assert_eq!(line(&stack, "session started").await["client"], "203.0.113.9");
+    let stack = at_level("info", &[trusted, ("PROXY_PROTOCOL", "on")]).await;
+    let mut stream = from_proxy(&stack).await;
+    let header = b"PROXY TCP6 2001:db8::7 ::1 4711 8765\r\n";
+    stream.write_all(header).await.expect("write");
+    let mut client = TestClient::over(stream, &[]).await;
+    client.log_in(CLIENT_KEY).await;
+    assert_eq!(line(&stack, "session started").await["client"], "[2001:db8::7]:4711");
+}
+
+#[tokio::test]
+async fn a_storm_of_clients_leaves_a_hundred_lines_and_a_count() {
+    let stack = at_level("info", &[]).await;
+    for _ in 0..130 {
+        stack.client().await.close().await;
+    }
+    let count = line(&stack, "sessions started and ended without a line: too many at once").await;
+    assert_eq!((&count["starts"], &count["ends"]), (&30.into(), &30.into()), "{count}");
+    for message in ["session started", "session ended"] {
+        assert_eq!(of_message(&stack, message).len(), 100, "{message}");
+    }
+    // Once.
+    holds_for(Duration::from_secs(2), "no other count", async || {
+        stack.filtered[0].log_count("sessions started and ended without a line: too many at once")
+            == 1
+    })
+    .await;
 }

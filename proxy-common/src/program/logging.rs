@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 
+use crate::version::VERSION;
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -34,7 +35,7 @@ pub enum LogFormat {
 }
 
 /// Sends logs to standard error. Without a format, writes text to a terminal and JSON to anything
-/// else. JSON lines name the program.
+/// else. JSON lines name the program and its version.
 ///
 /// # Panics
 ///
@@ -53,6 +54,7 @@ pub fn init(program: &str, filter: Targets, format: Option<LogFormat>) {
                 .flatten_event(true)
                 .with_span_list(false);
             lines.inner_layer_mut().add_static_field("program", program.into());
+            lines.inner_layer_mut().add_static_field("version", VERSION.into());
             registry.with(lines).init();
         }
     }

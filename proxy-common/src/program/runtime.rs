@@ -19,12 +19,7 @@ use super::{
     subcommand::Subcommand,
     wiring::BoundTier,
 };
-use crate::{
-    config::ConfigError,
-    link::redacted,
-    server::Handler,
-    version::{COMMIT, VERSION},
-};
+use crate::{config::ConfigError, link::redacted, server::Handler, version::FULL};
 
 /// Ends a program that does not serve: prints a text to standard output and succeeds, or prints one
 /// line to standard error and exits with code 2. The code is 1 after a check that found a problem.
@@ -88,8 +83,7 @@ pub fn start<C: ProgramConfig, H: Handler>(
         let tier = bind(config).await.map_err(StartupExit::Error)?;
         let addresses = tier.listeners.addresses().map_err(StartupExit::system)?;
         info!(
-            version = VERSION,
-            commit = COMMIT,
+            build = FULL,
             dotenv =
                 line.dotenv.map_or_else(|| "none".to_owned(), |path| path.display().to_string()),
             addresses = list(addresses.iter()),

@@ -24,8 +24,8 @@ use crate::{
     protocol::{Market, TierName},
     server::{Handler, Server},
     session::{
-        ClientInfo, OpenSessions, QueueBudget, QueueMetrics, SessionConfig, SessionMetrics,
-        Sessions, Tier, enforce_until,
+        ClientInfo, OpenSessions, QueueBudget, QueueMetrics, SessionConfig, SessionLog,
+        SessionMetrics, Sessions, Tier, enforce_until,
     },
     transport::{Certificate, ListenConfig, Listeners, Socket},
 };
@@ -181,6 +181,7 @@ impl Foundation {
     ) -> BoundTier<TierHandler<T, U>> {
         let counters: Vec<_> = markets.iter().map(|market| market.counters.clone()).collect();
         let open = Arc::new(OpenSessions::default());
+        let log = Arc::new(SessionLog::default());
         let budget = self.budget(&counters, Arc::clone(&open));
         self.metrics.register_collector(QueueMetrics(Arc::clone(&budget)));
         let (mut all_links, mut data) = (Vec::new(), Vec::new());
@@ -211,6 +212,7 @@ impl Foundation {
                     metrics: counters.sessions,
                     abuse: Arc::clone(&self.abuse),
                     open: Arc::clone(&open),
+                    log: Arc::clone(&log),
                 },
                 upkeep,
                 links,
@@ -326,6 +328,7 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
             let _market = market.span.enter();
             market.health.tick(market.upkeep.unread());
             market.upkeep.tick();
+            market.sessions.log.tick();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The client at the other end of a session.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
@@ -28,6 +29,16 @@ impl ClientInfo {
     pub fn new(address: SocketAddr, market: Market) -> Self {
         let (address, port) = (address.ip(), Some(address.port()));
         Self { address, port, user_agent: "".into(), market }
+    }
+}
+
+impl fmt::Display for ClientInfo {
+    /// Address and port, such as `192.0.2.1:4711` or `[2001:db8::1]:4711`; or the address alone.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
+            None => self.address.fmt(f),
+        }
     }
 }
 

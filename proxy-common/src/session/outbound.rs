@@ -75,6 +75,18 @@ pub struct Backlog {
     pub delivered: u64,
 }
 
+/// What a session has got, all in all.
+#[derive(Debug, Clone, Copy)]
+pub struct Totals {
+    /// Events written to the socket.
+    pub events: u64,
+    /// Bytes written to the socket, before TLS.
+    pub bytes: u64,
+    /// How long ago the oldest data that waited was read from upstream, when the session began to
+    /// end. Zero if none waited.
+    pub lag: Duration,
+}
+
 impl Backlog {
     /// How long ago the oldest of the data that waits was read from upstream. Zero if none waits.
     pub fn lag(&self) -> Duration {
@@ -276,6 +288,16 @@ impl Outbound {
         }
     }
 
+    /// What the session has got, once it has ended.
+    pub fn totals(&self) -> Totals {
+        let queue = self.lock();
+        Totals {
+            events: queue.delivered_events,
+            bytes: queue.written_bytes,
+            lag: queue.lag_at_end.unwrap_or_default(),
+        }
+    }
+
     /// Evicts the session as a slow consumer, because all sessions together queue too much. False
     /// if the session is already ending.
     pub fn evict(&self) -> bool {
@@ -297,6 +319,7 @@ impl Outbound {
         if matches!(queue.state, State::Closing | State::Over) {
             return;
         }
+        queue.note_lag();
         if !reason.flushes() {
             self.drop_queue(&mut queue, reason);
         }
@@ -397,6 +420,7 @@ impl Outbound {
         match self.socket.try_write(parts) {
             Ok(written) => {
                 self.metrics.delivered(0, written);
+                queue.written_bytes += written as u64;
                 Some(written)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(0),
@@ -474,6 +498,7 @@ impl Outbound {
     }
 
     fn drop_queue(&self, queue: &mut WriteQueue, reason: CloseReason) {
+        queue.note_lag();
         self.metrics.lost(LossReason::of(reason), queue.item_events);
         queue.clear_queue();
         self.publish(queue);
@@ -518,6 +543,7 @@ impl Outbound {
                 Ok(written) => {
                     queue.advance(written);
                     self.metrics.delivered(0, written);
+                    queue.written_bytes += written as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.publish(queue);

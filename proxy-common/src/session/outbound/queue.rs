@@ -1,6 +1,6 @@
 //! The write queue of one session: holds the data to be written, in order, and no socket.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::{Buf, Bytes};
 use tokio::time::Instant;
@@ -34,6 +34,10 @@ pub(super) struct WriteQueue {
     pub(super) reported_events: u64,
     /// Events written to the socket since the start of the session.
     pub(super) delivered_events: u64,
+    /// Bytes written to the socket since then.
+    pub(super) written_bytes: u64,
+    /// How old the data was that waited when the session began to end.
+    pub(super) lag_at_end: Option<Duration>,
     /// The delay of the first events is measured that are read then or later.
     pub(super) next_measured: Instant,
     pub(super) state: State,
@@ -84,6 +88,8 @@ impl WriteQueue {
             reported: 0,
             reported_events: 0,
             delivered_events: 0,
+            written_bytes: 0,
+            lag_at_end: None,
             next_measured: now,
             state: State::Open,
         }
@@ -138,6 +144,14 @@ impl WriteQueue {
             0 => self.items.front().map(|item| item.times.read_at),
             _ => Some(self.in_flight_read_at),
         }
+    }
+
+    /// Notes how old the data is that waits, unless that was noted before: the session begins to
+    /// end.
+    pub(super) fn note_lag(&mut self) {
+        let read_at = self.oldest_read_at();
+        self.lag_at_end
+            .get_or_insert_with(|| read_at.map_or(Duration::ZERO, |read_at| read_at.elapsed()));
     }
 
     pub(super) fn push(&mut self, bytes: Bytes, events: u32, times: Times, framed: bool) {
