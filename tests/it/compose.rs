@@ -1,5 +1,5 @@
-//! `deploy/compose/compose.yaml`: read by the real Docker Compose, and its settings given to the
-//! real programs.
+//! `deploy/compose/compose.yaml`: the real Docker Compose reads it, and the real programs run with its
+//! settings.
 //!
 //! There is no Docker here and no registry of images: no container of it is started.
 

@@ -175,7 +175,7 @@ impl Front {
     }
 }
 
-/// The configuration with these proxies in place of its three. Fewer leave lines out.
+/// The configuration with these proxies instead of its three. With fewer, lines are left out.
 fn with_proxies(config: &str, proxies: &[SocketAddr]) -> String {
     let shipped: Vec<_> = config
         .lines()

@@ -1,5 +1,5 @@
-//! The manifests of `deploy/kubernetes`: rendered by the real kustomize, checked against the schemas
-//! of Kubernetes, and their settings given to the real programs.
+//! The manifests of `deploy/kubernetes`: the real kustomize renders them, schemas of Kubernetes check
+//! them, and the real programs run with their settings.
 //!
 //! There is no cluster here: nothing is scheduled, and no network policy is enforced.
 
@@ -20,8 +20,9 @@ use crate::{
 
 const MIB: u64 = 1 << 20;
 
-/// A tier: its manifests' name, its data port, and the directory of its keys.
+/// The name of each tier and its data port.
 const TIERS: [(&str, u64); 2] = [("firehose-proxy", 8767), ("filtered-proxy", 8765)];
+/// The directory of the keys.
 const KEYS: &str = "/run/secrets/polygon-proxy";
 
 /// The output of `kubectl kustomize` for a folder.
@@ -256,6 +257,10 @@ async fn pods_are_protected_probed_and_found_by_their_labels() {
         for (name, value) in wanted {
             assert_eq!(&service["metadata"]["labels"][name], value, "Prometheus finds {tier}");
         }
+        let job = monitor["jobLabel"].as_str().expect("a label");
+        let job = service["metadata"]["labels"][job].as_str().expect("a job");
+        let prometheus = document("deploy/prometheus/prometheus.yml");
+        assert!(prometheus.contains(&format!("job_name: {job}\n")), "{job}");
         let ports = service["spec"]["ports"].as_array().expect("ports");
         let scraped = &monitor["endpoints"][0]["port"];
         assert!(ports.iter().any(|port| port["name"] == *scraped), "{scraped}");

@@ -1,4 +1,4 @@
-//! Programs of other projects that the tests run. Whoever lacks one learns which package has it.
+//! Programs of other projects that the tests run. If one is missing, the error names its package.
 
 use std::{path::Path, process::Stdio};
 
