@@ -285,8 +285,8 @@ async fn runs_the_chain(image: &Image, user: u32) {
     client.subscribe("T.*").await;
     assert!(client.next_but_notices().await.starts_with(r#"{"ev":"T","sym":""#));
     let [firehose, filtered] = running;
-    filtered.stop().await;
-    assert_eq!(client.end(SOON).await, Received::Closed(Some(1012)));
+    let ((), end) = tokio::join!(filtered.stop(), client.end(SOON));
+    assert_eq!(end, Received::Closed(Some(1012)));
     firehose.stop().await;
     market.stop().await;
 }
