@@ -27,6 +27,7 @@ use proxy_common::{
         ChangeOutcome, CloseReason, LossReason, Outbound, SessionConfig, SessionMetrics,
         Subscriber, SubscriptionChange, Tier,
     },
+    status::TierView,
     websocket::Frame,
 };
 use tokio::{
@@ -53,6 +54,9 @@ const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// Latencies are measured of batches that were read at least this far apart.
 const MEASURING_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Most gaps kept for the status from one second to the next.
+const MAX_GAPS: usize = 20;
 
 /// How long the end of an outage waits for the firehose's answers for contracts.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -81,6 +85,9 @@ struct Shared {
     coverage: watch::Sender<KnownCoverage>,
     /// The notices of current outages. Only the router writes them.
     outages: watch::Sender<Outages>,
+    event_types: Arc<EventTypes>,
+    /// Gaps that the firehose has reported, until the status takes them. Locked for a moment.
+    gaps: Mutex<Vec<String>>,
 }
 
 /// The notices of current outages.
@@ -135,7 +142,6 @@ pub struct Router {
     intake: IntakeMetrics,
     /// Objects without a type.
     malformed: Count,
-    event_types: Arc<EventTypes>,
     sessions: Arc<SessionMetrics>,
 }
 
@@ -155,6 +161,8 @@ impl Router {
             some_closed: Notify::new(),
             coverage: watch::Sender::default(),
             outages: watch::Sender::default(),
+            event_types,
+            gaps: Mutex::default(),
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let router = Self {
@@ -174,7 +182,6 @@ impl Router {
             ending: None,
             intake,
             malformed,
-            event_types,
             sessions,
         };
         (router, handle)
@@ -250,6 +257,7 @@ impl Router {
                         self.shared.outages.send_modify(|o| o.firehoses = None);
                         self.notify_of_end(&frame);
                     }
+                    "gap" => self.shared.add_gap(status.message),
                     _ => {}
                 }
             }
@@ -450,7 +458,8 @@ impl Router {
             self.next_measured = read_at + MEASURING_INTERVAL;
         }
         let came = SystemTime::now();
-        self.batch.kinds.take(|kind, events| self.event_types.record(kind, events, came));
+        let types = &self.shared.event_types;
+        self.batch.kinds.take(|kind, events| types.record(kind, events, came));
         self.sessions.events_owed.inc_by(owed);
         self.intake.not_subscribed.inc_by(tally.not_subscribed);
         if tally.missing_ev > 0 {
@@ -552,6 +561,13 @@ async fn due(time: Option<Instant>) {
 }
 
 impl Shared {
+    fn add_gap(&self, text: String) {
+        let mut gaps = self.gaps.lock().unwrap_or_else(PoisonError::into_inner);
+        if gaps.len() < MAX_GAPS {
+            gaps.push(text);
+        }
+    }
+
     fn closed(&self) -> MutexGuard<'_, Vec<SessionId>> {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -562,6 +578,14 @@ impl Upkeep for RouterHandle {
     fn problems(&self) -> Vec<String> {
         let outages = self.shared.outages.borrow();
         outages.firehoses.iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    fn view(&self) -> TierView {
+        TierView { types: self.shared.event_types.last(), ..TierView::default() }
+    }
+
+    fn take_gaps(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.gaps.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -77,6 +77,11 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         record: config.record,
     };
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
+    foundation.limits.named.extend([
+        ("RING_FRAMES", settings.ring_frames.to_string()),
+        ("RING_BYTES", settings.ring_bytes.to_string()),
+        ("UPSTREAM_CONTRACTS", settings.contracts.to_string()),
+    ]);
     let markets = markets.into_iter().map(|market| serve(market, &settings, &mut foundation));
     let markets = markets.collect::<Result<_, ConfigError>>()?;
     Ok(foundation.complete(markets))

@@ -15,6 +15,7 @@ use proxy_common::{
     metrics::{ByType, Level, Metrics, Value},
     program::wiring::Upkeep,
     protocol::Kind,
+    status::TierView,
 };
 use tokio::time::Instant;
 
@@ -88,6 +89,11 @@ impl Upkeep for FirehoseUpkeep {
             (kind.to_string(), ContractsHealth { held, room, waiting })
         });
         by_kind.collect()
+    }
+
+    fn view(&self) -> TierView {
+        let (open, types) = self.silence.view();
+        TierView { open: Some(open), types, ring_used: Some(self.ring_used.get()) }
     }
 
     fn unread(&self) -> Option<&Level> {

@@ -6,7 +6,7 @@ mod process;
 
 use self::ledger::BalanceWatch;
 pub use self::{
-    event_types::EventTypes,
+    event_types::{EventTypes, LastEvent},
     ledger::{Deliveries, Intake, IntakeMetrics, Ledger},
     process::ProcessMetrics,
 };

@@ -16,6 +16,7 @@
 //! | [`access`] | who may connect, from where and how fast |
 //! | [`session`] | one accepted WebSocket: commands in, events out, its end |
 //! | [`health`] | the `/health` document and the ledger |
+//! | [`status`] | the page, `/status.json` and `/sessions` |
 //! | [`server`] | accepting connections, HTTP, the upgrade |
 //! | [`program`] | flags, log, runtime, signals, and the wiring of a tier |
 //!
@@ -31,6 +32,7 @@ pub mod program;
 pub mod protocol;
 pub mod server;
 pub mod session;
+pub mod status;
 pub mod transport;
 pub mod version;
 pub mod websocket;

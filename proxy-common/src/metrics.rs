@@ -4,7 +4,7 @@
 
 mod delays;
 
-pub use self::delays::Delays;
+pub use self::delays::{BucketCounts, Delays, quantile};
 
 use std::{
     any::Any,

@@ -3,6 +3,7 @@
 mod connection;
 mod handler;
 mod http;
+mod status_routes;
 
 pub use self::{
     connection::{UpgradedConnection, serve_http},
@@ -21,8 +22,8 @@ use tracing::{info, warn};
 
 use self::connection::ConnectionServer;
 use crate::{
-    access::Gate,
-    metrics::{Level, Metrics},
+    access::{Gate, Keys},
+    metrics::Metrics,
     protocol::Market,
     transport::{Certificate, Listeners},
 };
@@ -46,7 +47,9 @@ pub struct Server<H> {
     pub gate: Arc<Gate>,
     /// The certificate of the data port, if it speaks TLS.
     pub certificate: Option<Arc<Certificate>>,
-    /// Most sessions at once, as far as the limit on open files allows.
+    /// The keys that open sessions.
+    pub keys: Arc<Keys>,
+    /// Most sessions at once.
     pub max_sessions: usize,
     /// Most time for each step before the session: PROXY header, TLS, a request.
     pub step_timeout: Duration,
@@ -56,14 +59,9 @@ impl<H: Handler> Server<H> {
     /// Serves until `stop`, then until the last connection has ended.
     pub async fn serve(self, listeners: Listeners, stop: CancellationToken) {
         let tracker = TaskTracker::new();
-        let max_sessions = affordable(self.max_sessions);
-        let mut metrics = self.metrics;
-        metrics.in_market(None);
-        let limit: Level = metrics.register("sessions_limit", "Most sessions at once");
-        limit.set(i64::try_from(max_sessions).unwrap_or(i64::MAX));
-        let metrics = Arc::new(metrics);
-        let session_permits = Arc::new(Semaphore::new(max_sessions));
-        let connection_permits = Arc::new(Semaphore::new(max_sessions + SPARE_CONNECTIONS));
+        let metrics = Arc::new(self.metrics);
+        let session_permits = Arc::new(Semaphore::new(self.max_sessions));
+        let connection_permits = Arc::new(Semaphore::new(self.max_sessions + SPARE_CONNECTIONS));
         let probes_on_data_port = listeners.admin.is_empty();
         let data = listeners.data.into_iter().map(|listener| (listener, true));
         let admin = listeners.admin.into_iter().map(|listener| (listener, false));
@@ -79,6 +77,7 @@ impl<H: Handler> Server<H> {
                     metrics: Arc::clone(&metrics),
                     markets: self.markets.clone(),
                     gate: Arc::clone(&self.gate),
+                    keys: Arc::clone(&self.keys),
                     session_permits: Arc::clone(&session_permits),
                     probes: probes_on_data_port || !is_data,
                     upgrades: is_data,
@@ -99,8 +98,9 @@ impl<H: Handler> Server<H> {
     }
 }
 
-/// How many sessions the system's limit on open files allows, at most `wanted`.
-fn affordable(wanted: usize) -> usize {
+/// How many sessions the system's limit on open files allows, at most `wanted`. Warns if these are
+/// fewer.
+pub fn affordable(wanted: usize) -> usize {
     let limit = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let files = usize::try_from(limit).unwrap_or(usize::MAX).min(MAX_FILES);
     let affordable = files.saturating_sub(SPARE_CONNECTIONS + OTHER_FILES).max(1);

@@ -155,11 +155,11 @@ async fn a_bad_file_of_keys_is_refused_with_the_number_of_the_line() {
         ),
         (
             format!("desk-a {ABC} s3cret\n"),
-            "line 1: expected nothing after the digest but markets= and types=, each once at most",
+            "line 1: expected nothing after the digest but markets=, types= and role=operator, each once at most",
         ),
         (
             format!("desk-a {ABC} markets=stocks markets=options\n"),
-            "line 1: expected nothing after the digest but markets= and types=, each once at most",
+            "line 1: expected nothing after the digest but markets=, types= and role=operator, each once at most",
         ),
         (
             format!("desk-a {ABC} markets=stocks,s3cret\n"),

@@ -56,6 +56,7 @@ mod silence;
 mod slow;
 mod soak;
 mod sources;
+mod status;
 mod systemd;
 mod tidy;
 mod tiers;

@@ -69,6 +69,8 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "proxy-common/src/session/close.rs",
         "proxy-common/src/session/decision.rs",
         "proxy-common/src/session/slow_consumer.rs",
+        "proxy-common/src/status/history.rs",
+        "proxy-common/src/status/verdict.rs",
         "proxy-common/src/websocket/decoder.rs",
         "proxy-common/src/websocket/frame.rs",
         "filtered-proxy/src/batch.rs",
@@ -119,7 +121,11 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("access", &["config", "metrics", "named_enum", "protocol", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
             ("health", &["access", "link", "metrics", "protocol", "session", "version"]),
-            ("server", &["access", "health", "metrics", "protocol", "session", "transport"]),
+            ("status", &["health", "link", "metrics", "protocol", "session"]),
+            (
+                "server",
+                &["access", "health", "metrics", "protocol", "session", "status", "transport"],
+            ),
             (
                 "program",
                 &[
@@ -131,6 +137,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
                     "protocol",
                     "server",
                     "session",
+                    "status",
                     "transport",
                     "version",
                 ],

@@ -16,7 +16,7 @@ use std::{
 
 use memchr::memmem::Finder;
 use proxy_common::{
-    health::EventTypes,
+    health::{EventTypes, LastEvent},
     metrics::{Level, Metrics},
     protocol::{Channel, Kind, Market},
 };
@@ -139,6 +139,11 @@ impl SilenceMonitor {
         let stride = (snapshot.frames - watch.frames).div_ceil(FRAMES_INSPECTED).max(1);
         self.seen_kinds.stride.store(u32::try_from(stride).unwrap_or(u32::MAX), Ordering::Relaxed);
         (watch.silent, watch.frames, watch.hours) = (silent, snapshot.frames, hours);
+    }
+
+    /// Whether the market is in its regular session, and when the last event of each type came.
+    pub fn view(&self) -> (bool, Vec<LastEvent>) {
+        (self.market_open.get() == 1, self.event_types.last())
     }
 
     /// One sentence for each silent kind.

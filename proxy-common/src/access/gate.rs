@@ -249,6 +249,11 @@ impl Gate {
         self.abuse.note(refusal.reason, refusal.client, refusal.detail.as_deref());
     }
 
+    /// Counts and logs a wrong key of an operator.
+    pub fn note_wrong_key(&self, client: IpAddr) {
+        self.abuse.note(Abuse::AuthFailed, client, None);
+    }
+
     /// Counts a request that is turned away because the program stops.
     pub fn refuse_stopping(&self) {
         self.count(STOPPING);

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Display};
 use crate::protocol::{Channel, Kind, Market};
 
 const EXPECTED_LIMITS: &str =
-    "expected nothing after the digest but markets= and types=, each once at most";
+    "expected nothing after the digest but markets=, types= and role=operator, each once at most";
 const EXPECTED_TYPES: &str =
     "types=: expected types of events such as T,AM, with commas and no blanks between";
 const NOT_KEPT: &str = "types= works at the filtered proxy only, as this program hands out frames \
@@ -27,14 +27,15 @@ pub struct KeyLimits {
     markets: Option<BTreeSet<Market>>,
     /// The types whose events it may have; `None` for all.
     types: Option<BTreeSet<Kind>>,
+    operator: bool,
 }
 
 impl KeyLimits {
-    /// Reads the words `markets=stocks,options` and `types=T,AM`, in any order.
+    /// Reads the words `markets=stocks,options`, `types=T,AM` and `role=operator`, in any order.
     ///
     /// # Errors
     ///
-    /// Another word, one of the two twice, a list that is empty or names something else, or a limit
+    /// Another word, one of them twice, a list that is empty or names something else, or a limit
     /// that the program does not keep. The error never holds a part of the words.
     pub fn parse<'a>(
         words: impl Iterator<Item = &'a str>,
@@ -54,10 +55,22 @@ impl KeyLimits {
                     let types = members(list, |code| Kind::from_code(code.as_bytes()));
                     limits.types = Some(types.ok_or(EXPECTED_TYPES)?);
                 }
+                Some(("role", "operator")) if !limits.operator => limits.operator = true,
                 _ => return Err(EXPECTED_LIMITS.to_owned()),
             }
         }
         Ok(limits)
+    }
+
+    /// The same for the operator, who may see all sessions.
+    #[must_use]
+    pub fn of_operator(self) -> Self {
+        Self { operator: true, ..self }
+    }
+
+    /// Whether the key shows the sessions of all clients.
+    pub fn is_operator(&self) -> bool {
+        self.operator
     }
 
     /// Whether the key opens sessions of this market.
@@ -126,6 +139,17 @@ mod tests {
     }
 
     #[test]
+    fn only_the_word_makes_an_operator() {
+        assert!(!limits("").is_operator() && !limits("markets=stocks types=T").is_operator());
+        let operator = limits("types=T role=operator");
+        assert!(operator.is_operator() && !operator.include(&Channel::Kind(Kind::Q)));
+        assert_eq!(
+            parse("role=operator", LimitsKept::Markets),
+            Ok(KeyLimits::default().of_operator())
+        );
+    }
+
+    #[test]
     fn limits_hold_for_markets_and_types_in_any_order() {
         let both = limits("markets=options,stocks types=AM,T,NEW9");
         for same in [
@@ -171,6 +195,9 @@ mod tests {
             ("markets=stocks markets=options", form),
             ("types=T types=T", form),
             ("# note", form),
+            ("role=operator role=operator", form),
+            ("role=s3cret", form),
+            ("role=", form),
             ("markets=", markets),
             ("markets=stocks,", markets),
             ("markets=Stocks", markets),

@@ -155,7 +155,9 @@ impl Keys {
 
     /// The account's key as the only one, for a program where `variable` is not set.
     pub fn account(variable: &'static str, key: &SecretString) -> Self {
-        let entry = Entry::new(ACCOUNT, digest(key.expose_secret()), KeyLimits::default());
+        // Whoever knows the account's key is the operator.
+        let limits = KeyLimits::default().of_operator();
+        let entry = Entry::new(ACCOUNT, digest(key.expose_secret()), limits);
         let kept = LimitsKept::Markets;
         Self { variable, file: None, kept, entries: RwLock::new(vec![entry]) }
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::{
@@ -21,6 +21,17 @@ pub struct EventTypes {
     named: [OnceLock<EventType>; Kind::COUNT + 1],
     /// The types without a name that the operator lists.
     listed: Mutex<BTreeMap<Kind, EventType>>,
+}
+
+/// The last event of a type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LastEvent {
+    /// The type.
+    pub name: String,
+    /// When it came.
+    pub at: SystemTime,
+    /// How many came since the start of the program, if the tier sees every event.
+    pub events: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +63,23 @@ impl EventTypes {
             }
             _ => self.named[number].get_or_init(|| self.new_type(kind)).record(events, at),
         }
+    }
+
+    /// When the last event of each type came, by the value of the label `type`, and how many came
+    /// if the tier sees every event.
+    pub fn last(&self) -> Vec<LastEvent> {
+        let named = Kind::NAMED.map(|kind| kind.to_string()).into_iter();
+        let named = named.chain(["other".to_owned()]).zip(&self.named);
+        let named = named.filter_map(|(name, cell)| Some((name, cell.get()?.clone())));
+        let listed: Vec<_> =
+            self.listed().iter().map(|(kind, one)| (kind.to_string(), one.clone())).collect();
+        let all = named.chain(listed);
+        let last = all.map(|(name, one)| LastEvent {
+            name,
+            at: UNIX_EPOCH + Duration::from_secs_f64(one.last.get().max(0.0)),
+            events: one.count.map(|count| count.get()),
+        });
+        last.collect()
     }
 
     fn new_type(&self, kind: Option<Kind>) -> EventType {

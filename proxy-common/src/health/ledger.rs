@@ -40,6 +40,11 @@ pub struct IntakeMetrics {
 }
 
 impl IntakeMetrics {
+    /// Events that either balance of the ledger has not accounted for during the last minute.
+    pub fn unaccounted(&self) -> i64 {
+        self.unaccounted.iter().map(|balance| balance.get().abs()).sum()
+    }
+
     /// Registers all of them.
     pub fn register(metrics: &mut Metrics) -> Self {
         let (latency, unaccounted) = ("forward_latency", "ledger_unaccounted_events");

@@ -21,7 +21,7 @@ const BOUNDS: [u64; 18] = [
 ];
 
 /// How many delays each bucket holds.
-pub(crate) type BucketCounts = [u64; BOUNDS.len() + 1];
+pub type BucketCounts = [u64; BOUNDS.len() + 1];
 
 /// A histogram of delays, from 25 us to 10 s. Cloning shares it.
 #[derive(Debug, Clone, Default)]
@@ -42,9 +42,28 @@ impl Delays {
         self.0.total_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    fn counts(&self) -> BucketCounts {
+    /// How many delays each bucket holds, since the start of the program.
+    pub fn counts(&self) -> BucketCounts {
         std::array::from_fn(|bucket| self.0.counts[bucket].load(Ordering::Relaxed))
     }
+}
+
+/// Estimates the delay that this part of all delays does not exceed, from 0 to 1. Within a bucket,
+/// delays count as evenly spread, as Prometheus assumes too. `None` without delays.
+pub fn quantile(counts: &BucketCounts, part: f64) -> Option<Duration> {
+    let total: u64 = counts.iter().sum();
+    let rank = part * total as f64;
+    let mut below = 0;
+    for (bucket, &count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+        if (below + count) as f64 >= rank {
+            let lower = bucket.checked_sub(1).map_or(0, |bucket| BOUNDS[bucket]) as f64;
+            let upper = BOUNDS.get(bucket).map_or(lower, |bound| *bound as f64);
+            let within = (rank - below as f64) / count as f64;
+            return Some(Duration::from_secs_f64((lower + (upper - lower) * within) / 1e6));
+        }
+        below += count;
+    }
+    None
 }
 
 impl TypedMetric for Delays {
@@ -69,6 +88,17 @@ impl EncodeMetric for Delays {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+
+    #[test]
+    fn quantiles_are_estimated_within_their_bucket() {
+        let mut counts = BucketCounts::default();
+        assert_eq!(quantile(&counts, 0.5), None);
+        (counts[0], counts[2], counts[18]) = (50, 40, 10);
+        for (part, micros) in [(0.25, 12.5), (0.5, 25.0), (0.7, 75.0), (0.9, 100.0), (0.99, 1e7)] {
+            let found = quantile(&counts, part).unwrap().as_secs_f64() * 1e6;
+            assert!((found - micros).abs() < 0.01, "{part}: {found}");
+        }
+    }
 
     #[test]
     fn a_delay_counts_in_the_first_bucket_that_is_not_below_it() {

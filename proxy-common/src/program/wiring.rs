@@ -8,7 +8,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::sleep};
+use humantime::format_duration;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error_span};
 
@@ -19,14 +23,15 @@ use crate::{
     health::{
         ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, ProcessMetrics,
     },
-    link::{LinkHandle, LinkMetrics},
+    link::{LinkHandle, LinkMetrics, LinkStatus},
     metrics::{Level, Metrics},
     protocol::{Market, TierName},
-    server::{Handler, Server},
+    server::{Handler, Server, affordable},
     session::{
         ClientInfo, OpenSessions, QueueBudget, QueueMetrics, SessionConfig, SessionLog,
         SessionMetrics, Sessions, Tier, enforce_until,
     },
+    status::{Limits, MarketReporter, ProgramReporter, SessionsDocument, StatusDocument, TierView},
     transport::{Certificate, ListenConfig, Listeners, Socket},
 };
 
@@ -87,6 +92,9 @@ impl ServerConfig {
 pub struct Foundation {
     /// All metrics. A tier registers counters of its own there.
     pub metrics: Metrics,
+    /// The limits that the operator sees. A tier adds its own there.
+    pub limits: Limits,
+    name: TierName,
     listeners: Listeners,
     gate: Arc<Gate>,
     abuse: Arc<AbuseLog>,
@@ -148,16 +156,34 @@ impl Foundation {
         let certificate = config.certificate.map(Arc::new);
         metrics.register_collector(ProgramMetrics { certificate: certificate.clone() });
         let abuse = Arc::new(AbuseLog::register(&mut metrics));
+        let max_sessions = affordable(config.max_sessions);
+        let limit: Level = metrics.register("sessions_limit", "Most sessions at once");
+        limit.set(i64::try_from(max_sessions).unwrap_or(i64::MAX));
+        let limits = Limits {
+            sessions: max_sessions,
+            slow: config.sessions.slow,
+            named: BTreeMap::from([
+                ("MAX_CONNECTIONS", max_sessions.to_string()),
+                ("MAX_CONNECTIONS_PER_ADDRESS", config.gate.max_per_address.to_string()),
+                ("HANDSHAKE_RATE", config.gate.request_rate.to_string()),
+                ("MAX_SUBSCRIPTIONS", config.sessions.max_subscriptions.to_string()),
+                ("CLIENT_QUEUE_BYTES", config.sessions.slow.queue_bytes.to_string()),
+                ("CLIENT_MAX_LAG", format_duration(config.sessions.slow.max_lag).to_string()),
+                ("TOTAL_QUEUE_BYTES", config.total_queue_bytes.to_string()),
+            ]),
+        };
         let gate = Arc::new(Gate::new(config.gate, Arc::clone(&abuse), &mut metrics));
         Ok(Self {
             listeners: Listeners { data, admin },
             metrics,
+            limits,
+            name,
             gate,
             abuse,
             certificate,
             markets: config.markets,
             sessions: config.sessions,
-            max_sessions: config.max_sessions,
+            max_sessions,
             total_queue_bytes: config.total_queue_bytes,
         })
     }
@@ -199,6 +225,12 @@ impl Foundation {
             data.push(moves);
             ServedMarket {
                 span,
+                reporter: MarketReporter::new(
+                    self.name,
+                    Arc::clone(&counters.upstream),
+                    counters.intake.clone(),
+                    Arc::clone(&counters.sessions),
+                ),
                 health: HealthReporter::new(
                     counters.market,
                     Arc::clone(&self.sessions.keys),
@@ -218,7 +250,13 @@ impl Foundation {
                 links,
             }
         });
-        let handler = TierHandler { markets: served.collect() };
+        let reporter = ProgramReporter {
+            tier: self.name,
+            open: Arc::clone(&open),
+            limits: self.limits.clone(),
+        };
+        let markets = served.collect();
+        let handler = TierHandler { markets, reporter, started: Instant::now() };
         self.serve_by(handler, counters, budget, all_links, data)
     }
 
@@ -250,6 +288,7 @@ impl Foundation {
                 metrics: self.metrics,
                 markets: self.markets,
                 gate: self.gate,
+                keys: Arc::clone(&self.sessions.keys),
                 certificate: self.certificate,
                 max_sessions: self.max_sessions,
                 step_timeout: self.sessions.auth_timeout,
@@ -278,6 +317,14 @@ pub trait Upkeep: Send + Sync + 'static {
         None
     }
 
+    /// What it knows of the market for the status.
+    fn view(&self) -> TierView;
+
+    /// The gaps that the upstream has reported since the last call.
+    fn take_gaps(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Called about once a second.
     fn tick(&self) {}
 }
@@ -287,6 +334,8 @@ pub trait Upkeep: Send + Sync + 'static {
 pub struct TierHandler<T, U> {
     /// In the order of the settings.
     markets: Vec<ServedMarket<T, U>>,
+    reporter: ProgramReporter,
+    started: Instant,
 }
 
 /// One market of a tier, as its server sees it.
@@ -296,6 +345,7 @@ struct ServedMarket<T, U> {
     span: Span,
     sessions: Sessions<T>,
     health: HealthReporter,
+    reporter: MarketReporter,
     upkeep: U,
     links: Vec<LinkHandle>,
 }
@@ -314,22 +364,52 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
     }
 
     fn health(&self) -> HealthDocument {
-        let reports = self.markets.iter().map(|market| {
-            let (unread, problems) = (market.upkeep.unread(), market.upkeep.problems());
-            let links: Vec<_> = market.links.iter().map(LinkHandle::status).collect();
-            let report = market.health.report(&links, unread, problems);
-            Health { contracts: market.upkeep.contracts(), ..report }
-        });
+        let reports = self
+            .markets
+            .iter()
+            .map(|market| market.health(&market.links(), market.upkeep.problems()));
         HealthDocument::of(reports.collect())
+    }
+
+    fn status(&self, for_operator: bool) -> Option<StatusDocument> {
+        let reports = self.markets.iter().map(|market| {
+            let (links, problems) = (market.links(), market.upkeep.problems());
+            let health = market.health(&links, problems.clone());
+            (
+                health.clone(),
+                market.reporter.report(health, &links, &problems, market.upkeep.view()),
+            )
+        });
+        let (health, markets): (Vec<_>, Vec<_>) = reports.unzip();
+        let uptime = self.started.elapsed().as_secs();
+        let health = HealthDocument::of(health);
+        Some(self.reporter.status(&health, markets, uptime, for_operator))
+    }
+
+    fn sessions(&self) -> Option<SessionsDocument> {
+        Some(self.reporter.sessions())
     }
 
     fn tick(&self) {
         for market in &self.markets {
             let _market = market.span.enter();
             market.health.tick(market.upkeep.unread());
+            market.reporter.tick(&market.links(), &market.upkeep.take_gaps());
             market.upkeep.tick();
             market.sessions.log.tick();
         }
+        self.reporter.open.tick();
+    }
+}
+
+impl<T, U: Upkeep> ServedMarket<T, U> {
+    fn links(&self) -> Vec<LinkStatus> {
+        self.links.iter().map(LinkHandle::status).collect()
+    }
+
+    fn health(&self, links: &[LinkStatus], problems: Vec<String>) -> Health {
+        let report = self.health.report(links, self.upkeep.unread(), problems);
+        Health { contracts: self.upkeep.contracts(), ..report }
     }
 }
 

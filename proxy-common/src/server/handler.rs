@@ -2,7 +2,12 @@
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{health::HealthDocument, session::ClientInfo, transport::Socket};
+use crate::{
+    health::HealthDocument,
+    session::ClientInfo,
+    status::{SessionsDocument, StatusDocument},
+    transport::Socket,
+};
 
 /// Takes over the connections that a server has upgraded.
 pub trait Handler: Send + Sync + 'static {
@@ -18,6 +23,16 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The document of `GET /health`.
     fn health(&self) -> HealthDocument;
+
+    /// The document of `GET /status.json`; `None` for a program that has no tier.
+    fn status(&self, _for_operator: bool) -> Option<StatusDocument> {
+        None
+    }
+
+    /// The document of `GET /sessions`; `None` for a program that has no tier.
+    fn sessions(&self) -> Option<SessionsDocument> {
+        None
+    }
 
     /// Called about once a second.
     fn tick(&self);

@@ -22,7 +22,7 @@ use tungstenite::handshake::server::create_response_with_body;
 
 use super::handler::Handler;
 use crate::{
-    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Refusal, shorten},
+    access::{Abuse, AcceptedConnection, AddressPermit, Gate, Keys, Refusal, shorten},
     health::HealthStatus,
     metrics::Metrics,
     protocol::Market,
@@ -53,6 +53,8 @@ pub struct HttpService<H> {
     pub markets: Vec<Market>,
     /// Decides which clients get a session.
     pub gate: Arc<Gate>,
+    /// The keys, of which an operator's shows all sessions.
+    pub keys: Arc<Keys>,
     /// One permit for each session that may exist.
     pub session_permits: Arc<Semaphore>,
     /// Whether `/livez`, `/readyz` and `/metrics` answer on this port.
@@ -109,8 +111,9 @@ impl<H: Handler> HttpService<H> {
         request: Request<Incoming>,
         accepted: &AcceptedConnection,
     ) -> Result<Answer, Refused> {
+        let mut client = accepted.peer;
         if self.upgrades {
-            let client = self.gate.client(accepted, request.headers());
+            client = self.gate.client(accepted, request.headers());
             Span::current().record("client", field::display(client));
             self.gate.count_request(accepted, client).map_err(by_gate)?;
             if accepted.plain_http_on_tls_port {
@@ -121,7 +124,8 @@ impl<H: Handler> HttpService<H> {
                 return self.upgrade(request, accepted, client);
             }
         }
-        Ok(Answer::Respond(self.probe(&request)))
+        let status = self.status_answer(&request, client);
+        Ok(Answer::Respond(status.unwrap_or_else(|| self.probe(&request))))
     }
 
     fn upgrade(
@@ -289,14 +293,14 @@ fn retry_later(sentence: &str, wait: Duration) -> Response {
     response
 }
 
-fn text(status: StatusCode, body: &str) -> Response {
+pub(super) fn text(status: StatusCode, body: &str) -> Response {
     let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
     *response.status_mut() = status;
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     with_type(response, "text/plain; charset=utf-8")
 }
 
-fn with_type(mut response: Response, content_type: &'static str) -> Response {
+pub(super) fn with_type(mut response: Response, content_type: &'static str) -> Response {
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -23,9 +23,10 @@ pub(super) struct Idle(HealthReporter);
 pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
     let mut metrics = Metrics::default();
     let upstream = LinkMetrics::register(&mut metrics);
+    let keys = Arc::new(Keys::account("CLIENT_API_KEYS", &"key".into()));
     let reporter = HealthReporter::new(
         MARKET,
-        Arc::new(Keys::account("CLIENT_API_KEYS", &"key".into())),
+        Arc::clone(&keys),
         upstream,
         IntakeMetrics::register(&mut metrics),
         SessionMetrics::register(&mut metrics),
@@ -44,6 +45,7 @@ pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
         gate: Arc::new(Gate::new(rules, abuse, &mut metrics)),
         metrics: Arc::new(metrics),
         markets: vec![MARKET],
+        keys,
         session_permits: Arc::new(Semaphore::new(1)),
         probes: !upgrades,
         upgrades,
