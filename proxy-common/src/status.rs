@@ -172,9 +172,9 @@ impl MarketReporter {
         Self { tier, upstream, intake, sessions, history: Mutex::default() }
     }
 
-    /// Records what has happened since the last call, which was about a second ago. `gaps` holds
-    /// the gaps that the upstream has reported since.
-    pub fn tick(&self, links: &[LinkStatus], gaps: &[String]) {
+    /// Records what has happened since the last call, which was about a second ago. `reported` are
+    /// the problems that the tier itself reports, `gaps` the gaps that the upstream has reported.
+    pub fn tick(&self, links: &[LinkStatus], reported: &[String], gaps: &[String]) {
         use LossReason::{Malformed, Oversize, RingOverrun, SlowConsumer};
         let (mut history, now) = (self.history(), SystemTime::now());
         let lost = [RingOverrun, SlowConsumer, Oversize, Malformed];
@@ -186,6 +186,9 @@ impl MarketReporter {
             forward_latency: self.intake.forward_latency.counts(),
             lost: lost.map(|reason| (reason.label(), self.sessions.total_lost(reason))),
         });
+        if self.tier == TierName::Filtered {
+            history.set_reported(reported.first(), now);
+        }
         for gap in gaps {
             history.add_gap(now, now, gap, None);
         }
@@ -204,7 +207,9 @@ impl MarketReporter {
     ) -> (MarketStatus, Vec<Problem>) {
         let (history, now) = (self.history(), SystemTime::now());
         let unaccounted = self.intake.unaccounted();
-        let facts = Facts { tier: self.tier, links, reported, unaccounted, now };
+        let since = history.reported().map_or(now, |one| one.from);
+        let reported_for = now.duration_since(since).unwrap_or_default();
+        let facts = Facts { tier: self.tier, links, reported, reported_for, unaccounted, now };
         let problems = problems(&facts);
         let goes_on = links.iter().filter(|link| link.state != LinkState::Up);
         let goes_on = goes_on.map(|link| Incident {
@@ -241,7 +246,10 @@ impl MarketReporter {
             sessions: health.sessions,
             subscriptions: health.subscriptions,
             queue_bytes: self.sessions.queue_bytes.get(),
-            incidents: goes_on.chain(history.incidents().cloned()).collect(),
+            incidents: goes_on
+                .chain(history.reported().filter(|_| !reported.is_empty()).cloned())
+                .chain(history.incidents().cloned())
+                .collect(),
         };
         (status, problems)
     }
@@ -301,7 +309,9 @@ impl ProgramReporter {
         let slowest = sessions.iter().find(is_slow).filter(|_| for_operator);
         problems.extend(slow(slow_sessions, slowest.map(SessionStatus::name).as_deref()));
         problems.extend(nearly_full(sessions.len(), self.limits.sessions));
-        let closed = markets.iter().all(|market| market.open == Some(false));
+        let is_quiet =
+            |market: &MarketStatus| market.open == Some(false) && market.events_per_second == 0.0;
+        let closed = markets.iter().all(is_quiet);
         StatusDocument {
             tier: self.tier.name(),
             version: env!("CARGO_PKG_VERSION"),

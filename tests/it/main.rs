@@ -45,6 +45,7 @@ mod oracle_churn;
 mod oracle_contracts;
 mod oracle_markets;
 mod outages;
+mod page;
 mod prefixes;
 mod record;
 mod responsiveness;

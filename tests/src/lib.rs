@@ -28,6 +28,7 @@
 //! | [`autobahn`] | the Autobahn cases, against both ends of the product's WebSockets |
 
 pub mod autobahn;
+pub mod browser;
 pub mod chain;
 pub mod churn;
 pub mod damage;

@@ -132,6 +132,16 @@ impl TestClient {
         Ok(Self { ws, objects: VecDeque::new(), pings: 0 })
     }
 
+    /// The port of its end of the connection.
+    ///
+    /// # Panics
+    ///
+    /// If the connection has none.
+    #[must_use]
+    pub fn local_port(&self) -> u16 {
+        self.ws.get_ref().local_addr().expect("the address of a connection").port()
+    }
+
     /// Connects to `/stocks` and logs in, checking each step.
     ///
     /// # Panics

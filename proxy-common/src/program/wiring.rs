@@ -394,7 +394,8 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
         for market in &self.markets {
             let _market = market.span.enter();
             market.health.tick(market.upkeep.unread());
-            market.reporter.tick(&market.links(), &market.upkeep.take_gaps());
+            let (reported, gaps) = (market.upkeep.problems(), market.upkeep.take_gaps());
+            market.reporter.tick(&market.links(), &reported, &gaps);
             market.upkeep.tick();
             market.sessions.log.tick();
         }

@@ -27,6 +27,8 @@ use crate::status::PAGE;
 enum Viewer {
     Anyone,
     Operator,
+    /// Presents a key that is no operator's.
+    Refused,
 }
 
 impl<H: Handler> HttpService<H> {
@@ -43,34 +45,33 @@ impl<H: Handler> HttpService<H> {
             "" if wants_html(request.headers()) => Some(page()),
             "/status" => Some(page()),
             "/status.json" => Some(match self.viewer(request.headers(), client) {
-                Ok(viewer) => json(&self.handler.status(viewer == Viewer::Operator)),
-                Err(refusal) => refusal,
+                Viewer::Refused => unauthorized(),
+                viewer => json(&self.handler.status(viewer == Viewer::Operator)),
             }),
             "/sessions" => Some(match self.viewer(request.headers(), client) {
-                Ok(Viewer::Operator) => json(&self.handler.sessions()),
-                Ok(Viewer::Anyone) => unauthorized(),
-                Err(refusal) => refusal,
+                Viewer::Operator => json(&self.handler.sessions()),
+                Viewer::Anyone | Viewer::Refused => unauthorized(),
             }),
             _ => None,
         }
     }
 
     /// Who may see what: the operator alone reaches the admin port, or presents a key.
-    fn viewer(&self, headers: &HeaderMap, client: IpAddr) -> Result<Viewer, Response> {
+    fn viewer(&self, headers: &HeaderMap, client: IpAddr) -> Viewer {
         if !self.upgrades {
-            return Ok(Viewer::Operator);
+            return Viewer::Operator;
         }
-        let Some(header) = headers.get(AUTHORIZATION) else { return Ok(Viewer::Anyone) };
+        let Some(header) = headers.get(AUTHORIZATION) else { return Viewer::Anyone };
         let key = header.to_str().ok().and_then(|value| {
             let (scheme, key) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| SecretString::from(key.trim()))
         });
         let lease = key.and_then(|key| self.keys.authenticate(&key));
         if lease.is_some_and(|lease| lease.limits().is_operator()) {
-            return Ok(Viewer::Operator);
+            return Viewer::Operator;
         }
         self.gate.note_wrong_key(client);
-        Err(unauthorized())
+        Viewer::Refused
     }
 }
 

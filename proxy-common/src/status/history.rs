@@ -32,6 +32,8 @@ pub(super) struct History {
     delays: VecDeque<(BucketCounts, BucketCounts)>,
     incidents: VecDeque<Incident>,
     last_outage_end: Option<SystemTime>,
+    /// The outage that the upstream reports of its own upstream.
+    reported: Option<Incident>,
 }
 
 /// Counts since the start of the program.
@@ -150,6 +152,28 @@ impl History {
         }
     }
 
+    /// The upstream reports this outage of its own upstream, or none any more.
+    pub(super) fn set_reported(&mut self, reason: Option<&String>, now: SystemTime) {
+        match (reason, self.reported.take()) {
+            (Some(reason), known) => {
+                let from = known.map_or(now, |known| known.from);
+                let reason = reason.clone();
+                self.reported =
+                    Some(Incident { kind: "outage", from, to: None, reason, events: None });
+            }
+            (None, Some(known)) => {
+                let ended = Incident { to: Some(now), ..known };
+                push(&mut self.incidents, ended, INCIDENTS_KEPT);
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// The outage that the upstream reports of its own upstream.
+    pub(super) fn reported(&self) -> Option<&Incident> {
+        self.reported.as_ref()
+    }
+
     /// The rates of the last minutes.
     pub(super) fn rates(&self) -> Rates {
         Rates {
@@ -233,13 +257,13 @@ mod tests {
     fn losses_close_together_are_one_gap() {
         let mut history = History::default();
         let mut lost = 0;
-        for second in [0, 1, 2, 3, 30, 31] {
+        for second in 0..40 {
+            lost += if [1, 4, 30].contains(&second) { 5 } else { 0 };
             history.add(counts(second, 0, lost));
-            lost += u64::from(second != 2) * 5;
         }
         let found: Vec<_> =
             history.incidents().map(|one| (one.from, one.to.unwrap(), one.events)).collect();
-        assert_eq!(found, [(at(3), at(31), Some(10)), (at(0), at(2), Some(10))]);
+        assert_eq!(found, [(at(29), at(30), Some(5)), (at(0), at(4), Some(10))]);
     }
 
     #[test]
@@ -251,6 +275,18 @@ mod tests {
         }
         let reasons: Vec<_> = history.incidents().map(|one| one.reason.clone()).collect();
         assert_eq!((reasons.len(), &*reasons[0], &*reasons[19]), (20, "lost 29", "lost 10"));
+    }
+
+    #[test]
+    fn an_outage_that_is_reported_keeps_its_begin_until_it_ends() {
+        let mut history = History::default();
+        for (second, reason) in [(1, Some("lost")), (2, Some("refused")), (9, None), (10, None)] {
+            history.set_reported(reason.map(str::to_owned).as_ref(), at(second));
+            assert_eq!(history.reported().map(|one| one.from), reason.map(|_| at(1)));
+        }
+        let found: Vec<_> = history.incidents().collect();
+        assert_eq!((found.len(), found[0].from, found[0].to), (1, at(1), Some(at(9))));
+        assert_eq!(found[0].reason, "refused");
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub(super) struct Facts<'a> {
     /// At the firehose, the types that are silent. At the filtered proxy, what the firehose reports
     /// of its own upstream.
     pub(super) reported: &'a [String],
+    /// How long the tier has reported something.
+    pub(super) reported_for: Duration,
     /// Events that the ledger has not accounted for during a minute.
     pub(super) unaccounted: i64,
     pub(super) now: SystemTime,
@@ -68,8 +70,13 @@ pub(super) fn problems(facts: &Facts<'_>) -> Vec<Problem> {
     for what in facts.reported {
         let (advice, action) = match facts.tier {
             TierName::Firehose => ("Call the vendor.", Action::Vendor),
+            TierName::Filtered if facts.reported_for < PATIENCE => {
+                ("Wait: the firehose connects again by itself.", Action::Wait)
+            }
             TierName::Filtered => {
-                ("Look at the page of the firehose: it says what to do.", Action::Wait)
+                let advice = "Look at the page of the firehose. If it knows nothing better, call \
+                              the vendor.";
+                (advice, Action::Vendor)
             }
         };
         found.push(problem(capitalized(what), advice, action));
@@ -171,7 +178,7 @@ pub(super) fn verdict(problems: &[Problem], closed: bool) -> Verdict {
     let sentence = match worst.action {
         Action::None | Action::Look => "Do nothing now. Data flows; look at the problems below.",
         Action::Wait => "Do nothing yet. The program mends it by itself.",
-        Action::Restart => "Act on a program of your own.",
+        Action::Restart => "Restart or correct a program of your own.",
         Action::Vendor => "Call the vendor.",
     };
     let detail = match worst.action {
@@ -211,9 +218,20 @@ mod tests {
     }
 
     fn found(tier: TierName, link: LinkStatus, reported: &[&str]) -> (Vec<Problem>, Verdict) {
+        found_after(0, tier, link, reported)
+    }
+
+    fn found_after(
+        seconds: u64,
+        tier: TierName,
+        link: LinkStatus,
+        reported: &[&str],
+    ) -> (Vec<Problem>, Verdict) {
+        let reported_for = Duration::from_secs(seconds);
         let reported: Vec<String> = reported.iter().map(|&text| text.to_owned()).collect();
         let (links, now) = ([link], now());
-        let facts = Facts { tier, links: &links, reported: &reported, unaccounted: 0, now };
+        let facts =
+            Facts { tier, links: &links, reported: &reported, reported_for, unaccounted: 0, now };
         let problems = problems(&facts);
         let verdict = verdict(&problems, false);
         (problems, verdict)
@@ -265,8 +283,10 @@ mod tests {
         let (problems, verdict) = found(TierName::Firehose, up(), &silent);
         assert_eq!(problems[0].what, "No Q came for 60 s while the market is open.");
         assert_eq!(verdict.action, Action::Vendor);
-        let (_, verdict) = found(TierName::Filtered, up(), &["upstream down"]);
-        assert_eq!(verdict.action, Action::Wait);
+        for (seconds, action) in [(5, Action::Wait), (60, Action::Vendor)] {
+            let (_, verdict) = found_after(seconds, TierName::Filtered, up(), &["upstream down"]);
+            assert_eq!(verdict.action, action);
+        }
     }
 
     #[test]

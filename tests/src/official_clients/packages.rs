@@ -54,9 +54,14 @@ impl Packages {
             Self::Autobahn => &["requirements-autobahn.txt"],
             Self::Grafana => &["requirements-grafana.txt"],
             Self::Deploy => &["requirements-deploy.txt"],
-            Self::Node => {
-                &["package.json", "package-lock.json", "driver.mjs", "official.mjs", "plain.mjs"]
-            }
+            Self::Node => &[
+                "package.json",
+                "package-lock.json",
+                "browser.mjs",
+                "driver.mjs",
+                "official.mjs",
+                "plain.mjs",
+            ],
         }
     }
 
