@@ -103,6 +103,8 @@ async fn only_browsers_get_the_page_at_the_root_and_clients_their_websocket() {
             assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
             assert!(!policy.contains("unsafe"), "{policy}");
         }
+        let post = format!("POST /status HTTP/1.1\r\nHost: {addr}\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(request(addr, &post).await.status, 405);
         // A browser's WebSocket sends no `Accept`, others may.
         let stream = TcpStream::connect(addr).await.expect("connect");
         let mut client = TestClient::over(stream, &[("accept", "text/html")]).await;

@@ -219,7 +219,10 @@ impl<H: Handler> HttpService<H> {
                 response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
                 response
             }
-            _ => text(StatusCode::NOT_FOUND, "expected /health, /livez, /readyz or /metrics\n"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "expected /status, /status.json, /sessions, /health, /livez, /readyz or /metrics\n",
+            ),
         }
     }
 

@@ -38,7 +38,7 @@ impl<H: Handler> HttpService<H> {
         request: &Request<B>,
         client: IpAddr,
     ) -> Option<Response> {
-        if !self.probes || *request.method() == Method::OPTIONS {
+        if !self.probes || !matches!(*request.method(), Method::GET | Method::HEAD) {
             return None;
         }
         match request.uri().path().trim_end_matches('/') {

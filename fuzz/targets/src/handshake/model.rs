@@ -33,6 +33,9 @@ pub(super) fn status<B>(request: &Request<B>, upgrades: bool, probes: bool) -> S
         "" | "*" if method == Method::OPTIONS => StatusCode::OK,
         "/health" | "/healthz" => StatusCode::OK,
         "/livez" | "/readyz" | "/metrics" if probes => StatusCode::OK,
+        // Without a key, because the port with probes is the operator's here.
+        "/status" | "/status.json" | "/sessions" if probes => StatusCode::OK,
+        "" if probes && accepts_page(request.headers()) => StatusCode::OK,
         _ if upgrades => StatusCode::UPGRADE_REQUIRED,
         _ => StatusCode::NOT_FOUND,
     }
@@ -46,6 +49,12 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// Whether the request asks for an upgrade to a WebSocket, perhaps among others.
 pub(super) fn asks_for_websocket(headers: &HeaderMap) -> bool {
     items(headers, "upgrade").contains(&"websocket".to_owned())
+}
+
+/// Whether the first line of `Accept` lists HTML, with parameters or without.
+fn accepts_page(headers: &HeaderMap) -> bool {
+    let ranges = text(headers, "accept").unwrap_or_default().to_ascii_lowercase();
+    ranges.split(',').any(|range| range.split(';').any(|part| part.trim() == "text/html"))
 }
 
 /// The items of a list header, of all its lines that are text, in lower case.
