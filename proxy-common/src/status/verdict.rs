@@ -73,11 +73,13 @@ pub(super) fn problems(facts: &Facts<'_>) -> Vec<Problem> {
             TierName::Filtered if facts.reported_for < PATIENCE => {
                 ("Wait: the firehose connects again by itself.", Action::Wait)
             }
-            TierName::Filtered => {
-                let advice = "Look at the page of the firehose. If it knows nothing better, call \
-                              the vendor.";
-                (advice, Action::Vendor)
+            TierName::Filtered if is_about_the_key(what) => {
+                ("Look at the page of the firehose: it says what to correct.", Action::Restart)
             }
+            TierName::Filtered => (
+                "Look at the page of the firehose. If it says so too, call the vendor.",
+                Action::Vendor,
+            ),
         };
         found.push(problem(capitalized(what), advice, action));
     }
@@ -90,6 +92,12 @@ pub(super) fn problems(facts: &Facts<'_>) -> Vec<Problem> {
         found.push(problem(what, advice, Action::Look));
     }
     found
+}
+
+/// Whether the vendor refuses the key, or gives the connection to another program. The notices of
+/// the firehose hold the words of its link.
+fn is_about_the_key(notice: &str) -> bool {
+    [LinkError::LABELS[2], LinkError::LABELS[3]].iter().any(|label| notice.contains(label))
 }
 
 fn of_link(link: &LinkStatus, facts: &Facts<'_>) -> Vec<Problem> {
@@ -286,6 +294,13 @@ mod tests {
         for (seconds, action) in [(5, Action::Wait), (60, Action::Vendor)] {
             let (_, verdict) = found_after(seconds, TierName::Filtered, up(), &["upstream down"]);
             assert_eq!(verdict.action, action);
+        }
+        for error in
+            [LinkError::AuthFailed("no".to_owned()), LinkError::MaxConnections("no".to_owned())]
+        {
+            let notice = format!("events may be missing until the upstream is up: {error}");
+            let (_, verdict) = found_after(60, TierName::Filtered, up(), &[&notice]);
+            assert_eq!(verdict.action, Action::Restart, "{notice}");
         }
     }
 
