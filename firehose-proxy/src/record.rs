@@ -98,8 +98,6 @@ impl Recorder {
 impl RecordStatus {
     /// What is wrong with the recording.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.backlog.failure().map(|failure| {
-            format!("{failure}; the stream is whole: mend the disk and restart to record again")
-        })
+        self.backlog.failure()
     }
 }

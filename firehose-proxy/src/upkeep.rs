@@ -79,8 +79,11 @@ pub struct FirehoseUpkeep {
 
 impl Upkeep for FirehoseUpkeep {
     fn problems(&self) -> Vec<String> {
-        let recording = self.record.as_ref().and_then(RecordStatus::problem);
-        self.silence.problems().into_iter().chain(recording).collect()
+        self.silence.problems()
+    }
+
+    fn failures(&self) -> Vec<String> {
+        self.record.iter().filter_map(RecordStatus::problem).collect()
     }
 
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {
@@ -93,7 +96,8 @@ impl Upkeep for FirehoseUpkeep {
 
     fn view(&self) -> TierView {
         let (open, types) = self.silence.view();
-        TierView { open: Some(open), types, ring_used: Some(self.ring_used.get()) }
+        let ring_used = Some(self.ring_used.get());
+        TierView { open: Some(open), types, ring_used, ..TierView::default() }
     }
 
     fn unread(&self) -> Option<&Level> {

@@ -32,6 +32,7 @@ use crate::{
     link::{ChannelStatus, LinkMetrics, LinkState, LinkStatus},
     protocol::TierName,
     session::{LossReason, OpenSessions, SessionMetrics, SlowLimits},
+    version::VERSION,
 };
 
 /// The page that shows the document.
@@ -143,6 +144,10 @@ pub struct SessionsDocument {
 /// What a tier knows of a market beside its health.
 #[derive(Debug, Clone, Default)]
 pub struct TierView {
+    /// What the tier reports to be wrong upstream, in sentences.
+    pub reported: Vec<String>,
+    /// What the program itself has failed to do beside the stream, in sentences.
+    pub failures: Vec<String>,
     /// Whether the market is in its regular session, if the tier knows.
     pub open: Option<bool>,
     /// The last event of each type.
@@ -197,19 +202,21 @@ impl MarketReporter {
         }
     }
 
-    /// The market now, and its problems. `reported` are the problems that the tier itself reports.
+    /// The market now, and its problems.
     pub fn report(
         &self,
         health: Health,
         links: &[LinkStatus],
-        reported: &[String],
         view: TierView,
     ) -> (MarketStatus, Vec<Problem>) {
         let (history, now) = (self.history(), SystemTime::now());
         let unaccounted = self.intake.unaccounted();
         let since = history.reported().map_or(now, |one| one.from);
         let reported_for = now.duration_since(since).unwrap_or_default();
-        let facts = Facts { tier: self.tier, links, reported, reported_for, unaccounted, now };
+        let TierView { reported, failures, open, types, ring_used } = view;
+        let (reported, failures) = (&reported, &failures);
+        let tier = self.tier;
+        let facts = Facts { tier, links, reported, failures, reported_for, unaccounted, now };
         let problems = problems(&facts);
         let goes_on = links.iter().filter(|link| link.state != LinkState::Up);
         let goes_on = goes_on.map(|link| Incident {
@@ -222,14 +229,14 @@ impl MarketReporter {
                 .map_or("starting".to_owned(), |one| one.error.to_string()),
             events: None,
         });
-        let types = view.types.into_iter().map(|LastEvent { name, at, events }| {
+        let types = types.into_iter().map(|LastEvent { name, at, events }| {
             let age_seconds = now.duration_since(at).unwrap_or_default().as_secs_f64();
             TypeStatus { name, last_event: at, age_seconds, events }
         });
         let status = MarketStatus {
             market: health.market,
             status: health.status,
-            open: view.open,
+            open,
             upstream: health.upstream,
             channels: health.channels,
             reported_outages: match self.tier {
@@ -241,7 +248,7 @@ impl MarketReporter {
             types: types.collect(),
             added_delay: history.added_delay(),
             forward_latency: history.forward_latency(),
-            ring_used: view.ring_used,
+            ring_used,
             contracts: health.contracts,
             sessions: health.sessions,
             subscriptions: health.subscriptions,
@@ -314,7 +321,7 @@ impl ProgramReporter {
         let closed = markets.iter().all(is_quiet);
         StatusDocument {
             tier: self.tier.name(),
-            version: env!("CARGO_PKG_VERSION"),
+            version: VERSION,
             status: health.status(),
             verdict: verdict(&problems, closed),
             problems,

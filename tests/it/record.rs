@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path, process::Output, time::Duration};
 use polygon_sim::SimConfig;
 use tempfile::TempDir;
 use tests::{
+    http,
     program::{Launch, Program, Signal},
     stack::{CLIENT_KEY, FIREHOSE_KEY, Sim, VENDOR_KEY, filtered, firehose, is_complete, is_up},
     wait::{SOON, eventually, within},
@@ -155,6 +156,11 @@ async fn a_disk_that_fails_ends_the_recording_loudly_and_not_the_stream() {
     let problem = health["problems"][0].as_str().expect("a problem");
     assert!(problem.starts_with("recording stopped: No such file"), "{problem}");
     assert_eq!(health["status"], "degraded");
+    let status = http::get(program.addr(), "/status.json").await.json();
+    assert_eq!(status["problems"][0]["action"], "look", "{status}");
+    assert!(
+        status["problems"][0]["what"].as_str().is_some_and(|what| what.starts_with("Recording"))
+    );
     assert_eq!(program.metric("firehose_record_active").await, Some(0.0));
 }
 

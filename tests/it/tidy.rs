@@ -121,7 +121,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("access", &["config", "metrics", "named_enum", "protocol", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
             ("health", &["access", "link", "metrics", "protocol", "session", "version"]),
-            ("status", &["health", "link", "metrics", "protocol", "session"]),
+            ("status", &["health", "link", "metrics", "protocol", "session", "version"]),
             (
                 "server",
                 &["access", "health", "metrics", "protocol", "session", "status", "transport"],

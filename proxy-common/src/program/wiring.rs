@@ -304,8 +304,14 @@ impl Foundation {
 
 /// What a tier does each second, and the problems that it reports.
 pub trait Upkeep: Send + Sync + 'static {
-    /// Its problems, in sentences for `/health`.
+    /// What is wrong upstream, in sentences for `/health`.
     fn problems(&self) -> Vec<String>;
+
+    /// What this program itself has failed to do beside the stream, in sentences for `/health` that
+    /// say what to do.
+    fn failures(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// The contracts on demand, by type.
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {
@@ -364,21 +370,15 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
     }
 
     fn health(&self) -> HealthDocument {
-        let reports = self
-            .markets
-            .iter()
-            .map(|market| market.health(&market.links(), market.upkeep.problems()));
+        let reports = self.markets.iter().map(|market| market.health(&market.links()));
         HealthDocument::of(reports.collect())
     }
 
     fn status(&self, for_operator: bool) -> Option<StatusDocument> {
         let reports = self.markets.iter().map(|market| {
-            let (links, problems) = (market.links(), market.upkeep.problems());
-            let health = market.health(&links, problems.clone());
-            (
-                health.clone(),
-                market.reporter.report(health, &links, &problems, market.upkeep.view()),
-            )
+            let links = market.links();
+            let health = market.health(&links);
+            (health.clone(), market.reporter.report(health, &links, market.view()))
         });
         let (health, markets): (Vec<_>, Vec<_>) = reports.unzip();
         let uptime = self.started.elapsed().as_secs();
@@ -408,7 +408,13 @@ impl<T, U: Upkeep> ServedMarket<T, U> {
         self.links.iter().map(LinkHandle::status).collect()
     }
 
-    fn health(&self, links: &[LinkStatus], problems: Vec<String>) -> Health {
+    fn view(&self) -> TierView {
+        let (reported, failures) = (self.upkeep.problems(), self.upkeep.failures());
+        TierView { reported, failures, ..self.upkeep.view() }
+    }
+
+    fn health(&self, links: &[LinkStatus]) -> Health {
+        let problems = self.upkeep.problems().into_iter().chain(self.upkeep.failures()).collect();
         let report = self.health.report(links, self.upkeep.unread(), problems);
         Health { contracts: self.upkeep.contracts(), ..report }
     }

@@ -56,6 +56,8 @@ pub(super) struct Facts<'a> {
     /// At the firehose, the types that are silent. At the filtered proxy, what the firehose reports
     /// of its own upstream.
     pub(super) reported: &'a [String],
+    /// What the program itself has failed to do beside the stream.
+    pub(super) failures: &'a [String],
     /// How long the tier has reported something.
     pub(super) reported_for: Duration,
     /// Events that the ledger has not accounted for during a minute.
@@ -82,6 +84,10 @@ pub(super) fn problems(facts: &Facts<'_>) -> Vec<Problem> {
             ),
         };
         found.push(problem(capitalized(what), advice, action));
+    }
+    for what in facts.failures {
+        let advice = "The stream is whole. Mend the cause, then restart this program.";
+        found.push(problem(capitalized(what), advice, Action::Look));
     }
     if facts.unaccounted != 0 {
         let what = format!(
@@ -238,8 +244,15 @@ mod tests {
         let reported_for = Duration::from_secs(seconds);
         let reported: Vec<String> = reported.iter().map(|&text| text.to_owned()).collect();
         let (links, now) = ([link], now());
-        let facts =
-            Facts { tier, links: &links, reported: &reported, reported_for, unaccounted: 0, now };
+        let facts = Facts {
+            tier,
+            links: &links,
+            reported: &reported,
+            failures: &[],
+            reported_for,
+            unaccounted: 0,
+            now,
+        };
         let problems = problems(&facts);
         let verdict = verdict(&problems, false);
         (problems, verdict)
