@@ -62,6 +62,8 @@ struct Leaving {
 #[derive(Debug, Default)]
 struct Contract {
     holders: BTreeMap<SessionId, Holder>,
+    /// How many of the holders have each key.
+    clients: BTreeMap<Arc<str>, u32>,
     /// Whether the firehose delivers it on this connection.
     granted: bool,
 }
@@ -83,8 +85,17 @@ enum LastAnswer {
 impl Contract {
     /// How many clients with this key hold it.
     fn clients(&self, key: &str) -> u32 {
-        let clients = self.holders.values().filter(|holder| &*holder.key == key).count();
-        u32::try_from(clients).unwrap_or(u32::MAX)
+        self.clients.get(key).copied().unwrap_or(0)
+    }
+
+    /// Counts a holder with this key less.
+    fn remove_client(&mut self, key: &str) {
+        if let Some(clients) = self.clients.get_mut(key) {
+            *clients -= 1;
+            if *clients == 0 {
+                self.clients.remove(key);
+            }
+        }
     }
 }
 
@@ -128,7 +139,11 @@ impl Contracts {
             entry.holders.entry(session).or_insert(Holder { key: Arc::clone(key), last_answer });
         holder.last_answer = last_answer;
         let (key, granted) = (Arc::clone(&holder.key), entry.granted);
-        let (is_new, clients) = (entry.holders.len() > holders_before, entry.clients(&key));
+        let is_new = entry.holders.len() > holders_before;
+        if is_new {
+            *entry.clients.entry(Arc::clone(&key)).or_default() += 1;
+        }
+        let clients = entry.clients(&key);
         self.sessions.entry(session).or_default().insert(contract.clone());
         if on_demand && self.asked {
             if !granted {
@@ -166,6 +181,7 @@ impl Contracts {
     fn remove_holder(&mut self, session: SessionId, contract: &Channel) {
         let Some(entry) = self.contracts.get_mut(contract) else { return };
         let Some(Holder { key, .. }) = entry.holders.remove(&session) else { return };
+        entry.remove_client(&key);
         let (clients, is_last) = (entry.clients(&key), entry.holders.is_empty());
         if is_last {
             self.contracts.remove(contract);
@@ -192,6 +208,15 @@ impl Contracts {
         if self.leaving.get(contract).is_some_and(|leaving| leaving.outdated > 0) {
             return Vec::new();
         }
+        self.set_answer(contract, granted)
+    }
+
+    /// The firehose has not answered for a contract in time. Returns the sessions to tell.
+    pub fn on_no_answer(&mut self, contract: &Channel) -> Vec<SessionId> {
+        self.set_answer(contract, false)
+    }
+
+    fn set_answer(&mut self, contract: &Channel, granted: bool) -> Vec<SessionId> {
         self.unanswered.remove(contract);
         let Some(entry) = self.contracts.get_mut(contract) else { return Vec::new() };
         entry.granted = granted;
@@ -258,10 +283,8 @@ impl Contracts {
         for (contract, entry) in &mut self.contracts {
             if contract.kind().is_some_and(|kind| on_demand.contains(&kind)) {
                 self.unanswered.insert(contract.clone());
-                let keys: BTreeSet<_> = entry.holders.values().map(|holder| &holder.key).collect();
-                for key in keys {
-                    let request =
-                        (Arc::clone(key), Reverse(entry.holders.len()), entry.clients(key));
+                for (key, clients) in &entry.clients {
+                    let request = (Arc::clone(key), Reverse(entry.holders.len()), *clients);
                     by_key.entry(request).or_default().push(contract.clone());
                 }
                 continue;
@@ -433,14 +456,14 @@ mod tests {
         assert!(contracts.on_answer(&x, true).is_empty(), "of the first request");
         contracts.on_unsubscribed(&x);
         assert!(contracts.on_answer(&x, false).is_empty(), "the first client still held it");
+        assert_eq!(contracts.on_no_answer(&x), [3], "an outage ends without an answer");
         contracts.on_unsubscribed(&x);
-        assert!(contracts.awaits_answers());
-        assert_eq!(contracts.on_answer(&x, false), [3]);
+        assert_eq!(contracts.on_answer(&x, true), [3]);
         assert!(contracts.leaving.is_empty() && !contracts.awaits_answers());
         // An unsubscription for one of two keys makes no answer outdated.
         contracts.subscribe(4, &b, &x);
         contracts.leave(4);
-        assert_eq!(contracts.on_answer(&x, true), [3]);
+        assert_eq!(contracts.on_answer(&x, false), [3]);
     }
 
     #[test]

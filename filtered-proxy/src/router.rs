@@ -64,6 +64,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the firehose may be sent how many clients hold a contract.
 const RECOUNT: Duration = Duration::from_secs(1);
 
+/// What the firehose answered for a contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Granted,
+    Refused,
+    /// Nothing, until the end of an outage could wait no longer.
+    None,
+}
+
 /// A request of a session to the router.
 #[derive(Debug)]
 enum Input {
@@ -135,7 +144,7 @@ pub struct Router {
     awaiting_end: BTreeSet<SessionId>,
     contracts: Contracts,
     /// Answers of the firehose for contracts that no client has been told yet: the object for each.
-    answers: Vec<(Channel, bool, String)>,
+    answers: Vec<(Channel, Answer, String)>,
     /// The outage that has ended but for the firehose's answers for contracts, and until when these
     /// may take.
     ending: Option<(Outage, Instant)>,
@@ -284,16 +293,16 @@ impl Router {
 
     fn on_contract(&mut self, item: &str, answer: ContractAnswer) {
         let Ok(contract) = Channel::parse(item, self.market) else { return };
-        let (granted, object) = match answer {
-            ContractAnswer::Subscribed => (true, Status::subscribed(item).object()),
-            ContractAnswer::Refused(object) => (false, object),
+        let (answer, object) = match answer {
+            ContractAnswer::Subscribed => (Answer::Granted, Status::subscribed(item).object()),
+            ContractAnswer::Refused(object) => (Answer::Refused, object),
             ContractAnswer::Unsubscribed => {
                 // Answers before this one are of earlier requests.
                 self.tell_answers();
                 return self.contracts.on_unsubscribed(&contract);
             }
         };
-        self.answers.push((contract, granted, object));
+        self.answers.push((contract, answer, object));
     }
 
     /// Notifies the clients that everything arrives again.
@@ -314,7 +323,8 @@ impl Router {
         for contract in self.contracts.take_unanswered() {
             let item = contract.to_string();
             let why = format!("{item:?} waits: the firehose has not answered yet");
-            self.answers.push((contract, false, Status::error(why).about(item).object()));
+            let object = Status::error(why).about(item).object();
+            self.answers.push((contract, Answer::None, object));
         }
         self.tell_answers();
     }
@@ -328,8 +338,13 @@ impl Router {
         self.deliver();
         let mut by_session = BTreeMap::<SessionId, Vec<String>>::new();
         let mut unnotified = BTreeSet::new();
-        for (contract, granted, object) in std::mem::take(&mut self.answers) {
-            for session in self.contracts.on_answer(&contract, granted) {
+        for (contract, answer, object) in std::mem::take(&mut self.answers) {
+            let granted = answer == Answer::Granted;
+            let sessions = match answer {
+                Answer::Granted | Answer::Refused => self.contracts.on_answer(&contract, granted),
+                Answer::None => self.contracts.on_no_answer(&contract),
+            };
+            for session in sessions {
                 by_session.entry(session).or_default().push(object.clone());
                 let held_before = self.index.held(session);
                 let held = self.index.change(session, [contract.clone()], granted);

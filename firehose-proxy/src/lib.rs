@@ -123,6 +123,8 @@ fn serve(
         .transpose()?;
     let (recorder, record_status) = recording.unzip();
     let connections = links.len() as i64;
+    let help = "Connections that the market should have upstream";
+    foundation.metrics.register::<Level>("upstream_connections", help).set(connections);
     // Kinds on demand share the connections of one host, or have as many each.
     let shares = on_demand.first().map_or(1, |kind| sources.of_contracts(*kind).len());
     let entitlements = Arc::new(Entitlements::new(

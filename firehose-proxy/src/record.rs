@@ -42,10 +42,12 @@ pub(crate) struct Recorder {
     ended: oneshot::Receiver<()>,
 }
 
-/// Whether the recording of a market goes on.
-#[derive(Debug, Clone)]
+/// Whether the recording of a market goes on. A writer that hangs cannot say so itself.
+#[derive(Debug)]
 pub(crate) struct RecordStatus {
+    market: Market,
     backlog: Arc<Backlog>,
+    metrics: RecordMetrics,
 }
 
 impl Recorder {
@@ -69,6 +71,9 @@ impl Recorder {
         fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(refused)?;
         let (backlog, (end, ended)) = (Arc::new(Backlog::default()), oneshot::channel());
         let (keep, metrics) = (config.keep, RecordMetrics::register(metrics));
+        metrics.active.set(1);
+        let status =
+            RecordStatus { market, backlog: Arc::clone(&backlog), metrics: metrics.clone() };
         let writer = Writer::new(market, dir, keep, Arc::clone(&backlog), metrics);
         let run = move || {
             writer.run();
@@ -77,7 +82,6 @@ impl Recorder {
         };
         let name = format!("record-{market}");
         thread::Builder::new().name(name).spawn(run).map_err(refused)?;
-        let status = RecordStatus { backlog: Arc::clone(&backlog) };
         Ok((Self { backlog, ended }, status))
     }
 
@@ -89,13 +93,25 @@ impl Recorder {
     /// Ends the recording once everything is on the disk, or after 2 s.
     pub(crate) async fn close(self) {
         self.backlog.close();
-        if timeout(CLOSE_TIMEOUT, self.ended).await.is_err() {
-            error!("the end of the recording is not on the disk after {CLOSE_TIMEOUT:?}");
+        match timeout(CLOSE_TIMEOUT, self.ended).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => error!("the writer of the recording failed"),
+            Err(_) => error!("the end of the recording is not on the disk after {CLOSE_TIMEOUT:?}"),
         }
     }
 }
 
 impl RecordStatus {
+    /// Says once that the recording has stopped. Call it about once a second.
+    pub(crate) fn tick(&self) {
+        if self.metrics.active.get() == 1
+            && let Some(reason) = self.backlog.failure()
+        {
+            self.metrics.active.set(0);
+            error!(market = %self.market, reason, "the recording has stopped; the stream goes on");
+        }
+    }
+
     /// What is wrong with the recording.
     pub(crate) fn problem(&self) -> Option<String> {
         self.backlog.failure()

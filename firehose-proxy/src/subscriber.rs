@@ -202,11 +202,11 @@ impl FirehoseSubscriber {
             self.standings.borrow_and_update();
             statuses = self.changed_answers(None);
         }
-        let mut asked = BTreeSet::new();
+        let (mut asked, mut added) = (BTreeSet::new(), 0);
         for contract in contracts {
             let held = self.contracts.get(&contract);
             let is_new = held.is_none_or(|held| !held.keys.contains(key));
-            if is_new && asked.len() >= room {
+            if is_new && added >= room {
                 let item = contract.to_string();
                 let full =
                     format!("subscription limit of {limit} reached: {item:?} not subscribed");
@@ -219,9 +219,10 @@ impl FirehoseSubscriber {
             if !for_others || is_new || !matches!(held.last_answer, LastAnswer::Subscribed(_)) {
                 held.last_answer = LastAnswer::Nothing;
             }
-            self.claims += usize::from(held.keys.insert(Arc::clone(key)));
+            added += usize::from(held.keys.insert(Arc::clone(key)));
             asked.insert(contract);
         }
+        self.claims += added;
         self.hold(|held| held.add(asked.iter().cloned()));
         self.shared.demand.add_contracts(self.session, clients, &asked, Instant::now());
         statuses.extend(self.changed_answers(Some(&mut asked.iter())));

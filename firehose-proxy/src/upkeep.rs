@@ -105,6 +105,7 @@ impl Upkeep for FirehoseUpkeep {
     }
 
     fn tick(&self) {
+        self.record.iter().for_each(RecordStatus::tick);
         let Shared { demand, entitlements, .. } = &self.shared;
         demand.expire(Instant::now());
         for (kind, occupancy) in demand.occupancy() {

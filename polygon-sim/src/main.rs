@@ -87,13 +87,13 @@ struct Args {
     #[arg(long, env = "SIM_SPEED", default_value = "1", value_parser = Speed::parse)]
     speed: Speed,
     /// Play the recording again and again.
-    #[arg(long = "loop", env = "SIM_LOOP")]
+    #[arg(long = "loop", env = "SIM_LOOP", requires = "replay")]
     repeat: bool,
     /// Play only what came at this time of day or later, in New York: 09:29.
-    #[arg(long, env = "SIM_FROM", value_parser = Window::parse_time)]
+    #[arg(long, env = "SIM_FROM", requires = "replay", value_parser = Window::parse_time)]
     from: Option<Time>,
     /// Play only what came before this time of day, in New York: 10:00.
-    #[arg(long, env = "SIM_UNTIL", value_parser = Window::parse_time)]
+    #[arg(long, env = "SIM_UNTIL", requires = "replay", value_parser = Window::parse_time)]
     until: Option<Time>,
     /// Log filter in the syntax of tracing.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]

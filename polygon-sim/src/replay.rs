@@ -29,6 +29,8 @@ const AHEAD: usize = 1_024;
 const MAX_WAITING: usize = 4 << 20;
 /// The pause before a recording is played once more.
 const PAUSE: Duration = Duration::from_secs(1);
+/// A new file that begins later than this after the one before is another recording.
+const BREAK_NS: u64 = 10_000_000_000;
 /// How often a condition is checked.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -135,19 +137,24 @@ struct Due {
 
 /// Reads all files in turn, until nobody takes the frames any more.
 fn read_all(files: &[PathBuf], window: Window, frames: &mpsc::Sender<Due>) {
-    let mut follows = false;
+    // The time of the frame before, if it is played.
+    let mut last: Option<u64> = None;
     for file in files {
+        let mut is_first = true;
         let result = read(file, |recorded| {
+            let is_new_recording = std::mem::take(&mut is_first)
+                && last.is_some_and(|last| recorded.t.saturating_sub(last) > BREAK_NS);
             if !window.holds(recorded.t) {
-                follows = false;
-                return true;
+                last = None;
+                return !frames.is_closed();
             }
-            let due = Due { recorded, follows };
-            follows = true;
-            frames.blocking_send(due).is_ok()
+            let follows = !is_new_recording && last.is_some();
+            last = Some(recorded.t);
+            frames.blocking_send(Due { recorded, follows }).is_ok()
         });
         if let Err(error) = result {
             warn!(file = %file.display(), "{error:#}: the rest of the file is left out");
+            last = None;
         }
         if frames.is_closed() {
             return;

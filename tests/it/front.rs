@@ -131,6 +131,8 @@ impl Front {
         let mut config = read(self.file());
         if self.is_nginx() {
             write("nginx/websocket.conf", &read("nginx/websocket.conf"));
+            let listen = read("nginx/listen.conf");
+            write("nginx/listen.conf", &replaced(&listen, "127.0.0.1:8080", &port.to_string()));
             write("nginx/proxies.conf", &with_proxies(&read("nginx/proxies.conf"), proxies));
             config = replaced(&config, "/run/nginx.pid", &shown(&dir.join("pid")));
             // The default directories belong to root.
@@ -148,13 +150,16 @@ impl Front {
             write("haproxy/haproxy.cfg", &common);
             config = with_proxies(&config, proxies);
         }
-        let (verb, number) = match self {
-            Self::NginxPlain => ("listen", "8080"),
-            Self::NginxTls => ("listen", "443"),
-            Self::HaproxyPlain | Self::HaproxyTcp | Self::HaproxyTcpPlain => ("bind", ":8080"),
-            Self::HaproxyTls => ("bind", ":443"),
+        let shipped = match self {
+            Self::NginxPlain => "include listen.conf",
+            Self::NginxTls => "listen 443",
+            Self::HaproxyPlain | Self::HaproxyTcp | Self::HaproxyTcpPlain => "bind 127.0.0.1:8080",
+            Self::HaproxyTls => "bind :443",
         };
-        config = replaced(&config, &format!("{verb} {number}"), &format!("{verb} {port}"));
+        let (verb, number) = shipped.split_once(' ').expect("a verb");
+        if verb != "include" {
+            config = replaced(&config, &format!("{verb} {number}"), &format!("{verb} {port}"));
+        }
         match self {
             Self::NginxTls => {
                 config = replaced(&config, "/etc/nginx/tls/cert.pem", &shown(&tls.file()));

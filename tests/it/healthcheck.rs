@@ -57,6 +57,6 @@ async fn it_names_the_setting_that_it_lacks() {
     for (_, healthcheck) in pairs(&ReservedPort::new(), &tls) {
         let Finished { code, stderr, .. } = healthcheck.run(SOON).await;
         assert_eq!(code, Some(1), "{stderr}");
-        assert_eq!(stderr, "not alive: a port that speaks TLS can not be asked: set ADMIN_PORT\n");
+        assert_eq!(stderr, "not alive: a port that speaks TLS cannot be asked: set ADMIN_PORT\n");
     }
 }

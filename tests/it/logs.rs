@@ -153,7 +153,10 @@ async fn lines_of_a_market_name_it_if_there_are_several() {
             .collect()
     };
     let filtered = &stack.filtered[0];
-    assert_eq!(of(filtered, "filtered-proxy", "session started"), ["crypto"]);
+    eventually(SOON, "a line about the session", async || {
+        of(filtered, "filtered-proxy", "session started") == ["crypto"]
+    })
+    .await;
     for (program, name) in [(&stack.firehose, "firehose-proxy"), (filtered, "filtered-proxy")] {
         let mut markets = of(program, name, "Authenticated successfully");
         markets.sort();

@@ -192,10 +192,41 @@ fn selectors(query: &str) -> Vec<String> {
     selectors
 }
 
+/// A query without its comparisons with numbers, and with `<=` between metrics in place of `<`.
+fn without_thresholds(query: &str) -> String {
+    let mut words = query.split_whitespace().peekable();
+    let mut kept = Vec::new();
+    let is_number = |word: &str| word.trim_end_matches(')').parse::<f64>().is_ok();
+    while let Some(word) = words.next() {
+        if !matches!(word, "==" | ">" | "<") {
+            kept.push(word);
+        } else if !words.peek().is_some_and(|next| is_number(next)) {
+            kept.push("<=");
+        } else {
+            // The last number may end a bracket.
+            while let Some(part) = words.next_if(|next| *next == "*" || is_number(next)) {
+                kept.extend(part.ends_with(')').then_some(")"));
+            }
+        }
+    }
+    kept.join(" ")
+}
+
 /// How many metrics a selector names.
 fn names(selector: &str) -> usize {
     let list = selector.split_once("__name__=~\"").and_then(|(_, rest)| rest.split('"').next());
     list.map_or(1, |list| list.split('|').count())
+}
+
+#[test]
+fn thresholds_are_left_out() {
+    for (query, expected) in [
+        ("up == 0", "up"),
+        ("(a > 0 or b - time() < 20 * 60) and c == 1", "(a or b - time() ) and c"),
+        ("a < b and c == 1", "a <= b and c"),
+    ] {
+        assert_eq!(without_thresholds(query), expected);
+    }
 }
 
 #[test]
@@ -220,6 +251,7 @@ async fn tiers() -> (Stack, Vec<TestClient>) {
     let sim = Sim::with(SimConfig { market: market.clone(), rate: 500.0, ..SimConfig::default() });
     let (sim, certificate) = (sim.await, Certificate::new());
     let firehose = stack::firehose(&sim.url("")).env("MARKETS", &market);
+    let firehose = firehose.env("RECORD_DIR", "recorded");
     let firehose = firehose.envs(certificate.settings()).start().await;
     let mut filtered = Vec::new();
     for tls in [&[][..], &certificate.settings()] {
@@ -258,6 +290,9 @@ async fn a_real_prometheus_gets_data_for_every_expression() {
             let least = names(&selector);
             prometheus.returns(least, &format!("group by (__name__) ({selector})")).await;
         }
+        // Without its thresholds the whole expression joins what it names.
+        let joined = without_thresholds(query).replace(":30s]", ":1s]");
+        prometheus.returns(1, &joined).await;
     }
 
     let dashboard: Value = serde_json::from_str(&document(DASHBOARD)).expect("JSON");

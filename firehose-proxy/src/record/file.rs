@@ -55,7 +55,14 @@ impl HourFile {
     /// `2026-11-27T14-30-05Z.jsonl.zst`.
     pub(super) fn create(dir: &Path, at: SystemTime) -> io::Result<Self> {
         let name = humantime::format_rfc3339_seconds(at).to_string().replace(':', "-");
-        let path = dir.join(name + ENDING);
+        let mut path = dir.join(format!("{name}{ENDING}"));
+        // After a clock went back, or a restart within a second.
+        for number in 2.. {
+            if !path.try_exists()? {
+                break;
+            }
+            path = dir.join(format!("{name}-{number}{ENDING}"));
+        }
         let file = File::create_new(&path)?;
         // Without this a power cut may take the name, and all that stands under it.
         File::open(dir)?.sync_all()?;

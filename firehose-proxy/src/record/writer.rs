@@ -8,7 +8,7 @@ use std::{
 };
 
 use proxy_common::protocol::Market;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     backlog::{Backlog, Work},
@@ -51,11 +51,8 @@ impl Writer {
     pub(super) fn run(mut self) {
         let Self { market, .. } = self;
         info!(%market, dir = %self.dir.display(), "recording");
-        self.metrics.active.set(1);
         let failure = self.write_all().err();
-        self.metrics.active.set(0);
         if let Some(reason) = failure {
-            error!(%market, reason, "recording stopped; the stream goes on");
             self.backlog.fail(reason);
             // What has been written stays readable, if the disk allows it.
             if let Some(file) = self.file.take() {

@@ -1,4 +1,4 @@
-//! The subcommands, and the first of them, `hash-key`: prints the line for a key in a file of keys.
+//! The subcommand `hash-key`: the line for a key in a file of keys.
 
 use std::io::{self, BufRead, IsTerminal};
 

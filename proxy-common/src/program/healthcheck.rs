@@ -23,7 +23,7 @@ pub(super) fn run(config: &ServerConfig) -> ExitCode {
     let alive = match &config.admin {
         Some(admin) => ask(admin),
         None if config.certificate.is_some() => {
-            Err(io::Error::other("a port that speaks TLS can not be asked: set ADMIN_PORT"))
+            Err(io::Error::other("a port that speaks TLS cannot be asked: set ADMIN_PORT"))
         }
         None => ask(&config.listen),
     };

@@ -110,6 +110,8 @@ struct Limit {
     since: Option<Instant>,
     lines: u32,
     suppressed: u64,
+    /// Left out in periods that are over.
+    due: u64,
 }
 
 impl Limit {
@@ -117,6 +119,7 @@ impl Limit {
     fn take(&mut self, now: Instant) -> bool {
         if self.since.is_none_or(|since| now >= since + PERIOD) {
             (self.since, self.lines) = (Some(now), 0);
+            self.due += std::mem::take(&mut self.suppressed);
         }
         self.lines += 1;
         let write = self.lines <= MAX_LINES;
@@ -126,10 +129,10 @@ impl Limit {
 
     /// How many lines were left out and not reported yet, once the period is over.
     fn report(&mut self, now: Instant) -> u64 {
-        match self.since {
-            Some(since) if now >= since + PERIOD => std::mem::take(&mut self.suppressed),
-            _ => 0,
+        if self.since.is_some_and(|since| now >= since + PERIOD) {
+            self.due += std::mem::take(&mut self.suppressed);
         }
+        std::mem::take(&mut self.due)
     }
 }
 
@@ -150,6 +153,6 @@ mod tests {
         // What was left out is not forgotten if the next period has begun.
         assert_eq!((0..101).filter(|_| limit.take(at(40))).count(), 100);
         assert!(limit.take(at(50)));
-        assert_eq!((limit.report(at(51)), limit.report(at(60))), (0, 1));
+        assert_eq!((limit.report(at(51)), limit.report(at(60))), (1, 0));
     }
 }
