@@ -25,8 +25,9 @@ const WIDTHS: [u32; 2] = [1_280, 390];
 /// firehose first.
 async fn trading(market: &str) -> (Stack, [SocketAddr; 2]) {
     let admin = vec![("ADMIN_PORT", "0".to_owned())];
-    // Time enough to look at a client that stalls.
-    let patient = [("CLIENT_MAX_LAG", "16s".to_owned())];
+    // Time enough, and room, to look at a client that stalls.
+    let patient = [("CLIENT_MAX_LAG", "30s"), ("CLIENT_QUEUE_BYTES", "500000000")];
+    let patient = patient.map(|(name, value)| (name, value.to_owned()));
     let sim = SimConfig { market: market.to_owned(), rate: 500.0, ..SimConfig::default() };
     let config = StackConfig {
         sim,
