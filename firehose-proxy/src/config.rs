@@ -94,8 +94,8 @@ pub struct Args {
     /// Directory in which raw frames are recorded, a file for each market and hour [default: none]
     #[arg(long, env = "RECORD_DIR", value_parser = path)]
     record_dir: Option<PathBuf>,
-    /// How long recorded files stay, how many bytes of them for each market, or both: 30d,200000000000
-    /// [default: none]
+    /// How long recorded files stay, how many bytes of them for each market, or both:
+    /// 30d,200000000000 [default: none]
     #[arg(long, env = "RECORD_KEEP", value_parser = Keep::parse)]
     record_keep: Option<Keep>,
     #[command(flatten)]

@@ -7,8 +7,8 @@
 //! upstream, so there is one fake, and it is independent of the code that it tests.
 //!
 //! [`Simulator::bind`] and [`Simulator::serve`] run it, and a [`SimHandle`] steers one market of
-//! it. [`replay`] plays what a firehose recorded. [`generate`] makes events without a socket. [`control`] and [`plan`] let other processes and
-//! scripts steer it.
+//! it. [`replay`] plays what a firehose recorded. [`generate`] makes events without a socket.
+//! [`control`] and [`plan`] let other processes and scripts steer it.
 //!
 //! Where the vendor's behaviour is unknown, the simulator does this:
 //!

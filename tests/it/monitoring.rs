@@ -271,16 +271,21 @@ async fn tiers() -> (Stack, Vec<TestClient>) {
     (stack, vec![stocks, options, contracts])
 }
 
-#[tokio::test]
-async fn a_real_prometheus_gets_data_for_every_expression() {
+/// Both tiers, their clients, and a Prometheus that scrapes them. `None` where there is none.
+async fn monitored() -> Option<(Stack, Vec<TestClient>, Prometheus)> {
     if !has_program("prometheus", "--version").await {
-        return;
+        return None;
     }
-    let (stack, _clients) = tiers().await;
+    let (stack, clients) = tiers().await;
     let filtered: Vec<_> = stack.filtered.iter().map(Program::plain).collect();
     let prometheus = Prometheus::start(stack.firehose.plain(), &filtered).await;
     prometheus.returns(3, "up == 1").await;
+    Some((stack, clients, prometheus))
+}
 
+#[tokio::test]
+async fn a_real_prometheus_gets_data_for_every_expression() {
+    let Some((_stack, _clients, prometheus)) = monitored().await else { return };
     let alerts = prometheus.alerts().await;
     assert!(alerts.len() > 10, "{alerts:?}");
     for (alert, query) in &alerts {
@@ -318,13 +323,7 @@ async fn a_real_prometheus_gets_data_for_every_expression() {
 
 #[tokio::test]
 async fn a_lost_vendor_and_a_lost_firehose_fire() {
-    if !has_program("prometheus", "--version").await {
-        return;
-    }
-    let (stack, _clients) = tiers().await;
-    let filtered: Vec<_> = stack.filtered.iter().map(Program::plain).collect();
-    let prometheus = Prometheus::start(stack.firehose.plain(), &filtered).await;
-    prometheus.returns(3, "up == 1").await;
+    let Some((stack, _clients, prometheus)) = monitored().await else { return };
     stack.sim.market("stocks").inject(Fault::Evict);
     let pending = async |alert: &str| {
         let query = format!("ALERTS{{alertname={alert:?}}}");

@@ -13,11 +13,8 @@ use tests::{
 };
 use tokio::net::TcpStream;
 
-use crate::events::trade;
+use crate::{events::trade, status::with_an_operator};
 
-/// SHA-256 of `abc`, from the standard (FIPS 180-2).
-const OPERATOR: &str =
-    "desk sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad role=operator";
 /// The widths of a desk's screen and of a phone.
 const WIDTHS: [u32; 2] = [1_280, 390];
 
@@ -214,9 +211,7 @@ async fn the_page_says_when_the_program_does_not_answer_and_goes_on_when_it_does
 #[tokio::test]
 async fn on_the_data_port_an_operators_key_shows_the_sessions() {
     let nowhere = ReservedPort::new();
-    let keys = format!("{OPERATOR}\n{CLIENT_KEY}\n");
-    let launch = stack::filtered(nowhere.addr()).without("CLIENT_API_KEYS").file("keys", &keys);
-    let program = launch.env("CLIENT_API_KEYS_FILE", "keys").start().await;
+    let program = with_an_operator(nowhere.addr()).start().await;
     let _client = TestClient::login(program.addr(), CLIENT_KEY).await;
     let mut browser = Browser::start().await;
     browser.open(&format!("http://{}/", program.addr())).await;

@@ -6,7 +6,7 @@ use polygon_sim::Fault;
 use serde_json::{Value, json};
 use tests::{
     http::{Response, get, request},
-    program::Program,
+    program::{Launch, Program},
     stack::{self, CLIENT_KEY, ReservedPort, Stack, StackConfig},
     wait::{SOON, eventually},
     ws_client::TestClient,
@@ -18,6 +18,13 @@ use crate::events::{quote, trade};
 /// SHA-256 of `abc`, from the standard (FIPS 180-2).
 const OPERATOR: &str =
     "desk sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad role=operator";
+
+/// A filtered proxy with the operator's key, `abc`, and [`CLIENT_KEY`].
+pub(crate) fn with_an_operator(firehose: SocketAddr) -> Launch {
+    let keys = format!("{OPERATOR}\n{CLIENT_KEY}\n");
+    let launch = stack::filtered(firehose).without("CLIENT_API_KEYS").file("keys", &keys);
+    launch.env("CLIENT_API_KEYS_FILE", "keys")
+}
 
 async fn get_with(addr: SocketAddr, path: &str, headers: &str) -> Response {
     let head = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n{headers}\r\n");
@@ -33,9 +40,7 @@ async fn status(addr: SocketAddr) -> Value {
 #[tokio::test]
 async fn sessions_are_for_the_operator_alone() {
     let nowhere = ReservedPort::new();
-    let keys = format!("{OPERATOR}\n{CLIENT_KEY}\n");
-    let launch = stack::filtered(nowhere.addr()).without("CLIENT_API_KEYS").file("keys", &keys);
-    let program = launch.env("CLIENT_API_KEYS_FILE", "keys").start().await;
+    let program = with_an_operator(nowhere.addr()).start().await;
     let addr = program.addr();
     let _client = TestClient::login(addr, CLIENT_KEY).await;
     let with_key = async |path: &str, key: &str| {

@@ -16,8 +16,8 @@ const MAX_LINES: u32 = 100;
 const PERIOD: Duration = Duration::from_secs(10);
 
 /// The log of all sessions of a program. Starts and ends of sessions that have logged in are logged
-/// up to a limit, and the rest is counted. Others are logged at the level debug: what they did wrong
-/// is logged as abuse.
+/// up to a limit, and the rest is counted. Others are logged at the level debug: what they did
+/// wrong is logged as abuse.
 #[derive(Debug, Default)]
 pub struct SessionLog {
     /// The lock is held for a few instructions.

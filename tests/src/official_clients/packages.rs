@@ -81,10 +81,8 @@ impl Packages {
     /// The directory of the programs that use it.
     pub(crate) fn drivers(self) -> PathBuf {
         match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
-                sources()
-            }
             Self::Node => self.dir(),
+            _ => sources(),
         }
     }
 
@@ -116,10 +114,8 @@ impl Packages {
 
     fn language(self) -> &'static str {
         match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
-                "python3"
-            }
             Self::Node => "node",
+            _ => "python3",
         }
     }
 
@@ -129,10 +125,8 @@ impl Packages {
         static PYTHON: OnceCell<Option<String>> = OnceCell::const_new();
         static NODE: OnceCell<Option<String>> = OnceCell::const_new();
         let found = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
-                &PYTHON
-            }
             Self::Node => &NODE,
+            _ => &PYTHON,
         };
         let look = async || match self.probe_toolchain().await {
             Ok(version) => Some(version),
@@ -150,10 +144,8 @@ impl Packages {
     async fn probe_toolchain(self) -> Result<String, String> {
         let language = self.language();
         let least = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
-                (3, 10)
-            }
             Self::Node => (18, 0),
+            _ => (3, 10),
         };
         let version = probe(language, &["--version"])
             .await
@@ -163,18 +155,16 @@ impl Packages {
             return Err(format!("{} is older than {major}.{minor}", version.trim()));
         }
         let installer = match self {
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
-                has_pip().await || has_ensurepip().await
-            }
             Self::Node => probe("npm", &["--version"]).await.is_some(),
+            _ => has_pip().await || has_ensurepip().await,
         };
         match self {
             _ if installer => Ok(version),
-            Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
+            Self::Node => Err("there is no npm".to_owned()),
+            _ => {
                 let needed = "your system's package python3-pip or python3-venv";
                 Err(format!("{language} has neither pip nor ensurepip; install {needed}"))
             }
-            Self::Node => Err("there is no npm".to_owned()),
         }
     }
 
@@ -206,13 +196,11 @@ impl Packages {
         File::create(&log).expect("make a log file");
         let steps = async {
             match self {
-                Self::Massive | Self::Polygon | Self::Autobahn | Self::Grafana | Self::Deploy => {
-                    pip(&dir, &dir.join(self.files()[0]), &log).await
-                }
                 Self::Node => {
                     let args = ["ci", "--ignore-scripts", "--no-audit", "--no-fund"];
                     step(Command::new("npm").args(args).current_dir(&dir), &log).await
                 }
+                _ => pip(&dir, &dir.join(self.files()[0]), &log).await,
             }
         };
         let failure = match timeout(INSTALLATION, steps).await {
