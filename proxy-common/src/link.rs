@@ -245,8 +245,6 @@ impl Link {
     }
 
     fn on_login(&mut self, socket: UpstreamSocket) {
-        let url = redacted(&self.config.url);
-        info!(upstream = self.config.upstream, url, "Authenticated successfully");
         let connection = Connection::new(
             socket,
             self.wanted.clone(),
@@ -262,6 +260,8 @@ impl Link {
                 status.channels = channels;
             }
         });
+        let url = redacted(&self.config.url);
+        info!(upstream = self.config.upstream, url, "Authenticated successfully");
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
         self.metrics.up.inc();
@@ -290,6 +290,16 @@ impl Link {
             | LinkError::ClosedByPolicy
             | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),
         };
+        let now = SystemTime::now();
+        // Before the log line: whoever reads it may ask for the status.
+        self.status.send_modify(|status| {
+            if status.state == LinkState::Up {
+                status.since = now;
+            }
+            status.channels = ChannelStatus::default();
+            status.state = state;
+            status.last_error = Some(LastError { error: error.clone(), at: now, wait });
+        });
         let (upstream, url) = (self.config.upstream, redacted(&self.config.url));
         let next_try = rounded(wait);
         let failures = self.backoff.failures();
@@ -299,15 +309,6 @@ impl Link {
         } else {
             warn!(upstream, url, %error, %next_try, failures, advice, "link is down");
         }
-        let now = SystemTime::now();
-        self.status.send_modify(|status| {
-            if status.state == LinkState::Up {
-                status.since = now;
-            }
-            status.channels = ChannelStatus::default();
-            status.state = state;
-            status.last_error = Some(LastError { error: error.clone(), at: now, wait });
-        });
         let (retry, config) = (Arc::clone(&self.retry), Arc::clone(&self.config));
         self.phase = Phase::Waiting(Box::pin(async move {
             tokio::select! {
