@@ -24,8 +24,8 @@ use proxy_common::{
         TierName, Unavailable, command_text, newly_unavailable, object_frames, status_frames,
     },
     session::{
-        ChangeOutcome, CloseReason, LossReason, Outbound, SessionConfig, SessionMetrics,
-        Subscriber, SubscriptionChange, Tier,
+        ChangeOutcome, ClientInfo, CloseReason, LossReason, Outbound, SessionConfig,
+        SessionMetrics, Subscriber, SubscriptionChange, Tier,
     },
     status::TierView,
     websocket::Frame,
@@ -607,7 +607,12 @@ impl Upkeep for RouterHandle {
 impl Tier for RouterHandle {
     type Subscriber = RouterSubscriber;
 
-    async fn admit(&self, outbound: &Arc<Outbound>, key: Arc<str>) -> RouterSubscriber {
+    async fn admit(
+        &self,
+        outbound: &Arc<Outbound>,
+        _: &ClientInfo,
+        key: Arc<str>,
+    ) -> RouterSubscriber {
         let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
         // If the router is gone, the session's first change fails.
         let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound))).await;
@@ -681,7 +686,7 @@ mod tests {
         health::Ledger,
         link::LinkMetrics,
         metrics::Metrics,
-        protocol::{Kind, demux},
+        protocol::{Kind, Start, demux},
         session::SlowLimits,
         transport::Socket,
     };
@@ -758,6 +763,8 @@ mod tests {
             subscribe,
             channels: BTreeSet::from([Channel::Kind(Kind::T)]),
             on_behalf_of: None,
+            start: Start::Live,
+            snapshot: false,
             reply: vec![Frame::new(b"[]")],
             coverage_version: version,
         };

@@ -15,7 +15,7 @@ use proxy_common::{
         TierName, Unavailable, newly_unavailable, status_frames,
     },
     session::{
-        ChangeOutcome, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
+        ChangeOutcome, ClientInfo, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
         SubscriptionChange, Tier,
     },
     websocket::Frame,
@@ -58,7 +58,12 @@ pub struct Shared {
 impl Tier for Shared {
     type Subscriber = FirehoseSubscriber;
 
-    async fn admit(&self, outbound: &Arc<Outbound>, key: Arc<str>) -> FirehoseSubscriber {
+    async fn admit(
+        &self,
+        outbound: &Arc<Outbound>,
+        _: &ClientInfo,
+        key: Arc<str>,
+    ) -> FirehoseSubscriber {
         FirehoseSubscriber {
             session: self.next_session.fetch_add(1, Ordering::Relaxed),
             key,
@@ -446,8 +451,14 @@ impl Subscriber for FirehoseSubscriber {
     }
 
     async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
-        let SubscriptionChange { subscribe, channels, on_behalf_of, mut reply, coverage_version } =
-            change;
+        let SubscriptionChange {
+            subscribe,
+            channels,
+            on_behalf_of,
+            mut reply,
+            coverage_version,
+            ..
+        } = change;
         let for_others = on_behalf_of.is_some();
         let clients =
             on_behalf_of.unwrap_or_else(|| OnBehalfOf { key: Arc::clone(&self.key), clients: 1 });
@@ -545,7 +556,7 @@ mod tests {
     use proxy_common::{
         link::SubscriptionOutcome,
         metrics::Level,
-        protocol::{Feed, Kind, Market},
+        protocol::{Feed, Kind, Market, Start},
         session::SlowLimits,
         transport::Socket,
     };
@@ -585,13 +596,16 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (socket, _) = listener.accept().await.unwrap();
+        let info = ClientInfo::new(client.local_addr().unwrap(), Market::Stocks);
         let limits = SlowLimits { queue_bytes: 1_000_000, max_lag: Duration::from_secs(1) };
         let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&shared.metrics));
-        let mut subscriber = shared.admit(&Arc::new(outbound), "key".into()).await;
+        let mut subscriber = shared.admit(&Arc::new(outbound), &info, "key".into()).await;
         let change = |version| SubscriptionChange {
             subscribe: true,
             channels: BTreeSet::from([trades.clone()]),
             on_behalf_of: None,
+            start: Start::Live,
+            snapshot: false,
             reply: vec![Frame::new(b"[]")],
             coverage_version: version,
         };

@@ -10,6 +10,7 @@ mod kind;
 mod market;
 mod messages;
 mod notice;
+mod position;
 
 pub use self::{
     channel::{Channel, ChannelError, ExtraKinds, MAX_SYMBOL_BYTES, channel_items},
@@ -22,7 +23,8 @@ pub use self::{
     market::{Market, without_separator},
     messages::{
         Command, CommandError, Items, MAX_MESSAGE_BYTES, OnBehalfOf, Status, UpstreamStatus,
-        command_text, object_frames, refused_contract, status_frame, status_frames,
+        command_text, object_frames, refused_contract, status_frame, status_frames, subscribe_text,
     },
-    notice::{Notice, NoticePolicy, Outage, TierName},
+    notice::{Gone, Notice, NoticePolicy, Outage, TierName, millis},
+    position::{MarkKind, Position, PositionMark, Start},
 };

@@ -4,6 +4,7 @@ mod connection;
 mod handler;
 mod http;
 mod status_routes;
+mod target;
 
 pub use self::{
     connection::{UpgradedConnection, serve_http},

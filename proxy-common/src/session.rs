@@ -16,7 +16,7 @@ mod slow_consumer;
 mod tier;
 
 pub use self::{
-    client::{ClientInfo, user_agent},
+    client::{ClientInfo, NamedSessions, SessionOptions, user_agent},
     close::{CloseFrame, CloseReason},
     config::SessionConfig,
     ending::{DrainSchedule, Until, close_session, keep_writing},
@@ -291,7 +291,11 @@ impl<'a, T: Tier> Session<'a, T> {
         match &mut self.subscriber {
             None => {
                 self.sessions.log.started(&self.open, key.label());
-                let admitted = self.sessions.tier.admit(&self.outbound, key.shared_label()).await;
+                let admitted = self
+                    .sessions
+                    .tier
+                    .admit(&self.outbound, &self.open.client, key.shared_label())
+                    .await;
                 self.subscriber = Some(admitted);
             }
             // A second auth is answered like the first. Of the subscriptions, those stay that the
@@ -442,7 +446,12 @@ mod tests {
     impl Tier for Fickle {
         type Subscriber = FickleSubscriber;
 
-        async fn admit(&self, outbound: &Arc<Outbound>, _: Arc<str>) -> FickleSubscriber {
+        async fn admit(
+            &self,
+            outbound: &Arc<Outbound>,
+            _: &ClientInfo,
+            _: Arc<str>,
+        ) -> FickleSubscriber {
             let outbound = Arc::clone(outbound);
             FickleSubscriber { outbound, held: ChannelSet::default(), version: 0, decisions: 0 }
         }

@@ -28,8 +28,8 @@ use crate::{
     protocol::{Market, TierName},
     server::{Handler, Server, affordable},
     session::{
-        ClientInfo, OpenSessions, QueueBudget, QueueMetrics, SessionConfig, SessionLog,
-        SessionMetrics, Sessions, Tier, enforce_until,
+        ClientInfo, NamedSessions, OpenSessions, QueueBudget, QueueMetrics, SessionConfig,
+        SessionLog, SessionMetrics, Sessions, Tier, enforce_until,
     },
     status::{Limits, MarketReporter, ProgramReporter, SessionsDocument, StatusDocument, TierView},
     transport::{Certificate, ListenConfig, Listeners, Socket},
@@ -357,6 +357,8 @@ struct ServedMarket<T, U> {
 }
 
 impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
+    const NAMED_SESSIONS: NamedSessions = T::NAMED_SESSIONS;
+
     fn serve<'a>(
         &'a self,
         socket: Socket,

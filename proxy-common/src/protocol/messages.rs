@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{
-    protocol::{channel::Channel, market::Market},
+    protocol::{channel::Channel, market::Market, position::Start},
     websocket::Frame,
 };
 
@@ -37,6 +37,17 @@ pub struct Items {
     pub params: String,
     /// Ours: for whom a filtered proxy asks its firehose for contracts.
     pub on_behalf_of: Option<OnBehalfOf>,
+    /// Ours: where a subscription begins.
+    pub start: Start,
+    /// Ours: whether the last value of each item is wanted first.
+    pub snapshot: bool,
+}
+
+impl Items {
+    /// Items to subscribe from now on, or to unsubscribe.
+    pub fn live(params: impl Into<String>) -> Self {
+        Self { params: params.into(), on_behalf_of: None, start: Start::Live, snapshot: false }
+    }
 }
 
 /// Clients for which a filtered proxy asks its firehose for contracts.
@@ -63,6 +74,15 @@ pub enum CommandError {
         /// The action that lacks them.
         action: &'static str,
     },
+    /// `from` is no position.
+    #[error(r#"invalid command: "from" must be a position such as "1764000000000000-42" or, to skip 3 events behind it, "1764000000000000-42-3""#)]
+    From,
+    /// `since` is no time.
+    #[error(r#"invalid command: "since" must be a time in milliseconds since 1970"#)]
+    Since,
+    /// More than one start.
+    #[error(r#"invalid command: expected one of "from", "since" and "snapshot""#)]
+    Starts,
     /// The action is unknown.
     #[error("unknown action {action:?}: expected auth, subscribe or unsubscribe")]
     UnknownAction {
@@ -88,6 +108,10 @@ impl Command {
             #[serde(rename = "for")]
             key: Option<serde_json::Value>,
             clients: Option<serde_json::Value>,
+            from: Option<serde_json::Value>,
+            since: Option<serde_json::Value>,
+            newest: Option<serde_json::Value>,
+            snapshot: Option<serde_json::Value>,
         }
         // A JSON array would fill the struct by position.
         if !text.trim_start().starts_with('{') {
@@ -104,7 +128,21 @@ impl Command {
             Some(serde_json::Value::String(key)) => Some(OnBehalfOf { key: key.into(), clients }),
             _ => None,
         };
-        let items = |params| Items { params, on_behalf_of };
+        let snapshot = raw.snapshot == Some(serde_json::Value::Bool(true));
+        let start = match (raw.from, raw.since, raw.newest) {
+            (None, None, None) => Start::Live,
+            (Some(serde_json::Value::String(from)), None, None) => {
+                Start::parse_from(&from).map_err(|_| CommandError::From)?
+            }
+            (Some(_), None, None) => return Err(CommandError::From),
+            (None, Some(since), None) => Start::Since(since.as_u64().ok_or(CommandError::Since)?),
+            (None, None, Some(bytes)) => Start::Newest(bytes.as_u64().unwrap_or(0)),
+            _ => return Err(CommandError::Starts),
+        };
+        if snapshot && start != Start::Live {
+            return Err(CommandError::Starts);
+        }
+        let items = |params| Items { params, on_behalf_of, start, snapshot };
         match raw.action.as_str() {
             // A key out of a file often ends with a line end.
             "auth" => params("auth").map(|key| Self::Auth(key.trim().into())),
@@ -113,6 +151,30 @@ impl Command {
             _ => Err(CommandError::UnknownAction { action: raw.action.chars().take(32).collect() }),
         }
     }
+}
+
+/// The text of a subscription to a firehose that begins here.
+pub fn subscribe_text(params: &str, start: Start) -> String {
+    #[derive(Serialize)]
+    struct Out<'a> {
+        action: &'a str,
+        params: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        since: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        newest: Option<u64>,
+    }
+    let mut out = Out { action: "subscribe", params, from: None, since: None, newest: None };
+    match start {
+        Start::Live => {}
+        Start::From(position, 0) => out.from = Some(position.to_string()),
+        Start::From(position, skip) => out.from = Some(format!("{position}-{skip}")),
+        Start::Since(time) => out.since = Some(time),
+        Start::Newest(bytes) => out.newest = Some(bytes),
+    }
+    json(&out)
 }
 
 /// The text of a command to an upstream. Only a firehose knows on whose behalf it comes.
@@ -287,7 +349,7 @@ fn json(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Market;
+    use crate::protocol::{Market, Position};
 
     #[track_caller]
     fn check_status(status: &Status, text: &str) {
@@ -363,6 +425,36 @@ mod tests {
             matches!(&command, Ok(Command::Unsubscribe(items)) if items.params == "T.\"A,Q.*"),
             "{command:?}"
         );
+    }
+
+    #[test]
+    fn a_subscription_may_say_where_it_begins() {
+        let position = Position { epoch: 1, seq: 2 };
+        for (start, rest) in [
+            (Start::Live, ""),
+            (Start::From(position, 0), r#","from":"1-2""#),
+            (Start::From(position, 3), r#","from":"1-2-3""#),
+            (Start::Since(1_764_000_000_000), r#","since":1764000000000"#),
+            (Start::Newest(7), r#","newest":7"#),
+        ] {
+            let text = subscribe_text("T.A", start);
+            assert_eq!(text, format!(r#"{{"action":"subscribe","params":"T.A"{rest}}}"#));
+            let Ok(Command::Subscribe(items)) = Command::parse(&text) else { panic!("{text}") };
+            assert_eq!((items.start, items.snapshot), (start, false));
+        }
+        for (rest, error) in [
+            (r#""from":7"#, CommandError::From),
+            (r#""from":"7""#, CommandError::From),
+            (r#""since":"7""#, CommandError::Since),
+            (r#""since":-7"#, CommandError::Since),
+            (r#""from":"1-2","since":7"#, CommandError::Starts),
+            (r#""from":"1-2","snapshot":true"#, CommandError::Starts),
+        ] {
+            let text = format!(r#"{{"action":"subscribe","params":"T.A",{rest}}}"#);
+            assert_eq!(Command::parse(&text).unwrap_err(), error);
+        }
+        let text = r#"{"action":"subscribe","params":"T.A","snapshot":true}"#;
+        assert!(matches!(Command::parse(text), Ok(Command::Subscribe(items)) if items.snapshot));
     }
 
     #[test]

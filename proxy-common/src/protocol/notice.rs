@@ -5,7 +5,7 @@ use std::{fmt, time::SystemTime};
 
 use serde::Serialize;
 
-use super::{channel::Channel, channel_set::ChannelSet};
+use super::{channel::Channel, channel_set::ChannelSet, position::Position};
 use crate::{named_enum::named_enum, websocket::Frame};
 
 /// A span of time in which wanted events may be missing.
@@ -84,6 +84,32 @@ pub struct Notice {
     frames: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<u64>,
+    /// How many messages of an outage could not be made up for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missed: Option<u64>,
+    /// The messages of a gap begin behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    after: Option<Position>,
+    /// Where it stands in the feed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<Position>,
+    /// When the last message before it was received, in milliseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<u64>,
+}
+
+/// Why a subscription cannot begin where it was asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gone {
+    /// The history does not reach back so far. Of the same epoch, it is known how many messages
+    /// are lost.
+    TooOld(Option<u64>),
+    /// The history holds nothing of that epoch: the firehose was restarted.
+    OtherEpoch,
+    /// The proxy keeps no history.
+    Off,
+    /// The feed has overtaken a replay: so many messages were dropped before they were read.
+    Overtaken(u64),
 }
 
 impl Notice {
@@ -152,6 +178,82 @@ impl Notice {
         }
     }
 
+    /// The same, after everything that was missed could be made up for.
+    pub fn upstream_resumed(tier: TierName, outage: &Outage, to: SystemTime) -> Self {
+        let (from, to_millis) = (millis(outage.from), millis(to));
+        Self {
+            message: format!(
+                "upstream of the {tier} tier is up after {} ms; nothing of that time is missed",
+                to_millis.saturating_sub(from)
+            ),
+            missed: Some(0),
+            ..Self::upstream_up(tier, outage, to)
+        }
+    }
+
+    /// The messages behind `after` cannot be given any more. What follows begins at `position`.
+    pub fn gone(tier: TierName, why: Gone, after: Option<Position>, position: Position) -> Self {
+        let (reason, frames, text) = match why {
+            Gone::TooOld(frames) => {
+                ("too_old", frames, "the history does not reach back to where you stood")
+            }
+            Gone::OtherEpoch => {
+                ("other_epoch", None, "the firehose was restarted since you were here")
+            }
+            Gone::Off => ("no_history", None, "this proxy keeps no history"),
+            Gone::Overtaken(frames) => {
+                ("overtaken", Some(frames), "the history was read more slowly than the feed comes")
+            }
+        };
+        let lost = match frames {
+            Some(frames) => format!("{frames} frames are lost"),
+            None => "events are lost, it is not known how many".to_owned(),
+        };
+        Self {
+            message: format!("{text}: {lost}; what follows begins behind {position}"),
+            reason: Some(reason.to_owned()),
+            frames,
+            after,
+            position: Some(position),
+            ..Self::new(tier, "gap")
+        }
+    }
+
+    /// Says where the feed stands. The last message before it was received at `time`.
+    pub fn position(tier: TierName, position: Position, time: u64) -> Self {
+        Self {
+            message: format!("everything up to {position} came before"),
+            position: Some(position),
+            time: (time > 0).then_some(time),
+            ..Self::new(tier, "position")
+        }
+    }
+
+    /// Old messages follow, behind this position. The first of them was received at `time`.
+    pub fn resumed(tier: TierName, position: Position, time: u64, may_repeat: &str) -> Self {
+        Self {
+            message: format!("what came behind {position} follows, then live data; {may_repeat}"),
+            position: Some(position),
+            time: (time > 0).then_some(time),
+            ..Self::new(tier, "resumed")
+        }
+    }
+
+    /// Old messages end here.
+    pub fn live(tier: TierName, position: Position) -> Self {
+        Self {
+            message: "live data follows".to_owned(),
+            position: Some(position),
+            ..Self::new(tier, "live")
+        }
+    }
+
+    /// Says where the notice stands in the feed.
+    #[must_use]
+    pub fn at(self, position: Option<Position>) -> Self {
+        Self { position, ..self }
+    }
+
     fn new(tier: TierName, status: &'static str) -> Self {
         Self {
             ev: "status",
@@ -163,6 +265,10 @@ impl Notice {
             to: None,
             frames: None,
             events: None,
+            missed: None,
+            after: None,
+            position: None,
+            time: None,
         }
     }
 
@@ -173,7 +279,8 @@ impl Notice {
     }
 }
 
-fn millis(time: SystemTime) -> u64 {
+/// Milliseconds since 1970.
+pub fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -4,13 +4,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     health::HealthDocument,
-    session::ClientInfo,
+    session::{ClientInfo, NamedSessions},
     status::{SessionsDocument, StatusDocument},
     transport::Socket,
 };
 
 /// Takes over the connections that a server has upgraded.
 pub trait Handler: Send + Sync + 'static {
+    /// Whether it serves sessions that have a name. Default: no.
+    const NAMED_SESSIONS: NamedSessions = NamedSessions::Refused;
+
     /// Serves one WebSocket until it ends. `early` holds bytes that arrived with the upgrade. Once
     /// `stop` is cancelled, the connection has to end soon.
     fn serve<'a>(

@@ -20,7 +20,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Span, field, warn};
 use tungstenite::handshake::server::create_response_with_body;
 
-use super::handler::Handler;
+use super::{
+    handler::Handler,
+    target::{self, TargetError},
+};
 use crate::{
     access::{Abuse, AcceptedConnection, AddressPermit, Gate, Keys, Refusal, shorten},
     health::HealthStatus,
@@ -139,19 +142,16 @@ impl<H: Handler> HttpService<H> {
             Err(Box::new((refusal, response)))
         };
         let address = self.gate.admit(accepted, client, request.headers()).map_err(by_gate)?;
-        let path = request.uri().path();
-        let Some(&market) = self.markets.iter().find(|market| match path {
-            "" | "/" => true,
-            path => market.is_at(path),
-        }) else {
-            let shown = shorten(path);
-            let first = self.markets[0];
-            let paths: Vec<_> = self.markets.iter().map(|market| format!("/{market}")).collect();
-            let sentence = format!(
-                "no market at {shown:?}: this proxy serves {first} at / and {}\n",
-                paths.join(", ")
-            );
-            return refuse(Abuse::Path, Some(shown), text(StatusCode::NOT_FOUND, &sentence));
+        let (path, query) = (request.uri().path(), request.uri().query());
+        let (market, options) = match target::read(path, query, &self.markets, H::NAMED_SESSIONS) {
+            Ok(target) => target,
+            Err(error) => {
+                let (status, sentence) = match &error {
+                    TargetError::NoSuchPath(sentence) => (StatusCode::NOT_FOUND, sentence),
+                    TargetError::BadQuery(sentence) => (StatusCode::BAD_REQUEST, sentence),
+                };
+                return refuse(Abuse::Path, Some(shorten(path)), text(status, sentence));
+            }
         };
         let Ok(session) = Arc::clone(&self.session_permits).try_acquire_owned() else {
             let sentence = "no room for another client: try again later\n";
@@ -194,6 +194,7 @@ impl<H: Handler> HttpService<H> {
                 port: (client == accepted.peer).then_some(accepted.port),
                 user_agent,
                 market,
+                options,
             },
             permits: SessionPermits { _session: session, address },
         };

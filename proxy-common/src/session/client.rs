@@ -4,6 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::protocol::Market;
@@ -22,13 +23,42 @@ pub struct ClientInfo {
     pub user_agent: Arc<str>,
     /// The market of its path.
     pub market: Market,
+    /// What its path and query ask for beyond a market. Most clients ask for nothing.
+    pub options: Option<Arc<SessionOptions>>,
+}
+
+/// What a client asks for in its path and query.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct SessionOptions {
+    /// The name under which the proxy remembers what the client has received.
+    pub name: Option<Arc<str>>,
+    /// How often the client wants to know its position at most.
+    pub positions: Option<Duration>,
+    /// Whether each of its subscriptions begins with the last values.
+    pub snapshot: bool,
+}
+
+/// Whether a tier remembers sessions by their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedSessions {
+    /// It does.
+    Accepted,
+    /// It does not, and refuses such clients.
+    Refused,
 }
 
 impl ClientInfo {
     /// A client of which only the address is known.
     pub fn new(address: SocketAddr, market: Market) -> Self {
         let (address, port) = (address.ip(), Some(address.port()));
-        Self { address, port, user_agent: "".into(), market }
+        Self { address, port, user_agent: "".into(), market, options: None }
+    }
+}
+
+impl ClientInfo {
+    /// The name of its session, if it has one.
+    pub fn session_name(&self) -> Option<&Arc<str>> {
+        self.options.as_ref()?.name.as_ref()
     }
 }
 

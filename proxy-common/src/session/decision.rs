@@ -9,8 +9,8 @@ use super::{
 use crate::{
     access::{KeyLease, MAX_LABEL},
     protocol::{
-        Channel, Items, Market, NoticePolicy, OnBehalfOf, Status, Unavailable, channel_items, hint,
-        status_frames,
+        Channel, Items, Market, NoticePolicy, OnBehalfOf, Start, Status, Unavailable,
+        channel_items, hint, status_frames,
     },
 };
 
@@ -32,7 +32,8 @@ pub(super) fn decide(
     // Read first: any later change of the coverage makes the decision outdated.
     let coverage_version = subscriber.coverage_version();
     let extra = subscriber.extra_kinds();
-    let mut channels = BTreeSet::new();
+    let again = items.start != Start::Live || items.snapshot;
+    let mut added = Added { channels: BTreeSet::new(), new: 0, limit, again };
     let (mut refusals, mut accepted) = (Vec::new(), Vec::new());
     let mut named = channel_items(&items.params);
     for item in named.by_ref().take(limit) {
@@ -48,12 +49,12 @@ pub(super) fn decide(
         if subscribe && !key.limits().include(&channel) {
             refusals.push(not_for_key(key, market, subscriber, item, &channel));
         } else if subscribe {
-            let (refusal, acceptance) = add(&mut channels, limit, subscriber, item, channel);
+            let (refusal, acceptance) = added.add(subscriber, item, channel);
             refusals.extend(refusal);
             accepted.extend(acceptance);
         } else {
             if subscriber.held().contains(&channel) {
-                channels.insert(channel);
+                added.channels.insert(channel);
             }
             accepted.push(Status::unsubscribed(item));
         }
@@ -65,6 +66,7 @@ pub(super) fn decide(
         )));
     }
     refusals.append(&mut accepted);
+    let channels = added.channels;
     if subscribe && notices == NoticePolicy::Everyone && !for_others {
         refusals.extend(hint(channels.iter(), market));
     }
@@ -73,7 +75,15 @@ pub(super) fn decide(
         .on_behalf_of
         .as_ref()
         .map(|of| OnBehalfOf { key: shorten_label(&of.key), clients: of.clients });
-    let change = SubscriptionChange { subscribe, channels, on_behalf_of, reply, coverage_version };
+    let change = SubscriptionChange {
+        subscribe,
+        channels,
+        start: items.start,
+        snapshot: items.snapshot,
+        on_behalf_of,
+        reply,
+        coverage_version,
+    };
     (!change.reply.is_empty() || !change.channels.is_empty()).then_some(change)
 }
 
@@ -97,6 +107,8 @@ pub(super) fn narrow(
     (!channels.is_empty()).then_some(SubscriptionChange {
         subscribe: false,
         channels,
+        start: Start::Live,
+        snapshot: false,
         on_behalf_of: None,
         reply,
         coverage_version,
@@ -142,34 +154,47 @@ fn held_before(item: &str, market: Market, subscriber: &impl Subscriber) -> Opti
     subscriber.held().contains(&channel).then_some(channel)
 }
 
-/// Adds a channel to the `channels` that a command subscribes to, unless it is refused. Returns the
-/// refusal and the acknowledgement: both if the channel is carried in part.
-fn add(
-    channels: &mut BTreeSet<Channel>,
+/// The channels that a command adds.
+struct Added {
+    channels: BTreeSet<Channel>,
+    /// How many of them the session does not hold.
+    new: usize,
+    /// Most channels of a session.
     limit: usize,
-    subscriber: &impl Subscriber,
-    item: &str,
-    channel: Channel,
-) -> (Option<Status>, Option<Status>) {
-    let held = subscriber.held();
-    let is_new = !held.contains(&channel) && !channels.contains(&channel);
-    if is_new && held.len() + channels.len() >= limit {
-        let full = format!("subscription limit of {limit} reached: {item:?} not subscribed");
-        return (Some(Status::error(full)), None);
+    /// Whether the command is also about channels that the session holds.
+    again: bool,
+}
+
+impl Added {
+    /// Adds a channel, unless it is refused. Returns the refusal and the acknowledgement: both if
+    /// the channel is carried in part.
+    fn add(
+        &mut self,
+        subscriber: &impl Subscriber,
+        item: &str,
+        channel: Channel,
+    ) -> (Option<Status>, Option<Status>) {
+        let (held, limit) = (subscriber.held(), self.limit);
+        let is_new = !held.contains(&channel) && !self.channels.contains(&channel);
+        if is_new && held.len() + self.new >= limit {
+            let full = format!("subscription limit of {limit} reached: {item:?} not subscribed");
+            return (Some(Status::error(full)), None);
+        }
+        let on_demand = subscriber.is_on_demand(&channel);
+        let unavailable = match on_demand {
+            true => None,
+            false => subscriber.unavailable(&channel),
+        };
+        let refusal = unavailable.as_ref().map(|unavailable| unavailable.status(item));
+        if matches!(unavailable, Some(Unavailable::Whole(_))) {
+            return (refusal, None);
+        }
+        self.new += usize::from(is_new);
+        if is_new || on_demand || self.again {
+            self.channels.insert(channel);
+        }
+        (refusal, (!on_demand).then(|| Status::subscribed(item)))
     }
-    if subscriber.is_on_demand(&channel) {
-        channels.insert(channel);
-        return (None, None);
-    }
-    let unavailable = subscriber.unavailable(&channel);
-    let refusal = unavailable.as_ref().map(|unavailable| unavailable.status(item));
-    if matches!(unavailable, Some(Unavailable::Whole(_))) {
-        return (refusal, None);
-    }
-    if is_new {
-        channels.insert(channel);
-    }
-    (refusal, Some(Status::subscribed(item)))
 }
 
 #[cfg(test)]
@@ -256,7 +281,7 @@ mod tests {
     #[track_caller]
     fn check(limits: &str, held: &str, items: &str, added: &str, messages: &[&str]) {
         let (keys, key) = lease(limits);
-        let items = Items { params: items.to_owned(), on_behalf_of: None };
+        let items = Items::live(items);
         let (config, subscriber) = (SessionConfig::for_tests(keys), holding(held));
         let decided = outcome(decide(&config, &key, &subscriber, &items, true));
         assert_eq!(decided, (channels(added), messages.iter().map(ToString::to_string).collect()));
@@ -318,7 +343,7 @@ mod tests {
     #[test]
     fn whatever_is_held_may_be_removed() {
         let (keys, key) = lease("types=T");
-        let items = Items { params: "Q.A,T.A,*,LV.B".to_owned(), on_behalf_of: None };
+        let items = Items::live("Q.A,T.A,*,LV.B");
         let subscriber = holding("Q.A,*,LV.C");
         let decided =
             outcome(decide(&SessionConfig::for_tests(keys), &key, &subscriber, &items, false));

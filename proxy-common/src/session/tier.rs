@@ -2,9 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{close::CloseReason, outbound::Outbound};
+use super::{
+    client::{ClientInfo, NamedSessions},
+    close::CloseReason,
+    outbound::Outbound,
+};
 use crate::{
-    protocol::{Channel, ChannelSet, ExtraKinds, OnBehalfOf, Unavailable},
+    protocol::{Channel, ChannelSet, ExtraKinds, OnBehalfOf, Start, Unavailable},
     websocket::Frame,
 };
 
@@ -13,10 +17,14 @@ pub trait Tier: Sized + Send + Sync + 'static {
     /// A session's side of the tier's data. Dropping it ends all its subscriptions.
     type Subscriber: Subscriber;
 
+    /// Whether it remembers sessions by their names. Default: no.
+    const NAMED_SESSIONS: NamedSessions = NamedSessions::Refused;
+
     /// Lets a session subscribe that has authenticated with the key of this label.
     fn admit(
         &self,
         outbound: &Arc<Outbound>,
+        client: &ClientInfo,
         key: Arc<str>,
     ) -> impl Future<Output = Self::Subscriber> + Send;
 }
@@ -63,8 +71,13 @@ pub struct SubscriptionChange {
     /// Whether the channels are added or removed.
     pub subscribe: bool,
     /// The channels to add, which the session does not hold, or to remove, which it holds.
-    /// Contracts on demand may be held already.
+    /// Contracts on demand may be held already, and so may all if the subscription does not begin
+    /// with live data.
     pub channels: BTreeSet<Channel>,
+    /// Where the subscription begins.
+    pub start: Start,
+    /// Whether the last value of each channel is wanted first.
+    pub snapshot: bool,
     /// For whom a filtered proxy asks for contracts.
     pub on_behalf_of: Option<OnBehalfOf>,
     /// The answer to the command, to be sent before any event that the change enables.
