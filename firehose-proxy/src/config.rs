@@ -8,7 +8,7 @@ use proxy_common::{
     config::{
         ConfigError,
         pem::certificates,
-        values::{count, duration, market_url, market_variable, path, port, websocket_url},
+        values::{bytes, count, duration, market_url, market_variable, path, port, websocket_url},
     },
     link::{LinkConfig, Spacing},
     program::{
@@ -91,6 +91,9 @@ pub struct Args {
     /// Bytes that a downstream may lag before it loses some; a notice reports the loss
     #[arg(long, env = "RING_BYTES", default_value = "268435456", value_parser = count)]
     ring_bytes: usize,
+    /// Bytes of messages kept for downstreams that come back, for each market; 0 keeps none
+    #[arg(long, env = "HISTORY_BYTES", default_value = "268435456", value_parser = bytes)]
+    history_bytes: usize,
     /// Directory in which raw frames are recorded, a file for each market and hour [default: none]
     #[arg(long, env = "RECORD_DIR", value_parser = path)]
     record_dir: Option<PathBuf>,
@@ -134,6 +137,8 @@ pub struct Config {
     pub ring_frames: usize,
     /// Most bytes that these messages may hold together.
     pub ring_bytes: usize,
+    /// Most bytes of messages kept for downstreams that come back.
+    pub history_bytes: usize,
     /// Where frames are recorded; `None` if they are not.
     pub record: Option<RecordConfig>,
     /// The settings that both tiers share.
@@ -215,6 +220,7 @@ impl TryFrom<&Args> for Config {
             silence_alarm: args.silence_alarm,
             ring_frames: args.ring_frames,
             ring_bytes: args.ring_bytes,
+            history_bytes: args.history_bytes,
             record: args
                 .record_dir
                 .clone()

@@ -14,6 +14,7 @@ pub mod outage_notices;
 pub mod oversized;
 mod publisher;
 pub mod record;
+mod replay;
 pub mod ring;
 pub mod silence;
 pub mod sources;
@@ -28,12 +29,13 @@ use std::{
 
 use proxy_common::{
     config::ConfigError,
+    history::{History, cores},
     link::{Link, LinkHandle},
     metrics::{Level, Value},
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
     protocol::{Channel, Kind, Market, NoticePolicy, TierName},
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
 pub use self::config::{Args, Config};
@@ -74,12 +76,15 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         silence_alarm: config.silence_alarm,
         ring_frames: config.ring_frames,
         ring_bytes: config.ring_bytes,
+        history_bytes: config.history_bytes,
+        replays: Arc::new(Semaphore::new(cores())),
         record: config.record,
     };
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
     foundation.limits.named.extend([
         ("RING_FRAMES", settings.ring_frames.to_string()),
         ("RING_BYTES", settings.ring_bytes.to_string()),
+        ("HISTORY_BYTES", settings.history_bytes.to_string()),
         ("UPSTREAM_CONTRACTS", settings.contracts.to_string()),
     ]);
     let markets = markets.into_iter().map(|market| serve(market, &settings, &mut foundation));
@@ -97,6 +102,8 @@ struct Settings {
     silence_alarm: Option<Duration>,
     ring_frames: usize,
     ring_bytes: usize,
+    history_bytes: usize,
+    replays: Arc<Semaphore>,
     record: Option<RecordConfig>,
 }
 
@@ -113,7 +120,9 @@ fn serve(
     let unread: Level = foundation.metrics.register("ring_events", help);
     let help = "How much of the ring the slowest session has yet to read, from 0 to 1";
     let ring_used: Value = foundation.metrics.register("ring_used_ratio", help);
-    let ring = Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone());
+    let history = History::new(settings.history_bytes);
+    let ring =
+        Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone(), history.clone());
     let silence = settings.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, &mut foundation.metrics);
     let recording = settings
@@ -153,6 +162,7 @@ fn serve(
         queue_bytes: settings.queue_bytes,
         max_contracts: settings.max_contracts,
         next_session: Arc::default(),
+        replays: Arc::clone(&settings.replays),
     };
     let recounts = Arc::new(AtomicU32::new(0));
     let publisher = Publisher {

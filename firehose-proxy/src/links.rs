@@ -95,6 +95,7 @@ impl State {
                 self.answered = self.link.requested().map(|wanted| wanted.channels.clone());
             }
             LinkEvent::Frame { .. }
+            | LinkEvent::Mark(_)
             | LinkEvent::Malformed { .. }
             | LinkEvent::Notice(..)
             | LinkEvent::Coverage(_)

@@ -1,12 +1,9 @@
 //! The publisher: moves the link's events into the ring. It never waits for a session, so the link
 //! reads as fast as the upstream sends.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::SystemTime,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
 };
 
 use proxy_common::{
@@ -76,7 +73,7 @@ impl Publisher {
 
     fn publish(&mut self, connection: usize, event: LinkEvent, links: &Links) {
         match event {
-            LinkEvent::Frame { frame, events, read_at } => {
+            LinkEvent::Frame { frame, events, read_at, .. } => {
                 if let Some(recorder) = &self.recorder {
                     recorder.frame(&frame);
                 }
@@ -92,10 +89,10 @@ impl Publisher {
                     self.intake.forward_latency.observe(read_at.elapsed());
                 }
             }
-            LinkEvent::Notice(frame, _) => self.ring.notify(frame),
+            LinkEvent::Notice(frame, _) => self.ring.forward(frame),
             LinkEvent::Malformed { events } => {
                 self.shared.metrics.lost(LossReason::Malformed, events);
-                self.notify(&Notice::malformed(TierName::Firehose));
+                self.ring.notify(Notice::malformed(TierName::Firehose));
             }
             LinkEvent::Down(_) => {
                 self.shared.demand.on_down(connection, self.ring.after_next());
@@ -109,8 +106,8 @@ impl Publisher {
                 self.shared.demand.on_up();
                 // If sessions want more by now, `AllAnswered` follows once more.
                 self.shared.demand.set_answered(&answered, || {
-                    self.outage.send_replace(None);
-                    self.ring.control(Content::Complete(SystemTime::now()));
+                    let outage = self.outage.send_replace(None);
+                    self.ring.complete(outage);
                 });
             }
             LinkEvent::Subscriptions(outcomes) => {
@@ -124,7 +121,7 @@ impl Publisher {
                 }
             }
             // Only another firehose sends these, to a link that asks for `*`. This link never does.
-            LinkEvent::Coverage(_) | LinkEvent::Contract { .. } => {}
+            LinkEvent::Coverage(_) | LinkEvent::Contract { .. } | LinkEvent::Mark(_) => {}
         }
     }
 
@@ -134,7 +131,7 @@ impl Publisher {
         if *self.outage.borrow() != outage {
             self.outage.send_replace(outage.clone());
             if let Some(outage) = outage {
-                self.ring.control(Content::Down(outage));
+                self.ring.down(outage);
             }
         }
     }
@@ -171,11 +168,7 @@ impl Publisher {
             warn!(oversize, "dropped events that are too long for a message");
             self.intake.routed.inc_by(oversize);
             self.shared.metrics.lost(LossReason::Oversize, oversize);
-            self.notify(&Notice::oversize(TierName::Firehose, oversize));
+            self.ring.notify(Notice::oversize(TierName::Firehose, oversize));
         }
-    }
-
-    fn notify(&mut self, notice: &Notice) {
-        self.ring.notify(notice.frame());
     }
 }

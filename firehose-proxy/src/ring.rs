@@ -9,8 +9,9 @@ use std::{
 };
 
 use proxy_common::{
+    history::{History, ReceiptTime},
     metrics::Level,
-    protocol::{Channel, Outage},
+    protocol::{Channel, Notice, Outage, Position, TierName},
     websocket::Frame,
 };
 use tokio::{
@@ -32,6 +33,10 @@ pub struct Published {
     /// How much was published before it since the start. A reader derives from it how much it
     /// missed.
     before: Total,
+    /// The run of the firehose that it belongs to.
+    epoch: u64,
+    /// When the last message of events was received, itself included.
+    received: u64,
 }
 
 /// The content of a message.
@@ -57,6 +62,11 @@ impl Published {
         self.before.messages
     }
 
+    /// Where the feed stands before it.
+    pub fn feed_position(&self) -> Position {
+        Position { epoch: self.epoch, seq: self.before.frames }
+    }
+
     /// Whether it was published during an outage, according to the control messages before it.
     pub fn is_in_outage(&self) -> bool {
         self.before.down > self.before.complete
@@ -73,6 +83,12 @@ impl Published {
 struct Total {
     messages: u64,
     events: u64,
+    /// Messages of events.
+    frames: u64,
+    /// Entries of the history.
+    entries: u64,
+    /// When the last message of events was received, in milliseconds since 1970.
+    received: u64,
     /// How many messages there were with the last [`Content::Down`], itself included.
     down: u64,
     /// The same for [`Content::Complete`].
@@ -93,6 +109,7 @@ pub struct Ring {
     readers: Readers,
     /// A longer message takes more than one slot.
     slot_bytes: usize,
+    received: ReceiptTime,
 }
 
 /// Creates readers for sessions. Can be cloned.
@@ -104,6 +121,8 @@ pub struct Readers {
     /// messages it is owed.
     published: Arc<Mutex<Total>>,
     unread: Level,
+    history: History,
+    epoch: u64,
 }
 
 /// One session's cursor.
@@ -113,6 +132,7 @@ pub struct Reader {
     published: Arc<Mutex<Total>>,
     /// The reader has read or missed everything published up to here.
     seen: Total,
+    epoch: u64,
     /// How many of the events seen the gauge of unread events still counts.
     unreported: u64,
     unread: Level,
@@ -147,11 +167,16 @@ impl Ring {
     /// Creates a ring for this many messages, rounded up to a power of two, and this many bytes in
     /// all. It always holds one message, whatever its size. A reader that lags further loses the
     /// oldest messages. Only the ring and its readers write `unread`, the gauge of unread events.
-    pub fn new(messages: usize, bytes: usize, unread: Level) -> Self {
+    ///
+    /// What is published also goes into the history. Its epoch is this run of the ring.
+    pub fn new(messages: usize, bytes: usize, unread: Level, history: History) -> Self {
         let slots = messages.next_power_of_two();
         let (ring, _) = broadcast::channel(slots);
-        let readers = Readers { ring, slots, published: Arc::default(), unread };
-        Self { readers, slot_bytes: (bytes / slots).max(1) }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let epoch = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        history.begin(Position { epoch, seq: 0 }, epoch / 1_000);
+        let readers = Readers { ring, slots, published: Arc::default(), unread, history, epoch };
+        Self { readers, slot_bytes: (bytes / slots).max(1), received: ReceiptTime::default() }
     }
 
     /// Creates readers.
@@ -165,13 +190,46 @@ impl Ring {
     }
 
     /// Publishes a notice to every current reader.
-    pub fn notify(&mut self, frame: Frame) {
-        self.send(frame, 0, Content::Notice, Instant::now());
+    pub fn notify(&mut self, notice: Notice) {
+        let frame = self.keep(notice);
+        self.forward(frame);
+    }
+
+    /// Publishes a notice of the upstream to every current reader.
+    pub fn forward(&mut self, notice: Frame) {
+        self.send(notice, 0, Content::Notice, Instant::now());
     }
 
     /// Publishes a control message to every current reader.
     pub fn control(&mut self, content: Content) {
         self.send(Frame::new(b""), 0, content, Instant::now());
+    }
+
+    /// Publishes that events may be missing from now on.
+    pub fn down(&mut self, outage: Outage) {
+        self.keep(Notice::upstream_down(TierName::Firehose, &outage));
+        self.control(Content::Down(outage));
+    }
+
+    /// Publishes that, from now on, the upstream delivers every channel wanted. `outage` is the one
+    /// that ends.
+    pub fn complete(&mut self, outage: Option<Outage>) {
+        let now = SystemTime::now();
+        if let Some(outage) = outage {
+            self.keep(Notice::upstream_up(TierName::Firehose, &outage, now));
+        }
+        self.control(Content::Complete(now));
+    }
+
+    /// Adds a notice to the history, where the feed stands. Returns its frame.
+    fn keep(&mut self, notice: Notice) -> Frame {
+        let time = self.received.of(Instant::now());
+        let mut published = lock(&self.readers.published);
+        let position = Position { epoch: self.readers.epoch, seq: published.frames };
+        let frame = notice.at(Some(position)).frame();
+        published.entries += 1;
+        self.readers.history.push_notice(&frame, position, time);
+        frame
     }
 
     /// How much a reader has read once it has read the next message to be published.
@@ -181,18 +239,25 @@ impl Ring {
 
     fn send(&mut self, frame: Frame, events: u32, content: Content, read_at: Instant) -> Receipt {
         let bytes = frame.bytes().len();
+        let epoch = self.readers.epoch;
         let mut published = lock(&self.readers.published);
         let before = *published;
         published.messages += 1;
         match content {
             Content::Down(_) => published.down = published.messages,
             Content::Complete(_) => published.complete = published.messages,
-            Content::Data
-            | Content::Notice
-            | Content::EntitlementsChanged
-            | Content::Contracts(_) => {}
+            Content::Data => {
+                published.frames += 1;
+                published.entries += 1;
+                let position = Position { epoch, seq: published.frames };
+                let time = self.received.of(read_at);
+                published.received = time;
+                self.readers.history.push(&frame, events, position, time);
+            }
+            Content::Notice | Content::EntitlementsChanged | Content::Contracts(_) => {}
         }
-        let message = Published { frame, events, content, read_at, before };
+        let received = published.received;
+        let message = Published { frame, events, content, read_at, before, epoch, received };
         published.events += u64::from(events);
         let events = published.events - before.events;
         // The only error is that there are no readers, which does no harm.
@@ -213,6 +278,16 @@ impl Readers {
         self.ring.len() as f64 / self.slots as f64
     }
 
+    /// The history of everything published.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Where the feed stands.
+    pub fn feed_position(&self) -> Position {
+        Position { epoch: self.epoch, seq: lock(&self.published).frames }
+    }
+
     /// Creates a reader of everything published from now on.
     pub fn reader(&self) -> Reader {
         let published = lock(&self.published);
@@ -220,6 +295,7 @@ impl Readers {
             ring: self.ring.subscribe(),
             published: Arc::clone(&self.published),
             seen: *published,
+            epoch: self.epoch,
             unreported: 0,
             unread: self.unread.clone(),
         }
@@ -267,9 +343,20 @@ impl Reader {
         lock(&self.published).messages
     }
 
+    /// The number of the first entry of the history that this reader gets, too.
+    pub fn history_end(&self) -> u64 {
+        self.seen.entries
+    }
+
     /// How many messages it has read or missed since the start of the ring.
     pub fn read(&self) -> u64 {
         self.seen.messages
+    }
+
+    /// Where the feed stands behind what it has read or missed, and when the last message of that
+    /// was received, in milliseconds since 1970; zero if there was none.
+    pub fn feed_position(&self) -> (Position, u64) {
+        (Position { epoch: self.epoch, seq: self.seen.frames }, self.seen.received)
     }
 
     /// Leaves the ring. Returns how many events were published for this reader and not read.
@@ -285,6 +372,12 @@ impl Reader {
     fn take(&mut self, message: Published) -> Next {
         let Total { messages, events, .. } = message.before;
         let missed = (messages - self.seen.messages, events - self.seen.events);
+        self.seen.frames = message.before.frames;
+        self.seen.received = message.before.received;
+        if matches!(message.content, Content::Data) {
+            self.seen.frames += 1;
+            self.seen.received = message.received;
+        }
         self.seen.messages = messages + 1;
         self.seen.events = events + u64::from(message.events);
         self.unreported += missed.1 + u64::from(message.events);
@@ -300,7 +393,7 @@ mod tests {
     use super::*;
 
     fn ring(messages: usize, bytes: usize) -> (Ring, Readers) {
-        let ring = Ring::new(messages, bytes, Level::default());
+        let ring = Ring::new(messages, bytes, Level::default(), History::new(0));
         let readers = ring.readers();
         (ring, readers)
     }

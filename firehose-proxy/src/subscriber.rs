@@ -6,12 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Status,
+        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Start, Status,
         TierName, Unavailable, newly_unavailable, status_frames,
     },
     session::{
@@ -20,13 +20,17 @@ use proxy_common::{
     },
     websocket::Frame,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use crate::{
     contracts::{Standing, View},
     demand::UpstreamDemand,
     entitlements::{Entitlements, Refusals},
     outage_notices::OutageNotices,
+    replay::Replay,
     ring::{Content, Next, Published, Reader, Readers},
 };
 
@@ -34,6 +38,9 @@ use crate::{
 const BATCH: usize = 64;
 /// The same in bytes. The last message may exceed it.
 const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// How often a session that asked for old messages hears where the feed stands.
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most contracts that a session may hold on behalf of other keys, if `MAX_SUBSCRIPTIONS` is less.
 const MAX_CONTRACTS_FOR_OTHERS: usize = 50_000;
@@ -53,6 +60,8 @@ pub struct Shared {
     /// Most contracts of a session, counted for each key on whose behalf it asks.
     pub(crate) max_contracts: usize,
     pub(crate) next_session: Arc<AtomicU64>,
+    /// One permit for each replay that may work at a time.
+    pub(crate) replays: Arc<Semaphore>,
 }
 
 impl Tier for Shared {
@@ -75,6 +84,8 @@ impl Tier for Shared {
             refused: self.entitlements.refused(),
             held: ChannelSet::default(),
             reader: None,
+            replay: None,
+            next_mark: None,
             outages: OutageNotices::default(),
             batch: Vec::new(),
             batch_bytes: 0,
@@ -83,7 +94,8 @@ impl Tier for Shared {
     }
 }
 
-/// One session's side of the firehose. It reads the ring while it holds any channel.
+/// One session's side of the firehose. While it holds any channel, it reads the ring, or the history
+/// until it has caught up.
 #[derive(Debug)]
 pub struct FirehoseSubscriber {
     session: u64,
@@ -100,7 +112,12 @@ pub struct FirehoseSubscriber {
     /// The refusals that this session knows of.
     refused: Arc<Refusals>,
     held: ChannelSet,
+    /// Its cursor in the ring, while it gets live data.
     reader: Option<Reader>,
+    /// What it gets of the history before.
+    replay: Option<Replay>,
+    /// When to say next where the feed stands. Set once it has asked for old messages.
+    next_mark: Option<Instant>,
     outages: OutageNotices,
     batch: Vec<(Frame, u32)>,
     batch_bytes: usize,
@@ -156,10 +173,15 @@ impl HeldContract {
 
 impl FirehoseSubscriber {
     /// Adds channels, unless the vendor's refusals have changed since the decision.
-    fn subscribe(&mut self, channels: BTreeSet<Channel>, version: u64) -> ChangeOutcome {
+    fn subscribe(
+        &mut self,
+        channels: BTreeSet<Channel>,
+        version: u64,
+        start: Start,
+    ) -> ChangeOutcome {
         // Take the cursor first: before the upstream is asked, so that no event is missed, and
         // before the refusals are read, so that no change of them is missed.
-        let enters = self.reader.is_none();
+        let enters = self.reader.is_none() && self.replay.is_none();
         if enters {
             self.reader = Some(self.shared.ring.reader());
         }
@@ -177,6 +199,11 @@ impl FirehoseSubscriber {
         let demand = &self.shared.demand;
         demand.add(channels.iter().filter(|channel| !demand.is_on_demand(channel)));
         self.hold(|held| held.add(channels));
+        if start != Start::Live {
+            self.leave_ring();
+            self.replay = Some(Replay::new(&self.shared.ring, start));
+            self.next_mark = Some(Instant::now());
+        }
         ChangeOutcome::Applied
     }
 
@@ -305,6 +332,7 @@ impl FirehoseSubscriber {
 
     /// Gives up the cursor. Events that it has not read are lost for this session.
     fn leave_ring(&mut self) {
+        self.replay = None;
         let unread = self.reader.take().map_or(0, Reader::leave);
         self.shared.metrics.lost(LossReason::SessionClosed, unread);
     }
@@ -325,6 +353,7 @@ impl FirehoseSubscriber {
     /// it.
     fn outage_end(&mut self) -> Option<Frame> {
         let notice = self.outages.end(SystemTime::now())?;
+        let notice = notice.at(Some(self.shared.ring.feed_position()));
         (self.shared.notices == NoticePolicy::Everyone).then(|| notice.frame())
     }
 
@@ -334,7 +363,7 @@ impl FirehoseSubscriber {
         let subscribing =
             || (!self.shared.demand.all_answered()).then(|| Outage::now("subscribing"));
         let outage = self.shared.outage.borrow().clone().or_else(subscribing)?;
-        let notice = self.outages.down(outage, end);
+        let notice = self.outages.down(outage, end).at(Some(self.shared.ring.feed_position()));
         self.shared.notices.includes(&self.held).then(|| notice.frame())
     }
 
@@ -348,6 +377,7 @@ impl FirehoseSubscriber {
             Next::Gap { frames, events, then } => {
                 self.shared.metrics.lost(LossReason::RingOverrun, events);
                 let notice = Notice::gap(TierName::Firehose, frames, Some(events));
+                let notice = notice.at(Some(then.feed_position()));
                 self.enqueue_notice(Some(&notice));
                 // Control messages may be among the lost ones.
                 self.enqueue_entitlements();
@@ -357,15 +387,16 @@ impl FirehoseSubscriber {
                     lasting.unwrap_or_else(|| Outage::now("announced in a frame that was lost"))
                 });
                 let (complete, position) = (then.last_complete(), then.position());
+                let feed = Some(then.feed_position());
                 let notice = self.outages.catch_up(outage, complete, position, SystemTime::now());
-                self.enqueue_notice(notice.as_ref());
+                self.enqueue_notice(notice.map(|notice| notice.at(feed)).as_ref());
                 self.enqueue_message(then);
             }
         }
     }
 
     fn enqueue_message(&mut self, message: Published) {
-        let position = message.position();
+        let (position, feed) = (message.position(), Some(message.feed_position()));
         match message.content {
             Content::Data => {
                 self.batch_read_at.get_or_insert(message.read_at);
@@ -376,13 +407,13 @@ impl FirehoseSubscriber {
             }
             Content::Notice => {}
             Content::Down(outage) => {
-                let notice = self.outages.down(outage, position);
+                let notice = self.outages.down(outage, position).at(feed);
                 self.enqueue_notice(Some(&notice));
                 // Contracts with room count as granted from here on.
                 self.enqueue_changed_answers();
             }
             Content::Complete(since) => {
-                let notice = self.outages.up(since, position);
+                let notice = self.outages.up(since, position).map(|notice| notice.at(feed));
                 self.enqueue_notice(notice.as_ref());
             }
             Content::EntitlementsChanged => self.enqueue_entitlements(),
@@ -422,6 +453,62 @@ impl FirehoseSubscriber {
         }
     }
 
+    /// Says where the feed stands behind what is queued, if that is due.
+    fn enqueue_mark(&mut self) {
+        let now = Instant::now();
+        if let Some(due) = &mut self.next_mark
+            && now >= *due
+            && let Some(reader) = &self.reader
+        {
+            *due = now + MARK_INTERVAL;
+            let (position, time) = reader.feed_position();
+            let mark = Notice::position(TierName::Firehose, position, time);
+            self.enqueue(mark.frame(), 0);
+        }
+    }
+
+    /// Queues the next part of the history. At its end, goes on with the ring.
+    fn enqueue_replay(&mut self) {
+        let Some(replay) = &mut self.replay else { return };
+        let mut frames = Vec::new();
+        let at_end = replay.read(self.shared.ring.history(), None, &mut frames);
+        let mut reader = None;
+        if at_end {
+            // The ring gives the messages from this moment on, the history those before.
+            let taken = self.shared.ring.reader();
+            while !replay.read(self.shared.ring.history(), Some(taken.history_end()), &mut frames) {
+            }
+            reader = Some(taken);
+        }
+        for (frame, events) in frames {
+            self.shared.metrics.events_owed.inc_by(u64::from(events));
+            self.enqueue(frame, events);
+        }
+        if let Some(reader) = reader {
+            let (position, _) = reader.feed_position();
+            self.reader = Some(reader);
+            self.replay = None;
+            self.enqueue(Notice::live(TierName::Firehose, position).frame(), 0);
+            // What has changed meanwhile.
+            self.enqueue_entitlements();
+            self.enqueue_changed_answers();
+            if let Some(notice) = self.outage_notice() {
+                self.enqueue(notice, 0);
+            }
+        }
+    }
+
+    fn send_batch(&mut self) {
+        let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
+        let now = Instant::now();
+        self.outbound.send_data(frames, now, self.batch_read_at.take().unwrap_or(now));
+        self.batch.clear();
+        self.batch_bytes = 0;
+        if let Some(reader) = &mut self.reader {
+            reader.report();
+        }
+    }
+
     fn enqueue(&mut self, frame: Frame, events: u32) {
         self.batch_bytes += frame.bytes().len();
         self.batch.push((frame, events));
@@ -454,6 +541,7 @@ impl Subscriber for FirehoseSubscriber {
         let SubscriptionChange {
             subscribe,
             channels,
+            start,
             on_behalf_of,
             mut reply,
             coverage_version,
@@ -468,7 +556,7 @@ impl Subscriber for FirehoseSubscriber {
                 let demand = &self.shared.demand;
                 let (contracts, channels): (BTreeSet<_>, BTreeSet<_>) =
                     channels.into_iter().partition(|channel| demand.is_on_demand(channel));
-                let outcome = self.subscribe(channels, coverage_version);
+                let outcome = self.subscribe(channels, coverage_version, start);
                 if outcome != ChangeOutcome::Applied {
                     return Ok(outcome);
                 }
@@ -494,6 +582,14 @@ impl Subscriber for FirehoseSubscriber {
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
+        if self.replay.is_some() {
+            let replays = Arc::clone(&self.shared.replays);
+            let _turn = replays.acquire().await;
+            self.enqueue_replay();
+            self.send_batch();
+            tokio::task::yield_now().await;
+            return Ok(());
+        }
         let Some(reader) = &mut self.reader else {
             self.await_outage_end().await;
             return Ok(());
@@ -519,14 +615,8 @@ impl Subscriber for FirehoseSubscriber {
         {
             self.enqueue_next(next);
         }
-        let frames = self.batch.iter().map(|(frame, events)| (frame, *events));
-        let now = Instant::now();
-        self.outbound.send_data(frames, now, self.batch_read_at.take().unwrap_or(now));
-        self.batch.clear();
-        self.batch_bytes = 0;
-        if let Some(reader) = &mut self.reader {
-            reader.report();
-        }
+        self.enqueue_mark();
+        self.send_batch();
         Ok(())
     }
 }
@@ -554,9 +644,10 @@ mod tests {
     use std::time::Duration;
 
     use proxy_common::{
+        history::History,
         link::SubscriptionOutcome,
         metrics::Level,
-        protocol::{Feed, Kind, Market, Start},
+        protocol::{Feed, Kind, Market},
         session::SlowLimits,
         transport::Socket,
     };
@@ -573,7 +664,7 @@ mod tests {
     async fn a_subscription_decided_by_older_refusals_changes_and_answers_nothing() {
         let trades = Channel::Kind(Kind::T);
         let all = BTreeSet::from([trades.clone()]);
-        let mut ring = Ring::new(8, 8_000, Level::default());
+        let mut ring = Ring::new(8, 8_000, Level::default(), History::new(0));
         let feed = Feed::new(Market::Stocks, "localhost");
         let sources = Arc::new(Sources::new(vec![Source { feed, kinds: BTreeSet::new() }], 1));
         let (demand, _wanted) = UpstreamDemand::new(
@@ -592,6 +683,7 @@ mod tests {
             queue_bytes: 1_000_000,
             max_contracts: 10,
             next_session: Arc::default(),
+            replays: Arc::new(Semaphore::new(1)),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();

@@ -10,6 +10,7 @@
 //! | [`metrics`] | counters and gauges, and how an owner registers them |
 //! | [`websocket`] | WebSocket frames, and taking them out of bytes |
 //! | [`protocol`] | markets, channels, commands, statuses, notices, coverage |
+//! | [`history`] | the last messages of a feed, for whoever comes back |
 //! | [`config`] | what parses the value of a setting |
 //! | [`link`] | the one managed connection to an upstream |
 //! | [`transport`] | listeners, sockets, certificates, PROXY headers |
@@ -25,6 +26,7 @@
 pub mod access;
 pub mod config;
 pub mod health;
+pub mod history;
 pub mod link;
 pub mod metrics;
 mod named_enum;

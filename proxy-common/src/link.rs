@@ -44,7 +44,7 @@ use tracing::{debug, error, info, warn};
 use url::Url;
 
 use self::{backoff::Backoff, connection::Connection};
-use crate::protocol::{Channel, Outage};
+use crate::protocol::{Channel, Outage, Position, Start};
 
 /// How long an upstream may take to answer our close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +60,8 @@ pub struct Link {
     phase: Phase,
     /// The outage that is going on, if any.
     outage: Option<Outage>,
+    /// Where the feed stood behind the last frame of the last connection, if it can be resumed.
+    position: Option<Position>,
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -112,6 +114,7 @@ impl Link {
             metrics,
             backoff: Backoff::default(),
             outage: Some(Outage::now("starting")),
+            position: None,
         };
         (link, handle)
     }
@@ -203,6 +206,12 @@ impl Link {
                     Ok(event) => return Poll::Ready(self.on_event(event)),
                     Err(error) => {
                         let life = connection.age();
+                        // One that ended before its first frame knows no better place.
+                        match (connection.position(), &error) {
+                            (_, LinkError::Positions { .. }) => self.position = None,
+                            (None, _) => {}
+                            (position, _) => self.position = position,
+                        }
                         self.metrics.up.dec();
                         if let Some(event) = self.on_end(&error, life) {
                             return Poll::Ready(event);
@@ -249,6 +258,7 @@ impl Link {
             socket,
             self.wanted.clone(),
             self.config.ping_interval,
+            self.start(),
             Arc::clone(&self.metrics),
         );
         self.status.send_modify(|status| {
@@ -265,6 +275,17 @@ impl Link {
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
         self.metrics.up.inc();
+    }
+
+    /// Where a new connection begins.
+    fn start(&self) -> Option<Start> {
+        let newest = self.config.history_bytes.map(Start::Newest)?;
+        Some(self.position.map_or(newest, |position| Start::From(position, 0)))
+    }
+
+    /// Whether the link asks the firehose for what it missed.
+    pub fn resumes(&self) -> bool {
+        self.config.history_bytes.is_some()
     }
 
     /// Decides when to try again. `life` is how long the connection had been logged in. Returns the
@@ -286,6 +307,7 @@ impl Link {
             LinkError::Unreachable(_)
             | LinkError::Timeout(_)
             | LinkError::Protocol(_)
+            | LinkError::Positions { .. }
             | LinkError::Silent
             | LinkError::ClosedByPolicy
             | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),

@@ -116,11 +116,12 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("protocol", &["named_enum", "websocket"]),
             ("metrics", &["protocol"]),
             ("config", &["protocol"]),
+            ("history", &["protocol", "websocket"]),
             ("link", &["metrics", "protocol", "websocket"]),
             ("transport", &["config"]),
             ("access", &["config", "metrics", "named_enum", "protocol", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
-            ("health", &["access", "link", "metrics", "protocol", "session", "version"]),
+            ("health", &["access", "history", "link", "metrics", "protocol", "session", "version"]),
             ("status", &["health", "link", "metrics", "protocol", "session", "version"]),
             (
                 "server",

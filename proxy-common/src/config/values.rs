@@ -28,6 +28,15 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Parses a number of bytes; 0 stands for none.
+///
+/// # Errors
+///
+/// Not a whole number.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "expected a whole number of bytes, or 0 for none".to_owned())
+}
+
 /// Parses a time such as `10s`, `500ms` or `15min`, longer than zero.
 ///
 /// # Errors

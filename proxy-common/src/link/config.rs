@@ -26,6 +26,9 @@ pub struct LinkConfig {
     pub refused_interval: Duration,
     /// Time between pings; the link is dead if nothing arrived during two of them. Default: 15 s.
     pub ping_interval: Duration,
+    /// For a firehose upstream: the link asks for what it missed. At first it asks for the newest of
+    /// the history, so many bytes. Default: none, for an upstream without a history.
+    pub history_bytes: Option<u64>,
     /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
     pub spacing: Option<Arc<Spacing>>,
 }
@@ -41,6 +44,7 @@ impl LinkConfig {
             login_timeout: Duration::from_secs(10),
             refused_interval: Duration::from_secs(15 * 60),
             ping_interval: Duration::from_secs(15),
+            history_bytes: None,
             spacing: None,
         }
     }

@@ -26,7 +26,10 @@ use super::{
 };
 use crate::{
     metrics::count_and_sample,
-    protocol::{Coverage, UpstreamStatus, command_text, demux, refused_contract},
+    protocol::{
+        Coverage, MarkKind, Position, PositionMark, Start, UpstreamStatus, command_text, demux,
+        refused_contract, subscribe_text,
+    },
     websocket::Frame,
 };
 
@@ -44,6 +47,11 @@ pub(super) struct Connection {
     pub(super) subscriptions: UpstreamSubscriptions,
     /// Resolves when the wanted channels change.
     wanted: Pin<Box<dyn Future<Output = watch::Receiver<Wanted>> + Send>>,
+    /// Where the subscription of everything begins, until it is sent. `None` if the link resumes
+    /// nothing.
+    start: Option<Start>,
+    /// Where the feed stands behind the last frame, once the firehose has said where it begins.
+    position: Option<Position>,
     /// Whether a request to the upstream may be due.
     request_due: bool,
     answer_deadline: Pin<Box<Sleep>>,
@@ -68,6 +76,7 @@ impl Connection {
         socket: UpstreamSocket,
         mut wanted: watch::Receiver<Wanted>,
         ping_interval: Duration,
+        start: Option<Start>,
         metrics: Arc<LinkMetrics>,
     ) -> Self {
         let mut subscriptions = UpstreamSubscriptions::default();
@@ -80,6 +89,8 @@ impl Connection {
             since: now,
             subscriptions,
             wanted: Box::pin(changed(wanted)),
+            start,
+            position: None,
             request_due: true,
             answer_deadline: Box::pin(tokio::time::sleep(Duration::ZERO)),
             answered_reported: false,
@@ -97,6 +108,11 @@ impl Connection {
     /// The socket, to close it.
     pub(super) fn into_socket(self) -> UpstreamSocket {
         self.socket
+    }
+
+    /// Where the feed stands behind the last frame, if a firehose has said where it begins.
+    pub(super) fn position(&self) -> Option<Position> {
+        self.position
     }
 
     /// Queues a command. It leaves when the connection is polled next.
@@ -171,7 +187,11 @@ impl Connection {
             let now = std::time::Instant::now();
             let Some(request) = self.subscriptions.next_request(now) else { return };
             self.request_due = true;
-            self.socket.send_text(&command_text(request.action, &request.params, None));
+            let text = match self.start.take_if(|_| request.action == "subscribe") {
+                Some(start) => subscribe_text(&request.params, start),
+                None => command_text(request.action, &request.params, None),
+            };
+            self.socket.send_text(&text);
             // Polled once, so that it wakes this task.
             let _ = self.poll_deadline(cx);
         }
@@ -241,7 +261,9 @@ impl Connection {
             self.metrics.frames.inc();
             self.metrics.bytes.inc_by(frame.text().len() as u64);
             let (events, read_at) = (demuxed.events, self.socket.read_at());
-            self.ready.push_back(LinkEvent::Frame { frame, events, read_at });
+            self.position = self.position.map(Position::next);
+            let position = self.position;
+            self.ready.push_back(LinkEvent::Frame { frame, events, read_at, position });
         }
         if demuxed.malformed > 0 || demuxed.broken_off {
             self.ready.push_back(LinkEvent::Malformed { events: demuxed.malformed });
@@ -263,7 +285,11 @@ impl Connection {
     }
 
     fn on_status(&mut self, status: UpstreamStatus, text: &str) {
+        if let Some(mark) = PositionMark::read(&status.status, text) {
+            self.on_mark(mark);
+        }
         match status.status.as_str() {
+            "position" | "resumed" | "live" => {}
             "success" | "error" | "hint" | "connected" | "auth_success"
                 if !login::is_eviction(&status.message) =>
             {
@@ -279,6 +305,28 @@ impl Connection {
                 self.end = login::login_error(status).or(self.end.take());
             }
         }
+    }
+
+    /// Compares what the firehose says with what was counted here.
+    fn on_mark(&mut self, mark: PositionMark) {
+        let known = self.position;
+        match mark.kind {
+            MarkKind::Resumed => self.position = Some(mark.position),
+            // A gap of another firehose, before ours, names a place of another feed.
+            MarkKind::Gap if known.is_some_and(|known| known.epoch != mark.position.epoch) => {
+                return;
+            }
+            MarkKind::Gap => self.position = Some(mark.position),
+            MarkKind::At | MarkKind::Live if known.is_none_or(|known| known == mark.position) => {
+                self.position = Some(mark.position);
+            }
+            MarkKind::At | MarkKind::Live => {
+                self.position = None;
+                self.end = Some(LinkError::Positions { counted: known, said: mark.position });
+                return;
+            }
+        }
+        self.ready.push_back(LinkEvent::Mark(mark));
     }
 
     fn on_outcomes(&mut self, outcomes: Vec<SubscriptionOutcome>) {

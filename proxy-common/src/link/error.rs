@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::protocol::Position;
+
 /// Why a connection or an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LinkError {
@@ -25,6 +27,14 @@ pub enum LinkError {
     /// The upstream gave an unexpected answer.
     #[error("unexpected answer: {0}")]
     Protocol(String),
+    /// The firehose and this link count its messages differently. That is a fault of ours.
+    #[error("positions differ: counted {}, told {said}", counted.unwrap_or_default())]
+    Positions {
+        /// Where the feed stands by our count.
+        counted: Option<Position>,
+        /// Where it stands by the firehose's.
+        said: Position,
+    },
     /// Nothing arrived during two pings: the connection is half-open.
     #[error("half-open connection: nothing received during two pings")]
     Silent,
@@ -38,7 +48,7 @@ pub enum LinkError {
 
 impl LinkError {
     /// Every value of [`label`](Self::label).
-    pub const LABELS: [&str; 7] = [
+    pub const LABELS: [&str; 8] = [
         "unreachable",
         "timeout",
         "auth_failed",
@@ -46,6 +56,7 @@ impl LinkError {
         "protocol",
         "silent",
         "closed",
+        "positions",
     ];
 
     /// What the operator can do.
@@ -61,6 +72,9 @@ impl LinkError {
                 "stop the other process that uses this key, and send SIGHUP to try again now"
             }
             Self::Protocol(_) => "check that the URL leads to Polygon, Massive or a firehose",
+            Self::Positions { .. } => {
+                "report this fault; the link starts anew, and what it may have missed is announced"
+            }
             Self::Silent | Self::ClosedByPolicy | Self::Closed(_) => {
                 "the link tries again by itself"
             }
@@ -77,6 +91,7 @@ impl LinkError {
             Self::Protocol(_) => Self::LABELS[4],
             Self::Silent => Self::LABELS[5],
             Self::ClosedByPolicy | Self::Closed(_) => Self::LABELS[6],
+            Self::Positions { .. } => Self::LABELS[7],
         }
     }
 }

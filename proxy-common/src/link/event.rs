@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::subscriptions::SubscriptionOutcome;
 use crate::{
-    protocol::{Outage, UpstreamStatus},
+    protocol::{Outage, Position, PositionMark, UpstreamStatus},
     websocket::Frame,
 };
 
@@ -28,7 +28,11 @@ pub enum LinkEvent {
         events: u64,
         /// When its last bytes were read.
         read_at: Instant,
+        /// Where the feed stands behind it, if a firehose has said where it begins.
+        position: Option<Position>,
     },
+    /// A firehose says where the feed stands, and that old messages begin or end there.
+    Mark(PositionMark),
     /// Something damaged arrived and was dropped; events may be missing. Follows the rest of its
     /// frame.
     Malformed {

@@ -10,7 +10,7 @@ use crate::{config::values::market_variable, protocol::Market};
 
 /// The settings of all programs that share a `.env`: both tiers and the simulated market. A test
 /// compares them with the programs' `--help`.
-const SETTINGS: [&str; 71] = [
+const SETTINGS: &[&str] = &[
     "ADMIN_HOST",
     "ADMIN_PORT",
     "ALLOWED_ORIGINS",
@@ -34,6 +34,7 @@ const SETTINGS: [&str; 71] = [
     "FIREHOSE_PORT",
     "FIREHOSE_URL",
     "HANDSHAKE_RATE",
+    "HISTORY_BYTES",
     "LOG_FORMAT",
     "LOG_LEVEL",
     "MARKET",
@@ -269,7 +270,7 @@ mod tests {
         ] {
             assert_eq!(misspelled(name), Some(setting), "{name}");
         }
-        for setting in SETTINGS.into_iter().chain([
+        for setting in SETTINGS.iter().copied().chain([
             "POLYGON_WS_URL_OPTIONS",
             "UPSTREAM_CHANNELS_STOCKS",
             "POLYGON_API_KEY_CRYPTO",

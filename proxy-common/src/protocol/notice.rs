@@ -109,7 +109,7 @@ pub enum Gone {
     /// The proxy keeps no history.
     Off,
     /// The feed has overtaken a replay: so many messages were dropped before they were read.
-    Overtaken(u64),
+    Overtaken(Option<u64>),
 }
 
 impl Notice {
@@ -202,7 +202,7 @@ impl Notice {
             }
             Gone::Off => ("no_history", None, "this proxy keeps no history"),
             Gone::Overtaken(frames) => {
-                ("overtaken", Some(frames), "the history was read more slowly than the feed comes")
+                ("overtaken", frames, "the history was read more slowly than the feed comes")
             }
         };
         let lost = match frames {

@@ -1,0 +1,104 @@
+//! A session's way through the history, from where it stood to the live data.
+
+use proxy_common::{
+    history::{Entry, History, Lookup},
+    protocol::{Gone, Notice, Position, Start, TierName},
+    websocket::Frame,
+};
+
+use crate::ring::Readers;
+
+/// Most bytes of frames that one step reads. A step runs while others wait for the processor.
+const STEP_BYTES: usize = 1 << 20;
+
+/// How far apart the times of messages are, in milliseconds, between which a session is told the
+/// time anew.
+const TIME_STEP: u64 = 50;
+
+/// A session's way through the history.
+#[derive(Debug)]
+pub(crate) struct Replay {
+    /// The number of the next entry.
+    next: u64,
+    /// Where the feed stands before it.
+    position: Position,
+    /// The time that the session was last told.
+    told_time: u64,
+    /// What to say first.
+    opening: Vec<Frame>,
+}
+
+impl Replay {
+    /// The way from this start.
+    pub(crate) fn new(ring: &Readers, start: Start) -> Self {
+        let history = ring.history();
+        let lookup = match start {
+            Start::Live => Lookup::At(history.end()),
+            Start::From(position, _) => history.find(position),
+            Start::Since(time) => history.since(time),
+            Start::Newest(bytes) => {
+                Lookup::At(history.newest(usize::try_from(bytes).unwrap_or(usize::MAX)))
+            }
+        };
+        let (next, gone) = match lookup {
+            Lookup::At(next) => (next, None),
+            // Its epoch is not this one, whatever it is.
+            Lookup::Ahead => (history.end(), Some(Gone::OtherEpoch)),
+            Lookup::Gone(next, why) => (next, Some(why)),
+        };
+        let (position, time) = history.place(next).unwrap_or_else(|| (history.head(), 0));
+        let after = match start {
+            Start::From(position, _) => Some(position),
+            Start::Live | Start::Since(_) | Start::Newest(_) => None,
+        };
+        let gap = gone.map(|why| Notice::gone(TierName::Firehose, why, after, position));
+        let resumed = Notice::resumed(TierName::Firehose, position, time, "nothing repeats");
+        let opening = gap.into_iter().chain([resumed]).map(|notice| notice.frame()).collect();
+        Self { next, position, told_time: time, opening }
+    }
+
+    /// Reads the next entries, those before number `end` if there is one. Returns whether it has
+    /// come to the end.
+    pub(crate) fn read(
+        &mut self,
+        history: &History,
+        end: Option<u64>,
+        frames: &mut Vec<(Frame, u32)>,
+    ) -> bool {
+        frames.extend(self.opening.drain(..).map(|frame| (frame, 0)));
+        let mut entries = Vec::new();
+        match history.read(self.next, STEP_BYTES, &mut entries) {
+            Ok(_) => {}
+            Err((first, position)) => {
+                // The feed was faster. Of one epoch, it is known how much is gone.
+                let lost = position.seq - self.position.seq;
+                let why = Gone::Overtaken(Some(lost));
+                let notice = Notice::gone(TierName::Firehose, why, Some(self.position), position);
+                frames.push((notice.frame(), 0));
+                (self.next, self.position) = (first, position);
+                return false;
+            }
+        }
+        if entries.is_empty() {
+            return true;
+        }
+        let before_end = |next: u64| end.is_none_or(|end| next < end);
+        for Entry { frame, position, time, events, notice } in entries {
+            if !before_end(self.next) {
+                break;
+            }
+            if !notice && time >= self.told_time + TIME_STEP {
+                let mark = Notice::position(TierName::Firehose, self.position, time);
+                frames.push((mark.frame(), 0));
+                self.told_time = time;
+            }
+            frames.push((frame, events));
+            self.position = position;
+            self.next += 1;
+        }
+        match end {
+            Some(end) => self.next >= end,
+            None => self.next >= history.end(),
+        }
+    }
+}
