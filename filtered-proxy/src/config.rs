@@ -9,7 +9,7 @@ use proxy_common::{
         ConfigError,
         pem::certificates,
         secrets::secret,
-        values::{market_url, path, port, websocket_url},
+        values::{bytes, duration, market_url, path, port, websocket_url},
     },
     link::LinkConfig,
     program::{
@@ -61,6 +61,12 @@ pub struct Args {
     /// Port to listen on; 0 takes any free one
     #[arg(long, env = "FILTERED_PROXY_PORT", default_value = "8765", value_parser = port)]
     port: u16,
+    /// How long what a named session has received is remembered after it has ended
+    #[arg(long, env = "SESSION_TTL", default_value = "10m", value_parser = duration)]
+    session_ttl: Duration,
+    /// Bytes of messages kept for clients that come back, for each market; 0 keeps none
+    #[arg(long, env = "HISTORY_BYTES", default_value = "67108864", value_parser = bytes)]
+    history_bytes: usize,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -87,6 +93,10 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 pub struct Config {
     /// The link to the firehose of each market.
     pub links: Vec<(Market, LinkConfig)>,
+    /// How long a session's name is remembered after it has ended.
+    pub session_ttl: Duration,
+    /// Most bytes of messages kept for clients that come back.
+    pub history_bytes: usize,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -159,10 +169,11 @@ impl TryFrom<&Args> for Config {
             let mut link = LinkConfig::new("firehose", firehose, key.clone());
             link.extra_roots = extra_roots.clone();
             link.refused_interval = REFUSED_INTERVAL;
+            link.history_bytes = (args.history_bytes > 0).then_some(args.history_bytes as u64);
             Ok((*market, link))
         };
         let links = server.markets.iter().map(link).collect::<Result<_, ConfigError>>()?;
-        Ok(Self { links, server })
+        Ok(Self { links, session_ttl: args.session_ttl, history_bytes: args.history_bytes, server })
     }
 }
 

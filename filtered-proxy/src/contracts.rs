@@ -171,6 +171,12 @@ impl Contracts {
         self.remove_holder(session, contract);
     }
 
+    /// The sessions that hold any contract of a type on demand.
+    pub fn sessions(&self) -> impl Iterator<Item = SessionId> {
+        let any = |contracts: &BTreeSet<Channel>| contracts.iter().any(|c| self.is_on_demand(c));
+        self.sessions.iter().filter(move |(_, contracts)| any(contracts)).map(|(id, _)| *id)
+    }
+
     /// Removes all contracts of a session.
     pub fn leave(&mut self, session: SessionId) {
         for contract in self.sessions.remove(&session).into_iter().flatten() {

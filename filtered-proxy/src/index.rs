@@ -177,6 +177,11 @@ impl<M> Index<M> {
         Some(count)
     }
 
+    /// The channels that a session holds. `None` if there is no such session.
+    pub fn channels(&self, session: SessionId) -> Option<&ChannelSet> {
+        self.sessions.get(&session).map(|&id| &self.cohorts[id].channels)
+    }
+
     /// How many channels a session holds.
     pub fn held(&self, session: SessionId) -> usize {
         self.sessions.get(&session).map_or(0, |&id| self.cohorts[id].channels.len())

@@ -10,16 +10,23 @@ pub mod batch;
 pub mod config;
 pub mod contracts;
 pub mod coverage;
+pub mod feed;
+pub mod followers;
 pub mod index;
 pub mod kind_counts;
+pub mod named_sessions;
+pub mod replay;
+mod replays;
 pub mod router;
 pub mod split;
+mod subscriber;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use proxy_common::{
     config::ConfigError,
     health::EventTypes,
+    history::History,
     link::{Link, Wanted},
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
     protocol::{Channel, TierName},
@@ -28,7 +35,10 @@ use proxy_common::{
 use tokio::sync::watch;
 
 pub use self::config::{Args, Config};
-use self::router::{Router, RouterHandle};
+use self::{
+    named_sessions::SessionNames,
+    router::{Router, RouterHandle},
+};
 
 /// A filtered proxy with its server.
 pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
@@ -39,6 +49,7 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 ///
 /// The host is unknown or a port is taken.
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
+    let (history_bytes, session_ttl) = (config.history_bytes, config.session_ttl);
     let sessions = config.server.sessions.clone();
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
     let markets = config.links.into_iter().map(|(market, link)| {
@@ -48,10 +59,13 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
         // The link wants `*`. The router asks for contracts itself.
         let wanted = Wanted { channels: BTreeSet::from([Channel::All]), ..Wanted::default() };
         let (_, wanted) = watch::channel(wanted);
+        let history = History::new(history_bytes);
         let (link, handle) = Link::new(link, wanted, Arc::clone(&counters.upstream));
         let sessions = SessionConfig { market, ..sessions.clone() };
         let (router, routes) = Router::new(
             &sessions,
+            history.clone(),
+            SessionNames::new(session_ttl),
             counters.intake.clone(),
             malformed,
             Arc::clone(&event_types),
@@ -62,6 +76,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
             tier: routes.clone(),
             upkeep: routes,
             links: vec![handle],
+            history,
             data: Box::new(|stop, heartbeat| Box::pin(router.run(link, stop, heartbeat))),
         }
     });

@@ -7,32 +7,31 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use proxy_common::{
     health::{EventTypes, IntakeMetrics},
+    history::{History, ReceiptTime},
     link::{ContractAnswer, Link, LinkEvent},
     metrics::{Count, count_and_sample},
     program::{service_manager::Heartbeat, wiring::Upkeep},
     protocol::{
-        Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, Outage, Status,
-        TierName, Unavailable, command_text, newly_unavailable, object_frames, status_frames,
+        Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, Outage, Position,
+        PositionMark, Start, Status, TierName, command_text, newly_unavailable, object_frames,
+        status_frames,
     },
     session::{
-        ChangeOutcome, ClientInfo, CloseReason, LossReason, Outbound, SessionConfig,
-        SessionMetrics, Subscriber, SubscriptionChange, Tier,
+        ChangeOutcome, LossReason, Outbound, SessionConfig, SessionMetrics, SubscriptionChange,
     },
     status::TierView,
     websocket::Frame,
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -41,7 +40,12 @@ use crate::{
     batch::{Batch, Found},
     contracts::{Contracts, Request},
     coverage::KnownCoverage,
+    feed::{CaughtUp, Feed, HistoryState, Use},
+    followers::{Followers, Mark},
     index::{Index, SessionId},
+    named_sessions::SessionNames,
+    replay::{Output, Replay},
+    replays::Replays,
 };
 
 /// Most inputs that wait for the router. A session whose change finds no room waits, and so reads
@@ -61,6 +65,19 @@ const MAX_GAPS: usize = 20;
 /// How long the end of an outage waits for the firehose's answers for contracts.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often sessions learn where the feed stands if nothing comes.
+const MARKING: Duration = Duration::from_millis(50);
+
+/// Most steps of a replay that the router does itself, between two batches.
+const LAST_STEPS: usize = 16;
+
+/// The same as `MAX_BATCH_BYTES` for messages that were missed.
+const OLD_BATCH_BYTES: usize = 1 << 20;
+/// How long the router waits at a time for clients that have yet to read messages that were missed.
+const PAUSE: Duration = Duration::from_millis(5);
+/// How long it waits after a batch of them at most.
+const MAX_PAUSE: Duration = Duration::from_millis(200);
+
 /// How often the firehose may be sent how many clients hold a contract.
 const RECOUNT: Duration = Duration::from_secs(1);
 
@@ -75,26 +92,64 @@ enum Answer {
 
 /// A request of a session to the router.
 #[derive(Debug)]
-enum Input {
-    Join(SessionId, Arc<Outbound>),
+pub(crate) enum Input {
+    Join(SessionId, Arc<Outbound>, Follow),
     /// Comes with the label of the session's key. The router answers once it has applied or refused
     /// the change.
-    Change(SessionId, Arc<str>, SubscriptionChange, oneshot::Sender<ChangeOutcome>),
+    Change(SessionId, Arc<str>, SubscriptionChange, oneshot::Sender<Changed>),
+    /// A replay has come near the live data. The router ends it, or gives it back if it has yet to
+    /// go further.
+    CaughtUp(SessionId, Box<Replay>, oneshot::Sender<Option<Box<Replay>>>),
+}
+
+/// What a session wants to learn about positions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Follow {
+    /// Whether the session has a name.
+    pub(crate) named: bool,
+    /// How often it wants a status at most.
+    pub(crate) interval: Option<Duration>,
+}
+
+/// The result of a change.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Changed {
+    pub(crate) outcome: ChangeOutcome,
+    /// The place of the next entry of the history, and where the feed stands.
+    pub(crate) end: u64,
+    pub(crate) head: Option<Position>,
+}
+
+/// The channels that a session holds and that are not routed yet.
+#[derive(Debug, Default)]
+struct Waiting {
+    channels: ChannelSet,
+    /// Whether the session replays: it gets everything it holds by itself, until it has caught up.
+    replays: bool,
 }
 
 /// The state that sessions and the router share.
 #[derive(Debug)]
-struct Shared {
-    next_session: AtomicU64,
+pub(crate) struct Shared {
+    pub(crate) market: Market,
+    pub(crate) notices: NoticePolicy,
+    pub(crate) sessions: Arc<SessionMetrics>,
+    pub(crate) next_session: AtomicU64,
     /// Sessions that ended, for the router to remove. Locked for a push or a swap only. Bounded by
     /// the number of sessions.
     closed: Mutex<Vec<SessionId>>,
-    some_closed: Notify,
+    pub(crate) some_closed: Notify,
     /// The coverage of the firehose. Only the router writes it.
-    coverage: watch::Sender<KnownCoverage>,
+    pub(crate) coverage: watch::Sender<KnownCoverage>,
     /// The notices of current outages. Only the router writes them.
     outages: watch::Sender<Outages>,
     event_types: Arc<EventTypes>,
+    pub(crate) history: History,
+    /// Only the router writes it.
+    pub(crate) history_state: watch::Sender<HistoryState>,
+    pub(crate) replays: Replays,
+    /// Locked for a moment.
+    names: Mutex<SessionNames<Arc<Outbound>>>,
     /// Gaps that the firehose has reported, until the status takes them. Locked for a moment.
     gaps: Mutex<Vec<String>>,
 }
@@ -122,8 +177,8 @@ impl Outages {
 /// A handle to the router, for sessions and for `/health`.
 #[derive(Debug, Clone)]
 pub struct RouterHandle {
-    inputs: mpsc::Sender<Input>,
-    shared: Arc<Shared>,
+    pub(crate) inputs: mpsc::Sender<Input>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// The router's task.
@@ -131,7 +186,14 @@ pub struct RouterHandle {
 pub struct Router {
     market: Market,
     notices: NoticePolicy,
+    feed: Feed,
+    received: ReceiptTime,
     index: Index<Arc<Outbound>>,
+    /// Sessions with channels that are not in the index yet.
+    waiting: BTreeMap<SessionId, Waiting>,
+    followers: Followers<Arc<Outbound>>,
+    /// Counts the events that no session gets, because they are from before this program began.
+    old: Batch,
     batch: Batch,
     batch_bytes: usize,
     /// When the first frame of the batch was read.
@@ -148,6 +210,11 @@ pub struct Router {
     /// The outage that has ended but for the firehose's answers for contracts, and until when these
     /// may take.
     ending: Option<(Outage, Instant)>,
+    /// The outage that ends once everything that was missed has come. Until the firehose says where
+    /// that begins, there is a time after which it is not expected to.
+    resuming: Option<(Outage, Instant)>,
+    /// Whether everything has come that was missed in the outage that ends.
+    missed_nothing: bool,
     intake: IntakeMetrics,
     /// Objects without a type.
     malformed: Count,
@@ -156,15 +223,25 @@ pub struct Router {
 
 impl Router {
     /// Creates a router without sessions, and a handle to it.
-    pub fn new(
+    pub(crate) fn new(
         config: &SessionConfig,
+        history: History,
+        names: SessionNames<Arc<Outbound>>,
         intake: IntakeMetrics,
         malformed: Count,
         event_types: Arc<EventTypes>,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS);
+        let resumes = history.is_on();
         let shared = Arc::new(Shared {
+            market: config.market,
+            notices: config.notices,
+            sessions: Arc::clone(&sessions),
+            history: history.clone(),
+            history_state: watch::Sender::default(),
+            replays: Replays::default(),
+            names: Mutex::new(names),
             next_session: AtomicU64::new(0),
             closed: Mutex::default(),
             some_closed: Notify::new(),
@@ -177,7 +254,12 @@ impl Router {
         let router = Self {
             market: config.market,
             notices: config.notices,
+            feed: Feed::new(history, resumes),
+            received: ReceiptTime::default(),
             index: Index::default(),
+            waiting: BTreeMap::new(),
+            followers: Followers::default(),
+            old: Batch::default(),
             batch: Batch::default(),
             // One batch must not make a session slow that has kept up.
             batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
@@ -189,10 +271,13 @@ impl Router {
             contracts: Contracts::new(config.market),
             answers: Vec::new(),
             ending: None,
+            resuming: None,
+            missed_nothing: false,
             intake,
             malformed,
             sessions,
         };
+        router.publish_history_state();
         (router, handle)
     }
 
@@ -206,10 +291,13 @@ impl Router {
         let mut events = Vec::new();
         let mut recount = interval(RECOUNT);
         recount.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut marking = interval(MARKING);
+        marking.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let starting =
             link.outage().map(|outage| Notice::upstream_down(TierName::Filtered, outage));
         self.shared.outages.send_modify(|o| o.ours = starting.map(|notice| notice.frame()));
         loop {
+            let (bytes, marks_due) = (self.batch_limit(), self.marks_due());
             // Unbiased: neither changes nor data may keep the other waiting.
             tokio::select! {
                 () = self.shared.some_closed.notified() => self.remove_closed(),
@@ -217,17 +305,25 @@ impl Router {
                     Some(input) => self.apply(input),
                     None => return,
                 },
-                () = link.next_batch(&mut events, self.batch_bytes) => {
+                () = link.next_batch(&mut events, bytes) => {
                     for event in events.drain(..) {
                         self.route(event);
                     }
                     self.tell_answers();
                     self.deliver();
+                    self.mark_followers(Instant::now());
+                    if self.feed.is_catching_up() {
+                        self.let_clients_read().await;
+                    }
+                }
+                _ = marking.tick(), if !self.followers.is_empty() => {
+                    self.mark_followers(Instant::now());
                 }
                 _ = recount.tick(), if self.contracts.has_recounts() => {
                     self.contracts.request_recounts();
                 }
                 () = due(self.ending.as_ref().map(|(_, until)| *until)) => self.end_outage(),
+                () = due(marks_due) => self.expect_no_marks(),
                 () = heartbeat.beat(), if heartbeat.is_on() => {}
             }
             if self.ending.is_some() && !self.contracts.awaits_answers() {
@@ -246,17 +342,30 @@ impl Router {
             self.tell_answers();
         }
         match event {
-            LinkEvent::Frame { frame, read_at, .. } => {
-                self.batch_read_at.get_or_insert(read_at);
-                let found = self.batch.add(frame.shared_text(), self.market, &self.index);
-                self.account(found);
+            LinkEvent::Frame { frame, events, read_at, position } => {
+                if position.is_none() && self.feed.is_waiting() {
+                    self.expect_no_marks();
+                }
+                let came = self.received.of(read_at);
+                match self.feed.message(&frame, events, position, came) {
+                    Use::Sessions => {
+                        self.batch_read_at.get_or_insert(read_at);
+                        let found = self.batch.add(frame.shared_text(), self.market, &self.index);
+                        self.account(found);
+                    }
+                    Use::HistoryOnly => self.count_old(frame.shared_text()),
+                }
             }
+            LinkEvent::Mark(mark) => self.on_mark(mark),
             LinkEvent::Malformed { events } => {
                 self.sessions.lost(LossReason::Malformed, events);
-                self.notify(&Notice::malformed(TierName::Filtered).frame());
+                self.notify(&self.notice(Notice::malformed(TierName::Filtered)));
             }
             LinkEvent::Notice(frame, status) => {
-                self.notify(&frame);
+                // The firehose repeats an outage that goes on.
+                if self.notify(&frame) == Use::HistoryOnly {
+                    return;
+                }
                 match status.status.as_str() {
                     "upstream_down" => {
                         let firehoses = Some((frame, status.message));
@@ -272,12 +381,18 @@ impl Router {
             }
             LinkEvent::Down(outage) => {
                 self.contracts.on_down();
-                self.ending = None;
-                let frame = Notice::upstream_down(TierName::Filtered, &outage).frame();
+                (self.ending, self.resuming) = (None, None);
+                self.deliver();
+                self.feed.on_down();
+                self.publish_history_state();
+                let frame = self.notice(Notice::upstream_down(TierName::Filtered, &outage));
                 self.notify(&frame);
                 // The firehose repeats its outage once we are back.
                 let outages = Outages { ours: Some(frame), firehoses: None };
                 self.shared.outages.send_replace(outages);
+            }
+            LinkEvent::Up(outage) if self.feed.is_waiting() => {
+                self.resuming = Some((outage, Instant::now() + ANSWER_TIMEOUT));
             }
             LinkEvent::Up(outage) => {
                 self.ending = Some((outage, Instant::now() + ANSWER_TIMEOUT));
@@ -311,8 +426,15 @@ impl Router {
         self.refuse_unanswered();
         self.contracts.on_up();
         let now = SystemTime::now();
-        let frame = Notice::upstream_up(TierName::Filtered, &outage, now).frame();
-        self.notify(&frame);
+        let notice = match std::mem::take(&mut self.missed_nothing) {
+            true => Notice::upstream_resumed(TierName::Filtered, &outage, now),
+            false => Notice::upstream_up(TierName::Filtered, &outage, now),
+        };
+        let frame = self.notice(notice);
+        match self.feed.was_down() {
+            true => _ = self.notify(&frame),
+            false => self.announce(&frame),
+        }
         self.shared.outages.send_modify(|o| o.ours = None);
         self.notify_of_end(&frame);
     }
@@ -346,8 +468,8 @@ impl Router {
             };
             for session in sessions {
                 by_session.entry(session).or_default().push(object.clone());
-                let held_before = self.index.held(session);
-                let held = self.index.change(session, [contract.clone()], granted);
+                let held_before = self.held(session);
+                let held = self.hold(session, [contract.clone()], granted);
                 let outages = self.shared.outages.borrow();
                 if !outages.go_on() || self.notices == NoticePolicy::Off {
                     continue;
@@ -390,7 +512,7 @@ impl Router {
         if count_and_sample(&self.malformed, objects) {
             warn!(objects, "objects without a type from upstream dropped");
         }
-        self.notify(&Notice::malformed(TierName::Filtered).frame());
+        self.notify(&self.notice(Notice::malformed(TierName::Filtered)));
     }
 
     /// Stores the coverage that the firehose reports, and sends each session the statuses of its
@@ -408,7 +530,7 @@ impl Router {
         for (session, contract) in self.contracts.on_coverage(&coverage.on_demand()) {
             let object = Status::subscribed(&contract.to_string()).object();
             by_session.entry(session).or_default().push(object);
-            self.index.change(session, [contract], true);
+            self.hold(session, [contract], true);
         }
         self.send_objects(by_session);
         let now = Instant::now();
@@ -429,15 +551,28 @@ impl Router {
 
     /// Sends a notice to every session that gets notices and holds a channel, in order with the
     /// events before and after it.
-    fn notify(&mut self, frame: &Frame) {
+    fn notify(&mut self, frame: &Frame) -> Use {
         self.deliver();
-        if self.notices == NoticePolicy::Off {
-            return;
+        let came = self.received.of(Instant::now());
+        let whose = self.feed.notice(frame, came);
+        if whose == Use::Sessions {
+            self.announce(frame);
         }
-        let now = Instant::now();
-        for outbound in self.index.holders() {
-            outbound.send_frame(frame, now);
+        whose
+    }
+
+    /// Does the same without the history.
+    fn announce(&mut self, frame: &Frame) {
+        self.deliver();
+        if self.notices != NoticePolicy::Off {
+            let now = Instant::now();
+            self.index.holders().for_each(|outbound| outbound.send_frame(frame, now));
         }
+    }
+
+    /// The frame of a notice that stands where the feed stands.
+    fn notice(&self, notice: Notice) -> Frame {
+        notice.at(self.feed.head()).frame()
     }
 
     /// Tells the sessions that hold nothing of the end of the outage they were told of, unless
@@ -483,17 +618,26 @@ impl Router {
         if tally.oversize > 0 {
             warn!(events = tally.oversize, "dropped events that are too long for a message");
             self.sessions.lost(LossReason::Oversize, tally.oversize);
-            self.notify(&Notice::oversize(TierName::Filtered, tally.oversize).frame());
+            self.notify(&self.notice(Notice::oversize(TierName::Filtered, tally.oversize)));
         }
     }
 
     fn apply(&mut self, input: Input) {
         match input {
-            Input::Join(session, outbound) => self.index.join(session, outbound),
+            Input::Join(session, outbound, Follow { named, interval }) => {
+                let now = Instant::now().into_std();
+                self.followers.add(session, &outbound, named, interval, now);
+                self.index.join(session, outbound);
+            }
+            // The session may have ended while it waited for an answer.
             Input::Change(session, key, change, done) => {
                 let outcome = self.change(session, &key, change);
-                // The session may have ended while it waited.
-                let _ = done.send(outcome);
+                let (end, head) = (self.shared.history.end(), self.feed.head());
+                let _ = done.send(Changed { outcome, end, head });
+                self.mark_followers(Instant::now());
+            }
+            Input::CaughtUp(session, replay, done) => {
+                let _ = done.send(self.end_replay(session, replay));
             }
         }
     }
@@ -504,7 +648,7 @@ impl Router {
         key: &Arc<str>,
         change: SubscriptionChange,
     ) -> ChangeOutcome {
-        let SubscriptionChange { subscribe, channels, reply, coverage_version, .. } = change;
+        let SubscriptionChange { subscribe, channels, start, reply, coverage_version, .. } = change;
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
             return ChangeOutcome::CoverageChanged;
         }
@@ -522,15 +666,19 @@ impl Router {
             }
             channels.insert(contract);
         }
-        let held_before = self.index.held(session);
-        let held = self.index.change(session, channels, subscribe);
+        let held_before = self.held(session);
+        if subscribe && start != Start::Live {
+            self.begin_replay(session);
+        }
+        let held = self.hold(session, channels, subscribe);
+        let replays = self.waiting.get(&session).is_some_and(|waiting| waiting.replays);
         self.count_subscriptions();
         if let Some(outbound) = self.index.member(session) {
             // A session that subscribes while events may be missing also gets the notices of the
             // outages. One that holds nothing would not get the notices of their ends.
             let holds = held.is_some_and(|held| held > 0);
             let wants_notices = self.notices != NoticePolicy::Off;
-            let notified = subscribe && holds && wants_notices;
+            let notified = subscribe && holds && wants_notices && !replays;
             let outages = self.shared.outages.borrow();
             if removes && held_before > 0 && !holds && outages.go_on() && wants_notices {
                 self.awaiting_end.insert(session);
@@ -543,6 +691,191 @@ impl Router {
             outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
         }
         ChangeOutcome::Applied
+    }
+
+    /// How many channels a session holds.
+    fn held(&self, session: SessionId) -> usize {
+        let waiting = self.waiting.get(&session).map_or(0, |waiting| waiting.channels.len());
+        self.index.held(session) + waiting
+    }
+
+    /// Adds or removes channels of a session. Those added are routed at once, unless older messages
+    /// have yet to come, which are not for them. Returns how many it holds now; `None` if there is
+    /// no such session.
+    fn hold(
+        &mut self,
+        session: SessionId,
+        channels: impl IntoIterator<Item = Channel> + Clone,
+        subscribe: bool,
+    ) -> Option<usize> {
+        self.index.channels(session)?;
+        if subscribe && (self.feed.is_behind() || self.waiting.contains_key(&session)) {
+            let routed = self.index.channels(session);
+            let new: Vec<Channel> = channels
+                .into_iter()
+                .filter(|channel| !routed.is_some_and(|routed| routed.contains(channel)))
+                .collect();
+            self.waiting.entry(session).or_default().channels.add(new);
+        } else {
+            self.index.change(session, channels.clone(), subscribe);
+            if !subscribe && let Some(waiting) = self.waiting.get_mut(&session) {
+                let channels: Vec<Channel> = channels.into_iter().collect();
+                waiting.channels.remove(&channels);
+            }
+        }
+        Some(self.held(session))
+    }
+
+    /// Routes nothing to a session from now on: it gets by itself what it holds.
+    fn begin_replay(&mut self, session: SessionId) {
+        let routed: Vec<Channel> =
+            self.index.channels(session).into_iter().flat_map(ChannelSet::iter).cloned().collect();
+        self.index.change(session, routed.iter().cloned(), false);
+        let waiting = self.waiting.entry(session).or_default();
+        waiting.channels.add(routed);
+        waiting.replays = true;
+    }
+
+    /// Gives a session the rest of the history, and routes to it what it holds from there on. If
+    /// that is much, or if older messages have yet to come, gives the replay back.
+    fn end_replay(&mut self, session: SessionId, mut replay: Box<Replay>) -> Option<Box<Replay>> {
+        if self.feed.history_state() == HistoryState::Filling {
+            return Some(replay);
+        }
+        let Some(outbound) = self.index.member(session).cloned() else { return None };
+        let history = self.shared.history.clone();
+        for _ in 0..LAST_STEPS {
+            if replay.next() == history.end() {
+                break;
+            }
+            replay.step(&history, |output| self.shared.send(&outbound, &output));
+        }
+        if replay.next() != history.end() {
+            return Some(replay);
+        }
+        let channels = self.waiting.remove(&session).unwrap_or_default().channels;
+        let coverage = self.shared.coverage.borrow();
+        let mut frames = newly_unavailable(
+            channels.iter(),
+            |channel| coverage.unavailable(channel),
+            |channel| replay.coverage().unavailable(channel),
+        );
+        if self.notices != NoticePolicy::Off {
+            let live = Notice::live(TierName::Filtered, replay.position(), SystemTime::now());
+            frames.push(live.frame());
+            frames.extend(self.shared.outages.borrow().frames().cloned());
+        }
+        outbound.send_frames(frames.iter().map(|frame| (frame, 0)), Instant::now());
+        self.index.change(session, channels.iter().cloned(), true);
+        None
+    }
+
+    fn on_mark(&mut self, mark: PositionMark) {
+        self.deliver();
+        let came = self.received.of(Instant::now());
+        let caught_up = self.feed.on_mark(mark, came);
+        self.publish_history_state();
+        if let Some(CaughtUp { missed_nothing }) = caught_up {
+            self.on_caught_up(missed_nothing);
+        }
+    }
+
+    /// The firehose has not said where the feed begins: it is older than this proxy.
+    fn expect_no_marks(&mut self) {
+        self.feed.on_no_marks();
+        self.publish_history_state();
+        self.on_caught_up(false);
+    }
+
+    /// When the firehose is not expected any more to say where the feed begins.
+    fn marks_due(&self) -> Option<Instant> {
+        let (_, until) = self.resuming.as_ref().filter(|_| self.feed.is_waiting())?;
+        Some(*until)
+    }
+
+    /// Everything has come that was missed. Ends the outage, and routes the channels that sessions
+    /// subscribed to during it.
+    fn on_caught_up(&mut self, missed_nothing: bool) {
+        let late: Vec<SessionId> = self
+            .waiting
+            .extract_if(.., |_, waiting| !waiting.replays)
+            .map(|(session, waiting)| {
+                self.index.change(session, waiting.channels.iter().cloned(), true);
+                session
+            })
+            .collect();
+        let Some((outage, _)) = self.resuming.take() else { return };
+        self.missed_nothing = missed_nothing;
+        if missed_nothing && self.notices != NoticePolicy::Off {
+            let subscribed = self.notice(Notice::subscribed_in_outage(&outage));
+            let on_demand = self.notice(Notice::on_demand_in_outage(&outage));
+            let late = late.into_iter().map(|session| (session, &subscribed));
+            let holders = self.contracts.sessions().map(|session| (session, &on_demand));
+            for (session, frame) in late.chain(holders) {
+                if let Some(outbound) = self.index.member(session) {
+                    outbound.send_frame(frame, Instant::now());
+                }
+            }
+        }
+        self.ending = Some((outage, Instant::now() + ANSWER_TIMEOUT));
+        if !self.contracts.awaits_answers() {
+            self.end_outage();
+        }
+    }
+
+    fn publish_history_state(&self) {
+        let state = self.feed.history_state();
+        self.shared
+            .history_state
+            .send_if_modified(|known| std::mem::replace(known, state) != state);
+    }
+
+    /// Counts the events of a frame from before this program began.
+    fn count_old(&mut self, frame: Bytes) {
+        let nobody = Index::<()>::default();
+        let found = self.old.add(frame, self.market, &nobody);
+        let tally = self.old.deliver(&nobody, |_, _| {});
+        self.account(found);
+        self.intake.not_subscribed.inc_by(tally.not_subscribed);
+    }
+
+    /// Most bytes of the next batch.
+    fn batch_limit(&self) -> usize {
+        if self.feed.is_catching_up() { OLD_BATCH_BYTES } else { self.batch_bytes }
+    }
+
+    /// Waits for clients that have much to read, but not long. Old messages come as fast as the
+    /// firehose can send them, which must not make a client slow.
+    async fn let_clients_read(&self) {
+        let until = Instant::now() + MAX_PAUSE;
+        let behind = |outbound: &Arc<Outbound>| outbound.queued_bytes() > self.batch_bytes / 2;
+        while Instant::now() < until && self.index.holders().any(behind) {
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Tells the sessions that want to know it where the feed stands.
+    fn mark_followers(&mut self, now: Instant) {
+        if self.followers.is_empty() || !self.followers.is_time(now.into_std()) {
+            return;
+        }
+        let Some(head) = self.feed.head() else { return };
+        let (index, waiting) = (&self.index, &self.waiting);
+        let due = self.followers.due(head, now.into_std(), |session, outbound: &Arc<Outbound>| {
+            let live = index.held(session) > 0 && !waiting.contains_key(&session);
+            live.then(|| outbound.sent_bytes())
+        });
+        if due.is_empty() {
+            return;
+        }
+        let status = Notice::position(TierName::Filtered, head, self.feed.last_time()).frame();
+        let payload = head.to_string();
+        for (outbound, mark) in due {
+            match mark {
+                Mark::Status => outbound.send_frame(&status, now),
+                Mark::Ping => outbound.send_ping_in_order(payload.as_bytes(), now),
+            }
+        }
     }
 
     /// Removes sessions that ended. Their joins may still wait, so the inputs so far are applied
@@ -558,12 +891,15 @@ impl Router {
             self.index.leave(session);
             self.contracts.leave(session);
             self.awaiting_end.remove(&session);
+            self.waiting.remove(&session);
+            self.followers.remove(session);
         }
         self.count_subscriptions();
     }
 
     fn count_subscriptions(&self) {
-        self.sessions.subscriptions.set(self.index.subscriptions() as i64);
+        let waiting: usize = self.waiting.values().map(|waiting| waiting.channels.len()).sum();
+        self.sessions.subscriptions.set((self.index.subscriptions() + waiting) as i64);
     }
 }
 
@@ -583,7 +919,26 @@ impl Shared {
         }
     }
 
-    fn closed(&self) -> MutexGuard<'_, Vec<SessionId>> {
+    /// Sends a session what its replay yields.
+    pub(crate) fn send(&self, outbound: &Outbound, output: &Output<'_>) {
+        let now = Instant::now();
+        match output {
+            Output::Events(chunks) => {
+                let events = chunks.iter().map(|chunk| u64::from(chunk.events())).sum();
+                self.sessions.events_owed.inc_by(events);
+                outbound.deliver(chunks, now, now);
+            }
+            Output::Notice(_) if self.notices == NoticePolicy::Off => {}
+            Output::Notice(frame) => outbound.send_frame(frame, now),
+        }
+    }
+
+    /// The names of sessions.
+    pub(crate) fn names(&self) -> MutexGuard<'_, SessionNames<Arc<Outbound>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn closed(&self) -> MutexGuard<'_, Vec<SessionId>> {
         self.closed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -601,81 +956,6 @@ impl Upkeep for RouterHandle {
 
     fn take_gaps(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.gaps.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Tier for RouterHandle {
-    type Subscriber = RouterSubscriber;
-
-    async fn admit(
-        &self,
-        outbound: &Arc<Outbound>,
-        _: &ClientInfo,
-        key: Arc<str>,
-    ) -> RouterSubscriber {
-        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
-        // If the router is gone, the session's first change fails.
-        let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound))).await;
-        RouterSubscriber { session, key, router: self.clone(), held: ChannelSet::default() }
-    }
-}
-
-/// A session's side of the router.
-#[derive(Debug)]
-pub struct RouterSubscriber {
-    session: SessionId,
-    /// The label of its key.
-    key: Arc<str>,
-    router: RouterHandle,
-    held: ChannelSet,
-}
-
-impl Subscriber for RouterSubscriber {
-    fn held(&self) -> &ChannelSet {
-        &self.held
-    }
-
-    fn coverage_version(&self) -> u64 {
-        self.router.shared.coverage.borrow().version()
-    }
-
-    fn extra_kinds(&self) -> ExtraKinds {
-        self.router.shared.coverage.borrow().kinds()
-    }
-
-    fn is_on_demand(&self, channel: &Channel) -> bool {
-        self.router.shared.coverage.borrow().is_on_demand(channel)
-    }
-
-    fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
-        self.router.shared.coverage.borrow().unavailable(channel)
-    }
-
-    async fn change(&mut self, change: SubscriptionChange) -> Result<ChangeOutcome, CloseReason> {
-        let (subscribe, channels) = (change.subscribe, change.channels.clone());
-        let (done, answer) = oneshot::channel();
-        let input = Input::Change(self.session, Arc::clone(&self.key), change, done);
-        self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
-        let outcome = answer.await.map_err(|_| CloseReason::Internal)?;
-        if outcome == ChangeOutcome::Applied {
-            if subscribe {
-                self.held.add(channels);
-            } else {
-                self.held.remove(&channels);
-            }
-        }
-        Ok(outcome)
-    }
-
-    async fn pull(&mut self) -> Result<(), CloseReason> {
-        std::future::pending().await
-    }
-}
-
-impl Drop for RouterSubscriber {
-    fn drop(&mut self) {
-        self.router.shared.closed().push(self.session);
-        self.router.shared.some_closed.notify_one();
     }
 }
 
@@ -716,7 +996,9 @@ mod tests {
         let intake = IntakeMetrics::register(&mut metrics);
         let event_types = EventTypes::register(&mut metrics, true);
         let sessions = SessionMetrics::register(&mut metrics);
-        Router::new(&config(), intake, Count::default(), event_types, sessions)
+        let names = SessionNames::new(Duration::from_secs(1));
+        let history = History::new(1_000_000);
+        Router::new(&config(), history, names, intake, Count::default(), event_types, sessions)
     }
 
     /// The ledger after a frame, if `split` loses the events at these positions.
@@ -758,7 +1040,8 @@ mod tests {
         let (socket, _) = listener.accept().await.unwrap();
         let limits = config().slow;
         let outbound = Outbound::new(Socket::from(socket), limits, Arc::clone(&router.sessions));
-        router.apply(Input::Join(1, Arc::new(outbound)));
+        let follow = Follow { named: false, interval: None };
+        router.apply(Input::Join(1, Arc::new(outbound), follow));
         let change = |version, subscribe| SubscriptionChange {
             subscribe,
             channels: BTreeSet::from([Channel::Kind(Kind::T)]),

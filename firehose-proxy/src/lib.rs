@@ -190,6 +190,7 @@ fn serve(
         tier: shared,
         upkeep,
         links: handles,
+        history,
         data: Box::new(|stop, heartbeat| Box::pin(publisher.run(links, stop, heartbeat))),
     })
 }

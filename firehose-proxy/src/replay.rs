@@ -1,8 +1,10 @@
 //! A session's way through the history, from where it stood to the live data.
 
+use std::time::SystemTime;
+
 use proxy_common::{
     history::{Entry, History, Lookup},
-    protocol::{Gone, Notice, Position, Start, TierName},
+    protocol::{Gone, Notice, Position, Start, TierName, millis},
     websocket::Frame,
 };
 
@@ -46,7 +48,8 @@ impl Replay {
             Lookup::Ahead => (history.end(), Some(Gone::OtherEpoch)),
             Lookup::Gone(next, why) => (next, Some(why)),
         };
-        let (position, time) = history.place(next).unwrap_or_else(|| (history.head(), 0));
+        let now = || (history.head(), millis(SystemTime::now()));
+        let (position, time) = history.place(next).unwrap_or_else(now);
         let after = match start {
             Start::From(position, _) => Some(position),
             Start::Live | Start::Since(_) | Start::Newest(_) => None,

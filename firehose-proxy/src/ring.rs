@@ -215,7 +215,11 @@ impl Ring {
     /// that ends.
     pub fn complete(&mut self, outage: Option<Outage>) {
         let now = SystemTime::now();
-        if let Some(outage) = outage {
+        let total = *lock(&self.readers.published);
+        // The first outage began before the ring, and nobody was here then.
+        if let Some(outage) = outage
+            && total.down > total.complete
+        {
             self.keep(Notice::upstream_up(TierName::Firehose, &outage, now));
         }
         self.control(Content::Complete(now));

@@ -488,7 +488,7 @@ impl FirehoseSubscriber {
             let (position, _) = reader.feed_position();
             self.reader = Some(reader);
             self.replay = None;
-            self.enqueue(Notice::live(TierName::Firehose, position).frame(), 0);
+            self.enqueue(Notice::live(TierName::Firehose, position, SystemTime::now()).frame(), 0);
             // What has changed meanwhile.
             self.enqueue_entitlements();
             self.enqueue_changed_answers();

@@ -166,7 +166,7 @@ fn send_back(outbound: &Outbound, message: &ClientMessage) -> Result<(), CloseRe
     let frame = match message {
         ClientMessage::Text(text) => Frame::new(text.as_bytes()),
         ClientMessage::Binary(payload) => Frame::of_kind(Data::Binary, payload),
-        ClientMessage::Control | ClientMessage::Part => return Ok(()),
+        ClientMessage::Ping | ClientMessage::Pong(_) | ClientMessage::Part => return Ok(()),
         ClientMessage::Close => return Err(CloseReason::ClientGone),
     };
     outbound.send_frame(&frame, Instant::now());

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::{
     access::Keys,
+    history::HistoryHealth,
     link::{ChannelStatus, LastError, LinkMetrics, LinkState, LinkStatus},
     metrics::Level,
     protocol::{Market, summarize_channels},
@@ -61,6 +62,9 @@ pub struct Health {
     /// The contracts on demand, by type. Absent if no type is on demand.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub contracts: BTreeMap<String, ContractsHealth>,
+    /// The messages kept for whoever comes back. Absent if none are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryHealth>,
     /// Sessions now.
     pub sessions: i64,
     /// Sessions of each key, by the key's label.
@@ -250,6 +254,7 @@ impl HealthReporter {
             },
             channels: link.channels,
             contracts: BTreeMap::new(),
+            history: None,
             sessions: sessions.sessions.get(),
             keys: self.keys.sessions(),
             subscriptions: sessions.subscriptions.get(),

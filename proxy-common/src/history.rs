@@ -18,6 +18,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    metrics::{Level, Metrics},
     protocol::{Gone, Position},
     websocket::Frame,
 };
@@ -98,6 +99,29 @@ impl Extent {
             to: self.to,
             seconds: age / 1_000,
         }
+    }
+}
+
+/// The gauges of a history.
+#[derive(Debug, Clone)]
+pub struct HistoryMetrics {
+    bytes: Level,
+    seconds: Level,
+}
+
+impl HistoryMetrics {
+    /// Registers all of them.
+    pub fn register(metrics: &mut Metrics) -> Self {
+        let help = "Bytes of messages kept for whoever comes back";
+        let bytes = metrics.register("history_bytes", help);
+        let help = "How far back the messages kept reach, in seconds";
+        Self { bytes, seconds: metrics.register("history_seconds", help) }
+    }
+
+    /// Shows this extent, at this time in milliseconds since 1970.
+    pub fn show(&self, extent: &Extent, now: u64) {
+        self.bytes.set(i64::try_from(extent.bytes).unwrap_or(i64::MAX));
+        self.seconds.set(i64::try_from(extent.health(now).seconds).unwrap_or(i64::MAX));
     }
 }
 

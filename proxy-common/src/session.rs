@@ -40,7 +40,6 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
 use tungstenite::protocol::frame::coding::Control;
 
 use self::{
@@ -109,7 +108,7 @@ impl<T: Tier> Sessions<T> {
         let (config, metrics) = (&self.config, Arc::clone(&self.metrics));
         let outbound = Arc::new(Outbound::new(socket, config.slow, metrics));
         let (entry, open) = self.open.enter(&outbound, client);
-        debug!(session = open.number, client = %open.client, "session waits for its key");
+        SessionLog::opened(&open);
         let mut session = Session::new(self, outbound, early, open);
         session.reply(&Status::connected());
         self.metrics.opened.inc();
@@ -244,7 +243,13 @@ impl<'a, T: Tier> Session<'a, T> {
                 self.reply_error("invalid command: expected a text frame, got a binary one");
                 Ok(())
             }
-            ClientMessage::Control | ClientMessage::Part => Ok(()),
+            ClientMessage::Pong(payload) => {
+                if let Some(subscriber) = &mut self.subscriber {
+                    subscriber.on_pong(&payload);
+                }
+                Ok(())
+            }
+            ClientMessage::Ping | ClientMessage::Part => Ok(()),
             ClientMessage::Close => Err(CloseReason::ClientGone),
         }
     }
@@ -400,6 +405,8 @@ fn closing_status(reason: CloseReason, wants_notices: bool) -> Option<Status> {
         CloseReason::Drain => {
             wants_notices.then(|| Status::new("draining", "the proxy is restarting"))
         }
+        CloseReason::TakenOver => wants_notices
+            .then(|| Status::new("taken_over", "another connection took over this session")),
         CloseReason::AuthFailed
         | CloseReason::MarketRefused
         | CloseReason::ClientGone
@@ -421,9 +428,14 @@ async fn pull<S: Subscriber>(subscriber: &mut Option<S>) -> Result<(), CloseReas
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use futures_util::{SinkExt, StreamExt};
     use tokio::net::{TcpListener, TcpStream};
-    use tokio_tungstenite::{WebSocketStream, tungstenite::protocol::Role};
+    use tokio_tungstenite::{
+        WebSocketStream,
+        tungstenite::{Message, Utf8Bytes, protocol::Role},
+    };
 
     use super::*;
     use crate::metrics::Metrics;
@@ -434,13 +446,18 @@ mod tests {
 
     /// A tier whose coverage changes between the decision on a subscription and its effect: T is
     /// available at first and refused from then on.
-    struct Fickle;
+    #[derive(Default)]
+    struct Fickle {
+        /// The payloads of the pongs that reached its subscribers.
+        pongs: Arc<Mutex<Vec<Vec<u8>>>>,
+    }
 
     struct FickleSubscriber {
         outbound: Arc<Outbound>,
         held: ChannelSet,
         version: u64,
         decisions: usize,
+        pongs: Arc<Mutex<Vec<Vec<u8>>>>,
     }
 
     impl Tier for Fickle {
@@ -453,7 +470,9 @@ mod tests {
             _: Arc<str>,
         ) -> FickleSubscriber {
             let outbound = Arc::clone(outbound);
-            FickleSubscriber { outbound, held: ChannelSet::default(), version: 0, decisions: 0 }
+            let pongs = Arc::clone(&self.pongs);
+            let held = ChannelSet::default();
+            FickleSubscriber { outbound, held, version: 0, decisions: 0, pongs }
         }
     }
 
@@ -497,17 +516,22 @@ mod tests {
             Ok(ChangeOutcome::Applied)
         }
 
+        fn on_pong(&mut self, payload: &[u8]) {
+            self.pongs.lock().unwrap().push(payload.to_vec());
+        }
+
         async fn pull(&mut self) -> Result<(), CloseReason> {
             future::pending().await
         }
     }
 
-    #[tokio::test]
-    async fn one_answer_never_acknowledges_and_refuses_the_same_item() {
+    /// Serves a client that sends these messages, until it has read this many frames. Returns the
+    /// frames.
+    async fn exchange(tier: Fickle, messages: &[Message], count: usize) -> Vec<Utf8Bytes> {
         let mut registered = Metrics::default();
         let metrics = SessionMetrics::register(&mut registered);
         let sessions = Sessions {
-            tier: Fickle,
+            tier,
             config: SessionConfig::for_tests(Keys::account("KEYS", &"key".into())),
             metrics: Arc::clone(&metrics),
             abuse: Arc::new(AbuseLog::register(&mut registered)),
@@ -519,27 +543,48 @@ mod tests {
         let (socket, peer) = listener.accept().await.unwrap();
         let client = async {
             let mut client = WebSocketStream::from_raw_socket(stream, Role::Client, None).await;
-            for command in [
-                r#"{"action":"auth","params":"key"}"#,
-                r#"{"action":"subscribe","params":"T.*,Q.*"}"#,
-            ] {
-                client.send(command.into()).await.unwrap();
+            for message in messages {
+                client.send(message.clone()).await.unwrap();
             }
             let mut frames = Vec::new();
-            while frames.len() < 3 {
+            while frames.len() < count {
                 frames.push(client.next().await.unwrap().unwrap().into_text().unwrap());
             }
             frames
         };
         let stop = CancellationToken::new();
         let info = ClientInfo::new(peer, Market::Stocks);
-        let frames = tokio::select! {
+        tokio::select! {
             frames = client => frames,
             () = sessions.serve(socket.into(), b"", info, &stop) => panic!("the session ended"),
-        };
+        }
+    }
+
+    #[tokio::test]
+    async fn one_answer_never_acknowledges_and_refuses_the_same_item() {
+        let commands = [
+            r#"{"action":"auth","params":"key"}"#.into(),
+            r#"{"action":"subscribe","params":"T.*,Q.*"}"#.into(),
+        ];
+        let frames = exchange(Fickle::default(), &commands, 3).await;
         assert_eq!(
             frames[2].as_str(),
             r#"[{"ev":"status","status":"error","message":"\"T.*\" is not carried: upstream refused T.*: not authorized"},{"ev":"status","status":"success","message":"subscribed to: Q.*"}]"#
         );
+    }
+
+    #[tokio::test]
+    async fn a_pong_reaches_the_subscriber_with_its_payload() {
+        let tier = Fickle::default();
+        let pongs = Arc::clone(&tier.pongs);
+        let messages = [
+            Message::Pong("too early".into()),
+            r#"{"action":"auth","params":"key"}"#.into(),
+            Message::Pong("1-2".into()),
+            Message::Pong("".into()),
+            r#"{"action":"subscribe","params":"Q.*"}"#.into(),
+        ];
+        exchange(tier, &messages, 3).await;
+        assert_eq!(*pongs.lock().unwrap(), [b"1-2".to_vec(), b"".to_vec()]);
     }
 }

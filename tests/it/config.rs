@@ -91,6 +91,8 @@ async fn a_bad_value_is_named_with_its_variable_and_what_is_expected() {
         ("FIREHOSE_URL", "localhost:8767"),
         ("FIREHOSE_URL", "http://localhost:8767"),
         ("MAX_SUBSCRIPTIONS", "0"),
+        ("SESSION_TTL", "10"),
+        ("SESSION_TTL", "0s"),
     ];
     let of = |launch: fn() -> Launch, cases: &[(&'static str, &'static str)]| {
         cases.iter().map(|&case| (launch, case)).collect::<Vec<_>>()
@@ -315,6 +317,7 @@ async fn help_lists_every_setting_and_no_key() {
         "FILTERED_PROXY_PORT",
         "FILTERED_PROXY_HOST",
         "MAX_SUBSCRIPTIONS",
+        "SESSION_TTL",
     ];
     for (launch, own, default) in
         [(firehose(), &firehose_only[..], "8767"), (filtered(), &filtered_only[..], "8765")]

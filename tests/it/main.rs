@@ -49,6 +49,7 @@ mod page;
 mod prefixes;
 mod record;
 mod responsiveness;
+mod resume;
 mod rolling;
 mod scale;
 mod seed;

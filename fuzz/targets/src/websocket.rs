@@ -41,7 +41,7 @@ pub fn in_any_portions(input: &[u8]) {
                 assert_eq!(payload, &theirs);
             }
             (Ok(Heard::Ping(payload)), Ok(Message::Ping(theirs))) => assert_eq!(payload, &theirs),
-            (Ok(Heard::Pong), Ok(Message::Pong(_))) => {}
+            (Ok(Heard::Pong(payload)), Ok(Message::Pong(theirs))) => assert_eq!(payload, &theirs),
             // Nothing after a close counts.
             (Ok(Heard::Close(ours)), Ok(Message::Close(theirs))) => {
                 let theirs = theirs.map(|close| (close.code.into(), close.reason.to_string()));
@@ -75,7 +75,7 @@ enum Heard {
     Text(Vec<u8>),
     Binary(Vec<u8>),
     Ping(Vec<u8>),
-    Pong,
+    Pong(Vec<u8>),
     Close(Option<(u16, String)>),
 }
 
@@ -98,7 +98,7 @@ fn decoded(masked: bool, said: &[u8], size: usize, how: u8) -> Vec<Result<Heard,
                 }
                 Ok(Decoded::Binary(payload)) => Heard::Binary(payload.to_vec()),
                 Ok(Decoded::Ping(payload)) => Heard::Ping(payload.to_vec()),
-                Ok(Decoded::Pong) => Heard::Pong,
+                Ok(Decoded::Pong(payload)) => Heard::Pong(payload.to_vec()),
                 Ok(Decoded::Close(frame)) => {
                     heard.push(Ok(Heard::Close(
                         frame.map(|frame| (frame.code.into(), frame.reason.to_string())),

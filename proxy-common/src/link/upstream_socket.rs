@@ -155,7 +155,7 @@ impl UpstreamSocket {
                     }
                     return Poll::Ready(Ok(UpstreamMessage::Control));
                 }
-                Decoded::Pong => return Poll::Ready(Ok(UpstreamMessage::Control)),
+                Decoded::Pong(_) => return Poll::Ready(Ok(UpstreamMessage::Control)),
                 Decoded::Close(frame) => return Poll::Ready(Ok(self.on_close(frame, cx))),
                 Decoded::Missing(bytes) => bytes,
             };

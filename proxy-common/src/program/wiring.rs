@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use humantime::format_duration;
@@ -23,9 +23,10 @@ use crate::{
     health::{
         ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, ProcessMetrics,
     },
+    history::{History, HistoryMetrics},
     link::{LinkHandle, LinkMetrics, LinkStatus},
     metrics::{Level, Metrics},
-    protocol::{Market, TierName},
+    protocol::{Market, TierName, millis},
     server::{Handler, Server, affordable},
     session::{
         ClientInfo, NamedSessions, OpenSessions, QueueBudget, QueueMetrics, SessionConfig,
@@ -116,6 +117,8 @@ pub struct MarketCounters {
     pub intake: IntakeMetrics,
     /// Of its sessions.
     pub sessions: Arc<SessionMetrics>,
+    /// Of its history.
+    pub history: HistoryMetrics,
 }
 
 /// One market of a tier: what its sessions subscribe to, and what moves its data.
@@ -128,6 +131,8 @@ pub struct MarketTier<T, U> {
     pub upkeep: U,
     /// Its links, at least one.
     pub links: Vec<LinkHandle>,
+    /// Its last messages.
+    pub history: History,
     /// Moves the links' data to the sessions until the token is cancelled, and then closes the
     /// links.
     pub data: Data,
@@ -197,6 +202,7 @@ impl Foundation {
             upstream: LinkMetrics::register(&mut self.metrics),
             intake: IntakeMetrics::register(&mut self.metrics),
             sessions: SessionMetrics::register(&mut self.metrics),
+            history: HistoryMetrics::register(&mut self.metrics),
         }
     }
 
@@ -213,7 +219,7 @@ impl Foundation {
         let (mut all_links, mut data) = (Vec::new(), Vec::new());
         let several = markets.len() > 1;
         let served = markets.into_iter().map(|market| {
-            let MarketTier { counters, tier, upkeep, links, data: moves } = market;
+            let MarketTier { counters, tier, upkeep, links, history, data: moves } = market;
             all_links.extend(links.iter().cloned());
             let span = match several {
                 true => error_span!("market", market = counters.market.name()),
@@ -248,6 +254,8 @@ impl Foundation {
                 },
                 upkeep,
                 links,
+                history,
+                history_metrics: counters.history,
             }
         });
         let reporter = ProgramReporter {
@@ -354,6 +362,8 @@ struct ServedMarket<T, U> {
     reporter: MarketReporter,
     upkeep: U,
     links: Vec<LinkHandle>,
+    history: History,
+    history_metrics: HistoryMetrics,
 }
 
 impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
@@ -398,6 +408,8 @@ impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
             market.health.tick(market.upkeep.unread());
             let (reported, gaps) = (market.upkeep.problems(), market.upkeep.take_gaps());
             market.reporter.tick(&market.links(), &reported, &gaps);
+            let now = millis(SystemTime::now());
+            market.history_metrics.show(&market.history.extent(), now);
             market.upkeep.tick();
             market.sessions.log.tick();
         }
@@ -418,7 +430,9 @@ impl<T, U: Upkeep> ServedMarket<T, U> {
     fn health(&self, links: &[LinkStatus]) -> Health {
         let problems = self.upkeep.problems().into_iter().chain(self.upkeep.failures()).collect();
         let report = self.health.report(links, self.upkeep.unread(), problems);
-        Health { contracts: self.upkeep.contracts(), ..report }
+        let extent = || self.history.extent().health(millis(SystemTime::now()));
+        let history = self.history.is_on().then(extent);
+        Health { contracts: self.upkeep.contracts(), history, ..report }
     }
 }
 

@@ -191,6 +191,31 @@ impl Notice {
         }
     }
 
+    /// For a client that subscribed during an outage of which nothing is missed: it gets nothing of
+    /// what came before its subscription, and possibly not all of what came soon after.
+    pub fn subscribed_in_outage(outage: &Outage) -> Self {
+        Self {
+            message: "events of what was subscribed during the outage begin here".to_owned(),
+            reason: Some("subscribed_in_outage".to_owned()),
+            from: Some(millis(outage.from)),
+            ..Self::new(TierName::Filtered, "gap")
+        }
+    }
+
+    /// For a client with contracts on demand, which the firehose carries only while they are asked
+    /// for.
+    pub fn on_demand_in_outage(outage: &Outage) -> Self {
+        Self {
+            message:
+                "events of contracts on demand may be missing: the firehose carries them only \
+                      while they are asked for"
+                    .to_owned(),
+            reason: Some("on_demand".to_owned()),
+            from: Some(millis(outage.from)),
+            ..Self::new(TierName::Filtered, "gap")
+        }
+    }
+
     /// The messages behind `after` cannot be given any more. What follows begins at `position`.
     pub fn gone(tier: TierName, why: Gone, after: Option<Position>, position: Position) -> Self {
         let (reason, frames, text) = match why {
@@ -239,11 +264,12 @@ impl Notice {
         }
     }
 
-    /// Old messages end here.
-    pub fn live(tier: TierName, position: Position) -> Self {
+    /// Old messages end here. It is `now`.
+    pub fn live(tier: TierName, position: Position, now: SystemTime) -> Self {
         Self {
             message: "live data follows".to_owned(),
             position: Some(position),
+            time: Some(millis(now)),
             ..Self::new(tier, "live")
         }
     }

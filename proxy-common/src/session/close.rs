@@ -34,6 +34,8 @@ named_enum! {
         Silent = "silent",
         /// The client sent pings without reading the pongs.
         ControlFlood = "control_flood",
+        /// The client connected again under the session's name.
+        TakenOver = "taken_over",
         /// This program is about to stop or restart.
         Drain = "drain",
         /// A fault of this program.
@@ -97,6 +99,7 @@ impl CloseReason {
             Self::SlowConsumer => row(1008, "slow consumer", false, None),
             Self::Silent => row(1008, "no answer to pings", false, None),
             Self::ControlFlood => row(1008, "answers are not read", false, Some(A::ControlFlood)),
+            Self::TakenOver => row(1008, "another connection took over this session", false, None),
             Self::Drain => row(1012, "service restart", true, None),
             Self::Internal => row(1011, "internal error", false, None),
         }
@@ -146,6 +149,7 @@ mod tests {
             ("slow_consumer", 1008, false, true),
             ("silent", 1008, false, false),
             ("control_flood", 1008, false, false),
+            ("taken_over", 1008, false, false),
             ("drain", 1012, true, false),
             ("internal", 1011, false, true),
         ];

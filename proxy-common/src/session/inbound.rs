@@ -25,8 +25,10 @@ pub enum ClientMessage {
     Text(Utf8Bytes),
     /// A binary message.
     Binary(BytesMut),
-    /// A ping or pong. A ping is answered already.
-    Control,
+    /// A ping. It is answered already.
+    Ping,
+    /// The answer to a ping, with its payload.
+    Pong(BytesMut),
     /// A part of a long message. The session should let others run.
     Part,
     /// A close frame. It is answered already.
@@ -76,9 +78,9 @@ impl Inbound {
                 Decoded::Binary(payload) => return Ok(ClientMessage::Binary(payload)),
                 Decoded::Ping(payload) => {
                     outbound.send_control(Control::Pong, &payload);
-                    return Ok(ClientMessage::Control);
+                    return Ok(ClientMessage::Ping);
                 }
-                Decoded::Pong => return Ok(ClientMessage::Control),
+                Decoded::Pong(payload) => return Ok(ClientMessage::Pong(payload)),
                 Decoded::Close(frame) => {
                     let code = frame.map(|frame| u16::from(frame.code).to_be_bytes());
                     let payload = code.as_ref().map_or(&[][..], |code| &code[..]);

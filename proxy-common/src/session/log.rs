@@ -8,7 +8,7 @@ use std::{
 
 use tracing::{debug, info, warn};
 
-use super::{close::CloseReason, open_sessions::OpenSession, outbound::Totals};
+use super::{client::ClientInfo, close::CloseReason, open_sessions::OpenSession, outbound::Totals};
 
 /// At most this many starts, and as many ends, have a line of their own in a period.
 const MAX_LINES: u32 = 100;
@@ -31,35 +31,43 @@ struct Limits {
 }
 
 impl SessionLog {
+    /// A session begins, and has yet to log in.
+    pub(super) fn opened(session: &OpenSession) {
+        let OpenSession { number, client, .. } = session;
+        let session_name = session_name(client);
+        debug!(session = number, session_name, %client, "session waits for its key");
+    }
+
     /// A session has logged in.
     pub(super) fn started(&self, session: &OpenSession, key: &str) {
         if !self.lock().starts.take(Instant::now()) {
             return;
         }
         let OpenSession { number, client, .. } = session;
-        let user_agent = &*client.user_agent;
-        info!(session = number, %client, user_agent, key, "session started");
+        let (session_name, user_agent) = (session_name(client), &*client.user_agent);
+        info!(session = number, session_name, %client, user_agent, key, "session started");
     }
 
     /// A session has sent a command that was carried out. `subject` names no key.
     pub(super) fn command(session: &OpenSession, key: &str, command: &str, subject: &str) {
         let OpenSession { number, client, .. } = session;
-        debug!(session = number, %client, key, command, subject, "command");
+        let session_name = session_name(client);
+        debug!(session = number, session_name, %client, key, command, subject, "command");
     }
 
     /// A session has ended.
     pub(super) fn ended(&self, end: &End<'_>) {
         let End { session, started, key, lived, totals, reason } = *end;
         let OpenSession { number, client, .. } = session;
-        let user_agent = &*client.user_agent;
+        let (session_name, user_agent) = (session_name(client), &*client.user_agent);
         let (seconds, lag_ms) = (lived.as_secs(), totals.lag.as_millis() as u64);
         let Totals { events, bytes, .. } = totals;
         let label = reason.label();
         macro_rules! line {
             ($level:ident) => {
                 $level!(
-                    session = number, %client, user_agent, key, seconds, events, bytes, lag_ms,
-                    reason = label, "session ended"
+                    session = number, session_name, %client, user_agent, key, seconds, events,
+                    bytes, lag_ms, reason = label, "session ended"
                 )
             };
         }
@@ -87,6 +95,11 @@ impl SessionLog {
     fn lock(&self) -> MutexGuard<'_, Limits> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The name of a client's session. A line about a session without a name does not have the field.
+fn session_name(client: &ClientInfo) -> Option<&str> {
+    client.session_name().map(|name| &**name)
 }
 
 /// The end of a session.

@@ -210,6 +210,23 @@ impl Outbound {
         self.write_pending(&mut queue);
     }
 
+    /// Sends a ping with at most 125 bytes of payload, in order with the events around it. Its pong
+    /// then says that the client has read everything before it.
+    pub fn send_ping_in_order(&self, payload: &[u8], now: Instant) {
+        let mut frame = Vec::with_capacity(MAX_HEADER_BYTES + payload.len());
+        append_control(&mut frame, Control::Ping, payload);
+        let mut queue = self.lock();
+        if queue.state != State::Open {
+            return;
+        }
+        let times = Times { since: now, read_at: now };
+        if queue.is_empty() {
+            return self.write_framed(&mut queue, &frame, 0, times);
+        }
+        queue.push(frame.into(), 0, times, true);
+        self.write_or_queue(&mut queue, now);
+    }
+
     /// Writes as much as the socket takes without waiting.
     pub fn flush(&self) -> Flushed {
         let mut queue = self.lock();
@@ -278,6 +295,12 @@ impl Outbound {
         self.lock().waiting_bytes()
     }
 
+    /// Bytes sent to the client: written, or waiting to be.
+    pub fn sent_bytes(&self) -> u64 {
+        let queue = self.lock();
+        queue.written_bytes + queue.waiting_bytes() as u64
+    }
+
     /// What is written, and what waits.
     pub fn backlog(&self) -> Backlog {
         let queue = self.lock();
@@ -298,13 +321,13 @@ impl Outbound {
         }
     }
 
-    /// Evicts the session as a slow consumer, because all sessions together queue too much. False
-    /// if the session is already ending.
-    pub fn evict(&self) -> bool {
+    /// Ends the session for this reason, from outside its task: drops what is queued, and leaves the
+    /// close frame to the session's task. False if the session is already ending.
+    pub fn evict(&self, reason: CloseReason) -> bool {
         let mut queue = self.lock();
         let open = queue.state == State::Open;
         if open {
-            self.start_eviction(&mut queue, CloseReason::SlowConsumer);
+            self.start_eviction(&mut queue, reason);
         }
         open
     }
@@ -569,5 +592,102 @@ impl Drop for Outbound {
         let queue = self.queue.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.metrics.queue_bytes.dec_by(queue.reported as i64);
         self.metrics.queue_events.dec_by(queue.reported_events as i64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::websocket::{Decoded, Decoder};
+
+    /// A session's write half without limits, and the client's socket.
+    async fn pair() -> (Outbound, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        let limits = SlowLimits { queue_bytes: usize::MAX, max_lag: Duration::from_secs(3_600) };
+        (Outbound::new(Socket::from(socket), limits, Arc::default()), client)
+    }
+
+    fn deliver(outbound: &Outbound, text: &str) {
+        let (text, now) = (Bytes::copy_from_slice(text.as_bytes()), Instant::now());
+        outbound.deliver(&[Chunk::shared(&text, 1)], now, now);
+    }
+
+    /// Delivers events until the socket takes no more.
+    fn fill(outbound: &Outbound) {
+        let filler = format!("\"{}\"", "x".repeat(1 << 20));
+        while outbound.is_idle() {
+            deliver(outbound, &filler);
+        }
+    }
+
+    /// What the client reads, up to the ping with the payload `end`, without the filler.
+    async fn read_until(end: &str, outbound: &Outbound, client: &mut TcpStream) -> Vec<String> {
+        let (mut decoder, mut buffer) = (Decoder::of_server(usize::MAX), BytesMut::new());
+        let mut found = Vec::new();
+        while found.last().is_none_or(|last| last != end) {
+            match decoder.decode(&mut buffer).unwrap() {
+                Decoded::Text { bytes, head } => {
+                    let text = String::from_utf8(bytes[head..].to_vec()).unwrap();
+                    found.extend((!text.contains('x')).then_some(text));
+                }
+                Decoded::Ping(payload) => {
+                    found.push(String::from_utf8(payload.to_vec()).unwrap());
+                }
+                Decoded::Missing(_) => tokio::select! {
+                    written = outbound.run_writer() => written.unwrap(),
+                    read = client.read_buf(&mut buffer) => assert_ne!(read.unwrap(), 0),
+                },
+                other => panic!("{other:?}"),
+            }
+        }
+        found
+    }
+
+    #[tokio::test]
+    async fn a_ping_in_order_leaves_between_the_events_around_it() {
+        let (outbound, mut client) = pair().await;
+        let now = Instant::now();
+        deliver(&outbound, "1");
+        outbound.send_ping_in_order(b"1-1", now);
+        deliver(&outbound, "2");
+        outbound.send_ping_in_order(b"end", now);
+        assert!(outbound.is_idle(), "an empty socket takes all of it at once");
+        let read = read_until("end", &outbound, &mut client).await;
+        assert_eq!(read, ["[1]", "1-1", "[2]", "end"]);
+
+        fill(&outbound);
+        deliver(&outbound, "3");
+        outbound.send_ping_in_order(b"1-3", now);
+        deliver(&outbound, "4");
+        deliver(&outbound, "5");
+        outbound.send_control(Control::Ping, b"keep-alive");
+        outbound.send_ping_in_order(b"end", now);
+        let read = read_until("end", &outbound, &mut client).await;
+        assert_eq!(read, ["keep-alive", "[3]", "1-3", "[4,5]", "end"]);
+        assert!(outbound.is_idle());
+        let metrics = &outbound.metrics;
+        assert_eq!((metrics.queue_bytes.get(), metrics.queue_events.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn an_evicted_session_ends_for_the_reason_given_and_sends_nothing_more() {
+        let (outbound, _client) = pair().await;
+        fill(&outbound);
+        deliver(&outbound, "1");
+        let queued = outbound.queued_bytes();
+        assert!(outbound.evict(CloseReason::TakenOver));
+        assert!(!outbound.evict(CloseReason::SlowConsumer), "it is ending already");
+        assert_eq!(outbound.run_writer().await, Err(CloseReason::TakenOver));
+        assert_eq!(outbound.metrics.total_lost(LossReason::SessionClosed), 1);
+        outbound.send_ping_in_order(b"1-1", Instant::now());
+        assert_eq!(outbound.queued_bytes(), queued - 1, "what is in flight still leaves");
     }
 }

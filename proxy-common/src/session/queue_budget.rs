@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{
-    metrics::SessionMetrics, open_sessions::OpenSessions, outbound::Outbound,
+    close::CloseReason, metrics::SessionMetrics, open_sessions::OpenSessions, outbound::Outbound,
     slow_consumer::sessions_to_evict,
 };
 use crate::metrics::encode_gauge;
@@ -42,7 +42,8 @@ impl QueueBudget {
         let sessions = self.outbounds();
         let held: Vec<usize> = sessions.iter().map(|outbound| outbound.queued_bytes()).collect();
         let evicted = sessions_to_evict(&held, self.bytes);
-        let evicted = evicted.into_iter().filter(|&i| sessions[i].evict()).count();
+        let evict = |&i: &usize| sessions[i].evict(CloseReason::SlowConsumer);
+        let evicted = evicted.into_iter().filter(evict).count();
         if evicted > 0 {
             warn!(queued, budget = self.bytes, evicted, "all queues together too long");
         }

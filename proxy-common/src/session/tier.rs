@@ -60,6 +60,10 @@ pub trait Subscriber: Send {
         change: SubscriptionChange,
     ) -> impl Future<Output = Result<ChangeOutcome, CloseReason>> + Send;
 
+    /// Takes the payload of a pong: what a ping of the tier's own asked back, nothing for a pong to
+    /// a keep-alive ping, or what the client made up. Default: ignores it.
+    fn on_pong(&mut self, _payload: &[u8]) {}
+
     /// Waits for data and sends it, if sessions of this tier fetch their data. Otherwise never
     /// returns. The session calls it only while nothing is queued. Must be cancel-safe.
     fn pull(&mut self) -> impl Future<Output = Result<(), CloseReason>> + Send;

@@ -18,6 +18,8 @@ pub struct SessionStatus {
     pub number: u64,
     /// The market of its path.
     pub market: &'static str,
+    /// Its name. Null if it has none.
+    pub session: Option<String>,
     /// The label of its key. Null until it has authenticated.
     pub key: Option<String>,
     /// The address of its client.
@@ -62,6 +64,7 @@ pub(super) fn list(open: &OpenSessions) -> Vec<SessionStatus> {
             Some(SessionStatus {
                 number: session.number,
                 market: session.client.market.name(),
+                session: session.client.session_name().map(|name| name.to_string()),
                 key: snapshot.key.map(|key| key.to_string()),
                 address: session.client.address,
                 port: session.client.port,

@@ -49,8 +49,8 @@ pub enum Decoded {
     Binary(BytesMut),
     /// A ping. The answer must hold the same payload.
     Ping(BytesMut),
-    /// The answer to a ping.
-    Pong,
+    /// The answer to a ping, with the same payload.
+    Pong(BytesMut),
     /// The peer closes. `None` if it gives no code.
     Close(Option<CloseFrame>),
     /// No whole frame yet. Make room for this many bytes: the rest of the frame, or the longest
@@ -192,7 +192,7 @@ fn parse(buffer: &BytesMut) -> Result<Option<(FrameHeader, usize, u64)>, Violati
 fn on_control(control: Control, payload: BytesMut) -> Result<Decoded, Violation> {
     match control {
         Control::Ping => Ok(Decoded::Ping(payload)),
-        Control::Pong => Ok(Decoded::Pong),
+        Control::Pong => Ok(Decoded::Pong(payload)),
         Control::Close => close_frame(&payload).map(Decoded::Close),
         Control::Reserved(_) => Err(Violation::Protocol("a frame has an unknown opcode")),
     }
@@ -276,6 +276,7 @@ mod tests {
     #[test]
     fn messages_are_whole_however_the_stream_is_split() {
         let ping = OpCode::Control(Control::Ping);
+        let pong = OpCode::Control(Control::Pong);
         let long = vec![b'x'; 70_000];
         for masks in [None, Some(MASK)] {
             let stream = [
@@ -283,8 +284,10 @@ mod tests {
                 frame(TEXT, false, b"de", masks),
                 frame(ping, true, b"!", masks),
                 frame(MORE, false, b"", masks),
+                frame(pong, true, b"1-2", masks),
                 frame(MORE, true, b"f", masks),
                 frame(OpCode::Data(Data::Binary), true, b"12345", masks),
+                frame(pong, true, b"", masks),
                 frame(TEXT, true, &long, masks),
                 frame(OpCode::Control(Control::Close), true, b"\x03\xf4bye", masks),
             ]
@@ -306,8 +309,10 @@ mod tests {
                 let expected = vec![
                     text(b"abc", 2 + mask),
                     Ok(Decoded::Ping(BytesMut::from("!"))),
+                    Ok(Decoded::Pong(BytesMut::from("1-2"))),
                     text(b"def", 0),
                     Ok(Decoded::Binary(BytesMut::from("12345"))),
+                    Ok(Decoded::Pong(BytesMut::new())),
                     text(&long, 10 + mask),
                     Ok(Decoded::Close(Some(close))),
                 ];

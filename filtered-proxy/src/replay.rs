@@ -1,0 +1,209 @@
+//! A session's way through the history, from where it stood to the live data. Pure.
+//!
+//! A replay finds the session's events as the router does, with an index of that session alone. Its
+//! steps are short, so that it keeps nobody waiting.
+
+use proxy_common::{
+    history::{Entry, History},
+    protocol::{Channel, ChannelSet, Gone, Market, Notice, Position, TierName},
+    session::{Chunk, ChunkBuffer},
+    websocket::Frame,
+};
+
+use crate::{batch::Batch, coverage::KnownCoverage, index::Index, split::split};
+
+/// Most bytes of frames that one step reads.
+const STEP_BYTES: usize = 256 << 10;
+
+/// What a step yields, in order.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// Events.
+    Events(&'a [Chunk<'a>]),
+    /// A notice.
+    Notice(&'a Frame),
+}
+
+/// A session's way through the history.
+#[derive(Debug)]
+pub struct Replay {
+    market: Market,
+    /// The number of the next entry.
+    next: u64,
+    /// Where the feed stands before it.
+    position: Position,
+    /// How many events that match are still left out.
+    skip: u64,
+    parts: Vec<Part>,
+    /// The channels of the parts that have begun.
+    index: Index<()>,
+    coverage: KnownCoverage,
+    batch: Batch,
+    entries: Vec<Entry>,
+}
+
+/// Channels, and where their events begin.
+#[derive(Debug)]
+struct Part {
+    from: u64,
+    channels: ChannelSet,
+}
+
+impl Replay {
+    /// A replay from an entry on, which stands behind `position`, without channels.
+    pub fn new(market: Market, next: u64, position: Position, coverage: KnownCoverage) -> Self {
+        Self {
+            market,
+            next,
+            position,
+            skip: 0,
+            parts: Vec::new(),
+            index: Index::default(),
+            coverage,
+            batch: Batch::default(),
+            entries: Vec::new(),
+        }
+    }
+
+    /// The number of the next entry.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Where the feed stands before the next entry.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+
+    /// What the firehose carried when it began.
+    pub fn coverage(&self) -> &KnownCoverage {
+        &self.coverage
+    }
+
+    /// Leaves out so many events more, from the next entry on.
+    pub fn skip(&mut self, events: u64) {
+        self.skip = events;
+    }
+
+    /// Adds channels, whose events begin with this entry. If it is an earlier one than the next,
+    /// which stands behind `position`, goes back to it. What the session got already does not come
+    /// again.
+    pub fn add(
+        &mut self,
+        from: u64,
+        position: Position,
+        channels: impl IntoIterator<Item = Channel>,
+    ) {
+        if from < self.next {
+            for part in &mut self.parts {
+                part.from = part.from.max(self.next);
+            }
+            (self.next, self.position) = (from, position);
+        }
+        let channels = channels.into_iter().collect();
+        self.parts.push(Part { from, channels });
+        self.rebuild();
+    }
+
+    /// Adds channels, whose events begin with the next entry.
+    pub fn add_next(&mut self, channels: impl IntoIterator<Item = Channel>) {
+        self.add(self.next, self.position, channels);
+    }
+
+    /// Removes channels.
+    pub fn remove<'a>(&mut self, channels: impl IntoIterator<Item = &'a Channel> + Clone) {
+        for part in &mut self.parts {
+            part.channels.remove(channels.clone());
+        }
+        self.rebuild();
+    }
+
+    /// Puts the channels of all parts that have begun into the index.
+    fn rebuild(&mut self) {
+        self.index = Index::default();
+        self.index.set_on_demand(&self.coverage.on_demand(), &self.coverage.listed());
+        self.index.join(0, ());
+        for part in self.parts.iter().filter(|part| part.from <= self.next) {
+            self.index.change(0, part.channels.iter().cloned(), true);
+        }
+    }
+
+    /// Where another part begins, if one does later.
+    fn next_part(&self) -> u64 {
+        let later = self.parts.iter().map(|part| part.from).filter(|from| *from > self.next);
+        later.min().unwrap_or(u64::MAX)
+    }
+
+    /// Goes one step on, and yields what the session gets.
+    pub fn step(&mut self, history: &History, mut yields: impl FnMut(Output<'_>)) {
+        let mut entries = std::mem::take(&mut self.entries);
+        if let Err((first, position)) = history.read(self.next, STEP_BYTES, &mut entries) {
+            // The feed was faster. Of one epoch, it is known how much is gone.
+            let same = position.epoch == self.position.epoch;
+            let lost = same.then(|| position.seq.saturating_sub(self.position.seq));
+            let why = Gone::Overtaken(lost);
+            let notice = Notice::gone(TierName::Filtered, why, Some(self.position), position);
+            yields(Output::Notice(&notice.frame()));
+            (self.next, self.position, self.skip) = (first, position, 0);
+            self.rebuild();
+        }
+        let mut next_part = self.next_part();
+        for Entry { frame, position, notice, .. } in entries.drain(..) {
+            if self.next == next_part {
+                self.deliver(&mut yields);
+                self.rebuild();
+                next_part = self.next_part();
+            }
+            if notice {
+                self.deliver(&mut yields);
+                yields(Output::Notice(&frame));
+            } else {
+                self.batch.add(frame.shared_text(), self.market, &self.index);
+                if self.skip > 0 {
+                    self.deliver(&mut yields);
+                }
+            }
+            (self.next, self.position) = (self.next + 1, position);
+        }
+        // A part may begin right behind the last entry.
+        if self.next == next_part {
+            self.deliver(&mut yields);
+            self.rebuild();
+        }
+        self.deliver(&mut yields);
+        self.entries = entries;
+    }
+
+    fn deliver(&mut self, yields: &mut impl FnMut(Output<'_>)) {
+        let skip = &mut self.skip;
+        self.batch.deliver(&self.index, |_, chunks| {
+            if *skip == 0 {
+                return yields(Output::Events(chunks));
+            }
+            for chunk in chunks {
+                let events = u64::from(chunk.events());
+                if *skip >= events {
+                    *skip -= events;
+                } else if *skip == 0 {
+                    yields(Output::Events(std::slice::from_ref(chunk)));
+                } else {
+                    let mut rest = ChunkBuffer::default();
+                    leave_out(chunk, std::mem::take(skip), &mut rest);
+                    yields(Output::Events(&[rest.chunk()]));
+                }
+            }
+        });
+    }
+}
+
+/// Adds all events of a chunk but the first ones to `rest`.
+fn leave_out(chunk: &Chunk<'_>, first: u64, rest: &mut ChunkBuffer) {
+    let array = [b"[", chunk.text(), b"]"].concat();
+    let mut number = 0;
+    split(&array, |event| {
+        number += 1;
+        if number > first {
+            rest.push(&array[event.start..event.end], 1);
+        }
+    });
+}

@@ -1,0 +1,494 @@
+//! A session's side of the router: what it holds, and its way through the history if it comes back.
+
+use std::{
+    future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use proxy_common::{
+    history::{History, Lookup},
+    protocol::{
+        Channel, ChannelSet, ExtraKinds, Gone, Notice, NoticePolicy, Position, Start, Status,
+        TierName, Unavailable, status_frame,
+    },
+    session::{
+        ChangeOutcome, ClientInfo, CloseReason, NamedSessions, Outbound, SessionOptions,
+        Subscriber, SubscriptionChange, Tier,
+    },
+};
+use tokio::{
+    sync::oneshot,
+    task::yield_now,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    feed::HistoryState,
+    index::SessionId,
+    named_sessions::Entered,
+    replay::Replay,
+    router::{Follow, Input, RouterHandle},
+};
+
+/// How long a session that comes back may take from one subscription to the next, before it goes on
+/// from where it stood: the vendor's Go client sends one channel in a message.
+const COLLECTING: Duration = Duration::from_millis(250);
+/// How near to the live data a replay hands over to the router, in entries of the history.
+const NEAR: u64 = 256;
+/// How long a position may be ahead of the feed here. Another proxy may be a little faster.
+const MAX_AHEAD: Duration = Duration::from_secs(5);
+/// How often a replay that waits for the feed looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The times of entries are exact to so many milliseconds.
+const TIME_STEP: u64 = 50;
+
+impl Tier for RouterHandle {
+    type Subscriber = RouterSubscriber;
+
+    const NAMED_SESSIONS: NamedSessions = NamedSessions::Accepted;
+
+    async fn admit(
+        &self,
+        outbound: &Arc<Outbound>,
+        client: &ClientInfo,
+        key: Arc<str>,
+    ) -> RouterSubscriber {
+        let session = self.shared.next_session.fetch_add(1, Ordering::Relaxed);
+        let mut subscriber = RouterSubscriber {
+            session,
+            key,
+            options: client.options.clone(),
+            named: false,
+            outbound: Arc::clone(outbound),
+            router: self.clone(),
+            held: ChannelSet::default(),
+            came_from: None,
+            place: Place::Live,
+            next_status: Instant::now(),
+        };
+        subscriber.take_name();
+        let interval = client.options.as_ref().and_then(|options| options.positions);
+        let follow = Follow { named: subscriber.named, interval };
+        // If the router is gone, the session's first change fails.
+        let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound), follow)).await;
+        subscriber
+    }
+}
+
+/// A session's side of the router.
+#[derive(Debug)]
+pub struct RouterSubscriber {
+    session: SessionId,
+    /// The label of its key.
+    key: Arc<str>,
+    options: Option<Arc<SessionOptions>>,
+    /// Whether it holds the name that its options have.
+    named: bool,
+    outbound: Arc<Outbound>,
+    router: RouterHandle,
+    held: ChannelSet,
+    /// What its client confirmed before it came back, until it subscribes.
+    came_from: Option<Position>,
+    place: Place,
+    /// When a replay may say next where it stands.
+    next_status: Instant,
+}
+
+/// Where a session gets its events from.
+#[derive(Debug)]
+enum Place {
+    /// From the router.
+    Live,
+    /// It will replay.
+    Starting(Box<Starting>),
+    /// It replays.
+    Replaying(Box<Replay>),
+    /// The router has its replay, to end it.
+    Ending(oneshot::Receiver<Option<Box<Replay>>>),
+}
+
+/// A replay that has not begun.
+#[derive(Debug)]
+struct Starting {
+    parts: Vec<(Begin, ChannelSet)>,
+    /// Other subscriptions may follow until then.
+    collects_until: Instant,
+    /// Since when the feed here is known to be behind a position.
+    ahead_since: Option<Instant>,
+    /// Whether it is within the limit of its key.
+    has_turn: bool,
+    may_repeat: &'static str,
+}
+
+/// Where the events of some channels begin.
+#[derive(Debug, Clone, Copy)]
+enum Begin {
+    /// With this entry of the history.
+    At(u64),
+    /// Where the client said.
+    Asked(Start),
+}
+
+impl RouterSubscriber {
+    /// Takes the session's name, if its path has one.
+    fn take_name(&mut self) {
+        let Some(name) = self.name() else { return };
+        let holder = Arc::clone(&self.outbound);
+        let now = Instant::now().into_std();
+        let entered = self.router.shared.names().enter(&self.key, &name, self.session, holder, now);
+        match entered {
+            Entered::Holds { taken_over, confirmed } => {
+                self.named = true;
+                self.came_from = confirmed;
+                if let Some(older) = taken_over {
+                    older.evict(CloseReason::TakenOver);
+                }
+            }
+            Entered::Full => {
+                let why = "no room for another named session: nothing is remembered of this one";
+                self.outbound.send_frame(&status_frame(&Status::error(why)), Instant::now());
+            }
+        }
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        self.options.as_ref()?.name.clone()
+    }
+
+    /// The client has received everything up to this position.
+    fn confirm(&self, position: Position) {
+        if self.named
+            && let Some(name) = self.name()
+        {
+            self.router.shared.names().confirm(&self.key, &name, self.session, position);
+        }
+    }
+
+    /// Where a subscription begins that says `start`.
+    fn start_of(&self, start: Start) -> Start {
+        match (start, self.came_from) {
+            (Start::Live, Some(position)) => Start::From(position, 0),
+            (start, _) => start,
+        }
+    }
+
+    /// Waits until the router has ended the replay or given it back.
+    async fn await_router(&mut self) {
+        if let Place::Ending(answer) = &mut self.place {
+            self.place = match answer.await {
+                Ok(Some(replay)) => Place::Replaying(replay),
+                // Without a router, the next change fails.
+                Ok(None) | Err(_) => Place::Live,
+            };
+        }
+    }
+
+    /// Takes over a change that the router has applied. What the session held before begins with
+    /// entry `end` of the history.
+    fn applied(&mut self, change: Applied, end: u64) {
+        let Applied { subscribe, channels, start, held_before } = change;
+        if !subscribe {
+            match &mut self.place {
+                Place::Live | Place::Ending(_) => {}
+                Place::Starting(starting) => {
+                    starting.parts.iter_mut().for_each(|(_, part)| part.remove(&channels));
+                }
+                Place::Replaying(replay) => replay.remove(&channels),
+            }
+            return;
+        }
+        let begin = match start {
+            Start::Live => None,
+            start => Some(Begin::Asked(start)),
+        };
+        match &mut self.place {
+            Place::Live | Place::Ending(_) => {
+                let Some(begin) = begin else { return };
+                let mut parts = vec![(begin, channels.into_iter().collect())];
+                if !held_before.is_empty() {
+                    parts.push((Begin::At(end), held_before));
+                }
+                let named = self.came_from.is_some();
+                let collects = if named { COLLECTING } else { Duration::ZERO };
+                self.place = Place::Starting(Box::new(Starting {
+                    parts,
+                    collects_until: Instant::now() + collects,
+                    ahead_since: None,
+                    has_turn: false,
+                    may_repeat: match named {
+                        true => "up to 250 ms or 256 KiB of it may repeat what came before",
+                        false => "nothing repeats",
+                    },
+                }));
+            }
+            Place::Starting(starting) => {
+                starting
+                    .parts
+                    .push((begin.unwrap_or(Begin::At(end)), channels.into_iter().collect()));
+                if self.came_from.is_some() {
+                    starting.collects_until = Instant::now() + COLLECTING;
+                }
+            }
+            Place::Replaying(replay) => {
+                let shared = &self.router.shared;
+                let (at, gone) = match begin {
+                    None => (replay.next(), None),
+                    Some(Begin::At(at)) => (at, None),
+                    Some(Begin::Asked(start)) => match find(&self.router, start) {
+                        Lookup::At(at) => (at, None),
+                        Lookup::Ahead => (shared.history.end(), None),
+                        Lookup::Gone(at, why) => (at, Some((why, position_of(start)))),
+                    },
+                };
+                let (position, _) = place(&shared.history, at);
+                replay.add(at, position, channels);
+                if let Some((why, after)) = gone {
+                    self.notify(&Notice::gone(TierName::Filtered, why, after, position));
+                }
+            }
+        }
+    }
+
+    fn notify(&self, notice: &Notice) {
+        if self.router.shared.notices != NoticePolicy::Off {
+            self.outbound.send_frame(&notice.frame(), Instant::now());
+        }
+    }
+
+    /// Begins the replay, once its start is known here.
+    async fn begin(&mut self) -> Result<(), CloseReason> {
+        let Place::Starting(starting) = &mut self.place else { return Ok(()) };
+        sleep_until(starting.collects_until).await;
+        let mut state = self.router.shared.history_state.subscribe();
+        // Without a router the session ends with its next change.
+        if state.wait_for(|state| *state != HistoryState::Filling).await.is_err() {
+            return future::pending().await;
+        }
+        let Place::Starting(starting) = &mut self.place else { return Ok(()) };
+        if !starting.has_turn {
+            self.router.shared.replays.wait_for_turn(&self.key).await;
+            starting.has_turn = true;
+        }
+        let mut found = Vec::new();
+        for (begin, channels) in &starting.parts {
+            let lookup = match begin {
+                Begin::At(at) => Lookup::At(*at),
+                Begin::Asked(start) => find(&self.router, *start),
+            };
+            let (at, gone) = match lookup {
+                Lookup::At(at) => (at, None),
+                Lookup::Gone(at, why) => (at, Some(why)),
+                Lookup::Ahead => {
+                    let current = *state.borrow() == HistoryState::Current;
+                    let since = starting.ahead_since.get_or_insert_with(Instant::now);
+                    if !current {
+                        starting.ahead_since = None;
+                    } else if since.elapsed() >= MAX_AHEAD {
+                        found.push((
+                            self.router.shared.history.end(),
+                            Some(Gone::OtherEpoch),
+                            begin,
+                            channels,
+                        ));
+                        continue;
+                    }
+                    sleep(LOOK_AGAIN).await;
+                    return Ok(());
+                }
+            };
+            found.push((at, gone, begin, channels));
+        }
+        let first = found.iter().map(|(at, ..)| *at).min().unwrap_or_default();
+        let history = &self.router.shared.history;
+        let (position, time) = place(history, first);
+        let coverage = self.router.shared.coverage.borrow().clone();
+        let mut replay = Replay::new(self.router.shared.market, first, position, coverage);
+        let mut notices = Vec::new();
+        for (at, gone, begin, channels) in found {
+            replay.add(at, position, channels.iter().cloned());
+            let start = match begin {
+                Begin::Asked(start) => *start,
+                Begin::At(_) => continue,
+            };
+            if let Some(why) = gone {
+                let after = position_of(start);
+                let (position, _) = place(history, at);
+                notices.push(Notice::gone(TierName::Filtered, why, after, position));
+            } else if let Start::From(_, skip) = start
+                && at == first
+            {
+                replay.skip(skip);
+            }
+        }
+        notices.dedup_by_key(|notice| notice.frame());
+        notices.push(Notice::resumed(TierName::Filtered, position, time, starting.may_repeat));
+        self.came_from = None;
+        self.place = Place::Replaying(Box::new(replay));
+        for notice in &notices {
+            self.notify(notice);
+        }
+        Ok(())
+    }
+
+    /// Sends the next part of the history. Near its end, hands over to the router.
+    async fn replay(&mut self) -> Result<(), CloseReason> {
+        let shared = &self.router.shared;
+        {
+            let _turn = shared.replays.work().await;
+            let Place::Replaying(replay) = &mut self.place else { return Ok(()) };
+            replay.step(&shared.history, |output| shared.send(&self.outbound, &output));
+            let (position, now) = (replay.position(), Instant::now());
+            if self.named {
+                self.outbound.send_ping_in_order(position.to_string().as_bytes(), now);
+            }
+            let interval = self.options.as_ref().and_then(|options| options.positions);
+            if let Some(interval) = interval
+                && now >= self.next_status
+            {
+                self.next_status = now + interval;
+                let (_, time) = place(&shared.history, replay.next());
+                self.notify(&Notice::position(TierName::Filtered, position, time));
+            }
+        }
+        yield_now().await;
+        let Place::Replaying(replay) = &self.place else { return Ok(()) };
+        if shared.history.end() - replay.next() > NEAR {
+            return Ok(());
+        }
+        if *shared.history_state.borrow() == HistoryState::Filling {
+            sleep(LOOK_AGAIN).await;
+            return Ok(());
+        }
+        let room = self.router.inputs.reserve().await.map_err(|_| CloseReason::Internal)?;
+        if let Place::Replaying(replay) = std::mem::replace(&mut self.place, Place::Live) {
+            let (done, answer) = oneshot::channel();
+            room.send(Input::CaughtUp(self.session, replay, done));
+            self.place = Place::Ending(answer);
+        }
+        Ok(())
+    }
+}
+
+/// A change that the router has applied.
+struct Applied {
+    subscribe: bool,
+    channels: Vec<Channel>,
+    start: Start,
+    held_before: ChannelSet,
+}
+
+fn find(router: &RouterHandle, start: Start) -> Lookup {
+    let history = &router.shared.history;
+    match start {
+        Start::Live => Lookup::At(history.end()),
+        Start::From(position, _) => history.find(position),
+        Start::Since(time) => history.since(time.saturating_sub(TIME_STEP)),
+        Start::Newest(bytes) => {
+            Lookup::At(history.newest(usize::try_from(bytes).unwrap_or(usize::MAX)))
+        }
+    }
+}
+
+/// Where the feed stands before an entry, and when the entry was received.
+fn place(history: &History, at: u64) -> (Position, u64) {
+    history.place(at).unwrap_or_else(|| (history.head(), 0))
+}
+
+fn position_of(start: Start) -> Option<Position> {
+    match start {
+        Start::From(position, _) => Some(position),
+        Start::Live | Start::Since(_) | Start::Newest(_) => None,
+    }
+}
+
+impl Subscriber for RouterSubscriber {
+    fn held(&self) -> &ChannelSet {
+        &self.held
+    }
+
+    fn coverage_version(&self) -> u64 {
+        self.router.shared.coverage.borrow().version()
+    }
+
+    fn extra_kinds(&self) -> ExtraKinds {
+        self.router.shared.coverage.borrow().kinds()
+    }
+
+    fn is_on_demand(&self, channel: &Channel) -> bool {
+        self.router.shared.coverage.borrow().is_on_demand(channel)
+    }
+
+    fn unavailable(&self, channel: &Channel) -> Option<Unavailable> {
+        self.router.shared.coverage.borrow().unavailable(channel)
+    }
+
+    async fn change(
+        &mut self,
+        mut change: SubscriptionChange,
+    ) -> Result<ChangeOutcome, CloseReason> {
+        self.await_router().await;
+        let (subscribe, channels) = (change.subscribe, change.channels.clone());
+        if subscribe && !channels.is_empty() {
+            change.start = self.start_of(change.start);
+        } else {
+            change.start = Start::Live;
+        }
+        let start = change.start;
+        let (done, answer) = oneshot::channel();
+        let input = Input::Change(self.session, Arc::clone(&self.key), change, done);
+        self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
+        let changed = answer.await.map_err(|_| CloseReason::Internal)?;
+        if changed.outcome == ChangeOutcome::Applied {
+            let held_before = self.held.clone();
+            if subscribe {
+                self.held.add(channels.iter().cloned());
+            } else {
+                self.held.remove(&channels);
+            }
+            if subscribe
+                && held_before.is_empty()
+                && start == Start::Live
+                && let Some(head) = changed.head
+            {
+                self.confirm(head);
+            }
+            let channels = channels.into_iter().collect();
+            self.applied(Applied { subscribe, channels, start, held_before }, changed.end);
+        }
+        Ok(changed.outcome)
+    }
+
+    async fn pull(&mut self) -> Result<(), CloseReason> {
+        match &self.place {
+            Place::Live => future::pending().await,
+            Place::Starting(_) => self.begin().await,
+            Place::Replaying(_) => self.replay().await,
+            Place::Ending(_) => {
+                self.await_router().await;
+                Ok(())
+            }
+        }
+    }
+
+    fn on_pong(&mut self, payload: &[u8]) {
+        let position = str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
+        if let Some(position) = position {
+            self.confirm(position);
+        }
+    }
+}
+
+impl Drop for RouterSubscriber {
+    fn drop(&mut self) {
+        let shared = &self.router.shared;
+        if self.named
+            && let Some(name) = self.name()
+        {
+            let now = Instant::now().into_std();
+            shared.names().leave(&self.key, &name, self.session, now);
+        }
+        shared.closed().push(self.session);
+        shared.some_closed.notify_one();
+    }
+}

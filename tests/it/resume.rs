@@ -1,0 +1,395 @@
+//! Coming back: links and clients go on from where they stood.
+
+use std::time::SystemTime;
+
+use serde_json::Value;
+use tests::{
+    program::Program,
+    relay::{Fault, Relay},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig, in_state, is_up},
+    wait::{SOON, eventually, within},
+    ws_client::{TestClient, acks},
+};
+
+use crate::events::{quote, trade};
+
+/// A filtered proxy behind a relay, so that its link alone can be cut.
+struct Cuttable {
+    filtered: Program,
+    relay: Relay,
+    firehose: Program,
+    sim: Sim,
+}
+
+impl Cuttable {
+    async fn start(firehose_env: &[(&'static str, &str)]) -> Self {
+        let sim = Sim::start().await;
+        let owned = firehose_env.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        let firehose = stack::firehose(&sim.url("stocks")).envs(owned).start().await;
+        let relay = Relay::start(firehose.addr()).await;
+        let filtered = stack::filtered(relay.addr()).start().await;
+        let cuttable = Self { filtered, relay, firehose, sim };
+        is_up(&cuttable.filtered).await;
+        stack::is_complete(&cuttable.filtered).await;
+        cuttable
+    }
+
+    async fn client(&self, path: &str) -> TestClient {
+        let mut client = TestClient::connect_to(self.filtered.addr(), path).await;
+        client.log_in(CLIENT_KEY).await;
+        client
+    }
+
+    fn publish(&self, events: &[String]) {
+        self.sim.handle.publish(events);
+    }
+
+    /// Cuts the link, and waits until the filtered proxy has noticed.
+    async fn cut(&self) {
+        self.relay.inject(Fault::BlackHole);
+        self.relay.inject(Fault::Reset);
+        eventually(SOON, "the link is down", async || {
+            self.filtered.health_text("/upstream/state").await != "up"
+        })
+        .await;
+    }
+
+    /// Waits until the firehose has received so many events.
+    async fn has_events(&self, events: f64) {
+        eventually(SOON, "the firehose has the events", async || {
+            self.firehose.metric("firehose_events_in_total").await == Some(events)
+        })
+        .await;
+    }
+
+    async fn heal(&self) {
+        self.relay.heal();
+        in_state(&self.filtered, "up").await;
+    }
+}
+
+fn trades(numbers: std::ops::Range<usize>) -> Vec<String> {
+    numbers.map(|n| trade("AAPL", n)).collect()
+}
+
+/// The next notice, as JSON.
+async fn status(client: &mut TestClient) -> Value {
+    let text = client.next_text().await;
+    let mut frame: Vec<Value> = serde_json::from_str(&text).expect("a frame");
+    assert_eq!(frame.len(), 1, "{text}");
+    assert_eq!(frame[0]["ev"], "status", "{text}");
+    frame.remove(0)
+}
+
+/// Waits for this notice. No event may come before it.
+async fn expect(client: &mut TestClient, name: &str) -> Value {
+    let mut notice = status(client).await;
+    // The cause of an outage may change.
+    while notice["status"] == "upstream_down" && name != "upstream_down" {
+        notice = status(client).await;
+    }
+    assert_eq!(notice["status"], name, "{notice}");
+    notice
+}
+
+/// Sends a subscription with more than params.
+async fn subscribe(client: &mut TestClient, params: &str, rest: &str) {
+    client.send_raw(&format!(r#"{{"action":"subscribe","params":"{params}",{rest}}}"#)).await;
+    client.expect(&acks("subscribed", params)).await;
+}
+
+/// Reads objects until this event; notices apart.
+async fn read_until(client: &mut TestClient, last: &str) -> (Vec<String>, Vec<Value>) {
+    let (mut events, mut notices) = (Vec::new(), Vec::new());
+    within(SOON, "the last event", async {
+        loop {
+            let object = client.next_object().await;
+            if object.contains(r#""ev":"status""#) {
+                notices.push(serde_json::from_str(&object).expect("a status"));
+                continue;
+            }
+            let done = object == last;
+            events.push(object);
+            if done {
+                return;
+            }
+        }
+    })
+    .await;
+    (events, notices)
+}
+
+/// The notice of the end of an outage: the last of these, or the next.
+async fn up(client: &mut TestClient, mut notices: Vec<Value>) -> Value {
+    while notices.last().is_none_or(|notice| notice["status"] != "upstream_up") {
+        notices.push(status(client).await);
+    }
+    notices.pop().expect("a notice")
+}
+
+fn names(notices: &[Value]) -> Vec<&str> {
+    notices.iter().map(|notice| notice["status"].as_str().expect("a status")).collect()
+}
+
+#[tokio::test]
+async fn a_link_that_was_cut_misses_nothing() {
+    let chain = Cuttable::start(&[]).await;
+    let mut client = chain.client("/").await;
+    client.subscribe("T.AAPL").await;
+    chain.publish(&trades(0..3));
+    client.expect_objects(&trades(0..3)).await;
+    chain.cut().await;
+    expect(&mut client, "upstream_down").await;
+    for n in 3..40 {
+        chain.publish(&trades(n..n + 1));
+    }
+    chain.has_events(40.0).await;
+    chain.heal().await;
+    chain.publish(&trades(40..41));
+    let (events, notices) = read_until(&mut client, &trade("AAPL", 40)).await;
+    assert_eq!(events, trades(3..41));
+    let up = up(&mut client, notices).await;
+    assert_eq!((&up["status"], &up["missed"]), (&"upstream_up".into(), &0.into()), "{up}");
+    let position = |pointer| chain.filtered.health_text(pointer);
+    let firehoses = chain.firehose.health_text("/history/to").await;
+    assert_eq!(position("/history/to").await, firehoses);
+}
+
+#[tokio::test]
+async fn what_the_firehose_has_no_more_is_counted() {
+    let chain = Cuttable::start(&[("HISTORY_BYTES", "2000")]).await;
+    let mut client = chain.client("/").await;
+    client.subscribe("T.AAPL").await;
+    chain.publish(&trades(0..1));
+    client.expect_objects(&trades(0..1)).await;
+    chain.cut().await;
+    expect(&mut client, "upstream_down").await;
+    for n in 1..100 {
+        chain.publish(&trades(n..n + 1));
+    }
+    chain.has_events(100.0).await;
+    chain.heal().await;
+    let gap = expect(&mut client, "gap").await;
+    let (events, notices) = read_until(&mut client, &trade("AAPL", 99)).await;
+    let lost = gap["frames"].as_u64().expect("a count") as usize;
+    assert_eq!(gap["reason"], "too_old", "{gap}");
+    assert_eq!(events, trades(1 + lost..100), "{gap}");
+    assert!(events.len() < 20 && !events.is_empty(), "{gap}");
+    let up = up(&mut client, notices).await;
+    assert!(up["missed"].is_null(), "{up}");
+}
+
+#[tokio::test]
+async fn whoever_subscribes_while_the_link_is_cut_gets_nothing_older() {
+    let chain = Cuttable::start(&[]).await;
+    let mut before = chain.client("/").await;
+    before.subscribe("T.AAPL").await;
+    chain.publish(&trades(0..1));
+    before.expect_objects(&trades(0..1)).await;
+    chain.cut().await;
+    expect(&mut before, "upstream_down").await;
+    chain.publish(&trades(1..3));
+    chain.has_events(3.0).await;
+    let mut late = chain.client("/").await;
+    late.subscribe("T.AAPL").await;
+    expect(&mut late, "upstream_down").await;
+    before.subscribe("Q.AAPL").await;
+    expect(&mut before, "upstream_down").await;
+    chain.publish(&[quote("AAPL", 7)]);
+    chain.has_events(4.0).await;
+    chain.heal().await;
+    let (events, _) = read_until(&mut before, &trade("AAPL", 2)).await;
+    assert_eq!(events, trades(1..3));
+    for client in [&mut before, &mut late] {
+        let gap = expect(client, "gap").await;
+        assert_eq!(gap["reason"], "subscribed_in_outage", "{gap}");
+        let up = expect(client, "upstream_up").await;
+        assert_eq!(up["missed"], 0, "{up}");
+    }
+    chain.publish(&[trade("AAPL", 3), quote("AAPL", 8)]);
+    late.expect_objects(&trades(3..4)).await;
+    before.expect_objects(&[trade("AAPL", 3), quote("AAPL", 8)]).await;
+}
+
+/// A stack whose filtered proxies know positions.
+async fn stack_of(filtered: usize) -> Stack {
+    Stack::with(StackConfig { filtered, ..StackConfig::default() }).await
+}
+
+async fn login(program: &Program, path: &str) -> TestClient {
+    let mut client = TestClient::connect_to(program.addr(), path).await;
+    client.log_in(CLIENT_KEY).await;
+    client
+}
+
+#[tokio::test]
+async fn a_client_goes_on_at_another_proxy() {
+    let stack = stack_of(2).await;
+    let mut client = login(&stack.filtered[0], "/?positions=1ms").await;
+    client.subscribe("T.AAPL,Q.AAPL").await;
+    stack.publish(&trades(0..5));
+    let (first, mut notices) = read_until(&mut client, &trade("AAPL", 4)).await;
+    while notices.last().is_none_or(|notice| notice["status"] != "position") {
+        notices.push(status(&mut client).await);
+    }
+    assert_eq!(first, trades(0..5));
+    let position = notices.last().expect("a position")["position"].as_str().unwrap().to_owned();
+    drop(client);
+    stack.publish(&trades(5..9));
+    stack.publish(&[quote("AAPL", 9), quote("MSFT", 9)]);
+    for program in &stack.filtered {
+        eventually(SOON, "the proxy has the events", async || {
+            program.metric("filtered_events_in_total").await == Some(11.0)
+        })
+        .await;
+    }
+    let mut back = login(&stack.filtered[1], "/").await;
+    subscribe(&mut back, "T.AAPL,Q.AAPL", &format!(r#""from":"{position}""#)).await;
+    let resumed = expect(&mut back, "resumed").await;
+    assert_eq!(resumed["position"], *position, "{resumed}");
+    let mut expected = trades(5..9);
+    expected.push(quote("AAPL", 9));
+    back.expect_objects(&expected).await;
+    let live = expect(&mut back, "live").await;
+    assert_eq!(live["position"], *stack.firehose.health_text("/history/to").await);
+    stack.publish(&trades(10..12));
+    back.expect_objects(&trades(10..12)).await;
+    // Three of them it has already.
+    let mut third = login(&stack.filtered[0], "/").await;
+    subscribe(&mut third, "T.AAPL,Q.AAPL", &format!(r#""from":"{position}-3""#)).await;
+    expect(&mut third, "resumed").await;
+    third.expect_objects(&[trade("AAPL", 8), quote("AAPL", 9)]).await;
+    third.expect_objects(&trades(10..12)).await;
+    expect(&mut third, "live").await;
+    // At the firehose, which does not filter.
+    let mut raw = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    subscribe(&mut raw, "T.AAPL", &format!(r#""from":"{position}""#)).await;
+    expect(&mut raw, "resumed").await;
+    let (all, _) = read_until(&mut raw, &trade("AAPL", 11)).await;
+    expected.push(quote("MSFT", 9));
+    expected.extend(trades(10..12));
+    assert_eq!(all, expected);
+}
+
+#[tokio::test]
+async fn a_client_names_a_time() {
+    let stack = stack_of(1).await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    stack.publish(&trades(0..2));
+    witness.expect_objects(&trades(0..2)).await;
+    let since = unix_millis() + 200;
+    eventually(SOON, "time passes", async || unix_millis() >= since).await;
+    stack.publish(&trades(2..4));
+    witness.expect_objects(&trades(2..4)).await;
+    let mut client = stack.client().await;
+    subscribe(&mut client, "T.AAPL", &format!(r#""since":{since}"#)).await;
+    let resumed = expect(&mut client, "resumed").await;
+    assert!(resumed["time"].as_u64() >= Some(since - 150), "{resumed}");
+    client.expect_objects(&trades(2..4)).await;
+    expect(&mut client, "live").await;
+    // Before the proxy began.
+    let mut early = stack.client().await;
+    subscribe(&mut early, "T.AAPL", r#""since":1000"#).await;
+    let gap = expect(&mut early, "gap").await;
+    assert_eq!(gap["reason"], "too_old", "{gap}");
+    expect(&mut early, "resumed").await;
+    let (events, _) = read_until(&mut early, &trade("AAPL", 3)).await;
+    assert_eq!(events, trades(0..4));
+    expect(&mut early, "live").await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_starts_has_the_history_and_gives_none_of_it_unasked() {
+    let stack = stack_of(1).await;
+    let mut client = login(&stack.filtered[0], "/?positions=1ms").await;
+    client.subscribe("T.AAPL").await;
+    let first = expect(&mut client, "position").await;
+    stack.publish(&trades(0..3));
+    read_until(&mut client, &trade("AAPL", 2)).await;
+    let newcomer = stack::filtered(stack.firehose.addr()).start().await;
+    stack::is_complete(&newcomer).await;
+    let mut fresh = login(&newcomer, "/").await;
+    fresh.subscribe("T.AAPL").await;
+    let mut back = login(&newcomer, "/").await;
+    let from = first["position"].as_str().unwrap();
+    subscribe(&mut back, "T.AAPL", &format!(r#""from":"{from}""#)).await;
+    expect(&mut back, "resumed").await;
+    back.expect_objects(&trades(0..3)).await;
+    expect(&mut back, "live").await;
+    stack.publish(&trades(3..4));
+    fresh.expect_objects(&trades(3..4)).await;
+    back.expect_objects(&trades(3..4)).await;
+}
+
+#[tokio::test]
+async fn a_restarted_firehose_is_another_epoch() {
+    let stack = stack_of(1).await;
+    let mut client = login(&stack.filtered[0], "/?positions=1ms").await;
+    client.subscribe("T.AAPL").await;
+    stack.publish(&trades(0..1));
+    let (_, mut notices) = read_until(&mut client, &trade("AAPL", 0)).await;
+    while notices.last().is_none_or(|notice| notice["status"] != "position") {
+        notices.push(status(&mut client).await);
+    }
+    let from = notices.last().unwrap()["position"].as_str().unwrap().to_owned();
+    // Another firehose that never had this epoch.
+    let other = Stack::start().await;
+    let mut lost = other.client().await;
+    let old = format!("1-{}", from.split('-').next_back().unwrap());
+    subscribe(&mut lost, "T.AAPL", &format!(r#""from":"{old}""#)).await;
+    let gap = expect(&mut lost, "gap").await;
+    assert_eq!((&gap["reason"], &gap["after"]), (&"other_epoch".into(), &old.into()), "{gap}");
+    expect(&mut lost, "resumed").await;
+    other.publish(&trades(5..6));
+    let (events, notices) = read_until(&mut lost, &trade("AAPL", 5)).await;
+    assert!(events == trades(5..6) && names(&notices).contains(&"live"), "{notices:?}");
+}
+
+#[tokio::test]
+async fn a_named_session_goes_on_where_its_client_had_confirmed() {
+    let stack = stack_of(1).await;
+    let path = "/session/alpha/stocks";
+    let mut client = login(&stack.filtered[0], path).await;
+    client.subscribe("T.AAPL").await;
+    stack.publish(&trades(0..3));
+    client.expect_objects(&trades(0..3)).await;
+    // Reading answers the pings. One follows the last events.
+    let pings = client.pings();
+    eventually(SOON, "a ping", async || {
+        client.ping(b"read").await;
+        client.pings() > pings
+    })
+    .await;
+    client.ping(b"read").await;
+    drop(client);
+    stack.publish(&trades(3..6));
+    let mut witness = stack.subscriber("T.AAPL").await;
+    stack.publish(&trades(6..7));
+    witness.expect_objects(&trades(6..7)).await;
+    let mut back = login(&stack.filtered[0], path).await;
+    back.subscribe("T.AAPL").await;
+    expect(&mut back, "resumed").await;
+    let (events, notices) = read_until(&mut back, &trade("AAPL", 6)).await;
+    assert!(notices.is_empty(), "{notices:?}");
+    assert!(events.ends_with(&trades(3..7)), "{events:?}");
+    expect(&mut back, "live").await;
+    // Another name, and no name, get nothing old.
+    for path in ["/session/beta", "/"] {
+        let mut other = login(&stack.filtered[0], path).await;
+        other.subscribe("T.AAPL").await;
+        stack.publish(&trades(7..8));
+        other.expect_objects(&trades(7..8)).await;
+        back.expect_objects(&trades(7..8)).await;
+    }
+    // A second connection of the name takes over.
+    let mut second = login(&stack.filtered[0], path).await;
+    second.subscribe("T.AAPL").await;
+    let end = back.end(SOON).await;
+    assert!(format!("{end:?}").contains("1008"), "{end:?}");
+    assert_eq!(names(&[expect(&mut second, "resumed").await]), ["resumed"]);
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    u64::try_from(since.as_millis()).expect("not so late")
+}
