@@ -8,7 +8,7 @@ use governor::{
     middleware::NoOpMiddleware,
     state::keyed::HashMapStateStore,
 };
-use proxy_common::history::cores;
+use proxy_common::program::runtime::cores;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::sleep,

@@ -473,7 +473,10 @@ impl Subscriber for RouterSubscriber {
 
     fn on_pong(&mut self, payload: &[u8]) {
         let position = str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
-        if let Some(position) = position {
+        // A client may send any pong. What it has not been sent yet would be lost for it.
+        if let Some(position) = position
+            && position <= self.router.shared.history.head()
+        {
             self.confirm(position);
         }
     }

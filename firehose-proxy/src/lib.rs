@@ -29,10 +29,13 @@ use std::{
 
 use proxy_common::{
     config::ConfigError,
-    history::{History, cores},
+    history::History,
     link::{Link, LinkHandle},
     metrics::{Level, Value},
-    program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
+    program::{
+        runtime::cores,
+        wiring::{BoundTier, Foundation, MarketTier, TierHandler},
+    },
     protocol::{Channel, Kind, Market, NoticePolicy, TierName},
 };
 use tokio::sync::{Semaphore, watch};

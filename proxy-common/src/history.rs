@@ -10,9 +10,7 @@ pub use self::receipt_time::ReceiptTime;
 use std::{
     collections::VecDeque,
     mem::size_of,
-    num::NonZero,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread,
 };
 
 use serde::Serialize;
@@ -22,11 +20,6 @@ use crate::{
     protocol::{Gone, Position},
     websocket::Frame,
 };
-
-/// How many replays may work at a time: as many as there are processors.
-pub fn cores() -> usize {
-    thread::available_parallelism().map_or(1, NonZero::get)
-}
 
 /// Most entries that one call of [`History::read`] returns: it holds the lock meanwhile.
 const MAX_READ: usize = 256;

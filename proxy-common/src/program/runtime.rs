@@ -1,6 +1,6 @@
 //! Runs a program: file descriptors, runtime, signals, exit code.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{io::IsTerminal, num::NonZero, process::ExitCode, thread};
 
 use clap::CommandFactory;
 use tokio::{
@@ -36,6 +36,11 @@ pub fn exit(reason: StartupExit) -> ExitCode {
         }
         StartupExit::CheckFailed => ExitCode::FAILURE,
     }
+}
+
+/// How many processors this program may use.
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 /// How many threads a program uses.
