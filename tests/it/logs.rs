@@ -301,6 +301,24 @@ async fn sessions_without_a_login_and_commands_are_logged_at_debug() {
 }
 
 #[tokio::test]
+async fn the_lines_of_a_named_session_have_its_name() {
+    let stack = at_level("debug", &[]).await;
+    let mut client = TestClient::connect_to(stack.addr(), "/session/alpha").await;
+    client.log_in(CLIENT_KEY).await;
+    drop(client);
+    for message in ["session waits for its key", "session started", "command", "session ended"] {
+        let line = line(&stack, message).await;
+        assert_eq!((&line["session"], &line["session_name"]), (&1.into(), &"alpha".into()));
+    }
+    // Another session has no such field.
+    stack.client().await.close().await;
+    eventually(SOON, "a second line", async || of_message(&stack, "session ended").len() == 2)
+        .await;
+    let second = &of_message(&stack, "session ended")[1];
+    assert_eq!(second.get("session_name"), None, "{second}");
+}
+
+#[tokio::test]
 async fn what_a_client_calls_itself_is_cut_and_holds_no_control_characters() {
     let stack = at_level("info", &[]).await;
     let (mut client, _) = named(&stack, &format!("a\tb{}", "x".repeat(1_000))).await;

@@ -212,7 +212,8 @@ async fn the_page_says_when_the_program_does_not_answer_and_goes_on_when_it_does
 async fn on_the_data_port_an_operators_key_shows_the_sessions() {
     let nowhere = ReservedPort::new();
     let program = with_an_operator(nowhere.addr()).start().await;
-    let _client = TestClient::login(program.addr(), CLIENT_KEY).await;
+    let mut client = TestClient::connect_to(program.addr(), "/session/alpha").await;
+    client.log_in(CLIENT_KEY).await;
     let mut browser = Browser::start().await;
     browser.open(&format!("http://{}/", program.addr())).await;
     browser
@@ -231,7 +232,8 @@ async fn on_the_data_port_an_operators_key_shows_the_sessions() {
     browser
         .shows("the session", "document.querySelectorAll('#sessions tbody tr').length === 1")
         .await;
-    assert!(browser.text("#sessions").await.contains("key-1"));
+    let shown = browser.text("#sessions").await;
+    assert!(shown.contains("key-1") && shown.contains("session alpha"), "{shown}");
     assert!(browser.text("#limits").await.contains("MAX_CONNECTIONS"));
     assert_eq!(browser.evaluate("document.querySelector('#key').value").await, "");
 }

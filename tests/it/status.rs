@@ -94,6 +94,22 @@ async fn with_an_admin_port_the_status_is_there_and_needs_no_key() {
 }
 
 #[tokio::test]
+async fn a_session_is_shown_with_its_name() {
+    let nowhere = ReservedPort::new();
+    let mut program = stack::filtered(nowhere.addr()).env("ADMIN_PORT", 0).start().await;
+    let admin = program.bound("admin listening").await;
+    let mut sessions = Vec::new();
+    for path in ["/session/alpha.1/stocks", "/stocks"] {
+        let mut client = TestClient::connect_to(program.addr(), path).await;
+        client.log_in(CLIENT_KEY).await;
+        sessions.push(client);
+    }
+    let shown = get(admin, "/sessions").await.json();
+    let names = [0, 1].map(|n| shown["sessions"][n]["session"].clone());
+    assert_eq!(names, [json!("alpha.1"), Value::Null], "{shown}");
+}
+
+#[tokio::test]
 async fn only_browsers_get_the_page_at_the_root_and_clients_their_websocket() {
     let stack = Stack::start().await;
     for program in [&stack.firehose, &stack.filtered[0]] {
