@@ -1,5 +1,7 @@
 //! From frames to chunks: split, look up and render, for many sessions with few symbols, for one
-//! session on `*`, and for events without a subscriber.
+//! session on `*`, and for events without a subscriber, also if the last values are kept.
+
+use std::time::Instant;
 
 use bench::{
     feed::{FRAME_EVENTS, Feed},
@@ -9,8 +11,8 @@ use bench::{
 };
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use filtered_proxy::batch::Batch;
-use proxy_common::protocol::Market;
+use filtered_proxy::{batch::Batch, last_values::LastValues};
+use proxy_common::{metrics::Metrics, protocol::Market};
 
 /// Frames in one batch, as many as a busy link reads at once.
 const FRAMES: usize = 64;
@@ -24,19 +26,21 @@ fn render(criterion: &mut Criterion) {
     let unwanted = vec![client(&feed, "T.ZZZZZ".to_owned())];
     let mut group = criterion.benchmark_group("render");
     group.throughput(Throughput::Elements((FRAMES * FRAME_EVENTS) as u64));
-    for (name, frames, clients) in [
-        ("1,000 sessions, feed's shape", &plain, &many),
-        ("1,000 sessions, any shape", &any, &many),
-        ("one session on *, feed's shape", &plain, &star),
-        ("no subscriber, feed's shape", &plain, &unwanted),
+    let now = Instant::now();
+    for (name, frames, clients, keeps) in [
+        ("1,000 sessions, feed's shape", &plain, &many, false),
+        ("1,000 sessions, any shape", &any, &many, false),
+        ("one session on *, feed's shape", &plain, &star, false),
+        ("no subscriber, feed's shape", &plain, &unwanted, false),
+        ("no subscriber, last values kept", &plain, &unwanted, true),
     ] {
         let index = index_of(clients);
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(keeps.then(|| LastValues::new(&mut Metrics::default())));
         let mut frames = frames.iter().cycle();
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
                 for frame in frames.by_ref().take(FRAMES) {
-                    batch.add(frame.clone(), Market::Stocks, &index);
+                    batch.add(frame.clone(), now, Market::Stocks, &index);
                 }
                 let mut bytes = 0;
                 batch.deliver(&index, |_, chunks| {

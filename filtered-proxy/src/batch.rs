@@ -3,15 +3,18 @@
 //! Pure: frames in, chunks out. A batch holds the frames that the link had ready at once. Nothing
 //! but empty buffers is kept from one batch to the next.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use proxy_common::{
-    protocol::{MAX_MESSAGE_BYTES, MAX_SYMBOL_BYTES, Market, without_separator},
+    protocol::{Kind, MAX_MESSAGE_BYTES, Market},
     session::{Chunk, ChunkBuffer},
 };
 
 use crate::{
     index::{Index, table::CohortId},
     kind_counts::KindCounts,
+    last_values::LastValues,
     split::{
         event::{Event, EventKind},
         split,
@@ -32,6 +35,15 @@ struct Span {
     start: u32,
     end: u32,
     events: u32,
+}
+
+/// The frame of an event.
+#[derive(Debug, Clone, Copy)]
+struct Source<'a> {
+    /// Its number in the batch.
+    number: u32,
+    text: &'a [u8],
+    read_at: Instant,
 }
 
 /// The events of a batch for one cohort.
@@ -81,17 +93,31 @@ pub struct Batch {
     tally: Tally,
     /// The events by kind. The owner takes them after each delivery.
     pub kinds: KindCounts,
+    /// The last event of each kind and symbol, if they are kept.
+    pub last_values: Option<LastValues>,
     chunk: ChunkBuffer,
 }
 
 impl Batch {
-    /// Adds a frame: finds its events, and records which cohorts want them. Returns the frame's
-    /// counts.
-    pub fn add<M>(&mut self, frame: Bytes, market: Market, index: &Index<M>) -> Found {
+    /// An empty batch that keeps last values here, if at all.
+    pub fn new(last_values: Option<LastValues>) -> Self {
+        Self { last_values, ..Self::default() }
+    }
+
+    /// Adds a frame that was read from upstream at this time: finds its events, and records which
+    /// cohorts want them. Returns the frame's counts.
+    pub fn add<M>(
+        &mut self,
+        frame: Bytes,
+        read_at: Instant,
+        market: Market,
+        index: &Index<M>,
+    ) -> Found {
         let number = self.frames.len() as u32;
         let (events, missing_ev) = (self.tally.events, self.tally.missing_ev);
         self.bytes += frame.len();
-        split(&frame, |event| self.sort(number, &event, market, index));
+        let source = Source { number, text: &frame, read_at };
+        split(&frame, |event| self.sort(source, &event, market, index));
         self.frames.push(frame);
         Found { events: self.tally.events - events, missing_ev: self.tally.missing_ev - missing_ev }
     }
@@ -102,7 +128,7 @@ impl Batch {
     }
 
     #[inline(always)]
-    fn sort<M>(&mut self, frame: u32, event: &Event<'_>, market: Market, index: &Index<M>) {
+    fn sort<M>(&mut self, frame: Source<'_>, event: &Event<'_>, market: Market, index: &Index<M>) {
         if event.kind == EventKind::Missing {
             self.tally.missing_ev += 1;
             self.skipped = true;
@@ -111,47 +137,69 @@ impl Batch {
         self.tally.events += 1;
         self.kinds.add(event.kind);
         self.event_number += 1;
-        let span = Span { frame, start: event.start as u32, end: event.end as u32, events: 1 };
+        let (start, end) = (event.start as u32, event.end as u32);
+        let span = Span { frame: frame.number, start, end, events: 1 };
         if event.end - event.start > MAX_CHUNK_BYTES {
             self.tally.oversize += 1;
             self.skipped = true;
             return;
         }
-        let on_demand = match event.kind {
-            EventKind::Known(kind) => index.is_on_demand(kind, event.symbol),
-            EventKind::Unknown | EventKind::Missing => false,
+        let kind = match event.kind {
+            EventKind::Known(kind) => Some(kind),
+            EventKind::Unknown | EventKind::Missing => None,
         };
-        self.skipped |= on_demand;
-        let mut wanted = !on_demand && !index.all().is_empty();
-        if wanted {
+        match event.symbol {
+            Some(symbol) if market.has_symbol_forms() => {
+                let symbol = String::from_utf8_lossy(symbol);
+                let key = market.symbol_key(&symbol);
+                self.assign(kind, Some(key.as_bytes()), span, market, index);
+                self.keep(kind, Some(key.as_bytes()), frame, event);
+            }
+            symbol => {
+                self.assign(kind, symbol, span, market, index);
+                self.keep(kind, symbol, frame, event);
+            }
+        }
+    }
+
+    /// Keeps an event as a last value, if they are kept.
+    #[inline(always)]
+    fn keep(
+        &mut self,
+        kind: Option<Kind>,
+        key: Option<&[u8]>,
+        frame: Source<'_>,
+        event: &Event<'_>,
+    ) {
+        if let Some(last_values) = &mut self.last_values
+            && let (Some(kind), Some(key)) = (kind, key)
+        {
+            let text = &frame.text[event.start..event.end];
+            last_values.keep(kind, key, text, frame.read_at);
+        }
+    }
+
+    /// Records which cohorts want an event.
+    #[inline(always)]
+    fn assign<M>(
+        &mut self,
+        kind: Option<Kind>,
+        key: Option<&[u8]>,
+        span: Span,
+        market: Market,
+        index: &Index<M>,
+    ) {
+        let mut wanted = false;
+        let for_all = index.recipients(kind, key, market, |cohort| {
+            wanted = true;
+            self.pending_of(cohort, span);
+        });
+        self.skipped |= !for_all;
+        if for_all && !index.all().is_empty() {
+            wanted = true;
             let extended = !std::mem::take(&mut self.skipped) && extend(&mut self.all, span);
             if !extended {
                 self.all.push(span);
-            }
-        }
-        if !on_demand {
-            for &cohort in index.all_and_contracts() {
-                wanted = true;
-                self.pending_of(cohort, span);
-            }
-        }
-        if let EventKind::Known(kind) = event.kind {
-            let mut add = |cohort| {
-                wanted = true;
-                self.pending_of(cohort, span);
-            };
-            match event.symbol {
-                Some(symbol) if market.has_symbol_forms() => {
-                    let symbol = String::from_utf8_lossy(symbol);
-                    let key = market.symbol_key(&symbol);
-                    index.lookup(kind, Some(key.as_bytes()), &mut add);
-                    if index.has_prefixes(kind) {
-                        let mut buffer = [0; MAX_SYMBOL_BYTES];
-                        let joined = without_separator(key.as_bytes(), &mut buffer);
-                        index.lookup_prefixes(kind, joined, &mut add);
-                    }
-                }
-                symbol => index.lookup(kind, symbol, &mut add),
             }
         }
         self.tally.not_subscribed += u64::from(!wanted);
@@ -262,7 +310,8 @@ mod tests {
         let index = index(market, sets);
         let mut batch = Batch::default();
         for frame in frames {
-            batch.add(Bytes::copy_from_slice(frame.as_bytes()), market, &index);
+            let frame = Bytes::copy_from_slice(frame.as_bytes());
+            batch.add(frame, Instant::now(), market, &index);
         }
         let mut got = vec![Vec::new(); sets.len()];
         let tally = batch.deliver(&index, |cohort, chunks| {

@@ -2,14 +2,14 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use proxy_common::{
     access::{Keys, LimitsKept},
     config::{
         ConfigError,
         pem::certificates,
         secrets::secret,
-        values::{bytes, duration, market_url, path, port, websocket_url},
+        values::{bytes, duration, market_url, path, port, switch, websocket_url},
     },
     link::LinkConfig,
     program::{
@@ -67,6 +67,10 @@ pub struct Args {
     /// Bytes of messages kept for clients that come back, for each market; 0 keeps none
     #[arg(long, env = "HISTORY_BYTES", default_value = "67108864", value_parser = bytes)]
     history_bytes: usize,
+    /// Whether the last event of each type and symbol is kept, for clients that ask for a snapshot:
+    /// on or off
+    #[arg(long, env = "LAST_VALUES", default_value = "off", value_parser = switch, action = ArgAction::Set)]
+    last_values: bool,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -97,6 +101,8 @@ pub struct Config {
     pub session_ttl: Duration,
     /// Most bytes of messages kept for clients that come back.
     pub history_bytes: usize,
+    /// Whether the last event of each kind and symbol is kept.
+    pub last_values: bool,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -173,7 +179,13 @@ impl TryFrom<&Args> for Config {
             Ok((*market, link))
         };
         let links = server.markets.iter().map(link).collect::<Result<_, ConfigError>>()?;
-        Ok(Self { links, session_ttl: args.session_ttl, history_bytes: args.history_bytes, server })
+        Ok(Self {
+            links,
+            session_ttl: args.session_ttl,
+            history_bytes: args.history_bytes,
+            last_values: args.last_values,
+            server,
+        })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The feed of a market as it comes from the firehose: where it stands, which of its messages are
 //! old, and its history. Pure.
 
+use std::time::Duration;
+
 use proxy_common::{
     history::History,
     protocol::{MarkKind, Position, PositionMark},
@@ -125,6 +127,16 @@ impl Feed {
     /// was here then.
     pub fn was_down(&self) -> bool {
         self.was_down
+    }
+
+    /// How long before `came` the firehose received the last message, if that is an old one.
+    pub fn age(&self, came: u64) -> Option<Duration> {
+        match self.phase {
+            Phase::Live | Phase::Waiting => None,
+            Phase::Filling | Phase::CatchingUp { .. } => {
+                Some(Duration::from_millis(came.saturating_sub(self.last_time)))
+            }
+        }
     }
 
     /// Whether messages are old.

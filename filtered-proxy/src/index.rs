@@ -12,7 +12,9 @@ use std::{collections::BTreeSet, hash::BuildHasher};
 
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet, HashTable};
-use proxy_common::protocol::{Channel, ChannelSet, Kind};
+use proxy_common::protocol::{
+    Channel, ChannelSet, Kind, MAX_SYMBOL_BYTES, Market, without_separator,
+};
 use slab::Slab;
 
 use self::{
@@ -208,6 +210,38 @@ impl<M> Index<M> {
     /// demand, and [`lookup`](Self::lookup) visits them for the others.
     pub fn all_and_contracts(&self) -> &[CohortId] {
         &self.all_and_contracts
+    }
+
+    /// Calls `visit` with each cohort that gets an event and is not in [`all`](Self::all), at least
+    /// once. Returns whether those in `all` get it too.
+    ///
+    /// `kind` is `None` for a code that no channel can name. `key` is the symbol in the form of
+    /// [`Market::symbol_key`].
+    #[inline(always)]
+    pub fn recipients(
+        &self,
+        kind: Option<Kind>,
+        key: Option<&[u8]>,
+        market: Market,
+        mut visit: impl FnMut(CohortId),
+    ) -> bool {
+        let on_demand = kind.is_some_and(|kind| self.is_on_demand(kind, key));
+        if !on_demand {
+            for &cohort in &self.all_and_contracts {
+                visit(cohort);
+            }
+        }
+        if let Some(kind) = kind {
+            self.lookup(kind, key, &mut visit);
+            if let Some(key) = key
+                && market.has_symbol_forms()
+                && self.has_prefixes(kind)
+            {
+                let mut buffer = [0; MAX_SYMBOL_BYTES];
+                self.lookup_prefixes(kind, without_separator(key, &mut buffer), &mut visit);
+            }
+        }
+        !on_demand
     }
 
     /// Calls `visit` with each cohort that wants this event and does not hold `*`. Visits a cohort

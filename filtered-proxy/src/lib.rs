@@ -14,6 +14,7 @@ pub mod feed;
 pub mod followers;
 pub mod index;
 pub mod kind_counts;
+pub mod last_values;
 pub mod named_sessions;
 pub mod replay;
 mod replays;
@@ -36,6 +37,7 @@ use tokio::sync::watch;
 
 pub use self::config::{Args, Config};
 use self::{
+    last_values::LastValues,
     named_sessions::SessionNames,
     router::{Router, RouterHandle},
 };
@@ -51,11 +53,13 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
     let (history_bytes, session_ttl) = (config.history_bytes, config.session_ttl);
     let sessions = config.server.sessions.clone();
+    let keeps_last_values = config.last_values;
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
     let markets = config.links.into_iter().map(|(market, link)| {
         let counters = foundation.market(market);
         let malformed = foundation.metrics.register("malformed", "Objects without a type");
         let event_types = EventTypes::register(&mut foundation.metrics, true);
+        let last_values = keeps_last_values.then(|| LastValues::new(&mut foundation.metrics));
         // The link wants `*`. The router asks for contracts itself.
         let wanted = Wanted { channels: BTreeSet::from([Channel::All]), ..Wanted::default() };
         let (_, wanted) = watch::channel(wanted);
@@ -70,6 +74,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
             malformed,
             Arc::clone(&event_types),
             Arc::clone(&counters.sessions),
+            last_values,
         );
         MarketTier {
             counters,

@@ -3,6 +3,8 @@
 //! A replay finds the session's events as the router does, with an index of that session alone. Its
 //! steps are short, so that it keeps nobody waiting.
 
+use std::time::Instant;
+
 use proxy_common::{
     history::{Entry, History},
     protocol::{Channel, ChannelSet, Gone, Market, Notice, Position, TierName},
@@ -38,6 +40,8 @@ pub struct Replay {
     /// The channels of the parts that have begun.
     index: Index<()>,
     coverage: KnownCoverage,
+    /// When it began.
+    began: Instant,
     batch: Batch,
     entries: Vec<Entry>,
 }
@@ -50,8 +54,14 @@ struct Part {
 }
 
 impl Replay {
-    /// A replay from an entry on, which stands behind `position`, without channels.
-    pub fn new(market: Market, next: u64, position: Position, coverage: KnownCoverage) -> Self {
+    /// A replay that begins now, without channels, from an entry on that stands behind `position`.
+    pub fn new(
+        market: Market,
+        next: u64,
+        position: Position,
+        coverage: KnownCoverage,
+        now: Instant,
+    ) -> Self {
         Self {
             market,
             next,
@@ -60,6 +70,7 @@ impl Replay {
             parts: Vec::new(),
             index: Index::default(),
             coverage,
+            began: now,
             batch: Batch::default(),
             entries: Vec::new(),
         }
@@ -158,7 +169,7 @@ impl Replay {
                 self.deliver(&mut yields);
                 yields(Output::Notice(&frame));
             } else {
-                self.batch.add(frame.shared_text(), self.market, &self.index);
+                self.batch.add(frame.shared_text(), self.began, self.market, &self.index);
                 if self.skip > 0 {
                     self.deliver(&mut yields);
                 }

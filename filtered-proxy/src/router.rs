@@ -21,7 +21,7 @@ use proxy_common::{
     protocol::{
         Channel, ChannelSet, Coverage, ExtraKinds, Market, Notice, NoticePolicy, Outage, Position,
         PositionMark, Start, Status, TierName, command_text, newly_unavailable, object_frames,
-        status_frames,
+        status_frame, status_frames,
     },
     session::{
         ChangeOutcome, LossReason, Outbound, SessionConfig, SessionMetrics, SubscriptionChange,
@@ -43,6 +43,7 @@ use crate::{
     feed::{CaughtUp, Feed, HistoryState, Use},
     followers::{Followers, Mark},
     index::{Index, SessionId},
+    last_values::LastValues,
     named_sessions::SessionNames,
     replay::{Output, Replay},
     replays::Replays,
@@ -192,10 +193,10 @@ pub struct Router {
     /// Sessions with channels that are not in the index yet.
     waiting: BTreeMap<SessionId, Waiting>,
     followers: Followers<Arc<Outbound>>,
-    /// Counts the events that no session gets, because they are from before this program began.
-    old: Batch,
     batch: Batch,
     batch_bytes: usize,
+    /// Most bytes of events in a snapshot.
+    snapshot_bytes: usize,
     /// When the first frame of the batch was read.
     batch_read_at: Option<Instant>,
     /// The latency of the first batch is measured that was read then or later.
@@ -231,6 +232,7 @@ impl Router {
         malformed: Count,
         event_types: Arc<EventTypes>,
         sessions: Arc<SessionMetrics>,
+        last_values: Option<LastValues>,
     ) -> (Self, RouterHandle) {
         let (sender, inputs) = mpsc::channel(INPUTS);
         let resumes = history.is_on();
@@ -259,10 +261,10 @@ impl Router {
             index: Index::default(),
             waiting: BTreeMap::new(),
             followers: Followers::default(),
-            old: Batch::default(),
-            batch: Batch::default(),
+            batch: Batch::new(last_values),
             // One batch must not make a session slow that has kept up.
             batch_bytes: MAX_BATCH_BYTES.min(config.slow.queue_bytes / 2),
+            snapshot_bytes: config.slow.queue_bytes / 2,
             batch_read_at: None,
             next_measured: Instant::now(),
             inputs,
@@ -347,13 +349,16 @@ impl Router {
                     self.expect_no_marks();
                 }
                 let came = self.received.of(read_at);
-                match self.feed.message(&frame, events, position, came) {
+                let whose = self.feed.message(&frame, events, position, came);
+                let received = self.feed.age(came).map_or(read_at, |age| read_at - age).into_std();
+                match whose {
                     Use::Sessions => {
                         self.batch_read_at.get_or_insert(read_at);
-                        let found = self.batch.add(frame.shared_text(), self.market, &self.index);
+                        let text = frame.shared_text();
+                        let found = self.batch.add(text, received, self.market, &self.index);
                         self.account(found);
                     }
-                    Use::HistoryOnly => self.count_old(frame.shared_text()),
+                    Use::HistoryOnly => self.take_old(frame.shared_text(), received),
                 }
             }
             LinkEvent::Mark(mark) => self.on_mark(mark),
@@ -612,6 +617,9 @@ impl Router {
         self.batch.kinds.take(|kind, events| types.record(kind, events, came));
         self.sessions.events_owed.inc_by(owed);
         self.intake.not_subscribed.inc_by(tally.not_subscribed);
+        if self.batch.last_values.as_mut().is_some_and(LastValues::take_skipped) {
+            warn!("no room for more last values: snapshots are incomplete from now on");
+        }
         if tally.missing_ev > 0 {
             self.report_missing_ev(tally.missing_ev);
         }
@@ -648,7 +656,15 @@ impl Router {
         key: &Arc<str>,
         change: SubscriptionChange,
     ) -> ChangeOutcome {
-        let SubscriptionChange { subscribe, channels, start, reply, coverage_version, .. } = change;
+        let SubscriptionChange {
+            subscribe,
+            channels,
+            start,
+            snapshot,
+            reply,
+            coverage_version,
+            ..
+        } = change;
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
             return ChangeOutcome::CoverageChanged;
         }
@@ -670,6 +686,10 @@ impl Router {
         if subscribe && start != Start::Live {
             self.begin_replay(session);
         }
+        let last_values = match snapshot && subscribe {
+            true => self.snapshot(session, &channels),
+            false => Vec::new(),
+        };
         let held = self.hold(session, channels, subscribe);
         let replays = self.waiting.get(&session).is_some_and(|waiting| waiting.replays);
         self.count_subscriptions();
@@ -687,8 +707,9 @@ impl Router {
             }
             let answers = status_frames(&statuses);
             let notices = outages.frames().filter(|_| notified);
-            let frames = reply.iter().chain(&answers).chain(notices);
-            outbound.send_frames(frames.map(|frame| (frame, 0)), Instant::now());
+            let frames = reply.iter().chain(&answers).chain(notices).map(|frame| (frame, 0));
+            let last_values = last_values.iter().map(|(frame, events)| (frame, *events));
+            outbound.send_frames(frames.chain(last_values), Instant::now());
         }
         ChangeOutcome::Applied
     }
@@ -830,11 +851,13 @@ impl Router {
             .send_if_modified(|known| std::mem::replace(known, state) != state);
     }
 
-    /// Counts the events of a frame from before this program began.
-    fn count_old(&mut self, frame: Bytes) {
+    /// Takes a frame from before this program began. Its events are counted, and may be the last of
+    /// their symbols.
+    fn take_old(&mut self, frame: Bytes, received: std::time::Instant) {
         let nobody = Index::<()>::default();
-        let found = self.old.add(frame, self.market, &nobody);
-        let tally = self.old.deliver(&nobody, |_, _| {});
+        let found = self.batch.add(frame, received, self.market, &nobody);
+        let tally = self.batch.deliver(&nobody, |_, _| {});
+        self.batch.kinds.take(|_, _| {});
         self.account(found);
         self.intake.not_subscribed.inc_by(tally.not_subscribed);
     }
@@ -875,6 +898,33 @@ impl Router {
                 Mark::Status => outbound.send_frame(&status, now),
                 Mark::Ping => outbound.send_ping_in_order(payload.as_bytes(), now),
             }
+        }
+    }
+
+    /// The messages with the last values of these channels, or a reason why there are none. Counts
+    /// their events as handed out to the session. Nothing waits in the batch, so these events are
+    /// older than any that the session gets from now on.
+    fn snapshot(&self, session: SessionId, channels: &BTreeSet<Channel>) -> Vec<(Frame, u32)> {
+        if self.index.member(session).is_none() {
+            return Vec::new();
+        }
+        let refused = |why: String| vec![(status_frame(&Status::error(why)), 0)];
+        let Some(last_values) = &self.batch.last_values else {
+            let why = "no last values without LAST_VALUES=on: live data follows";
+            return refused(why.to_owned());
+        };
+        let (coverage, limit) = (self.shared.coverage.borrow(), self.snapshot_bytes);
+        let now = Instant::now().into_std();
+        match last_values.snapshot(channels, self.market, &coverage, now, limit) {
+            Ok(frames) => {
+                let events: u64 = frames.iter().map(|(_, events)| u64::from(*events)).sum();
+                self.sessions.events_owed.inc_by(events);
+                frames
+            }
+            Err(bytes) => refused(format!(
+                "the last values have {bytes} bytes, and half of CLIENT_QUEUE_BYTES is {limit}: \
+                 ask for fewer items at a time; live data follows"
+            )),
         }
     }
 
@@ -966,7 +1016,7 @@ mod tests {
         health::Ledger,
         link::LinkMetrics,
         metrics::Metrics,
-        protocol::{Kind, Start, demux},
+        protocol::{Kind, demux},
         session::SlowLimits,
         transport::Socket,
     };
@@ -998,7 +1048,8 @@ mod tests {
         let sessions = SessionMetrics::register(&mut metrics);
         let names = SessionNames::new(Duration::from_secs(1));
         let history = History::new(1_000_000);
-        Router::new(&config(), history, names, intake, Count::default(), event_types, sessions)
+        let malformed = Count::default();
+        Router::new(&config(), history, names, intake, malformed, event_types, sessions, None)
     }
 
     /// The ledger after a frame, if `split` loses the events at these positions.

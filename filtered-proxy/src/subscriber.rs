@@ -303,7 +303,8 @@ impl RouterSubscriber {
         let history = &self.router.shared.history;
         let (position, time) = place(history, first);
         let coverage = self.router.shared.coverage.borrow().clone();
-        let mut replay = Replay::new(self.router.shared.market, first, position, coverage);
+        let now = Instant::now().into_std();
+        let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);
         let mut notices = Vec::new();
         for (at, gone, begin, channels) in found {
             replay.add(at, position, channels.iter().cloned());
@@ -431,6 +432,8 @@ impl Subscriber for RouterSubscriber {
         let (subscribe, channels) = (change.subscribe, change.channels.clone());
         if subscribe && !channels.is_empty() {
             change.start = self.start_of(change.start);
+            let snapshot = self.options.as_ref().is_some_and(|options| options.snapshot);
+            change.snapshot |= snapshot && change.start == Start::Live;
         } else {
             change.start = Start::Live;
         }

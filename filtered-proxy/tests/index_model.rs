@@ -1,7 +1,7 @@
 //! Checks `Index` and `Batch` against models that hold only strings: which sessions want an event,
 //! and which bytes each session gets.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Instant};
 
 use bytes::Bytes;
 use filtered_proxy::{
@@ -264,7 +264,7 @@ fn deliver(
         bytes += text.len();
         let typed = events.iter().filter(|event| event.kind.is_some()).count() as u64;
         let found = Found { events: typed, missing_ev: events.len() as u64 - typed };
-        prop_assert_eq!(batch.add(Bytes::from(text), market, &pair.index), found);
+        prop_assert_eq!(batch.add(Bytes::from(text), Instant::now(), market, &pair.index), found);
         prop_assert_eq!(batch.bytes(), bytes);
         for event in events {
             let Some(kind) = &event.kind else {
@@ -488,7 +488,7 @@ fn a_message_is_filled_to_the_last_byte() {
         let events = [event(500_000), event(MAX_MESSAGE_BYTES - 500_000 - 3 + more)];
         let mut batch = Batch::default();
         let frame = Bytes::from(frame_text(&events, false));
-        batch.add(frame, Market::Stocks, &pair.index);
+        batch.add(frame, Instant::now(), Market::Stocks, &pair.index);
         let mut counts = Vec::new();
         batch.deliver(&pair.index, |cohort, chunks| {
             counts.extend(vec![cohort; chunks.len()]);

@@ -1,6 +1,8 @@
 //! Replays against a model: random frames, subscriptions, starts and sizes of the history. Together
 //! with what the gap declares lost, a client gets exactly the events of the list.
 
+use std::time::Instant;
+
 use filtered_proxy::{
     coverage::KnownCoverage,
     replay::{Output, Replay},
@@ -151,7 +153,7 @@ proptest! {
             stream.history.place(from).unwrap_or_else(|| (stream.history.head(), 0));
         prop_assert_eq!(position, at(after + gone));
         let skip = if gone == 0 { skip } else { 0 };
-        let mut replay = Replay::new(Market::Stocks, from, position, KnownCoverage::default());
+        let mut replay = Replay::new(Market::Stocks, from, position, KnownCoverage::default(), Instant::now());
         replay.add(from, position, parse(&held));
         replay.skip(skip);
         let (events, notices) = replayed(&mut replay, &stream.history);
@@ -189,7 +191,7 @@ proptest! {
             other => panic!("{other:?}"),
         };
         let coverage = KnownCoverage::default();
-        let mut replay = Replay::new(Market::Stocks, entry(*after), at(*after), coverage);
+        let mut replay = Replay::new(Market::Stocks, entry(*after), at(*after), coverage, Instant::now());
         replay.add(entry(*after), at(*after), parse(first));
         for (channels, after) in &places[1..] {
             replay.add(entry(*after), at(*after), parse(channels));
@@ -212,7 +214,7 @@ proptest! {
         steps in 0..4_usize,
     ) {
         let stream = stream(&frames, usize::MAX);
-        let mut replay = Replay::new(Market::Stocks, 0, at(0), KnownCoverage::default());
+        let mut replay = Replay::new(Market::Stocks, 0, at(0), KnownCoverage::default(), Instant::now());
         replay.add_next(parse(&held));
         let mut got = Vec::new();
         for _ in 0..steps {

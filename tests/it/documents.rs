@@ -451,7 +451,7 @@ async fn the_document_of_metrics_is_complete_and_right() {
     let nowhere = ReservedPort::new();
     let firehose = stack::firehose(&format!("ws://{}", nowhere.addr()));
     let firehose = firehose.env("RECORD_DIR", "recorded");
-    let filtered = stack::filtered(nowhere.addr());
+    let filtered = stack::filtered(nowhere.addr()).env("LAST_VALUES", "on");
     for (launch, key, tier) in
         [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
     {

@@ -56,6 +56,7 @@ mod seed;
 mod shutdown;
 mod silence;
 mod slow;
+mod snapshot;
 mod soak;
 mod sources;
 mod status;

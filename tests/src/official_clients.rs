@@ -70,6 +70,15 @@ impl Client {
         self.start_with(&format!("ws://{addr}"), key, params, &[], None).await
     }
 
+    /// Starts it as [`Client::start`] does, with this URL, to which the client may add its market.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be installed or started.
+    pub async fn start_at(self, url: &str, key: &str, params: &str) -> Option<Running> {
+        self.start_with(url, key, params, &[], None).await
+    }
+
     /// Starts it as [`Client::start`] does, with a URL such as `wss://localhost:8765` and this
     /// authority to trust.
     ///

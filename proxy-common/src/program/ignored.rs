@@ -35,6 +35,7 @@ const SETTINGS: &[&str] = &[
     "FIREHOSE_URL",
     "HANDSHAKE_RATE",
     "HISTORY_BYTES",
+    "LAST_VALUES",
     "LOG_FORMAT",
     "LOG_LEVEL",
     "MARKET",

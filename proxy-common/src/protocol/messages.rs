@@ -215,13 +215,32 @@ pub struct Status {
     /// How many contracts of its type there is room for.
     #[serde(skip_serializing_if = "Option::is_none")]
     room: Option<usize>,
+    /// Ours: whether a snapshot begins or ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<&'static str>,
+    /// How many events of it follow in the next message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<usize>,
+    /// How long ago each of them was received, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ages: Option<Vec<u64>>,
 }
 
 impl Status {
     /// A status with this name and message.
     pub fn new(status: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { ev: "status", status, message, contract: None, place: None, room: None }
+        Self {
+            ev: "status",
+            status,
+            message,
+            contract: None,
+            place: None,
+            room: None,
+            state: None,
+            events: None,
+            ages: None,
+        }
     }
 
     /// The answer to a subscription of a contract for which there is no room.
@@ -243,6 +262,20 @@ impl Status {
     /// Names the contract that this status is about.
     pub fn about(self, contract: String) -> Self {
         Self { contract: Some(contract), ..self }
+    }
+
+    /// The next message holds last values, of these ages in milliseconds; none follows if there are
+    /// no ages.
+    pub fn snapshot_begin(ages: Vec<u64>) -> Self {
+        let message = format!("last values follow: {} events", ages.len());
+        let events = Some(ages.len());
+        let status = Self::new("snapshot", message);
+        Self { state: Some("begin"), events, ages: Some(ages), ..status }
+    }
+
+    /// The last values end here.
+    pub fn snapshot_end() -> Self {
+        Self { state: Some("end"), ..Self::new("snapshot", "live data follows") }
     }
 
     /// The greeting, sent unprompted in a message of its own.
@@ -504,6 +537,22 @@ mod tests {
         check_status(
             &Status::waiting(&contract, 12, 1_000),
             r#"[{"ev":"status","status":"error","message":"\"Q.O:SPY\" waits for room: upstream serves 1000 contracts of Q at a time; place 12 in the queue","contract":"Q.O:SPY","place":12,"room":1000}]"#,
+        );
+    }
+
+    #[test]
+    fn a_snapshot_stands_between_two_statuses() {
+        check_status(
+            &Status::snapshot_begin(vec![1_500, 0]),
+            r#"[{"ev":"status","status":"snapshot","message":"last values follow: 2 events","state":"begin","events":2,"ages":[1500,0]}]"#,
+        );
+        check_status(
+            &Status::snapshot_begin(Vec::new()),
+            r#"[{"ev":"status","status":"snapshot","message":"last values follow: 0 events","state":"begin","events":0,"ages":[]}]"#,
+        );
+        check_status(
+            &Status::snapshot_end(),
+            r#"[{"ev":"status","status":"snapshot","message":"live data follows","state":"end"}]"#,
         );
     }
 
