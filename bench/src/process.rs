@@ -28,6 +28,12 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// How long the counters of a busy program may take to agree at one moment.
 const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 
+/// Where a firehose records, in its working directory.
+const RECORDS: &str = "records";
+
+/// A recording that has not grown for this long is complete. It grows once a second.
+const RECORDED: Duration = Duration::from_millis(1_500);
+
 /// A running program. Killed when dropped.
 #[derive(Debug)]
 pub struct Program {
@@ -42,6 +48,15 @@ pub struct Program {
     /// Its working directory, where its log is written. The directory is empty, so that no `.env`
     /// interferes.
     dir: TempDir,
+}
+
+/// What a firehose has recorded.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    /// Bytes on the disk.
+    pub bytes: u64,
+    /// Whether it has given up.
+    pub stopped: bool,
 }
 
 /// Where the binaries are.
@@ -75,18 +90,19 @@ impl Binaries {
         Ok(Self { dir, own })
     }
 
-    /// Starts a firehose on this upstream.
-    pub fn firehose(&self, upstream: SocketAddr) -> Result<Program> {
-        let settings = [("POLYGON_WS_URL", format!("ws://{upstream}/stocks"))];
+    /// Starts a firehose on this upstream. If it records, then into its working directory.
+    pub fn firehose(&self, upstream: SocketAddr, records: bool) -> Result<Program> {
+        let mut settings = vec![("POLYGON_WS_URL", format!("ws://{upstream}/stocks"))];
+        settings.extend(records.then(|| ("RECORD_DIR", RECORDS.to_owned())));
         let (host, port) = ("FIREHOSE_HOST", "FIREHOSE_PORT");
-        self.tier("firehose-proxy", "firehose", host, port, settings, None)
+        self.tier("firehose-proxy", "firehose", host, port, &settings, None)
     }
 
     /// Starts a filtered proxy on this firehose. Its port speaks TLS if there is an identity.
     pub fn filtered(&self, firehose: SocketAddr, tls: Option<&Identity>) -> Result<Program> {
         let settings = [("FIREHOSE_URL", format!("ws://{firehose}"))];
         let (host, port) = ("FILTERED_PROXY_HOST", "FILTERED_PROXY_PORT");
-        self.tier("filtered-proxy", "filtered", host, port, settings, tls)
+        self.tier("filtered-proxy", "filtered", host, port, &settings, tls)
     }
 
     fn tier(
@@ -95,7 +111,7 @@ impl Binaries {
         name: &'static str,
         host: &str,
         port: &str,
-        settings: [(&str, String); 1],
+        settings: &[(&str, String)],
         tls: Option<&Identity>,
     ) -> Result<Program> {
         let dir = tempfile::tempdir()?;
@@ -114,7 +130,7 @@ impl Binaries {
         let child = command
             .envs([("POLYGON_API_KEY", KEY), ("LOG_LEVEL", "warn"), (host, "127.0.0.1")])
             .env(port, address.port().to_string())
-            .envs(settings)
+            .envs(settings.iter().map(|(name, value)| (name, value)))
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -197,14 +213,7 @@ impl Program {
         }
         let deadline = Instant::now() + LEDGER_LIMIT;
         loop {
-            let mut stream = TcpStream::connect(self.plain)?;
-            stream.set_read_timeout(Some(LEDGER_LIMIT))?;
-            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-            let health: serde_json::Value = serde_json::from_str(body)?;
-            let ledger = &health["ledger"];
+            let ledger = &self.health()?["ledger"];
             if ledger["balanced"] == true {
                 return Ok(());
             }
@@ -215,6 +224,39 @@ impl Program {
             );
             pause();
         }
+    }
+
+    /// What it has recorded, once nothing more comes. `None` if it does not record.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub fn recording(&self) -> Result<Option<Recording>> {
+        let Ok(files) = fs::read_dir(self.dir.path().join(RECORDS).join("stocks")) else {
+            return Ok(None);
+        };
+        let files: Vec<PathBuf> = files.map(|file| Ok(file?.path())).collect::<Result<_>>()?;
+        let size = || files.iter().map(|file| Ok(fs::metadata(file)?.len())).sum::<Result<u64>>();
+        let (mut bytes, mut since) = (size()?, Instant::now());
+        while since.elapsed() < RECORDED {
+            pause();
+            let now = size()?;
+            if now != bytes {
+                (bytes, since) = (now, Instant::now());
+            }
+        }
+        let problems = self.health()?["problems"].to_string();
+        Ok(Some(Recording { bytes, stopped: problems.contains("recording") }))
+    }
+
+    fn health(&self) -> Result<serde_json::Value> {
+        let mut stream = TcpStream::connect(self.plain)?;
+        stream.set_read_timeout(Some(LEDGER_LIMIT))?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+        Ok(serde_json::from_str(body)?)
     }
 
     fn memory(&self, field: &str) -> Result<u64> {

@@ -15,7 +15,7 @@ use crate::{
     fleet::Fleet,
     floor::{FloorStep, Handing},
     load::{Step, Upstream},
-    process::{Binaries, Program, busy_cores, idle_seconds, own_cpu_seconds, pause},
+    process::{Binaries, Program, Recording, busy_cores, idle_seconds, own_cpu_seconds, pause},
     secure::Identity,
     verify::{Faults, Verifier},
 };
@@ -38,6 +38,8 @@ pub enum Shape {
     Tls,
     /// Both tiers. The load program plays the vendor.
     Both,
+    /// The same with a recording at the firehose.
+    Recorded,
     /// Floor: copies bytes from one socket to another.
     Relay,
     /// Floor: sends precomputed bytes in this way.
@@ -110,6 +112,8 @@ pub struct Outcome {
     pub other_cores: f64,
     /// Some of the statuses that the proxy sent to clients.
     pub notices: Vec<String>,
+    /// What the firehose has recorded, if it records.
+    pub recording: Option<Recording>,
 }
 
 impl Outcome {
@@ -168,6 +172,9 @@ impl Outcome {
         if !self.kept_up {
             line += "  NOT KEPT UP";
         }
+        if self.recording.as_ref().is_some_and(|recording| recording.stopped) {
+            line += "  RECORDING STOPPED";
+        }
         if !self.is_complete() {
             line += &format!("  {:?}, {} ended {:?}", self.faults, self.ended, self.notices);
         }
@@ -193,7 +200,7 @@ impl Rig {
         let mut programs = Vec::new();
         let upstream = match shape {
             Shape::Floor(_) => None,
-            Shape::Alone | Shape::Tls | Shape::Both | Shape::Relay => {
+            Shape::Alone | Shape::Tls | Shape::Both | Shape::Recorded | Shape::Relay => {
                 Some(Upstream::start(feed, clock)?)
             }
         };
@@ -204,8 +211,9 @@ impl Rig {
             (Some(upstream), Shape::Tls) => {
                 programs.push(binaries.filtered(upstream.address(), Some(&bench.identity))?);
             }
-            (Some(upstream), Shape::Both) => {
-                let firehose = binaries.firehose(upstream.address())?;
+            (Some(upstream), Shape::Both | Shape::Recorded) => {
+                let records = shape == Shape::Recorded;
+                let firehose = binaries.firehose(upstream.address(), records)?;
                 programs.push(binaries.filtered(firehose.address, None)?);
                 programs.push(firehose);
             }
@@ -264,6 +272,9 @@ impl Rig {
         let enough = step
             .rate
             .is_none_or(|rate| sent.events as f64 >= 0.99 * rate * step.duration.as_secs_f64());
+        // Before the processor time is read: a recording is a little behind.
+        let recordings = self.programs.iter().map(Program::recording);
+        let recordings = recordings.collect::<Result<Vec<_>>>()?;
         let mut costs = Vec::new();
         for (program, before) in self.programs.iter().zip(cpu) {
             costs.push(Cost {
@@ -289,6 +300,7 @@ impl Rig {
             own_cpu_seconds,
             other_cores: others.max(0.0),
             notices: self.fleet.notices(),
+            recording: recordings.into_iter().flatten().next(),
         })
     }
 
@@ -316,7 +328,7 @@ fn wait_for_upstream(
 ) -> Result<()> {
     let wanted: &[&str] = match shape {
         Shape::Alone | Shape::Tls => &["*"],
-        Shape::Both => &["T.*", "Q.*"],
+        Shape::Both | Shape::Recorded => &["T.*", "Q.*"],
         Shape::Relay | Shape::Floor(_) => return Ok(()),
     };
     let deadline = Instant::now() + SUBSCRIBE_LIMIT;

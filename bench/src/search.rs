@@ -74,6 +74,7 @@ mod tests {
             own_cpu_seconds: 0.0,
             other_cores: 0.0,
             notices: Vec::new(),
+            recording: None,
         }
     }
 

@@ -11,16 +11,21 @@ mod writer;
 use std::{
     fs, io,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, SystemTime},
 };
 
 use proxy_common::{config::ConfigError, metrics::Metrics, protocol::Market, websocket::Frame};
 use tokio::{sync::oneshot, time::timeout};
-use tracing::error;
+use tracing::{error, info};
 
-use self::{backlog::Backlog, keep::Keep, metrics::RecordMetrics, writer::Writer};
+use self::{
+    backlog::{Backlog, HANG_LIMIT, Progress},
+    keep::Keep,
+    metrics::RecordMetrics,
+    writer::Writer,
+};
 
 /// How long a stopping program waits for the disk.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,9 +42,10 @@ pub struct RecordConfig {
 /// The recording of one market.
 #[derive(Debug)]
 pub(crate) struct Recorder {
+    market: Market,
     backlog: Arc<Backlog>,
-    /// Ends with the writer.
-    ended: oneshot::Receiver<()>,
+    /// Comes when the writer has ended. `None` once it has.
+    ended: Option<oneshot::Receiver<()>>,
 }
 
 /// Whether the recording of a market goes on. A writer that hangs cannot say so itself.
@@ -48,6 +54,8 @@ pub(crate) struct RecordStatus {
     market: Market,
     backlog: Arc<Backlog>,
     metrics: RecordMetrics,
+    /// What the log says so far.
+    logged: Mutex<Progress>,
 }
 
 impl Recorder {
@@ -69,11 +77,15 @@ impl Recorder {
         fs::create_dir_all(&dir).map_err(refused)?;
         let probe = dir.join(".writable");
         fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(refused)?;
-        let (backlog, (end, ended)) = (Arc::new(Backlog::default()), oneshot::channel());
+        let (backlog, (end, ended)) = (Arc::new(Backlog::new()), oneshot::channel());
         let (keep, metrics) = (config.keep, RecordMetrics::register(metrics));
         metrics.active.set(1);
-        let status =
-            RecordStatus { market, backlog: Arc::clone(&backlog), metrics: metrics.clone() };
+        let status = RecordStatus {
+            market,
+            backlog: Arc::clone(&backlog),
+            metrics: metrics.clone(),
+            logged: Mutex::new(Progress::Writes),
+        };
         let writer = Writer::new(market, dir, keep, Arc::clone(&backlog), metrics);
         let run = move || {
             writer.run();
@@ -82,7 +94,7 @@ impl Recorder {
         };
         let name = format!("record-{market}");
         thread::Builder::new().name(name).spawn(run).map_err(refused)?;
-        Ok((Self { backlog, ended }, status))
+        Ok((Self { market, backlog, ended: Some(ended) }, status))
     }
 
     /// Records a frame that has just come. Never waits for the disk.
@@ -91,29 +103,58 @@ impl Recorder {
     }
 
     /// Ends the recording once everything is on the disk, or after 2 s.
-    pub(crate) async fn close(self) {
+    pub(crate) async fn close(mut self) {
         self.backlog.close();
-        match timeout(CLOSE_TIMEOUT, self.ended).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => error!("the writer of the recording failed"),
-            Err(_) => error!("the end of the recording is not on the disk after {CLOSE_TIMEOUT:?}"),
+        if let Some(ended) = &mut self.ended
+            && let Ok(Ok(())) = timeout(CLOSE_TIMEOUT, ended).await
+        {
+            self.ended = None;
+        }
+    }
+}
+
+impl Drop for Recorder {
+    /// Says what is missing. This is not left to `close`, because a program whose `DRAIN_TIMEOUT`
+    /// is over, or that gets a second signal, does not wait for it.
+    fn drop(&mut self) {
+        if self.ended.is_some() && self.backlog.has_begun() {
+            error!(market = %self.market, "the end of the recording is not on the disk");
         }
     }
 }
 
 impl RecordStatus {
-    /// Says once that the recording has stopped. Call it about once a second.
+    /// Says once that the recording has stopped, waits for the disk, or goes on. Call it about once
+    /// a second.
     pub(crate) fn tick(&self) {
-        if self.metrics.active.get() == 1
-            && let Some(reason) = self.backlog.failure()
-        {
-            self.metrics.active.set(0);
-            error!(market = %self.market, reason, "the recording has stopped; the stream goes on");
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let progress = self.backlog.progress();
+        if *logged == progress {
+            return;
         }
+        let market = self.market;
+        self.metrics.active.set(i64::from(progress == Progress::Writes));
+        match &progress {
+            Progress::Writes => info!(%market, "the recording goes on"),
+            Progress::Hangs => {
+                error!(%market, "the recording waits for the disk; the stream goes on");
+            }
+            Progress::Failed(reason) => {
+                error!(%market, reason, "the recording has stopped; the stream goes on");
+            }
+        }
+        *logged = progress;
     }
 
     /// What is wrong with the recording.
     pub(crate) fn problem(&self) -> Option<String> {
-        self.backlog.failure()
+        match self.backlog.progress() {
+            Progress::Writes => None,
+            Progress::Hangs => Some(format!(
+                "recording waits: the disk has not answered for {} s",
+                HANG_LIMIT.as_secs()
+            )),
+            Progress::Failed(reason) => Some(reason),
+        }
     }
 }

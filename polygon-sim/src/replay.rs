@@ -1,7 +1,7 @@
 //! Plays recorded frames again: the same bytes with the same spacing, on the same wire.
 
 pub mod clock;
-mod record;
+pub mod record;
 
 use std::{
     path::{Path, PathBuf},

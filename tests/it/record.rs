@@ -2,18 +2,24 @@
 
 use std::{collections::BTreeMap, path::Path, process::Output, time::Duration};
 
+use fastrand::Rng;
 use polygon_sim::SimConfig;
 use tempfile::TempDir;
 use tests::{
+    disk::{Call, Disk},
     http,
     program::{Launch, Program, Signal},
     stack::{CLIENT_KEY, FIREHOSE_KEY, Sim, VENDOR_KEY, filtered, firehose, is_complete, is_up},
+    tools::duckdb,
     wait::{SOON, eventually, within},
     ws_client::TestClient,
 };
 use tokio::process::Command;
 
-use crate::{doc_snippets::has_program, events::trade};
+use crate::{
+    doc_snippets::{block, document, has_program},
+    events::trade,
+};
 
 /// The directory of a market and the names of its files, oldest first.
 fn files(dir: &Path) -> Vec<String> {
@@ -50,11 +56,48 @@ async fn recorded(dir: &Path) -> Vec<(u64, String)> {
     whole_lines.lines().map(frame).collect()
 }
 
-async fn recording(sim: &Sim, dir: &Path) -> Program {
+fn recorder(sim: &Sim, dir: &Path) -> Launch {
     let launch = firehose(&sim.url("stocks")).env("RECORD_DIR", dir.display());
-    let program = launch.env("CLIENT_NOTICES", "off").start().await;
+    launch.env("CLIENT_NOTICES", "off")
+}
+
+async fn up(launch: Launch) -> Program {
+    let program = launch.start().await;
     is_up(&program).await;
     program
+}
+
+async fn recording(sim: &Sim, dir: &Path) -> Program {
+    up(recorder(sim, dir)).await
+}
+
+/// A trade that does not compress to less than this many bytes.
+fn long_trade(rng: &mut Rng, bytes: usize) -> String {
+    let noise: String = (0..bytes + bytes / 3).map(|_| rng.alphanumeric()).collect();
+    format!(r#"{{"ev":"T","sym":"AAPL","noise":"{noise}"}}"#)
+}
+
+/// Sends each of these events in a frame of its own and expects it at the client.
+async fn send(sim: &Sim, client: &mut TestClient, events: &[String]) {
+    for event in events {
+        sim.handle.publish(std::slice::from_ref(event));
+        client.expect_objects(std::slice::from_ref(event)).await;
+    }
+}
+
+/// The events of recorded frames that hold one each.
+async fn recorded_events(dir: &Path) -> Vec<String> {
+    let frames = recorded(dir).await.into_iter();
+    frames.map(|(_, frame)| frame[1..frame.len() - 1].to_owned()).collect()
+}
+
+/// The first problem on `/health`. Empty if there is none.
+async fn problem(program: &Program) -> String {
+    program.health_text("/problems/0").await
+}
+
+async fn is_active(program: &Program) -> bool {
+    program.metric("firehose_record_active").await == Some(1.0)
 }
 
 async fn subscriber(sim: &Sim, program: &Program) -> TestClient {
@@ -112,6 +155,56 @@ async fn every_frame_is_recorded_as_it_came_and_other_tools_read_it() {
 }
 
 #[tokio::test]
+async fn the_documented_examples_read_a_recording() {
+    if !have_tools().await {
+        return;
+    }
+    let dir = TempDir::new().expect("make a directory");
+    let of_market = dir.path().join("stocks");
+    let sim = Sim::start().await;
+    let program = recording(&sim, dir.path()).await;
+    let mut client = subscriber(&sim, &program).await;
+    let price = |symbol: &str, p: &str| format!(r#"{{"ev":"T","sym":"{symbol}","p":{p}}}"#);
+    let events = [price("AAPL", "231.4"), price("MSFT", "498.25"), price("AAPL", "230.9")];
+    send(&sim, &mut client, &events).await;
+    // Is not recorded under `frame`.
+    let odd = price("AAPL", "\n231.5");
+    sim.handle.publish_raw(&format!("[{odd}]"));
+    client.expect_objects(&[&odd]).await;
+    // The program still writes.
+    eventually(SOON, "all is on the disk", async || recorded(&of_market).await.len() == 4).await;
+
+    let document = document("docs/OPERATIONS.md");
+    let output = shell(block(&document, "sh", "zstdcat"), dir.path()).await;
+    let expected =
+        [&events[0], &events[2], &price("AAPL", "231.5")].map(|event| format!("{event}\n"));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected.concat());
+
+    let script = dir.path().join("query.py");
+    std::fs::write(&script, block(&document, "python", "duckdb")).expect("write a script");
+    let Some(done) = duckdb(dir.path(), &script).await else { return };
+    assert_eq!(
+        (done.stdout.as_str(), done.code),
+        ("AAPL 3 231.5\nMSFT 1 498.25\n", Some(0)),
+        "{done:?}"
+    );
+
+    // The file of a program that was killed, with a line that breaks off. `zstdcat` prints a little
+    // less than there is.
+    let line = line(OPEN, &[price("ZZZZ", "7.5")]);
+    write_recording(dir.path(), "2026-11-27T14-30-00Z", &line.repeat(100_000)).await;
+    let cut = of_market.join("2026-11-27T14-30-00Z.jsonl.zst");
+    let bytes = std::fs::read(&cut).expect("read a file");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).expect("cut a file");
+    let least = recorded(&of_market).await.len() - events.len() - 1;
+    let done = duckdb(dir.path(), &script).await.expect("it was there");
+    let row: Vec<&str> = done.stdout.lines().nth(2).expect("a third row").split(' ').collect();
+    let found: usize = row[1].parse().expect("a number");
+    assert_eq!((row[0], row[2]), ("ZZZZ", "7.5"));
+    assert!(0 < least && (least..100_000).contains(&found), "{found}, at least {least}");
+}
+
+#[tokio::test]
 async fn a_killed_program_loses_a_second_at_most_and_its_successor_begins_a_file() {
     if !have_tools().await {
         return;
@@ -162,6 +255,148 @@ async fn a_disk_that_fails_ends_the_recording_loudly_and_not_the_stream() {
         status["problems"][0]["what"].as_str().is_some_and(|what| what.starts_with("Recording"))
     );
     assert_eq!(program.metric("firehose_record_active").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_full_disk_ends_the_recording_with_what_fits_and_not_the_stream() {
+    if !have_tools().await {
+        return;
+    }
+    let (dir, mut rng) = (TempDir::new().expect("make a directory"), Rng::with_seed(1));
+    let of_market = dir.path().join("stocks");
+    let sim = Sim::start().await;
+    // No file may have more than 64 blocks of 512 bytes. Beyond them a write fails as on a full
+    // disk, once the signal is ignored that would end the program.
+    let limited = recorder(&sim, dir.path()).after("trap '' XFSZ && ulimit -f 64");
+    let mut program = up(limited).await;
+    let mut client = subscriber(&sim, &program).await;
+    let events: Vec<String> = (0..200).map(|_| long_trade(&mut rng, 1_000)).collect();
+    send(&sim, &mut client, &events[..10]).await;
+    eventually(SOON, "ten are on the disk", async || recorded(&of_market).await.len() == 10).await;
+    assert!(is_active(&program).await);
+    send(&sim, &mut client, &events[10..150]).await;
+    program.logged("the recording has stopped; the stream goes on").await;
+    send(&sim, &mut client, &events[150..]).await;
+    assert!(problem(&program).await.starts_with("recording stopped: File too large"));
+    assert!(!is_active(&program).await);
+    let found = recorded_events(&of_market).await;
+    assert!((10..150).contains(&found.len()), "{} events in 32 KiB", found.len());
+    assert_eq!(found, events[..found.len()]);
+    let path = &files(&of_market)[0];
+    assert_eq!(std::fs::metadata(path).expect("a file").len(), 64 * 512);
+    // All has been said.
+    program.signal(Signal::SIGTERM);
+    assert_eq!(program.wait_exit(SOON).await.code(), Some(0));
+    assert_eq!(program.log_count("the recording has stopped; the stream goes on"), 1);
+    assert_eq!(program.log_count("the end of the recording is not on the disk"), 0);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_for_a_while_loses_nothing_and_is_reported() {
+    if !have_tools().await {
+        return;
+    }
+    let (dir, disk) = (TempDir::new().expect("make a directory"), Disk::new().await);
+    let of_market = dir.path().join("stocks");
+    let sim = Sim::start().await;
+    let mut program = up(disk.under(recorder(&sim, dir.path()))).await;
+    let mut client = subscriber(&sim, &program).await;
+    disk.hang(Call::Sync);
+    let mut events = Vec::new();
+    // After 10 s.
+    eventually(2 * SOON, "the recording pauses", async || {
+        events.push(trade("AAPL", events.len()));
+        send(&sim, &mut client, &events[events.len() - 1..]).await;
+        !is_active(&program).await
+    })
+    .await;
+    program.logged("the recording waits for the disk; the stream goes on").await;
+    assert_eq!(problem(&program).await, "recording waits: the disk has not answered for 10 s");
+    disk.answer(Call::Sync);
+    program.logged("the recording goes on").await;
+    assert_eq!(problem(&program).await, "");
+    assert!(is_active(&program).await);
+    program.stop().await;
+    assert_eq!(recorded_events(&of_market).await, events);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_for_good_holds_a_bounded_part_of_the_stream() {
+    let (dir, disk) = (TempDir::new().expect("make a directory"), Disk::new().await);
+    let mut rng = Rng::with_seed(1);
+    let sim = Sim::start().await;
+    let mut program = up(disk.under(recorder(&sim, dir.path()))).await;
+    let mut client = subscriber(&sim, &program).await;
+    let event = long_trade(&mut rng, 250_000);
+    send(&sim, &mut client, &vec![event.clone(); 20]).await;
+    let resident = async || {
+        program.metric("process_resident_memory_bytes").await.expect("a number")
+            / f64::from(1 << 20)
+    };
+    let before = resident().await;
+    disk.hang(Call::Sync);
+    // 300 MB, of which 64 MiB may wait, and as many be with the writer.
+    let mut most = before;
+    for _ in 0..60 {
+        send(&sim, &mut client, &vec![event.clone(); 10]).await;
+        most = most.max(resident().await);
+    }
+    println!(
+        "memory: {before:.0} MiB before, {most:.0} MiB at most, {:.0} at last",
+        resident().await
+    );
+    assert!(most < before + 160.0, "{before} MiB grew to {most}");
+    program.logged("the recording has stopped; the stream goes on").await;
+    let problem = problem(&program).await;
+    assert!(
+        problem.starts_with("recording stopped: the disk is too slow, 64 MiB wait"),
+        "{problem}"
+    );
+    assert!(!is_active(&program).await);
+}
+
+#[tokio::test]
+async fn a_stop_that_does_not_wait_for_the_disk_says_so() {
+    let (dir, disk) = (TempDir::new().expect("make a directory"), Disk::new().await);
+    let sim = Sim::start().await;
+    // In less time than the recording would wait.
+    for drain_timeout in ["500ms", "10s"] {
+        let launch = recorder(&sim, dir.path()).env("DRAIN_TIMEOUT", drain_timeout);
+        let mut program = up(disk.under(launch.env("DRAIN_SPREAD", "0s"))).await;
+        let mut client = subscriber(&sim, &program).await;
+        disk.hang(Call::Sync);
+        send(&sim, &mut client, &[trade("AAPL", 1)]).await;
+        program.signal(Signal::SIGTERM);
+        assert_eq!(program.wait_exit(SOON).await.code(), Some(0));
+        assert_eq!(program.log_count("the end of the recording is not on the disk"), 1);
+        disk.answer(Call::Sync);
+    }
+}
+
+#[tokio::test]
+async fn frames_are_written_while_the_deletion_of_an_old_file_hangs() {
+    if !have_tools().await {
+        return;
+    }
+    let (dir, disk) = (TempDir::new().expect("make a directory"), Disk::new().await);
+    let of_market = dir.path().join("stocks");
+    let sim = Sim::start().await;
+    let launch = recorder(&sim, dir.path()).env("RECORD_KEEP", "1h");
+    let mut program = up(disk.under(launch)).await;
+    program.logged("recording").await;
+    // In time for the first file of the program, after it has cleared the directory.
+    let old = of_market.join("2026-01-02T10-00-00Z.jsonl.zst");
+    write_recording(dir.path(), "2026-01-02T10-00-00Z", "").await;
+    let modified = std::time::SystemTime::now() - Duration::from_secs(7_200);
+    let file = std::fs::File::options().write(true).open(&old).expect("open a file");
+    file.set_modified(modified).expect("make it older");
+    disk.hang(Call::Delete);
+    let mut client = subscriber(&sim, &program).await;
+    send(&sim, &mut client, &[trade("AAPL", 1)]).await;
+    eventually(SOON, "it is on the disk", async || recorded(&of_market).await.len() == 1).await;
+    assert!(old.exists());
+    disk.answer(Call::Delete);
+    eventually(SOON, "the old file is gone", async || !old.exists()).await;
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@
 //! | [`ledger`] | whether a program's counters account for every event |
 //! | [`relay`] | a TCP relay that injects faults |
 //! | [`chain`] | a whole chain with a relay at each hop, and a market of numbered events |
+//! | [`disk`] | a disk that hangs, for one program |
 //! | [`damage`] | messages without events, and events that are no JSON |
 //! | [`soak`] | the chain under faults for any time, and what the programs hold afterwards |
 //! | [`watcher`] | a client that reconnects after every loss and keeps what it saw |
@@ -32,6 +33,7 @@ pub mod browser;
 pub mod chain;
 pub mod churn;
 pub mod damage;
+pub mod disk;
 pub mod grafana;
 pub mod http;
 pub mod imports;

@@ -36,6 +36,8 @@ pub struct Launch {
     binary: &'static str,
     settings: Vec<(String, String)>,
     args: Vec<String>,
+    /// Commands of a shell that becomes the program.
+    prelude: Option<&'static str>,
     /// The standard input of [`Launch::run`].
     input: String,
     dir: TempDir,
@@ -50,7 +52,8 @@ impl Launch {
     #[must_use]
     pub fn new(binary: &'static str) -> Self {
         let dir = tempfile::tempdir().expect("make a temporary directory");
-        Self { binary, settings: Vec::new(), args: Vec::new(), input: String::new(), dir }
+        let (settings, args, input) = (Vec::new(), Vec::new(), String::new());
+        Self { binary, settings, args, prelude: None, input, dir }
     }
 
     /// Sets this environment variable and replaces an earlier value.
@@ -83,6 +86,13 @@ impl Launch {
         self
     }
 
+    /// Lets a shell run these commands first, such as `ulimit -n 64`. It then becomes the program.
+    #[must_use]
+    pub fn after(mut self, commands: &'static str) -> Self {
+        self.prelude = Some(commands);
+        self
+    }
+
     /// Sets its standard input for [`Launch::run`].
     #[must_use]
     pub fn input(mut self, text: &str) -> Self {
@@ -108,7 +118,15 @@ impl Launch {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(binaries().join(self.binary));
+        let program = binaries().join(self.binary);
+        let mut command = match self.prelude {
+            None => Command::new(program),
+            Some(commands) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("{commands} && exec \"$0\" \"$@\"")).arg(program);
+                shell
+            }
+        };
         command
             .args(&self.args)
             .env_clear()

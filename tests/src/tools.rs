@@ -6,7 +6,8 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::{
-    official_clients::packages::Packages,
+    official_clients::{packages::Packages, run},
+    program::Finished,
     wait::{SOON, within},
 };
 
@@ -77,6 +78,17 @@ pub async fn yaml(text: &str) -> Vec<Value> {
     let mut command = script(&Packages::Deploy.drivers().join("yaml_to_json.py")).await;
     let json = output(&mut command, text).await;
     serde_json::from_str(&json).expect("an array")
+}
+
+/// Runs a Python program that uses DuckDB, in a directory. `None` where Python is missing.
+///
+/// # Panics
+///
+/// If DuckDB cannot be installed, or the program does not end in time.
+pub async fn duckdb(dir: &Path, program: &Path) -> Option<Finished> {
+    let mut command = Packages::DuckDb.interpreter(program).await?;
+    command.current_dir(dir);
+    Some(run("a program with DuckDB", command, SOON).await)
 }
 
 /// The standard output of a command that gets this standard input.

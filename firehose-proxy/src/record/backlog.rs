@@ -4,13 +4,16 @@
 use std::{
     mem,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use proxy_common::websocket::Frame;
 
 /// Most bytes of frames that wait for the disk. Beyond that the disk is too slow.
 const MAX_BYTES: usize = 64 << 20;
+/// The disk hangs if the writer has not come back from it for this long. Disks of magnets and of
+/// networks may take seconds for what they have gathered.
+pub(super) const HANG_LIMIT: Duration = Duration::from_secs(10);
 
 /// A frame and the time at which it came.
 #[derive(Debug)]
@@ -20,7 +23,7 @@ pub(super) struct Received {
 }
 
 /// The frames that wait, and whether the recording goes on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Backlog {
     state: Mutex<State>,
     /// Wakes the writer before its time when the recording ends.
@@ -31,8 +34,23 @@ pub(super) struct Backlog {
 struct State {
     frames: Vec<Received>,
     bytes: usize,
+    /// Whether a frame has ever come.
+    has_begun: bool,
     closing: bool,
     failure: Option<String>,
+    /// Since when the writer has been away: it writes what it took, or prepares the directory.
+    busy_since: Option<Instant>,
+}
+
+/// How the recording gets on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// Frames are written.
+    Writes,
+    /// The disk hangs. Frames wait.
+    Hangs,
+    /// The recording has ended, for this reason.
+    Failed(String),
 }
 
 /// What the writer is to do.
@@ -44,13 +62,20 @@ pub(super) struct Work {
 }
 
 impl Backlog {
+    /// An empty one, whose writer has yet to come for the first time.
+    pub(super) fn new() -> Self {
+        let state = State { busy_since: Some(Instant::now()), ..State::default() };
+        Self { state: Mutex::new(state), closed: Condvar::new() }
+    }
+
     /// Adds a frame, unless the recording has ended.
     pub(super) fn push(&self, frame: &Frame, at: SystemTime) {
         let mut state = self.state();
         if state.failure.is_some() {
             return;
         }
-        state.bytes += frame.text().len();
+        state.has_begun = true;
+        state.bytes += frame.text().len() + size_of::<Received>();
         state.frames.push(Received { at, frame: frame.clone() });
         if state.bytes > MAX_BYTES {
             let mb = MAX_BYTES >> 20;
@@ -61,13 +86,15 @@ impl Backlog {
     /// Waits for this time, or until the recording is closed, and takes all frames. `Err` with the
     /// reason if the recording has failed.
     pub(super) fn take(&self, time: Duration) -> Result<Work, String> {
-        let state = self.state();
+        let mut state = self.state();
+        state.busy_since = None;
         let waited = self.closed.wait_timeout_while(state, time, |state| !state.closing);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if let Some(failure) = &state.failure {
             return Err(failure.clone());
         }
         state.bytes = 0;
+        state.busy_since = Some(Instant::now());
         Ok(Work { frames: mem::take(&mut state.frames), is_last: state.closing })
     }
 
@@ -82,9 +109,21 @@ impl Backlog {
         self.closed.notify_all();
     }
 
-    /// Why the recording has ended, if it has failed.
-    pub(super) fn failure(&self) -> Option<String> {
-        self.state().failure.clone()
+    /// How the recording gets on.
+    pub(super) fn progress(&self) -> Progress {
+        let state = self.state();
+        match &state.failure {
+            Some(reason) => Progress::Failed(reason.clone()),
+            None if state.busy_since.is_some_and(|since| since.elapsed() > HANG_LIMIT) => {
+                Progress::Hangs
+            }
+            None => Progress::Writes,
+        }
+    }
+
+    /// Whether a frame has ever come.
+    pub(super) fn has_begun(&self) -> bool {
+        self.state().has_begun
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,24 +144,25 @@ mod tests {
 
     #[test]
     fn a_disk_that_is_too_slow_ends_the_recording_and_frees_what_waits() {
-        let backlog = Backlog::default();
-        let frame = Frame::new(&vec![b' '; 1 << 20]);
+        let backlog = Backlog::new();
+        let frame = Frame::new(&vec![b' '; (1 << 20) - size_of::<Received>()]);
         for _ in 0..MAX_BYTES >> 20 {
             backlog.push(&frame, SystemTime::now());
         }
-        assert_eq!(backlog.failure(), None, "as much as may wait");
+        assert_eq!(backlog.progress(), Progress::Writes, "as much as may wait");
         assert_eq!(backlog.take(Duration::ZERO).unwrap().frames.len(), 64);
         for _ in 0..=MAX_BYTES >> 20 {
             backlog.push(&frame, SystemTime::now());
         }
-        assert!(backlog.failure().is_some_and(|why| why.contains("too slow, 64 MiB")));
+        let Progress::Failed(reason) = backlog.progress() else { panic!("the recording goes on") };
+        assert!(reason.contains("too slow, 64 MiB"), "{reason}");
         assert!(backlog.state().frames.is_empty());
         assert!(backlog.take(Duration::ZERO).is_err());
     }
 
     #[test]
     fn a_close_leaves_what_waits_to_the_writer() {
-        let backlog = Backlog::default();
+        let backlog = Backlog::new();
         backlog.push(&Frame::new(b"[]"), SystemTime::now());
         backlog.close();
         let work = backlog.take(Duration::from_secs(60)).unwrap();

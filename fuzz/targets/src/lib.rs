@@ -9,6 +9,7 @@ pub mod commands;
 pub mod frames;
 pub mod handshake;
 mod members;
+pub mod record;
 pub mod split;
 pub mod websocket;
 
@@ -16,11 +17,12 @@ pub mod websocket;
 pub type Target = fn(&[u8]);
 
 /// All targets by name. The directory of that name holds the corpus.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("split", split::as_a_parser_would),
     ("frames", frames::of_an_upstream),
     ("websocket", websocket::in_any_portions),
     ("commands", commands::as_a_parser_would),
     ("handshake", handshake::of_every_port),
     ("channels", channels::of_every_market),
+    ("record", record::as_a_parser_would),
 ];

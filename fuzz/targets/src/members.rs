@@ -24,16 +24,21 @@ impl<'a> Members<'a> {
     /// stands more than once, if its value is more than a parser accepts, or if some key of the
     /// object is not valid text.
     pub(crate) fn only(&self, key: &str) -> Option<Option<Value>> {
-        let mut found = None;
-        for (name, value) in &self.0 {
-            if decoded(name)? == key && found.replace(value).is_some() {
-                return None;
-            }
-        }
-        match found {
+        match self.only_raw(key)? {
             None => Some(None),
             Some(value) => serde_json::from_str(value.get()).ok().map(Some),
         }
+    }
+
+    /// The same with the text of the value, whatever it is.
+    pub(crate) fn only_raw(&self, key: &str) -> Option<Option<&'a RawValue>> {
+        let mut found = None;
+        for (name, value) in &self.0 {
+            if decoded(name)? == key && found.replace(*value).is_some() {
+                return None;
+            }
+        }
+        Some(found)
     }
 }
 

@@ -93,6 +93,11 @@ fn channels() {
     check("channels");
 }
 
+#[test]
+fn records() {
+    check("record");
+}
+
 /// Every target must be run here and by cargo-fuzz.
 #[test]
 fn every_target_has_a_corpus_and_a_fuzzer() {

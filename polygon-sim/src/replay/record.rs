@@ -7,18 +7,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use zstd::Decoder;
 
+/// Most bytes of a line. A frame has 64 MiB at most, and twice as many if each byte is escaped.
+const MAX_LINE_BYTES: u64 = 256 << 20;
+
 /// A recorded frame.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Recorded {
+pub struct Recorded {
     /// When it came, in nanoseconds since 1970.
-    pub(super) t: u64,
+    pub t: u64,
     /// Its bytes.
-    pub(super) text: String,
+    pub text: String,
 }
 
 /// A line as it is written.
@@ -52,23 +55,27 @@ pub(super) fn read(path: &Path, take: impl FnMut(Recorded) -> bool) -> Result<()
     read_lines(file, take)
 }
 
-fn read_lines(file: impl Read, mut take: impl FnMut(Recorded) -> bool) -> Result<()> {
+/// The same for any compressed bytes.
+///
+/// # Errors
+/// They are damaged, or a whole line is no recorded frame.
+pub fn read_lines(file: impl Read, mut take: impl FnMut(Recorded) -> bool) -> Result<()> {
     let mut lines = BufReader::new(Decoder::new(file)?);
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
-        match lines.read_until(b'\n', &mut line) {
+        match lines.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             // The file is still being written, or its program was killed.
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error).context("not a recorded file"),
         }
+        ensure!((line.len() as u64) < MAX_LINE_BYTES, "line {number} is too long");
         if line.last() != Some(&b'\n') {
             return Ok(());
         }
-        let Line { t, frame, text } =
-            serde_json::from_slice(&line).with_context(|| format!("line {number}"))?;
+        let Line { t, frame, text } = parse(&line).with_context(|| format!("line {number}"))?;
         let text = frame.map(|frame| frame.get().to_owned()).or(text);
         let text = text.with_context(|| format!("line {number} has neither frame nor text"))?;
         if !take(Recorded { t, text }) {
@@ -76,6 +83,13 @@ fn read_lines(file: impl Read, mut take: impl FnMut(Recorded) -> bool) -> Result
         }
     }
     Ok(())
+}
+
+fn parse(line: &[u8]) -> Result<Line<'_>> {
+    let line = str::from_utf8(line)?;
+    // The parser would also take the values without their names, in an array.
+    ensure!(line.trim_start().starts_with('{'), "no object");
+    Ok(serde_json::from_str(line)?)
 }
 
 #[cfg(test)]
@@ -128,9 +142,11 @@ mod tests {
 
     #[test]
     fn other_files_are_named() {
-        for (content, expected) in
-            [("{\"t\":1}\n", "line 1 has neither"), ("{\"t\":1,\"frame\":[]}\n[]\n", "line 2")]
-        {
+        for (content, expected) in [
+            ("{\"t\":1}\n", "line 1 has neither"),
+            ("{\"t\":1,\"frame\":[]}\n{}\n", "line 2"),
+            ("[1,[],null]\n", "line 1: no object"),
+        ] {
             let error = read_whole(&zstd::encode_all(content.as_bytes(), 3).unwrap()).unwrap_err();
             assert!(format!("{error:#}").contains(expected), "{error:#}");
         }

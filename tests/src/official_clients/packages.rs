@@ -30,6 +30,7 @@ pub(crate) enum Packages {
     Autobahn,
     Grafana,
     Deploy,
+    DuckDb,
     Node,
 }
 
@@ -41,6 +42,7 @@ impl Packages {
             Self::Autobahn => "py-autobahn",
             Self::Grafana => "py-grafana",
             Self::Deploy => "py-deploy",
+            Self::DuckDb => "py-duckdb",
             Self::Node => "node",
         }
     }
@@ -54,6 +56,7 @@ impl Packages {
             Self::Autobahn => &["requirements-autobahn.txt"],
             Self::Grafana => &["requirements-grafana.txt"],
             Self::Deploy => &["requirements-deploy.txt"],
+            Self::DuckDb => &["requirements-duckdb.txt"],
             Self::Node => &[
                 "package.json",
                 "package-lock.json",
