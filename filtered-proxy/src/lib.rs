@@ -39,7 +39,7 @@ pub use self::config::{Args, Config};
 use self::{
     last_values::LastValues,
     named_sessions::SessionNames,
-    router::{Router, RouterHandle},
+    router::{Memory, Router, RouterHandle},
 };
 
 /// A filtered proxy with its server.
@@ -68,13 +68,11 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
         let sessions = SessionConfig { market, ..sessions.clone() };
         let (router, routes) = Router::new(
             &sessions,
-            history.clone(),
-            SessionNames::new(session_ttl),
+            Memory { history: history.clone(), names: SessionNames::new(session_ttl), last_values },
             counters.intake.clone(),
             malformed,
             Arc::clone(&event_types),
             Arc::clone(&counters.sessions),
-            last_values,
         );
         MarketTier {
             counters,

@@ -122,9 +122,9 @@ impl Replay {
     }
 
     /// Removes channels.
-    pub fn remove<'a>(&mut self, channels: impl IntoIterator<Item = &'a Channel> + Clone) {
+    pub fn remove(&mut self, channels: &[Channel]) {
         for part in &mut self.parts {
-            part.channels.remove(channels.clone());
+            part.channels.remove(channels);
         }
         self.rebuild();
     }

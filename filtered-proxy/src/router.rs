@@ -222,18 +222,28 @@ pub struct Router {
     sessions: Arc<SessionMetrics>,
 }
 
+/// What a router remembers of a market.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// The last messages.
+    pub(crate) history: History,
+    /// The names of sessions.
+    pub(crate) names: SessionNames<Arc<Outbound>>,
+    /// The last event of each type and symbol, if they are kept.
+    pub(crate) last_values: Option<LastValues>,
+}
+
 impl Router {
     /// Creates a router without sessions, and a handle to it.
     pub(crate) fn new(
         config: &SessionConfig,
-        history: History,
-        names: SessionNames<Arc<Outbound>>,
+        memory: Memory,
         intake: IntakeMetrics,
         malformed: Count,
         event_types: Arc<EventTypes>,
         sessions: Arc<SessionMetrics>,
-        last_values: Option<LastValues>,
     ) -> (Self, RouterHandle) {
+        let Memory { history, names, last_values } = memory;
         let (sender, inputs) = mpsc::channel(INPUTS);
         let resumes = history.is_on();
         let shared = Arc::new(Shared {
@@ -763,7 +773,7 @@ impl Router {
         if self.feed.history_state() == HistoryState::Filling {
             return Some(replay);
         }
-        let Some(outbound) = self.index.member(session).cloned() else { return None };
+        let outbound = self.index.member(session).cloned()?;
         let history = self.shared.history.clone();
         for _ in 0..LAST_STEPS {
             if replay.next() == history.end() {
@@ -817,14 +827,13 @@ impl Router {
     /// Everything has come that was missed. Ends the outage, and routes the channels that sessions
     /// subscribed to during it.
     fn on_caught_up(&mut self, missed_nothing: bool) {
-        let late: Vec<SessionId> = self
-            .waiting
-            .extract_if(.., |_, waiting| !waiting.replays)
-            .map(|(session, waiting)| {
-                self.index.change(session, waiting.channels.iter().cloned(), true);
-                session
-            })
-            .collect();
+        let waits =
+            |(session, waiting): (&SessionId, &Waiting)| (!waiting.replays).then_some(*session);
+        let late: Vec<SessionId> = self.waiting.iter().filter_map(waits).collect();
+        for session in &late {
+            let channels = self.waiting.remove(session).unwrap_or_default().channels;
+            self.index.change(*session, channels.iter().cloned(), true);
+        }
         let Some((outage, _)) = self.resuming.take() else { return };
         self.missed_nothing = missed_nothing;
         if missed_nothing && self.notices != NoticePolicy::Off {
@@ -1048,8 +1057,8 @@ mod tests {
         let sessions = SessionMetrics::register(&mut metrics);
         let names = SessionNames::new(Duration::from_secs(1));
         let history = History::new(1_000_000);
-        let malformed = Count::default();
-        Router::new(&config(), history, names, intake, malformed, event_types, sessions, None)
+        let memory = Memory { history, names, last_values: None };
+        Router::new(&config(), memory, intake, Count::default(), event_types, sessions)
     }
 
     /// The ledger after a frame, if `split` loses the events at these positions.

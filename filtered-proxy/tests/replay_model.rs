@@ -67,7 +67,7 @@ fn at(seq: usize) -> Position {
 }
 
 fn parse(channels: &[&str]) -> Vec<Channel> {
-    channels.iter().map(|item| Channel::parse(item, Market::Stocks).unwrap()).collect()
+    channels.iter().map(|item| Channel::parse(item, Market::Stocks).expect("a channel")).collect()
 }
 
 /// The stream, as the history keeps it and as a list of what came behind each position.
@@ -98,7 +98,7 @@ fn stream(frames: &[Vec<Event>], history_bytes: usize) -> Stream {
         let events: Vec<(Event, String)> = frame.iter().map(of).collect();
         let texts: Vec<&str> = events.iter().map(|(_, text)| &**text).collect();
         let whole = format!("[{}]", texts.join(","));
-        let count = u32::try_from(texts.len()).unwrap();
+        let count = u32::try_from(texts.len()).expect("few events");
         messages.push(events);
         history.push(&Frame::new(whole.as_bytes()), count, at(messages.len()), time);
     }
@@ -114,13 +114,13 @@ fn replayed(replay: &mut Replay, history: &History) -> (Vec<String>, Vec<String>
                 for chunk in chunks {
                     let array = [b"[", chunk.text(), b"]"].concat();
                     let objects: Vec<&serde_json::value::RawValue> =
-                        serde_json::from_slice(&array).unwrap();
+                        serde_json::from_slice(&array).expect("an array");
                     assert_eq!(objects.len(), chunk.events() as usize);
                     events.extend(objects.iter().map(|object| object.get().to_owned()));
                 }
             }
             Output::Notice(frame) => {
-                notices.push(String::from_utf8(frame.text().to_vec()).unwrap());
+                notices.push(String::from_utf8(frame.text().to_vec()).expect("text"));
             }
         });
     }

@@ -287,6 +287,11 @@ impl Readers {
         &self.history
     }
 
+    /// The position of the next message to be published.
+    pub fn end(&self) -> u64 {
+        lock(&self.published).messages
+    }
+
     /// Where the feed stands.
     pub fn feed_position(&self) -> Position {
         Position { epoch: self.epoch, seq: lock(&self.published).frames }
@@ -340,11 +345,6 @@ impl Reader {
     /// it once for each batch, when the batch is queued for the client.
     pub fn report(&mut self) {
         self.unread.dec_by(std::mem::take(&mut self.unreported) as i64);
-    }
-
-    /// The position of the next message to be published.
-    pub fn end(&self) -> u64 {
-        lock(&self.published).messages
     }
 
     /// The number of the first entry of the history that this reader gets, too.

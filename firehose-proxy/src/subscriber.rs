@@ -354,17 +354,37 @@ impl FirehoseSubscriber {
     fn outage_end(&mut self) -> Option<Frame> {
         let notice = self.outages.end(SystemTime::now())?;
         let notice = notice.at(Some(self.shared.ring.feed_position()));
-        (self.shared.notices == NoticePolicy::Everyone).then(|| notice.frame())
+        let gets = self.held.is_empty() && self.shared.notices == NoticePolicy::Everyone;
+        (gets || self.shared.notices.includes(&self.held)).then(|| notice.frame())
     }
 
     /// The notice for a session that subscribes while events may be missing; `None` at other times.
     fn outage_notice(&mut self) -> Option<Frame> {
-        let end = self.reader.as_ref()?.end();
-        let subscribing =
-            || (!self.shared.demand.all_answered()).then(|| Outage::now("subscribing"));
-        let outage = self.shared.outage.borrow().clone().or_else(subscribing)?;
+        if self.reader.is_none() && self.replay.is_none() {
+            return None;
+        }
+        let end = self.shared.ring.end();
+        let outage = self.current_outage()?;
         let notice = self.outages.down(outage, end).at(Some(self.shared.ring.feed_position()));
         self.shared.notices.includes(&self.held).then(|| notice.frame())
+    }
+
+    fn current_outage(&self) -> Option<Outage> {
+        let subscribing =
+            || (!self.shared.demand.all_answered()).then(|| Outage::now("subscribing"));
+        self.shared.outage.borrow().clone().or_else(subscribing)
+    }
+
+    /// Queues what a session has yet to learn of outages that began or ended while it replayed.
+    fn enqueue_outage(&mut self) {
+        let frame = match (self.outages.is_open(), self.current_outage().is_some()) {
+            (true, false) => self.outage_end(),
+            (false, true) => self.outage_notice(),
+            (true, true) | (false, false) => None,
+        };
+        if let Some(frame) = frame {
+            self.enqueue(frame, 0);
+        }
     }
 
     fn enqueue_next(&mut self, next: Next) {
@@ -492,9 +512,7 @@ impl FirehoseSubscriber {
             // What has changed meanwhile.
             self.enqueue_entitlements();
             self.enqueue_changed_answers();
-            if let Some(notice) = self.outage_notice() {
-                self.enqueue(notice, 0);
-            }
+            self.enqueue_outage();
         }
     }
 

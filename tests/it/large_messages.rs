@@ -48,7 +48,8 @@ async fn the_firehose_splits_a_long_frame_as_well() {
 /// it ends.
 #[tokio::test]
 async fn long_frames_leave_little_behind() {
-    let stack = Stack::start().await;
+    let firehose_env = vec![("HISTORY_BYTES", "0".to_owned())];
+    let stack = Stack::with(StackConfig { firehose_env, ..StackConfig::default() }).await;
     let mut client = stack.subscriber("Q.*").await;
     let memory = async || {
         let memory = stack.firehose.metric("process_resident_memory_bytes").await;

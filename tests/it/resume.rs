@@ -229,11 +229,14 @@ async fn a_client_goes_on_at_another_proxy() {
     client.subscribe("T.AAPL,Q.AAPL").await;
     stack.publish(&trades(0..5));
     let (first, mut notices) = read_until(&mut client, &trade("AAPL", 4)).await;
+    assert_eq!(first, trades(0..5));
+    // Those before the last event stand before it.
+    notices.clear();
     while notices.last().is_none_or(|notice| notice["status"] != "position") {
         notices.push(status(&mut client).await);
     }
-    assert_eq!(first, trades(0..5));
-    let position = notices.last().expect("a position")["position"].as_str().unwrap().to_owned();
+    let position =
+        notices.last().expect("a position")["position"].as_str().expect("a position").to_owned();
     drop(client);
     stack.publish(&trades(5..9));
     stack.publish(&[quote("AAPL", 9), quote("MSFT", 9)]);
@@ -311,7 +314,7 @@ async fn a_proxy_that_starts_has_the_history_and_gives_none_of_it_unasked() {
     let mut fresh = login(&newcomer, "/").await;
     fresh.subscribe("T.AAPL").await;
     let mut back = login(&newcomer, "/").await;
-    let from = first["position"].as_str().unwrap();
+    let from = first["position"].as_str().expect("a position");
     subscribe(&mut back, "T.AAPL", &format!(r#""from":"{from}""#)).await;
     expect(&mut back, "resumed").await;
     back.expect_objects(&trades(0..3)).await;
@@ -327,15 +330,17 @@ async fn a_restarted_firehose_is_another_epoch() {
     let mut client = login(&stack.filtered[0], "/?positions=1ms").await;
     client.subscribe("T.AAPL").await;
     stack.publish(&trades(0..1));
-    let (_, mut notices) = read_until(&mut client, &trade("AAPL", 0)).await;
+    read_until(&mut client, &trade("AAPL", 0)).await;
+    let mut notices: Vec<Value> = Vec::new();
     while notices.last().is_none_or(|notice| notice["status"] != "position") {
         notices.push(status(&mut client).await);
     }
-    let from = notices.last().unwrap()["position"].as_str().unwrap().to_owned();
+    let from =
+        notices.last().expect("a notice")["position"].as_str().expect("a position").to_owned();
     // Another firehose that never had this epoch.
     let other = Stack::start().await;
     let mut lost = other.client().await;
-    let old = format!("1-{}", from.split('-').next_back().unwrap());
+    let old = format!("1-{}", from.split('-').next_back().expect("a sequence"));
     subscribe(&mut lost, "T.AAPL", &format!(r#""from":"{old}""#)).await;
     let gap = expect(&mut lost, "gap").await;
     assert_eq!((&gap["reason"], &gap["after"]), (&"other_epoch".into(), &old.into()), "{gap}");

@@ -275,7 +275,7 @@ async fn read_on(stuck: &mut TestClient) -> (usize, usize) {
 #[tokio::test]
 async fn a_ring_of_long_frames_is_bounded_in_bytes_and_reports_what_is_lost() {
     const FRAMES: usize = 500;
-    let ring = [("RING_FRAMES", "1024"), ("RING_BYTES", "4194304")];
+    let ring = [("RING_FRAMES", "1024"), ("RING_BYTES", "4194304"), ("HISTORY_BYTES", "0")];
     let (stack, mut stuck) = stuck_at_firehose(&ring).await;
     let before = memory(&stack.firehose).await;
     publish_long(&stack, FRAMES, 100_000).await;

@@ -513,6 +513,10 @@ impl Seen {
                 self.steps.push(Step::Gap);
                 None
             }
+            ("gap", _) if ["subscribed_in_outage", "on_demand"].contains(&text("reason")) => {
+                self.steps.push(Step::Gap);
+                None
+            }
             ("success", Some(("", item))) if words.is_contract(item) => {
                 self.grants += usize::from(self.granted.insert(item.to_owned()));
                 self.changed(vec![item.to_owned()], Vec::new(), sent_before);
