@@ -9,11 +9,12 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use polygon_sim::SimConfig;
 use tests::{
     http::{get, refused_upgrade},
-    official_clients::{Client, run_script},
+    official_clients::{Client, run_script, run_script_in},
     program::{Finished, Launch, Program, Signal},
-    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack},
+    stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig},
     wait::{SOON, eventually, listens, within},
     ws_client::{AUTHENTICATED, GREETING, TestClient, acks},
 };
@@ -297,6 +298,40 @@ async fn the_go_snippet_is_go() {
     let gofmt = Command::new("gofmt").arg("-d").arg(&path).output();
     let done = within(SOON, "gofmt", gofmt).await.expect("run gofmt");
     assert!(done.status.success() && done.stdout.is_empty(), "{done:?}");
+}
+
+/// Runs the block as it stands, but at another address and with another key.
+#[tokio::test]
+async fn a_client_that_is_killed_loses_nothing() {
+    let sim = SimConfig { rate: 2_000.0, symbols: 20, ..SimConfig::default() };
+    let stack = Stack::with(StackConfig { sim, ..StackConfig::default() }).await;
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    let which = dir.path().join("which.py");
+    std::fs::write(&which, "import sys\nprint(sys.executable)\n").expect("write a script");
+    let python = run_script_in(dir.path(), &which, &[], SOON).await;
+    let Some(python) = python.map(|done| done.stdout.trim().to_owned()) else { return };
+    let script = root().join("tests/test_client.py");
+    let document = document("QUICKSTART.md");
+    let commands = block(&document, "sh", "/session/alpha")
+        .replace("python3 tests/test_client.py", &format!("{python} {}", script.display()))
+        .replace("localhost:8765", &stack.addr().to_string())
+        .replace("sim-key", CLIENT_KEY);
+    let mut bash = Command::new("bash");
+    bash.args(["-m", "-e", "-c", &commands])
+        .current_dir(dir.path())
+        .env("FILTERED_PROXY_PORT", stack.addr().port().to_string())
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let done = within(2 * SOON, "the commands", bash.output()).await.expect("run bash");
+    assert!(done.status.success(), "{done:?}");
+    let lines = |name: &str| {
+        let text = std::fs::read_to_string(dir.path().join(name)).expect("what a client printed");
+        text.lines().count()
+    };
+    let [first, second, witness] = ["first.txt", "second.txt", "witness.txt"].map(lines);
+    assert!(first > 10 && second > witness / 2 && witness > 100, "{first} {second} {witness}");
+    assert_eq!(lines("lost.txt"), 0, "{done:?}");
+    assert!(String::from_utf8_lossy(&done.stdout).contains(r#""history":{"#), "{done:?}");
 }
 
 /// Starts each program of the block as its line says, but on free ports.
