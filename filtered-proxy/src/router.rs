@@ -377,9 +377,13 @@ impl Router {
                 self.notify(&self.notice(Notice::malformed(TierName::Filtered)));
             }
             LinkEvent::Notice(frame, status) => {
-                // The firehose repeats an outage that goes on.
-                if self.notify(&frame) == Use::HistoryOnly {
-                    return;
+                // The end of our own outage is announced before one of the firehose.
+                let first = self.resuming.is_some() && self.feed.is_waiting();
+                match first && status.status == "upstream_down" {
+                    true => _ = self.keep(&frame),
+                    // The firehose repeats an outage that goes on.
+                    false if self.notify(&frame) == Use::HistoryOnly => return,
+                    false => {}
                 }
                 match status.status.as_str() {
                     "upstream_down" => {
@@ -452,6 +456,10 @@ impl Router {
         }
         self.shared.outages.send_modify(|o| o.ours = None);
         self.notify_of_end(&frame);
+        let firehoses = self.shared.outages.borrow().firehoses.clone();
+        if let Some((frame, _)) = firehoses {
+            self.announce(&frame);
+        }
     }
 
     /// Tells the clients which contracts the end of an outage does not include, because the
@@ -567,13 +575,18 @@ impl Router {
     /// Sends a notice to every session that gets notices and holds a channel, in order with the
     /// events before and after it.
     fn notify(&mut self, frame: &Frame) -> Use {
-        self.deliver();
-        let came = self.received.of(Instant::now());
-        let whose = self.feed.notice(frame, came);
+        let whose = self.keep(frame);
         if whose == Use::Sessions {
             self.announce(frame);
         }
         whose
+    }
+
+    /// Adds a notice to the history. Returns whose it is.
+    fn keep(&mut self, frame: &Frame) -> Use {
+        self.deliver();
+        let came = self.received.of(Instant::now());
+        self.feed.notice(frame, came)
     }
 
     /// Does the same without the history.

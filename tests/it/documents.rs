@@ -307,9 +307,10 @@ async fn a_client_that_is_killed_loses_nothing() {
     let stack = Stack::with(StackConfig { sim, ..StackConfig::default() }).await;
     let dir = tempfile::tempdir().expect("make a temporary directory");
     let which = dir.path().join("which.py");
-    std::fs::write(&which, "import sys\nprint(sys.executable)\n").expect("write a script");
-    let python = run_script_in(dir.path(), &which, &[], SOON).await;
-    let Some(python) = python.map(|done| done.stdout.trim().to_owned()) else { return };
+    let prints = "import sys\nprint(sys.executable)\nprint(':'.join(sys.path))\n";
+    std::fs::write(&which, prints).expect("write a script");
+    let Some(python) = run_script_in(dir.path(), &which, &[], SOON).await else { return };
+    let (python, path) = python.stdout.trim().split_once('\n').expect("two lines");
     let script = root().join("tests/test_client.py");
     let document = document("QUICKSTART.md");
     let commands = block(&document, "sh", "/session/alpha")
@@ -317,7 +318,8 @@ async fn a_client_that_is_killed_loses_nothing() {
         .replace("localhost:8765", &stack.addr().to_string())
         .replace("sim-key", CLIENT_KEY);
     let mut bash = Command::new("bash");
-    bash.args(["-m", "-e", "-c", &commands])
+    bash.args(["-e", "-c", &commands])
+        .env("PYTHONPATH", path)
         .current_dir(dir.path())
         .env("FILTERED_PROXY_PORT", stack.addr().port().to_string())
         .stdin(Stdio::null())

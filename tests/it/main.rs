@@ -44,6 +44,7 @@ mod official_clients;
 mod oracle_churn;
 mod oracle_contracts;
 mod oracle_markets;
+mod oracle_resume;
 mod outages;
 mod page;
 mod prefixes;

@@ -29,6 +29,7 @@
 //! | [`autobahn`] | the Autobahn cases, against both ends of the product's WebSockets |
 
 pub mod autobahn;
+pub mod aware;
 pub mod browser;
 pub mod chain;
 pub mod churn;

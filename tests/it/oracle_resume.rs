@@ -1,0 +1,375 @@
+//! Clients that know their positions, through everything that can happen to them, to the links, to
+//! the vendor and to the proxies: each must get exactly the events of its channels, once and in
+//! order, over all its connections. An independent model says which. Only what the vendor did not
+//! send, and what a restarted firehose does not remember, may be missing, and it must be declared.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use fastrand::Rng;
+use polygon_sim::{Fault as VendorFault, SimHandle};
+use serde_json::Value;
+use tests::{
+    aware::{Aware, MARKER, Story},
+    oracle::{Oracle, Step, matches},
+    program::{Program, Signal},
+    relay::{Fault, Relay},
+    stack::{self, CLIENT_KEY, ReservedPort, Sim, is_complete, is_up},
+    wait::{SOON, eventually, within},
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval, sleep},
+};
+
+use crate::seed;
+
+const PROXIES: usize = 3;
+/// What the clients subscribe to, beside the markers. The first one gets everything.
+const CHANNELS: [&str; 8] =
+    ["*", "T.*", "Q.*", "T.S1,Q.S2", "T.S3,T.S4,Q.*", "Q.S5", "T.S1*,Q.S6", "*"];
+const SYMBOLS: usize = 12;
+const FRAME_INTERVAL: Duration = Duration::from_millis(4);
+/// A marker comes with each frame whose number this divides.
+const MARKER_FRAMES: usize = 25;
+/// How many events may be on their way when something happens.
+const ON_THEIR_WAY: usize = 400;
+/// How long links may need to come back after several faults.
+const BACK: Duration = Duration::from_secs(40);
+
+/// Everything that runs, with a relay at each link and before each proxy. Fields are dropped from
+/// the clients' end to the market's.
+struct World {
+    doors: Vec<Relay>,
+    filtered: Vec<Program>,
+    links: Vec<Relay>,
+    firehose: Program,
+    sim: Sim,
+    ports: Vec<ReservedPort>,
+}
+
+impl World {
+    async fn start() -> Self {
+        let sim = Sim::start().await;
+        let ports: Vec<_> = (0..=PROXIES).map(|_| ReservedPort::new()).collect();
+        let firehose = firehose(&sim, &ports[PROXIES]).await;
+        let (mut doors, mut links, mut filtered) = (Vec::new(), Vec::new(), Vec::new());
+        for port in &ports[..PROXIES] {
+            links.push(Relay::start(ports[PROXIES].addr()).await);
+            doors.push(Relay::start(port.addr()).await);
+            filtered.push(self::filtered(links.last().expect("just pushed"), port).await);
+        }
+        let world = Self { doors, filtered, links, firehose, sim, ports };
+        world.recovered().await;
+        world
+    }
+
+    /// Waits until everything is linked up.
+    async fn recovered(&self) {
+        eventually(BACK, "the vendor serves all", async || {
+            let held = self.sim.handle.subscriptions();
+            let all = ["T.*", "Q.*", "AM.*"].iter().all(|channel| held.contains(*channel));
+            all && self.firehose.health_text("/upstream/state").await == "up"
+        })
+        .await;
+        for proxy in &self.filtered {
+            eventually(BACK, "a link is up", async || {
+                proxy.health_text("/upstream/state").await == "up"
+            })
+            .await;
+            is_complete(proxy).await;
+        }
+    }
+
+    async fn restart_filtered(&mut self, n: usize) {
+        self.filtered[n].signal(Signal::SIGKILL);
+        self.filtered[n].wait_exit(SOON).await;
+        self.filtered[n] = filtered(&self.links[n], &self.ports[n]).await;
+    }
+
+    async fn restart_firehose(&mut self) {
+        self.firehose.signal(Signal::SIGKILL);
+        self.firehose.wait_exit(SOON).await;
+        self.firehose = firehose(&self.sim, &self.ports[PROXIES]).await;
+    }
+}
+
+async fn firehose(sim: &Sim, port: &ReservedPort) -> Program {
+    let launch = stack::firehose(&sim.url("stocks"));
+    launch.env("FIREHOSE_PORT", port.addr().port()).start().await
+}
+
+async fn filtered(link: &Relay, port: &ReservedPort) -> Program {
+    let launch = stack::filtered(link.addr());
+    launch.env("FILTERED_PROXY_PORT", port.addr().port()).start().await
+}
+
+/// The market's events, each unique by its number.
+#[derive(Debug)]
+struct Market {
+    sim: SimHandle,
+    events: Vec<String>,
+    frames: usize,
+    markers: usize,
+    rng: Rng,
+    sent: Arc<AtomicUsize>,
+    /// For each client the last marker that it got.
+    heard: Vec<Arc<AtomicUsize>>,
+}
+
+impl Market {
+    fn new(sim: SimHandle, seed: u64) -> Self {
+        Self {
+            sim,
+            events: Vec::new(),
+            frames: 0,
+            markers: 0,
+            rng: Rng::with_seed(seed),
+            sent: Arc::default(),
+            heard: Vec::new(),
+        }
+    }
+
+    fn publish(&mut self) {
+        let first = self.events.len();
+        self.frames += 1;
+        for n in first..first + self.rng.usize(1..8) {
+            let symbol = self.rng.usize(..SYMBOLS);
+            let kind = if self.rng.bool() { "T" } else { "Q" };
+            self.events.push(format!(r#"{{"ev":"{kind}","sym":"S{symbol}","q":{n}}}"#));
+        }
+        if self.frames.is_multiple_of(MARKER_FRAMES) {
+            self.markers += 1;
+            self.events.push(format!("{MARKER}{}}}", self.markers));
+        }
+        self.send(first);
+    }
+
+    fn end(&mut self) {
+        let first = self.events.len();
+        self.events.push(format!("{MARKER}0}}"));
+        self.send(first);
+    }
+
+    fn send(&self, first: usize) {
+        self.sent.store(self.events.len(), SeqCst);
+        self.sim.publish(&self.events[first..]);
+    }
+
+    /// Publishes until the future completes.
+    async fn publish_while<T>(&mut self, happening: impl Future<Output = T>) -> T {
+        tokio::pin!(happening);
+        let mut frames = interval(FRAME_INTERVAL);
+        loop {
+            tokio::select! {
+                happened = &mut happening => return happened,
+                _ = frames.tick() => self.publish(),
+            }
+        }
+    }
+
+    /// Publishes until every client has got a marker that is sent from now on.
+    async fn until_heard(&mut self) {
+        let (heard, first) = (self.heard.clone(), self.markers + 1);
+        let everyone = async || heard.iter().all(|heard| heard.load(SeqCst) >= first);
+        self.publish_while(eventually(BACK, "every client gets what is new", everyone)).await;
+    }
+}
+
+/// What happens.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// All connections at this door end: in the middle of a frame, or with a reset.
+    Door(usize, Fault),
+    /// The link of this proxy ends, in the same way.
+    Link(usize, Fault),
+    /// The link of this proxy is dead for a while.
+    DeadLink(usize, Duration),
+    /// The vendor ends its connection.
+    Vendor,
+    /// This proxy is killed and started again.
+    Killed(usize),
+    /// The firehose is killed and started again.
+    FirehoseKilled,
+}
+
+impl Event {
+    fn drawn(rng: &mut Rng) -> Self {
+        let end = if rng.bool() { Fault::Cut } else { Fault::Reset };
+        let n = rng.usize(..PROXIES);
+        match rng.u8(..10) {
+            0..3 => Self::Door(n, end),
+            3..5 => Self::Link(n, end),
+            5..7 => Self::DeadLink(n, Duration::from_millis(rng.u64(50..600))),
+            7 => Self::Vendor,
+            _ => Self::Killed(n),
+        }
+    }
+}
+
+async fn happens(event: Event, world: &mut World) {
+    match event {
+        Event::Door(n, fault) => world.doors[n].inject(fault),
+        Event::Link(n, fault) => {
+            let proxy = &world.filtered[n];
+            let losses = async || proxy.metric("filtered_upstream_connects_total").await;
+            let before = losses().await;
+            world.links[n].inject(fault);
+            eventually(BACK, "the link comes back", async || losses().await > before).await;
+        }
+        Event::DeadLink(n, lasting) => {
+            world.links[n].inject(Fault::BlackHole);
+            sleep(lasting).await;
+            world.links[n].inject(Fault::Reset);
+            world.links[n].heal();
+        }
+        Event::Vendor => {
+            let firehose = &world.firehose;
+            let connects = async || firehose.metric("firehose_upstream_connects_total").await;
+            let before = connects().await;
+            world.sim.handle.inject(VendorFault::Abort);
+            eventually(BACK, "the firehose connects anew", async || connects().await > before)
+                .await;
+        }
+        Event::Killed(n) => world.restart_filtered(n).await,
+        Event::FirehoseKilled => {
+            world.restart_firehose().await;
+            is_up(&world.firehose).await;
+        }
+    }
+    world.recovered().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_go_on_at_any_proxy_whatever_is_cut_and_killed() {
+    run(14, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_when_the_firehose_is_killed_too() {
+    run(9, Some(3)).await;
+}
+
+/// Lets so many things happen, and the end of the firehose after so many of them.
+async fn run(count: usize, firehose_killed_after: Option<usize>) {
+    let seed = seed::of_this_run();
+    // Printed when the test fails.
+    println!("TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let mut world = World::start().await;
+    let mut market = Market::new(world.sim.handle.clone(), rng.u64(..));
+    let mut clients = JoinSet::new();
+    for (n, channels) in CHANNELS.iter().enumerate() {
+        let heard = Arc::<AtomicUsize>::default();
+        market.heard.push(Arc::clone(&heard));
+        let client = Aware {
+            doors: world.doors.iter().map(Relay::addr).collect(),
+            key: CLIENT_KEY,
+            channels: (*channels).to_owned(),
+            rng: rng.fork(),
+            leaves: Some(Duration::from_millis(500)),
+            sent: Arc::clone(&market.sent),
+            heard,
+        };
+        clients.spawn(async move { (n, client.live().await) });
+    }
+    let mut events: Vec<_> = (0..count).map(|_| Event::drawn(&mut rng)).collect();
+    if let Some(after) = firehose_killed_after {
+        events.insert(after, Event::FirehoseKilled);
+    }
+    let (mut excuses, started) = (Excuses::default(), Instant::now());
+    market.until_heard().await;
+    for event in events {
+        println!("{event:?} after {} events, {:?}", market.events.len(), started.elapsed());
+        market.publish_while(sleep(Duration::from_millis(rng.u64(100..400)))).await;
+        let before = market.events.len().saturating_sub(ON_THEIR_WAY);
+        market.publish_while(happens(event, &mut world)).await;
+        if !matches!(event, Event::Door(..) | Event::Link(..)) || rng.bool() {
+            market.until_heard().await;
+        }
+        let span = before..market.events.len();
+        match event {
+            Event::Vendor => excuses.vendor.push(span),
+            Event::FirehoseKilled => excuses.firehose.push(span),
+            _ => {}
+        }
+    }
+    market.until_heard().await;
+    market.end();
+    let mut stories = BTreeMap::new();
+    while let Some(ended) = within(BACK, "every client gets the end", clients.join_next()).await {
+        let (n, story) = ended.unwrap_or_else(|error| panic!("a client failed: {error}"));
+        stories.insert(n, story);
+    }
+    check(&market.events, &stories, &excuses);
+}
+
+/// The events that may be missing.
+#[derive(Debug, Default)]
+struct Excuses {
+    /// The vendor was away: nobody gets them, or all do.
+    vendor: Vec<Range<usize>>,
+    /// The firehose was away: some may get them and others not.
+    firehose: Vec<Range<usize>>,
+}
+
+impl Excuses {
+    fn among(spans: &[Range<usize>], n: usize) -> bool {
+        spans.iter().any(|span| span.contains(&n))
+    }
+}
+
+fn check(events: &[String], stories: &BTreeMap<usize, Story>, excuses: &Excuses) {
+    let numbers: HashMap<&str, usize> =
+        events.iter().enumerate().map(|(n, event)| (event.as_str(), n)).collect();
+    let parsed: Vec<Value> =
+        events.iter().map(|event| serde_json::from_str(event).expect("an event")).collect();
+    let oracle = Oracle::new("stocks", events);
+    let mut got = Vec::new();
+    for (n, story) in stories {
+        let connections = story.ends.len();
+        println!("{n}: {connections} connections, {} skips, {:?}", story.skips, story.notices);
+        if let Err(wrong) = oracle.check(&story.steps) {
+            let tail = &story.log[story.log.len().saturating_sub(200)..];
+            panic!("client {n} ({}): {wrong}\n{}", CHANNELS[*n], tail.join("\n"));
+        }
+        let received = story.steps.iter().filter_map(|step| match step {
+            Step::Event(event) => Some(numbers[event.as_str()]),
+            Step::Gap | Step::Changed { .. } => None,
+        });
+        got.push(received.collect::<HashSet<_>>());
+    }
+    let by_anyone: HashSet<usize> = got.iter().flatten().copied().collect();
+    for (n, got) in got.iter().enumerate() {
+        let first = *got.iter().min().expect("it got something");
+        let channels: Vec<_> = CHANNELS[n].split(',').chain(["AM.END"]).collect();
+        let wanted = |event: usize| {
+            channels.iter().any(|channel| matches("stocks", channel, &parsed[event]))
+        };
+        for missing in (first..events.len()).filter(|n| !got.contains(n)).filter(|n| wanted(*n)) {
+            let nobody_has_it = !by_anyone.contains(&missing);
+            let vendors = nobody_has_it && Excuses::among(&excuses.vendor, missing);
+            let excused = vendors || Excuses::among(&excuses.firehose, missing);
+            assert!(excused, "client {n} never got event {missing} of {excuses:?}");
+        }
+    }
+    let restarted = !excuses.firehose.is_empty();
+    for (n, story) in stories {
+        for notice in story.notices.keys() {
+            let declares_loss = notice.contains(" gap ")
+                || (notice.starts_with("filtered upstream_up") && !notice.ends_with("missed"));
+            assert!(restarted || !declares_loss, "client {n}: {:?}", story.notices);
+        }
+    }
+    let all = || stories.values();
+    let connections: usize = all().map(|story| story.ends.len()).sum();
+    let skips: usize = all().map(|story| story.skips).sum();
+    assert!(connections > 3 * stories.len() && skips > connections / 10, "too little happened");
+}
