@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::{
@@ -80,6 +81,12 @@ pub enum CommandError {
     /// `since` is no time.
     #[error(r#"invalid command: "since" must be a time in milliseconds since 1970"#)]
     Since,
+    /// `newest` is no number.
+    #[error(r#"invalid command: "newest" must be a number of bytes"#)]
+    Newest,
+    /// `snapshot` is neither true nor false.
+    #[error(r#"invalid command: "snapshot" must be true or false"#)]
+    Snapshot,
     /// More than one start.
     #[error(r#"invalid command: expected one of "from", "since" and "snapshot""#)]
     Starts,
@@ -104,14 +111,14 @@ impl Command {
         #[derive(Deserialize)]
         struct Raw {
             action: String,
-            params: Option<serde_json::Value>,
+            params: Option<Value>,
             #[serde(rename = "for")]
-            key: Option<serde_json::Value>,
-            clients: Option<serde_json::Value>,
-            from: Option<serde_json::Value>,
-            since: Option<serde_json::Value>,
-            newest: Option<serde_json::Value>,
-            snapshot: Option<serde_json::Value>,
+            key: Option<Value>,
+            clients: Option<Value>,
+            from: Option<Value>,
+            since: Option<Value>,
+            newest: Option<Value>,
+            snapshot: Option<Value>,
         }
         // A JSON array would fill the struct by position.
         if !text.trim_start().starts_with('{') {
@@ -119,38 +126,52 @@ impl Command {
         }
         let raw: Raw = serde_json::from_str(text).map_err(|_| CommandError::Malformed)?;
         let params = |action| match raw.params {
-            Some(serde_json::Value::String(params)) => Ok(params),
+            Some(Value::String(params)) => Ok(params),
             _ => Err(CommandError::Params { action }),
         };
-        let clients = raw.clients.as_ref().and_then(serde_json::Value::as_u64).unwrap_or(1);
+        let clients = raw.clients.as_ref().and_then(Value::as_u64).unwrap_or(1);
         let clients = u32::try_from(clients).unwrap_or(u32::MAX).max(1);
         let on_behalf_of = match raw.key {
-            Some(serde_json::Value::String(key)) => Some(OnBehalfOf { key: key.into(), clients }),
+            Some(Value::String(key)) => Some(OnBehalfOf { key: key.into(), clients }),
             _ => None,
         };
-        let snapshot = raw.snapshot == Some(serde_json::Value::Bool(true));
-        let start = match (raw.from, raw.since, raw.newest) {
-            (None, None, None) => Start::Live,
-            (Some(serde_json::Value::String(from)), None, None) => {
-                Start::parse_from(&from).map_err(|_| CommandError::From)?
-            }
-            (Some(_), None, None) => return Err(CommandError::From),
-            (None, Some(since), None) => Start::Since(since.as_u64().ok_or(CommandError::Since)?),
-            (None, None, Some(bytes)) => Start::Newest(bytes.as_u64().unwrap_or(0)),
-            _ => return Err(CommandError::Starts),
-        };
-        if snapshot && start != Start::Live {
-            return Err(CommandError::Starts);
-        }
-        let items = |params| Items { params, on_behalf_of, start, snapshot };
         match raw.action.as_str() {
             // A key out of a file often ends with a line end.
             "auth" => params("auth").map(|key| Self::Auth(key.trim().into())),
-            "subscribe" => params("subscribe").map(items).map(Self::Subscribe),
-            "unsubscribe" => params("unsubscribe").map(items).map(Self::Unsubscribe),
+            "subscribe" => {
+                let params = params("subscribe")?;
+                let (start, snapshot) = start(raw.from, raw.since, raw.newest, raw.snapshot)?;
+                Ok(Self::Subscribe(Items { params, on_behalf_of, start, snapshot }))
+            }
+            "unsubscribe" => params("unsubscribe")
+                .map(|params| Self::Unsubscribe(Items { on_behalf_of, ..Items::live(params) })),
             _ => Err(CommandError::UnknownAction { action: raw.action.chars().take(32).collect() }),
         }
     }
+}
+
+/// Where a subscription with these members begins, and whether it wants the last values first.
+fn start(
+    from: Option<Value>,
+    since: Option<Value>,
+    newest: Option<Value>,
+    snapshot: Option<Value>,
+) -> Result<(Start, bool), CommandError> {
+    let snapshot = match snapshot {
+        None => false,
+        Some(wanted) => wanted.as_bool().ok_or(CommandError::Snapshot)?,
+    };
+    let start = match (from, since, newest) {
+        (None, None, None) => return Ok((Start::Live, snapshot)),
+        (Some(Value::String(from)), None, None) => {
+            Start::parse_from(&from).map_err(|_| CommandError::From)?
+        }
+        (Some(_), None, None) => return Err(CommandError::From),
+        (None, Some(since), None) => Start::Since(since.as_u64().ok_or(CommandError::Since)?),
+        (None, None, Some(bytes)) => Start::Newest(bytes.as_u64().ok_or(CommandError::Newest)?),
+        _ => return Err(CommandError::Starts),
+    };
+    if snapshot { Err(CommandError::Starts) } else { Ok((start, false)) }
 }
 
 /// The text of a subscription to a firehose that begins here.
@@ -429,7 +450,7 @@ mod tests {
         let mut seen = 0;
         for frame in &frames {
             assert!(frame.text().len() <= MAX_MESSAGE_BYTES);
-            let objects: Vec<serde_json::Value> = serde_json::from_slice(frame.text()).unwrap();
+            let objects: Vec<Value> = serde_json::from_slice(frame.text()).unwrap();
             seen += objects.len();
         }
         assert_eq!(seen, statuses.len());
@@ -482,6 +503,8 @@ mod tests {
             (r#""since":-7"#, CommandError::Since),
             (r#""from":"1-2","since":7"#, CommandError::Starts),
             (r#""from":"1-2","snapshot":true"#, CommandError::Starts),
+            (r#""snapshot":1"#, CommandError::Snapshot),
+            (r#""newest":"all""#, CommandError::Newest),
         ] {
             let text = format!(r#"{{"action":"subscribe","params":"T.A",{rest}}}"#);
             assert_eq!(Command::parse(&text).unwrap_err(), error);
