@@ -57,6 +57,8 @@ pub enum HistoryState {
 #[derive(Debug)]
 pub struct Feed {
     history: History,
+    /// Whether the link asks for what it missed.
+    resumes: bool,
     phase: Phase,
     /// Whether the history has once been filled.
     filled: bool,
@@ -82,6 +84,7 @@ impl Feed {
     pub fn new(history: History, resumes: bool) -> Self {
         Self {
             history,
+            resumes,
             phase: if resumes { Phase::Waiting } else { Phase::Live },
             filled: !resumes,
             head: Position::default(),
@@ -127,6 +130,11 @@ impl Feed {
     /// was here then.
     pub fn was_down(&self) -> bool {
         self.was_down
+    }
+
+    /// Whether messages are for the history alone.
+    pub fn is_filling(&self) -> bool {
+        self.phase == Phase::Filling
     }
 
     /// How long before `came` the firehose received the last message, if that is an old one.
@@ -192,7 +200,7 @@ impl Feed {
 
     /// The connection is lost.
     pub fn on_down(&mut self) {
-        self.phase = Phase::Waiting;
+        self.phase = if self.resumes { Phase::Waiting } else { Phase::Live };
         (self.was_down, self.ahead) = (true, None);
     }
 
@@ -354,6 +362,15 @@ mod tests {
         let (history, end) = (feed.history(), feed.history().end());
         let times = (end - 4..end).map(|entry| history.place(entry).unwrap().1);
         assert_eq!(times.collect::<Vec<_>>(), [1_050, 1_100, 1_201, 1_202]);
+    }
+
+    #[test]
+    fn without_a_history_all_messages_are_live() {
+        let mut feed = Feed::new(History::new(0), false);
+        assert_eq!(feed.history_state(), HistoryState::Current);
+        assert_eq!(feed.message(&Frame::new(b"[{}]"), 1, None, 7), Use::Sessions);
+        feed.on_down();
+        assert!(!feed.is_waiting() && !feed.is_behind());
     }
 
     #[test]

@@ -91,9 +91,16 @@ impl Replay {
         &self.coverage
     }
 
-    /// Leaves out so many events more, from the next entry on.
+    /// Leaves out so many events more, from the next entry on: the client has them. If messages are
+    /// lost first, those were among them, and nothing more is left out.
     pub fn skip(&mut self, events: u64) {
         self.skip = events;
+    }
+
+    /// Whether events are still to be left out. The client has more than came up to the position
+    /// here, so that it could not go on from there.
+    pub fn is_skipping(&self) -> bool {
+        self.skip > 0
     }
 
     /// Adds channels, whose events begin with this entry. If it is an earlier one than the next,
@@ -164,6 +171,11 @@ impl Replay {
                 self.deliver(&mut yields);
                 self.rebuild();
                 next_part = self.next_part();
+            }
+            // A notice does not move the position, unless it stands behind lost messages.
+            if (notice && position != self.position) || position.epoch != self.position.epoch {
+                self.deliver(&mut yields);
+                self.skip = 0;
             }
             if notice {
                 self.deliver(&mut yields);

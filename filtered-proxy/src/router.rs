@@ -904,6 +904,10 @@ impl Router {
         if self.followers.is_empty() || !self.followers.is_time(now.into_std()) {
             return;
         }
+        if self.feed.is_filling() {
+            // Sessions get nothing of what comes.
+            return;
+        }
         let Some(head) = self.feed.head() else { return };
         let (index, waiting) = (&self.index, &self.waiting);
         let due = self.followers.due(head, now.into_std(), |session, outbound: &Arc<Outbound>| {

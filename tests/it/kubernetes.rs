@@ -188,7 +188,7 @@ async fn memory_and_time_to_stop_suffice_for_the_settings() {
         let bound = match tier {
             "firehose-proxy" => 2 * number("RING_BYTES") + number("TOTAL_QUEUE_BYTES"),
             _ => number("TOTAL_QUEUE_BYTES") + number("MAX_CONNECTIONS") * 10_400,
-        };
+        } + 2 * number("HISTORY_BYTES");
         let resources = &pods["containers"][0]["resources"];
         assert!(bound + 150 * MIB <= bytes(&resources["limits"]["memory"]), "{tier}: {bound}");
         assert_eq!(resources["limits"], json!({"memory": resources["requests"]["memory"]}));

@@ -38,6 +38,7 @@ mod manual;
 mod markets;
 mod metrics;
 mod monitoring;
+mod named_clients;
 mod new_types;
 mod notices;
 mod official_clients;

@@ -41,6 +41,8 @@ const FRAME_INTERVAL: Duration = Duration::from_millis(4);
 const MARKER_FRAMES: usize = 25;
 /// How many events may be on their way when something happens.
 const ON_THEIR_WAY: usize = 400;
+/// How long a link is late.
+const LATE_FOR: Duration = Duration::from_millis(700);
 /// How long links may need to come back after several faults.
 const BACK: Duration = Duration::from_secs(40);
 
@@ -192,6 +194,8 @@ enum Event {
     Link(usize, Fault),
     /// The link of this proxy is dead for a while.
     DeadLink(usize, Duration),
+    /// The link of this proxy is late for a while.
+    LateLink(usize, Duration),
     /// The vendor ends its connection.
     Vendor,
     /// This proxy is killed and started again.
@@ -204,11 +208,12 @@ impl Event {
     fn drawn(rng: &mut Rng) -> Self {
         let end = if rng.bool() { Fault::Cut } else { Fault::Reset };
         let n = rng.usize(..PROXIES);
-        match rng.u8(..10) {
+        match rng.u8(..12) {
             0..3 => Self::Door(n, end),
             3..5 => Self::Link(n, end),
             5..7 => Self::DeadLink(n, Duration::from_millis(rng.u64(50..600))),
-            7 => Self::Vendor,
+            7..9 => Self::LateLink(n, Duration::from_millis(rng.u64(20..150))),
+            9 => Self::Vendor,
             _ => Self::Killed(n),
         }
     }
@@ -228,6 +233,11 @@ async fn happens(event: Event, world: &mut World) {
             world.links[n].inject(Fault::BlackHole);
             sleep(lasting).await;
             world.links[n].inject(Fault::Reset);
+            world.links[n].heal();
+        }
+        Event::LateLink(n, late) => {
+            world.links[n].inject(Fault::Delay(late));
+            sleep(LATE_FOR).await;
             world.links[n].heal();
         }
         Event::Vendor => {

@@ -325,7 +325,8 @@ async fn a_disk_that_hangs_for_good_holds_a_bounded_part_of_the_stream() {
     let (dir, disk) = (TempDir::new().expect("make a directory"), Disk::new().await);
     let mut rng = Rng::with_seed(1);
     let sim = Sim::start().await;
-    let mut program = up(disk.under(recorder(&sim, dir.path()))).await;
+    let launch = recorder(&sim, dir.path()).env("HISTORY_BYTES", 0);
+    let mut program = up(disk.under(launch)).await;
     let mut client = subscriber(&sim, &program).await;
     let event = long_trade(&mut rng, 250_000);
     send(&sim, &mut client, &vec![event.clone(); 20]).await;

@@ -1,12 +1,14 @@
 //! Coming back: links and clients go on from where they stood.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use tests::{
-    program::Program,
+    program::{Program, Signal},
     relay::{Fault, Relay},
-    stack::{self, CLIENT_KEY, FIREHOSE_KEY, Sim, Stack, StackConfig, in_state, is_up},
+    stack::{
+        self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, in_state, is_up,
+    },
     wait::{SOON, eventually, within},
     ws_client::{TestClient, acks},
 };
@@ -211,6 +213,26 @@ async fn whoever_subscribes_while_the_link_is_cut_gets_nothing_older() {
     before.expect_objects(&[trade("AAPL", 3), quote("AAPL", 8)]).await;
 }
 
+#[tokio::test]
+async fn without_a_history_an_outage_is_announced_as_ever() {
+    let firehose_env = vec![("HISTORY_BYTES", "0".to_owned())];
+    let filtered_env = firehose_env.clone();
+    let stack =
+        Stack::with(StackConfig { firehose_env, filtered_env, ..StackConfig::default() }).await;
+    let mut client = stack.subscriber("T.AAPL").await;
+    assert!(stack.filtered[0].health().await["history"].is_null());
+    let mut lost = stack.client().await;
+    subscribe(&mut lost, "T.AAPL", r#""from":"1-2""#).await;
+    let gap = expect(&mut lost, "gap").await;
+    assert_eq!(gap["reason"], "no_history", "{gap}");
+    stack.sim.handle.inject(polygon_sim::Fault::Abort);
+    expect(&mut client, "upstream_down").await;
+    let up = expect(&mut client, "upstream_up").await;
+    assert!(up["missed"].is_null(), "{up}");
+    stack.publish(&trades(0..1));
+    client.expect_objects(&trades(0..1)).await;
+}
+
 /// A stack whose filtered proxies know positions.
 async fn stack_of(filtered: usize) -> Stack {
     Stack::with(StackConfig { filtered, ..StackConfig::default() }).await
@@ -392,6 +414,133 @@ async fn a_named_session_goes_on_where_its_client_had_confirmed() {
     let end = back.end(SOON).await;
     assert!(format!("{end:?}").contains("1008"), "{end:?}");
     assert_eq!(names(&[expect(&mut second, "resumed").await]), ["resumed"]);
+}
+
+/// Two proxies, the link of the first of which can be cut or slowed.
+struct Two {
+    chain: Cuttable,
+    other: Program,
+}
+
+impl Two {
+    async fn start(firehose_env: &[(&'static str, &str)]) -> Self {
+        let chain = Cuttable::start(firehose_env).await;
+        let other = stack::filtered(chain.firehose.addr()).start().await;
+        is_up(&other).await;
+        stack::is_complete(&other).await;
+        Self { chain, other }
+    }
+
+    /// Where a client of the other proxy stands that got these trades behind a position.
+    async fn place_behind(&self, numbers: std::ops::Range<usize>) -> String {
+        let mut client = login(&self.other, "/?positions=1h").await;
+        client.subscribe("T.AAPL").await;
+        let position = expect(&mut client, "position").await;
+        for n in numbers.clone() {
+            self.chain.publish(&trades(n..n + 1));
+        }
+        client.expect_objects(&trades(numbers.clone())).await;
+        format!("{}-{}", position["position"].as_str().unwrap(), numbers.len())
+    }
+
+    async fn back(&self, place: &str) -> TestClient {
+        let mut back = self.chain.client("/").await;
+        subscribe(&mut back, "T.AAPL", &format!(r#""from":"{place}""#)).await;
+        back
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_not_sent_again_what_another_proxy_was_faster_to_send() {
+    let two = Two::start(&[]).await;
+    two.chain.relay.inject(Fault::Delay(Duration::from_secs(1)));
+    let place = two.place_behind(0..3).await;
+    let mut back = two.back(&place).await;
+    expect(&mut back, "resumed").await;
+    two.chain.publish(&trades(3..5));
+    let (events, _) = read_until(&mut back, &trade("AAPL", 4)).await;
+    assert_eq!(events, trades(3..5));
+}
+
+#[tokio::test]
+async fn nothing_behind_a_gap_is_taken_for_what_the_client_has() {
+    let two = Two::start(&[("HISTORY_BYTES", "2000")]).await;
+    two.chain.cut().await;
+    let place = two.place_behind(0..3).await;
+    for n in 3..100 {
+        two.chain.publish(&trades(n..n + 1));
+    }
+    two.chain.has_events(100.0).await;
+    two.chain.heal().await;
+    two.chain.publish(&trades(100..101));
+    let mut back = two.back(&place).await;
+    let (events, notices) = read_until(&mut back, &trade("AAPL", 100)).await;
+    let gap = notices.iter().find(|notice| notice["status"] == "gap").expect("a gap");
+    let lost = gap["frames"].as_u64().expect("a count") as usize;
+    assert_eq!(events, trades(lost..101), "{gap}");
+}
+
+#[tokio::test]
+async fn nothing_of_a_new_firehose_is_taken_for_what_the_client_has() {
+    let port = ReservedPort::new();
+    let mut two = Two::start(&[("FIREHOSE_PORT", &port.addr().port().to_string())]).await;
+    two.chain.cut().await;
+    let place = two.place_behind(0..3).await;
+    two.chain.firehose.signal(Signal::SIGKILL);
+    two.chain.firehose.wait_exit(SOON).await;
+    two.chain.relay.heal();
+    let url = two.chain.sim.url("stocks");
+    let launch = stack::firehose(&url).env("FIREHOSE_PORT", port.addr().port());
+    two.chain.firehose = launch.start().await;
+    is_up(&two.chain.filtered).await;
+    stack::is_complete(&two.chain.filtered).await;
+    two.chain.publish(&trades(10..12));
+    let mut back = two.back(&place).await;
+    let (events, notices) = read_until(&mut back, &trade("AAPL", 11)).await;
+    assert_eq!(events, trades(10..12));
+    assert!(notices.iter().any(|notice| notice["reason"] == "other_epoch"), "{notices:?}");
+}
+
+#[tokio::test]
+async fn a_replay_that_leaves_out_what_the_client_has_says_no_position_of_it() {
+    let two = Two::start(&[]).await;
+    let place = two.place_behind(0..1_000).await;
+    let mut back = login(&two.chain.filtered, "/?positions=1ms").await;
+    subscribe(&mut back, "T.AAPL", &format!(r#""from":"{place}""#)).await;
+    expect(&mut back, "resumed").await;
+    let mut next = status(&mut back).await;
+    while next["status"] == "upstream_down" || next["status"] == "upstream_up" {
+        next = status(&mut back).await;
+    }
+    let head = two.chain.firehose.health_text("/history/to").await;
+    assert_eq!(next["position"], *head, "{next}");
+}
+
+#[tokio::test]
+async fn a_proxy_that_fills_its_history_says_no_position_of_it() {
+    let stack = stack_of(1).await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    for n in 0..1_000 {
+        stack.publish(&trades(n..n + 1));
+    }
+    read_until(&mut witness, &trade("AAPL", 999)).await;
+    let relay = Relay::start(stack.firehose.addr()).await;
+    relay.inject(Fault::Throttle(40_000));
+    let newcomer = stack::filtered(relay.addr()).start().await;
+    eventually(SOON, "the history is being filled", async || {
+        newcomer.metric("filtered_frames_in_total").await > Some(100.0)
+    })
+    .await;
+    let mut client = login(&newcomer, "/?positions=1ms").await;
+    client.subscribe("T.AAPL").await;
+    let mut notice = status(&mut client).await;
+    assert!(newcomer.metric("filtered_frames_in_total").await < Some(900.0), "too late");
+    relay.heal();
+    while notice["status"] != "position" {
+        notice = status(&mut client).await;
+    }
+    let head = stack.firehose.health_text("/history/to").await;
+    assert_eq!(notice["position"], *head, "{notice}");
 }
 
 fn unix_millis() -> u64 {

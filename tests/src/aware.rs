@@ -239,10 +239,8 @@ fn note(object: &str, place: &mut Option<Standing>, down: &mut bool, story: &mut
             }
         }
         // The first events behind it may have come before.
-        "resumed" => {
-            if place.as_ref().is_none_or(|place| place.position != position) {
-                *place = stands(position);
-            }
+        "resumed" if place.as_ref().is_none_or(|place| place.position != position) => {
+            *place = stands(position);
         }
         "upstream_down" if is_vendor => *down = true,
         "upstream_up" if is_vendor => {

@@ -408,6 +408,27 @@ impl Running {
         kill(Pid::from_raw(id.expect("the client still runs")), signal).expect("signal a client");
     }
 
+    /// Kills it with SIGKILL. Returns the bytes of all objects that it has printed and that were not
+    /// returned yet.
+    ///
+    /// # Panics
+    ///
+    /// If it has ended already.
+    pub async fn kill(mut self) -> Vec<String> {
+        self.signal(Signal::SIGKILL);
+        let rest = async {
+            while let Some(line) = self.output.next_line().await.expect("read the output") {
+                // It may have been killed while it wrote the last line.
+                if let Some(Output::Frame(text)) = Output::parse(&line) {
+                    self.objects.extend(objects(&text));
+                }
+            }
+        };
+        within(SOON, "the output of a killed client ends", rest).await;
+        self.end().await;
+        self.objects.drain(..).collect()
+    }
+
     /// Makes it leave and waits until it has ended.
     ///
     /// # Panics

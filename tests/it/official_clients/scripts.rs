@@ -185,7 +185,7 @@ async fn the_quick_start_runs_the_scripts_with_key_and_port_of_the_dotenv() {
     let port = stack.addr().port();
     let project = project(&format!("FILTERED_PROXY_PORT={port}\nMASSIVE_API_KEY={CLIENT_KEY}\n"));
     let document = document("QUICKSTART.md");
-    let commands = block(&document, "sh", "curl ");
+    let commands = block(&document, "sh", "curl http");
     let lines: Vec<_> =
         commands.lines().filter_map(|line| line.strip_prefix("python3 tests/")).collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
