@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
 
 use crate::{
     event::{EVENT_BYTES, mark},
@@ -13,7 +14,7 @@ use crate::{
     latency::Latency,
     secure::Stream,
     verify::Verifier,
-    wire::{self, KEY, client_frame, command_frame, find, header},
+    wire::{KEY, client_frame, command_frame, find, header, subscribe_from, upgrade_request},
 };
 
 /// What a client asks for, and how it behaves.
@@ -25,6 +26,8 @@ pub struct ClientPlan {
     pub verifier: Verifier,
     /// Stops reading once it is subscribed.
     pub stalled: bool,
+    /// Asks for positions, so that it can leave and come back.
+    pub returns: bool,
 }
 
 /// How far the login of a client is.
@@ -39,8 +42,34 @@ pub enum Phase {
     },
     /// Subscribed.
     Ready,
+    /// It has left.
+    Away,
     /// The server ended the connection.
     Ended,
+}
+
+/// How a client came back.
+#[derive(Debug, Default, Clone)]
+pub struct Return {
+    /// When it subscribed.
+    pub asked_ns: u64,
+    /// When `live` came.
+    pub live_ns: Option<u64>,
+    /// Events between `resumed` and `live`.
+    pub replayed: u64,
+    /// The client's events among those that a `gap` said it does not get.
+    pub told: u64,
+    /// How many of the client's events come before the end of the last `gap`.
+    told_through: u64,
+    /// The events that it had received when `resumed` came.
+    received_before: u64,
+}
+
+/// The fields of a status that a client that comes back reads.
+#[derive(Debug, Deserialize)]
+struct Status {
+    status: String,
+    position: Option<String>,
 }
 
 /// One client of the proxy.
@@ -55,15 +84,51 @@ pub struct Client {
     open: usize,
     /// Statuses that the proxy sent after the login.
     pub notices: Vec<String>,
+    /// The last `position`, and how many events had been received before it.
+    position: Option<(String, u64)>,
+    /// Where its subscription begins, if it has come back.
+    from: Option<String>,
+    /// How it came back.
+    pub back: Return,
 }
 
 impl Client {
     /// Asks for the upgrade on a connected socket.
     pub fn start(mut stream: Stream, plan: ClientPlan) -> Result<Self> {
-        stream.write_all(wire::upgrade_request())?;
-        stream.socket().set_nonblocking(true)?;
-        let (tail, notices) = (Vec::new(), Vec::new());
-        Ok(Self { stream, plan, phase: Phase::Upgrading, tail, open: 0, notices })
+        ask(&mut stream, &plan)?;
+        Ok(Self {
+            stream,
+            plan,
+            phase: Phase::Upgrading,
+            tail: Vec::new(),
+            open: 0,
+            notices: Vec::new(),
+            position: None,
+            from: None,
+            back: Return::default(),
+        })
+    }
+
+    /// Breaks the connection off. What has come and is not read yet is lost.
+    pub fn leave(&mut self) -> Result<()> {
+        self.stream.socket().shutdown(std::net::Shutdown::Both)?;
+        self.phase = Phase::Away;
+        Ok(())
+    }
+
+    /// Asks for the upgrade on another socket. Will go on from where it stood.
+    pub fn come_back(&mut self, mut stream: Stream) -> Result<()> {
+        let (position, at) = self.position.as_ref().context("no position came")?;
+        self.from = Some(format!("{position}-{}", self.verifier().received() - at));
+        ask(&mut stream, &self.plan)?;
+        (self.stream, self.phase, self.open) = (stream, Phase::Upgrading, 0);
+        self.tail.clear();
+        Ok(())
+    }
+
+    /// Whether it leaves and comes back.
+    pub fn returns(&self) -> bool {
+        self.plan.returns
     }
 
     /// The socket.
@@ -177,13 +242,13 @@ impl Client {
                 }
             }
             let Some(payload) = rest.get(head..head + length) else { return Ok(at) };
-            self.on_other(first, payload)?;
+            self.on_other(first, payload, now_ns, feed)?;
             at += head + length;
         }
     }
 
     /// Handles a frame that holds no events of the load.
-    fn on_other(&mut self, first: u8, payload: &[u8]) -> Result<()> {
+    fn on_other(&mut self, first: u8, payload: &[u8], now_ns: u64, feed: &Feed) -> Result<()> {
         match first & 0x0f {
             9 => {
                 let pong = client_frame(0x8a, payload);
@@ -196,13 +261,16 @@ impl Client {
                 self.notices.push(format!("close {code}"));
                 self.phase = Phase::Ended;
             }
-            1 => self.on_status(payload)?,
+            1 => self.on_status(payload, now_ns, feed)?,
             _ => {}
         }
         Ok(())
     }
 
-    fn on_status(&mut self, payload: &[u8]) -> Result<()> {
+    fn on_status(&mut self, payload: &[u8], now_ns: u64, feed: &Feed) -> Result<()> {
+        if self.plan.returns && self.on_position(payload, now_ns, feed)? {
+            return Ok(());
+        }
         let has = |text: &str| find(payload, text.as_bytes()).is_some();
         let Phase::LoggingIn { acks } = &mut self.phase else {
             self.notices.push(show(payload));
@@ -211,7 +279,12 @@ impl Client {
         if has(r#""status":"connected""#) {
             let mut commands = command_frame("auth", KEY);
             if !self.plan.channels.is_empty() {
-                commands.extend(command_frame("subscribe", &self.plan.channels));
+                let channels = &self.plan.channels;
+                self.back.asked_ns = now_ns;
+                commands.extend(match &self.from {
+                    Some(from) => subscribe_from(channels, from),
+                    None => command_frame("subscribe", channels),
+                });
             }
             self.stream.socket().set_nonblocking(false)?;
             self.stream.write_all(&commands).context("log in")?;
@@ -232,6 +305,47 @@ impl Client {
         }
         Ok(())
     }
+
+    /// Reads a status with a position. Returns `false` if it is another one.
+    fn on_position(&mut self, payload: &[u8], now_ns: u64, feed: &Feed) -> Result<bool> {
+        let statuses: [Status; 1] = match serde_json::from_slice(payload) {
+            Ok(statuses) => statuses,
+            // Acknowledgements come together.
+            Err(_) => return Ok(false),
+        };
+        let [Status { status, position }] = statuses;
+        let received = self.verifier().received();
+        match (status.as_str(), position) {
+            ("position", position) => self.position = position.map(|at| (at, received)),
+            ("resumed", _) => self.back.received_before = received,
+            ("live", _) => {
+                self.back.live_ns = Some(now_ns);
+                self.back.replayed = received - self.back.received_before;
+            }
+            ("gap", Some(position)) => {
+                // The firehose counts frames as the load does, so this is exact.
+                let frames: u64 = position.rsplit('-').next().unwrap_or_default().parse()?;
+                let events = frames * feed.frame_events() as u64;
+                let verifier = self.verifier();
+                let (end, begin) = (
+                    verifier.expected(events, feed.topics().len() as u64),
+                    verifier.position().max(self.back.told_through),
+                );
+                self.back.told += end.saturating_sub(begin);
+                self.back.told_through = end.max(begin);
+                self.notices.push(show(payload));
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// Asks for the upgrade.
+fn ask(stream: &mut Stream, plan: &ClientPlan) -> Result<()> {
+    stream.write_all(&upgrade_request(if plan.returns { "?positions=1s" } else { "" }))?;
+    stream.socket().set_nonblocking(true)?;
+    Ok(())
 }
 
 fn show(bytes: &[u8]) -> String {

@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use crate::{
-    client::{Client, ClientPlan, Phase},
+    client::{Client, ClientPlan, Phase, Return},
     clock::Clock,
     feed::Feed,
     latency::Latency,
@@ -36,6 +36,7 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(30);
 /// All clients of a run.
 pub struct Fleet {
     clients: Vec<Client>,
+    address: SocketAddr,
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
@@ -43,6 +44,8 @@ pub struct Fleet {
     clock: Clock,
     /// Delays of the events received since it was last cleared.
     pub latency: Latency,
+    /// The same of the clients that leave and come back.
+    returning: Latency,
     received: u64,
     last_arrival_ns: u64,
     waiting: usize,
@@ -66,12 +69,14 @@ impl Fleet {
     ) -> Result<Self> {
         let mut fleet = Self {
             clients: Vec::with_capacity(plans.len()),
+            address,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(1_024),
             buffer: vec![0; READ_BYTES * 2],
             feed,
             clock,
             latency: Latency::default(),
+            returning: Latency::default(),
             received: 0,
             last_arrival_ns: 0,
             waiting: 0,
@@ -109,6 +114,36 @@ impl Fleet {
         Ok(fleet)
     }
 
+    /// Breaks the connections off of all clients that leave.
+    pub fn leave(&mut self) -> Result<()> {
+        for client in self.clients.iter_mut().filter(|client| client.returns()) {
+            epoll::delete(&self.epoll, client.socket())?;
+            client.leave()?;
+        }
+        Ok(())
+    }
+
+    /// Connects all clients that have left again. While they are polled, they log in and subscribe
+    /// from where they stood.
+    pub fn come_back(&mut self) -> Result<()> {
+        for (i, client) in self.clients.iter_mut().enumerate() {
+            if client.phase() == Phase::Away {
+                let socket = TcpStream::connect(self.address).context("connect a client again")?;
+                socket.set_nodelay(true)?;
+                let data = epoll::EventData::new_u64(i as u64);
+                epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;
+                client.come_back(Stream::Plain(socket))?;
+                self.waiting += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// How the clients that left came back.
+    pub fn returns(&self) -> impl Iterator<Item = &Return> {
+        self.clients.iter().filter(|client| client.returns()).map(|client| &client.back)
+    }
+
     /// Waits up to this long and reads whatever has come.
     pub fn poll(&mut self, timeout: Duration) -> Result<()> {
         let timeout =
@@ -127,7 +162,7 @@ impl Fleet {
                 arrival = clock.now_ns();
                 arrival
             };
-            let latency = &mut self.latency;
+            let latency = if client.returns() { &mut self.returning } else { &mut self.latency };
             let came = client.read(&mut self.buffer, READ_BYTES, now, &self.feed, latency)?;
             if came > 0 {
                 self.received += came;

@@ -12,7 +12,7 @@ use bench::{
     rig::Bench,
     scenario::{
         context::{Context, QUIET_CORES},
-        growth, s1, s2, s3, s4, s5, s6, s7, split,
+        growth, s1, s2, s3, s4, s5, s6, s7, s8, split,
     },
     secure::Identity,
 };
@@ -54,6 +54,7 @@ fn measure(options: &Options) -> Result<()> {
             Scenario::S5 => s5::run(&mut context),
             Scenario::S6 => s6::run(&mut context),
             Scenario::S7 => s7::run(&mut context),
+            Scenario::S8 => s8::run(&mut context),
             Scenario::Growth => growth::run(&mut context),
         }
         .with_context(|| format!("scenario {scenario:?}"))?;

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 #[command(version, about)]
 pub struct Options {
     /// Scenarios to run, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "split,s1,s2,s3,s4,s5,s6,s7,growth")]
+    #[arg(long, value_delimiter = ',', default_value = "split,s1,s2,s3,s4,s5,s6,s7,s8,growth")]
     pub scenario: Vec<Scenario>,
     /// Only check that everything works: a fraction of a second per figure, one run, no files
     /// unless --out is given
@@ -49,6 +49,8 @@ pub enum Scenario {
     S6,
     /// The same load with and without a recording
     S7,
+    /// 100 clients that leave and come back
+    S8,
     /// Cost from few to many clients, subscriptions and events per frame
     Growth,
 }

@@ -91,16 +91,28 @@ impl Binaries {
     }
 
     /// Starts a firehose on this upstream. If it records, then into its working directory.
-    pub fn firehose(&self, upstream: SocketAddr, records: bool) -> Result<Program> {
+    pub fn firehose(
+        &self,
+        upstream: SocketAddr,
+        history: Option<u64>,
+        records: bool,
+    ) -> Result<Program> {
         let mut settings = vec![("POLYGON_WS_URL", format!("ws://{upstream}/stocks"))];
+        settings.extend(history_bytes(history));
         settings.extend(records.then(|| ("RECORD_DIR", RECORDS.to_owned())));
         let (host, port) = ("FIREHOSE_HOST", "FIREHOSE_PORT");
         self.tier("firehose-proxy", "firehose", host, port, &settings, None)
     }
 
     /// Starts a filtered proxy on this firehose. Its port speaks TLS if there is an identity.
-    pub fn filtered(&self, firehose: SocketAddr, tls: Option<&Identity>) -> Result<Program> {
-        let settings = [("FIREHOSE_URL", format!("ws://{firehose}"))];
+    pub fn filtered(
+        &self,
+        firehose: SocketAddr,
+        history: Option<u64>,
+        tls: Option<&Identity>,
+    ) -> Result<Program> {
+        let mut settings = vec![("FIREHOSE_URL", format!("ws://{firehose}"))];
+        settings.extend(history_bytes(history));
         let (host, port) = ("FILTERED_PROXY_HOST", "FILTERED_PROXY_PORT");
         self.tier("filtered-proxy", "filtered", host, port, &settings, tls)
     }
@@ -306,6 +318,11 @@ pub fn idle_seconds() -> Result<f64> {
 pub fn busy_cores(since: Instant, idle_before: f64) -> Result<f64> {
     let cores = std::thread::available_parallelism()?.get() as f64;
     Ok(cores - (idle_seconds()? - idle_before) / since.elapsed().as_secs_f64())
+}
+
+/// The setting for this size of a history. `None` leaves the default.
+fn history_bytes(bytes: Option<u64>) -> Option<(&'static str, String)> {
+    bytes.map(|bytes| ("HISTORY_BYTES", bytes.to_string()))
 }
 
 fn cpu_seconds(process: &str) -> Result<f64> {

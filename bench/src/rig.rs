@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 
 use crate::{
-    client::ClientPlan,
+    client::{ClientPlan, Return},
     clock::Clock,
     feed::Feed,
     fleet::Fleet,
@@ -40,6 +40,8 @@ pub enum Shape {
     Both,
     /// The same with a recording at the firehose.
     Recorded,
+    /// Both tiers with so many bytes of history each.
+    History(u64),
     /// Floor: copies bytes from one socket to another.
     Relay,
     /// Floor: sends precomputed bytes in this way.
@@ -185,7 +187,8 @@ impl Outcome {
 /// A client of these channels.
 pub fn client(feed: &Feed, channels: String) -> ClientPlan {
     let slots = feed.slots_of(channels.split(','));
-    ClientPlan { channels, verifier: Verifier::new(slots.into()), stalled: false }
+    let verifier = Verifier::new(slots.into());
+    ClientPlan { channels, verifier, stalled: false, returns: false }
 }
 
 impl Rig {
@@ -200,21 +203,24 @@ impl Rig {
         let mut programs = Vec::new();
         let upstream = match shape {
             Shape::Floor(_) => None,
-            Shape::Alone | Shape::Tls | Shape::Both | Shape::Recorded | Shape::Relay => {
-                Some(Upstream::start(feed, clock)?)
-            }
+            _ => Some(Upstream::start(feed, clock)?),
         };
         match (&upstream, shape) {
             (Some(upstream), Shape::Alone) => {
-                programs.push(binaries.filtered(upstream.address(), None)?);
+                programs.push(binaries.filtered(upstream.address(), None, None)?);
             }
             (Some(upstream), Shape::Tls) => {
-                programs.push(binaries.filtered(upstream.address(), Some(&bench.identity))?);
+                let identity = Some(&*bench.identity);
+                programs.push(binaries.filtered(upstream.address(), None, identity)?);
             }
-            (Some(upstream), Shape::Both | Shape::Recorded) => {
+            (Some(upstream), Shape::Both | Shape::Recorded | Shape::History(_)) => {
                 let records = shape == Shape::Recorded;
-                let firehose = binaries.firehose(upstream.address(), records)?;
-                programs.push(binaries.filtered(firehose.address, None)?);
+                let history = match shape {
+                    Shape::History(bytes) => Some(bytes),
+                    _ => None,
+                };
+                let firehose = binaries.firehose(upstream.address(), history, records)?;
+                programs.push(binaries.filtered(firehose.address, history, None)?);
                 programs.push(firehose);
             }
             (Some(upstream), _) => {
@@ -243,6 +249,15 @@ impl Rig {
 
     /// Sends one stretch of load and waits until it has arrived.
     pub fn run(&mut self, step: Step) -> Result<Outcome> {
+        self.run_while(step, |_, _| Ok(()))
+    }
+
+    /// The same. Between two reads, calls `steer` with the clients and the programs.
+    pub fn run_while(
+        &mut self,
+        step: Step,
+        mut steer: impl FnMut(&mut Fleet, &[Program]) -> Result<()>,
+    ) -> Result<Outcome> {
         self.fleet.latency.clear();
         let received = self.fleet.received();
         let cpu: Vec<f64> =
@@ -256,6 +271,7 @@ impl Rig {
             (None, _) => unreachable!("only floors have no upstream"),
         };
         while !playing.is_finished() {
+            steer(&mut self.fleet, &self.programs)?;
             self.fleet.poll(Duration::from_millis(20))?;
         }
         let sent = playing.join().expect("the sender does not panic")?;
@@ -304,6 +320,11 @@ impl Rig {
         })
     }
 
+    /// How the clients that left came back.
+    pub fn returns(&self) -> impl Iterator<Item = &Return> {
+        self.fleet.returns()
+    }
+
     /// The feed of the load.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
@@ -328,7 +349,7 @@ fn wait_for_upstream(
 ) -> Result<()> {
     let wanted: &[&str] = match shape {
         Shape::Alone | Shape::Tls => &["*"],
-        Shape::Both | Shape::Recorded => &["T.*", "Q.*"],
+        Shape::Both | Shape::Recorded | Shape::History(_) => &["T.*", "Q.*"],
         Shape::Relay | Shape::Floor(_) => return Ok(()),
     };
     let deadline = Instant::now() + SUBSCRIBE_LIMIT;

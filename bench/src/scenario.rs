@@ -9,4 +9,5 @@ pub mod s4;
 pub mod s5;
 pub mod s6;
 pub mod s7;
+pub mod s8;
 pub mod split;

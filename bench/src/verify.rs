@@ -93,7 +93,7 @@ impl Verifier {
     }
 
     /// How many of the client's events it has passed: received or missing.
-    fn position(&self) -> u64 {
+    pub fn position(&self) -> u64 {
         self.lap * self.slots.len() as u64 + self.at as u64
     }
 

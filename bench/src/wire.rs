@@ -44,10 +44,14 @@ pub fn header(bytes: &[u8]) -> Option<(u8, usize, usize)> {
     }
 }
 
-/// The upgrade request of a client.
-pub fn upgrade_request() -> &'static [u8] {
-    b"GET /stocks HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-      Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+/// The upgrade request of a client, with a query or none: `?positions=1s`.
+pub fn upgrade_request(query: &str) -> Vec<u8> {
+    let request = format!(
+        "GET /stocks{query} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Version: 13\r\n\r\n"
+    );
+    request.into_bytes()
 }
 
 /// A frame as a client sends it, masked with zeros.
@@ -64,6 +68,12 @@ pub fn client_frame(first: u8, payload: &[u8]) -> Vec<u8> {
 /// A command of a client as a frame.
 pub fn command_frame(action: &str, params: &str) -> Vec<u8> {
     client_frame(0x81, format!(r#"{{"action":"{action}","params":"{params}"}}"#).as_bytes())
+}
+
+/// A subscription that begins behind a position.
+pub fn subscribe_from(params: &str, from: &str) -> Vec<u8> {
+    let command = format!(r#"{{"action":"subscribe","params":"{params}","from":"{from}"}}"#);
+    client_frame(0x81, command.as_bytes())
 }
 
 /// The server's side of one connection, with blocking reads.

@@ -175,6 +175,7 @@ impl TryFrom<&Args> for Config {
             let mut link = LinkConfig::new("firehose", firehose, key.clone());
             link.extra_roots = extra_roots.clone();
             link.refused_interval = REFUSED_INTERVAL;
+            link.kept_bytes = args.history_bytes;
             link.history_bytes = (args.history_bytes > 0).then_some(args.history_bytes as u64);
             Ok((*market, link))
         };

@@ -28,10 +28,7 @@ enum Phase {
     /// Messages are from before this program began.
     Filling,
     /// Messages are those that were missed while there was no connection.
-    CatchingUp {
-        /// Whether some of them are lost.
-        lost: bool,
-    },
+    CatchingUp,
 }
 
 /// The end of old messages.
@@ -64,6 +61,8 @@ pub struct Feed {
     filled: bool,
     /// Where it stands; the default if that is not known.
     head: Position,
+    /// Whether something was lost since messages were last live.
+    lost: bool,
     /// Where the firehose said that lost messages end.
     gap_ends: Option<Position>,
     /// Whether a connection has been lost.
@@ -88,6 +87,7 @@ impl Feed {
             phase: if resumes { Phase::Waiting } else { Phase::Live },
             filled: !resumes,
             head: Position::default(),
+            lost: false,
             gap_ends: None,
             was_down: false,
             ahead: None,
@@ -112,7 +112,7 @@ impl Feed {
         match self.phase {
             Phase::Live | Phase::Filling => false,
             Phase::Waiting => self.filled && self.head().is_some(),
-            Phase::CatchingUp { .. } => true,
+            Phase::CatchingUp => true,
         }
     }
 
@@ -141,7 +141,7 @@ impl Feed {
     pub fn age(&self, came: u64) -> Option<Duration> {
         match self.phase {
             Phase::Live | Phase::Waiting => None,
-            Phase::Filling | Phase::CatchingUp { .. } => {
+            Phase::Filling | Phase::CatchingUp => {
                 Some(Duration::from_millis(came.saturating_sub(self.last_time)))
             }
         }
@@ -149,15 +149,16 @@ impl Feed {
 
     /// Whether messages are old.
     pub fn is_catching_up(&self) -> bool {
-        matches!(self.phase, Phase::CatchingUp { .. })
+        matches!(self.phase, Phase::CatchingUp)
     }
 
     /// The state of the history.
     pub fn history_state(&self) -> HistoryState {
         match self.phase {
             _ if !self.filled => HistoryState::Filling,
+            Phase::Filling => HistoryState::Filling,
             Phase::Live => HistoryState::Current,
-            Phase::Waiting | Phase::Filling | Phase::CatchingUp { .. } => HistoryState::Behind,
+            Phase::Waiting | Phase::CatchingUp => HistoryState::Behind,
         }
     }
 
@@ -177,24 +178,24 @@ impl Feed {
                 self.last_came = came;
                 came.saturating_add_signed(self.ahead.unwrap_or(0))
             }
-            Phase::Filling | Phase::CatchingUp { .. } => self.old_time,
+            Phase::Filling | Phase::CatchingUp => self.old_time,
         };
         self.last_time = time;
         self.history.push(frame, u32::try_from(events).unwrap_or(u32::MAX), position, time);
         match self.phase {
             Phase::Filling => Use::HistoryOnly,
-            Phase::Live | Phase::Waiting | Phase::CatchingUp { .. } => Use::Sessions,
+            Phase::Live | Phase::Waiting | Phase::CatchingUp => Use::Sessions,
         }
     }
 
-    /// Takes a notice, which came at this time by our clock.
-    pub fn notice(&mut self, frame: &Frame, came: u64) -> Use {
+    /// Takes a notice.
+    pub fn notice(&mut self, frame: &Frame) -> Use {
         if let Some(head) = self.head() {
-            self.history.push_notice(frame, head, came);
+            self.history.push_notice(frame, head);
         }
         match self.phase {
             Phase::Filling => Use::HistoryOnly,
-            Phase::Live | Phase::Waiting | Phase::CatchingUp { .. } => Use::Sessions,
+            Phase::Live | Phase::Waiting | Phase::CatchingUp => Use::Sessions,
         }
     }
 
@@ -209,6 +210,7 @@ impl Feed {
         if self.phase == Phase::Waiting {
             (self.phase, self.filled) = (Phase::Live, true);
             self.head = Position::default();
+            self.history.forget();
         }
     }
 
@@ -218,33 +220,31 @@ impl Feed {
         let PositionMark { kind, position, time } = mark;
         match kind {
             MarkKind::Gap => {
-                (self.gap_ends, self.head) = (Some(position), position);
-                if let Phase::CatchingUp { lost } = &mut self.phase {
-                    *lost = true;
-                }
+                self.go_to(position, time);
+                self.gap_ends = Some(position);
+                self.lost |= self.phase != Phase::Live;
             }
             MarkKind::Resumed => {
                 let gap_ends = self.gap_ends.take();
                 self.old_time = time;
-                if self.filled && gap_ends == Some(position) {
-                    self.phase = Phase::CatchingUp { lost: true };
-                } else if self.filled && self.head == position {
-                    self.phase = Phase::CatchingUp { lost: false };
+                if self.filled && (gap_ends == Some(position) || self.head == position) {
+                    self.phase = Phase::CatchingUp;
                 } else {
-                    self.phase = Phase::Filling;
+                    (self.phase, self.lost) = (Phase::Filling, true);
                     self.history.begin(position, time);
                 }
                 self.head = position;
             }
             MarkKind::At => match self.phase {
-                Phase::Filling | Phase::CatchingUp { .. } => self.old_time = time,
+                Phase::Filling | Phase::CatchingUp => self.old_time = time,
                 Phase::Live | Phase::Waiting if time > 0 && self.last_came > 0 => {
                     self.compare_clocks(time, self.last_came);
                 }
                 Phase::Live | Phase::Waiting => {}
             },
             MarkKind::Live => {
-                let missed_nothing = self.phase == Phase::CatchingUp { lost: false };
+                let missed_nothing = self.phase == Phase::CatchingUp && !self.lost;
+                self.lost = false;
                 (self.phase, self.filled, self.head) = (Phase::Live, true, position);
                 if time > 0 {
                     self.compare_clocks(time, came);
@@ -253,6 +253,15 @@ impl Feed {
             }
         }
         None
+    }
+
+    /// The feed goes on at this place. An earlier one is that of another feed: an epoch of a clock
+    /// that went back.
+    fn go_to(&mut self, position: Position, time: u64) {
+        if position < self.head {
+            self.history.begin(position, time);
+        }
+        self.head = position;
     }
 
     fn compare_clocks(&mut self, firehoses: u64, ours: u64) {
@@ -288,7 +297,7 @@ mod tests {
         assert_eq!(feed.history_state(), HistoryState::Filling);
         assert_eq!(feed.on_mark(mark(MarkKind::Resumed, 5, 1_000), 0), None);
         assert_eq!(take(&mut feed, 6, 9_000), Use::HistoryOnly);
-        assert_eq!(feed.notice(&Frame::new(b"[]"), 9_000), Use::HistoryOnly);
+        assert_eq!(feed.notice(&Frame::new(b"[]")), Use::HistoryOnly);
         assert_eq!(feed.history_state(), HistoryState::Filling);
         let end = feed.on_mark(mark(MarkKind::Live, 6, 0), 0);
         assert_eq!(end, Some(CaughtUp { missed_nothing: false }));
@@ -360,7 +369,7 @@ mod tests {
         feed.on_mark(mark(MarkKind::At, 3, 1_150), 90_200);
         take(&mut feed, 4, 90_111);
         let (history, end) = (feed.history(), feed.history().end());
-        let times = (end - 4..end).map(|entry| history.place(entry).unwrap().1);
+        let times = (end - 4..end).map(|entry| history.place(entry).2);
         assert_eq!(times.collect::<Vec<_>>(), [1_050, 1_100, 1_201, 1_202]);
     }
 

@@ -116,7 +116,7 @@ impl<M: Clone> Followers<M> {
         for (&session, follower) in &mut self.pings {
             if follower.marked != position
                 && let Some(sent) = sent(session, &follower.member)
-                && (now >= follower.due || sent - follower.sent >= PING_BYTES)
+                && (now >= follower.due || sent.saturating_sub(follower.sent) >= PING_BYTES)
             {
                 follower.mark(position, sent, now);
                 due.push((follower.member.clone(), Mark::Ping));

@@ -319,6 +319,12 @@ impl<M> Index<M> {
             .map(|(_, cohort)| (&cohort.channels, cohort.members.iter().map(|(_, member)| member)))
     }
 
+    /// The sessions that hold any channel, with the caller's value for each.
+    pub fn sessions(&self) -> impl Iterator<Item = (SessionId, &M)> {
+        let holding = self.cohorts.iter().filter(|(_, cohort)| !cohort.channels.is_empty());
+        holding.flat_map(|(_, cohort)| cohort.members.iter().map(|(id, member)| (*id, member)))
+    }
+
     /// The caller's value for one session.
     pub fn member(&self, session: SessionId) -> Option<&M> {
         let id = self.sessions.get(&session)?;
@@ -419,6 +425,9 @@ impl<M> Index<M> {
     }
 
     fn forget_channels(&mut self, id: CohortId) {
+        if self.cohorts[id].channels.len() > SHARED_CHANNELS {
+            return;
+        }
         let hash = self.hasher.hash_one(&self.cohorts[id].channels);
         if let Ok(entry) = self.by_channels.find_entry(hash, |&other| other == id) {
             entry.remove();

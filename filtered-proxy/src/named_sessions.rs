@@ -110,7 +110,21 @@ impl<H> SessionNames<H> {
     /// does not hold the name, or if the client has confirmed more already.
     pub fn confirm(&mut self, key: &str, name: &str, session: SessionId, position: Position) {
         if let Some(entry) = self.held(key, name, session) {
-            entry.confirmed = entry.confirmed.max(Some(position));
+            match &mut entry.confirmed {
+                // Of another epoch, the later one to be confirmed is the later one.
+                Some(confirmed) if confirmed.epoch == position.epoch => {
+                    *confirmed = position.max(*confirmed);
+                }
+                confirmed => *confirmed = Some(position),
+            }
+        }
+    }
+
+    /// The client of this session goes back to `position`. Ignored if the session does not hold the
+    /// name.
+    pub fn go_back(&mut self, key: &str, name: &str, session: SessionId, position: Position) {
+        if let Some(entry) = self.held(key, name, session) {
+            entry.confirmed = entry.confirmed.min(Some(position));
         }
     }
 

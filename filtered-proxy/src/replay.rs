@@ -36,6 +36,8 @@ pub struct Replay {
     position: Position,
     /// How many events that match are still left out.
     skip: u64,
+    /// Where these events begin.
+    skip_behind: Position,
     parts: Vec<Part>,
     /// The channels of the parts that have begun.
     index: Index<()>,
@@ -67,6 +69,7 @@ impl Replay {
             next,
             position,
             skip: 0,
+            skip_behind: Position::default(),
             parts: Vec::new(),
             index: Index::default(),
             coverage,
@@ -91,10 +94,11 @@ impl Replay {
         &self.coverage
     }
 
-    /// Leaves out so many events more, from the next entry on: the client has them. If messages are
-    /// lost first, those were among them, and nothing more is left out.
-    pub fn skip(&mut self, events: u64) {
-        self.skip = events;
+    /// Leaves out so many events more, from the next entry on: the client has them, and they came
+    /// behind this position. If messages are lost first, they were among those, and nothing more is
+    /// left out.
+    pub fn skip(&mut self, events: u64, behind: Position) {
+        (self.skip, self.skip_behind) = (events, behind);
     }
 
     /// Whether events are still to be left out. The client has more than came up to the position
@@ -103,29 +107,36 @@ impl Replay {
         self.skip > 0
     }
 
-    /// Adds channels, whose events begin with this entry. If it is an earlier one than the next,
-    /// which stands behind `position`, goes back to it. What the session got already does not come
-    /// again.
-    pub fn add(
-        &mut self,
-        from: u64,
-        position: Position,
-        channels: impl IntoIterator<Item = Channel>,
-    ) {
-        if from < self.next {
-            for part in &mut self.parts {
-                part.from = part.from.max(self.next);
+    /// Adds channels, whose events begin with this entry. None of them is an earlier one than the
+    /// next.
+    pub fn add(&mut self, parts: impl IntoIterator<Item = (u64, ChannelSet)>) {
+        for (from, channels) in parts {
+            match self.parts.iter_mut().find(|part| part.from == from) {
+                Some(part) => part.channels.add(channels.iter().cloned()),
+                None => self.parts.push(Part { from, channels }),
             }
-            (self.next, self.position) = (from, position);
         }
-        let channels = channels.into_iter().collect();
-        self.parts.push(Part { from, channels });
         self.rebuild();
     }
 
     /// Adds channels, whose events begin with the next entry.
     pub fn add_next(&mut self, channels: impl IntoIterator<Item = Channel>) {
-        self.add(self.next, self.position, channels);
+        // Those of the parts that have begun are one part from here on.
+        let channels = channels.into_iter().collect::<Vec<_>>();
+        match self.parts.iter_mut().find(|part| part.from <= self.next) {
+            Some(part) => part.channels.add(channels),
+            None => {
+                let channels = channels.into_iter().collect();
+                self.parts.push(Part { from: self.next, channels });
+            }
+        }
+        self.rebuild();
+    }
+
+    /// The channels of each part, and where its events begin or go on.
+    pub fn into_parts(self) -> impl Iterator<Item = (u64, ChannelSet)> {
+        let next = self.next;
+        self.parts.into_iter().map(move |part| (part.from.max(next), part.channels))
     }
 
     /// Removes channels.
@@ -141,9 +152,9 @@ impl Replay {
         self.index = Index::default();
         self.index.set_on_demand(&self.coverage.on_demand(), &self.coverage.listed());
         self.index.join(0, ());
-        for part in self.parts.iter().filter(|part| part.from <= self.next) {
-            self.index.change(0, part.channels.iter().cloned(), true);
-        }
+        let begun = self.parts.iter().filter(|part| part.from <= self.next);
+        let channels: Vec<Channel> = begun.flat_map(|part| part.channels.iter()).cloned().collect();
+        self.index.change(0, channels, true);
     }
 
     /// Where another part begins, if one does later.
@@ -172,10 +183,18 @@ impl Replay {
                 self.rebuild();
                 next_part = self.next_part();
             }
-            // A notice does not move the position, unless it stands behind lost messages.
-            if (notice && position != self.position) || position.epoch != self.position.epoch {
+            // A notice does not move the position, unless it stands behind lost messages. The client
+            // may have it already.
+            let moves = notice && position != self.position;
+            if (moves || position.epoch != self.position.epoch) && position > self.skip_behind {
                 self.deliver(&mut yields);
                 self.skip = 0;
+            }
+            // The history may have begun anew at an earlier place.
+            let is_known = position.epoch == self.position.epoch && position <= self.position;
+            if is_known && !notice {
+                self.next += 1;
+                continue;
             }
             if notice {
                 self.deliver(&mut yields);

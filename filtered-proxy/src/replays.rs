@@ -15,9 +15,9 @@ use tokio::{
 };
 
 /// How many replays of a key may begin at once: those of all its clients after an outage.
-const BURST: NonZero<u32> = NonZero::new(1_000).expect("more than zero");
+const BURST: NonZero<u32> = NonZero::new(2_000).expect("more than zero");
 /// How many more may begin each second.
-const RATE: NonZero<u32> = NonZero::new(10).expect("more than zero");
+const RATE: NonZero<u32> = NonZero::new(100).expect("more than zero");
 
 /// The replays of a market. Clones share the limits.
 #[derive(Debug, Clone)]

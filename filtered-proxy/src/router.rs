@@ -6,7 +6,7 @@
 //! before its acknowledgement, and none of a removed subscription comes after its acknowledgement.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
@@ -31,7 +31,7 @@ use proxy_common::{
 };
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -74,10 +74,8 @@ const LAST_STEPS: usize = 16;
 
 /// The same as `MAX_BATCH_BYTES` for messages that were missed.
 const OLD_BATCH_BYTES: usize = 1 << 20;
-/// How long the router waits at a time for clients that have yet to read messages that were missed.
-const PAUSE: Duration = Duration::from_millis(5);
-/// How long it waits after a batch of them at most.
-const MAX_PAUSE: Duration = Duration::from_millis(200);
+/// How many bytes may wait for a session before it gets the rest of these messages by itself.
+const OLD_QUEUE_BYTES: usize = 1 << 20;
 
 /// How often the firehose may be sent how many clients hold a contract.
 const RECOUNT: Duration = Duration::from_secs(1);
@@ -151,6 +149,9 @@ pub(crate) struct Shared {
     pub(crate) replays: Replays,
     /// Locked for a moment.
     names: Mutex<SessionNames<Arc<Outbound>>>,
+    /// Sessions that get the rest of what was missed by themselves, from this entry of the history
+    /// on. Something waits for the socket of each, so that its task looks here when that is sent.
+    set_aside: Mutex<HashMap<SessionId, u64>>,
     /// Gaps that the firehose has reported, until the status takes them. Locked for a moment.
     gaps: Mutex<Vec<String>>,
 }
@@ -254,6 +255,7 @@ impl Router {
             history_state: watch::Sender::default(),
             replays: Replays::default(),
             names: Mutex::new(names),
+            set_aside: Mutex::default(),
             next_session: AtomicU64::new(0),
             closed: Mutex::default(),
             some_closed: Notify::new(),
@@ -325,7 +327,7 @@ impl Router {
                     self.deliver();
                     self.mark_followers(Instant::now());
                     if self.feed.is_catching_up() {
-                        self.let_clients_read().await;
+                        self.let_lagging_replay();
                     }
                 }
                 _ = marking.tick(), if !self.followers.is_empty() => {
@@ -335,7 +337,7 @@ impl Router {
                     self.contracts.request_recounts();
                 }
                 () = due(self.ending.as_ref().map(|(_, until)| *until)) => self.end_outage(),
-                () = due(marks_due) => self.expect_no_marks(),
+                () = due(marks_due) => self.on_caught_up(false),
                 () = heartbeat.beat(), if heartbeat.is_on() => {}
             }
             if self.ending.is_some() && !self.contracts.awaits_answers() {
@@ -570,6 +572,17 @@ impl Router {
                 outbound.send_frames(frames.iter().map(|frame| (frame, 0)), now);
             }
         }
+        // A replay compares at its end.
+        for (session, waiting) in self.waiting.iter().filter(|(_, waiting)| !waiting.replays) {
+            let frames = newly_unavailable(
+                waiting.channels.iter(),
+                |channel| coverage.unavailable(channel),
+                |channel| before.unavailable(channel),
+            );
+            if let Some(outbound) = self.index.member(*session) {
+                outbound.send_frames(frames.iter().map(|frame| (frame, 0)), now);
+            }
+        }
     }
 
     /// Sends a notice to every session that gets notices and holds a channel, in order with the
@@ -585,8 +598,7 @@ impl Router {
     /// Adds a notice to the history. Returns whose it is.
     fn keep(&mut self, frame: &Frame) -> Use {
         self.deliver();
-        let came = self.received.of(Instant::now());
-        self.feed.notice(frame, came)
+        self.feed.notice(frame)
     }
 
     /// Does the same without the history.
@@ -721,7 +733,9 @@ impl Router {
             // outages. One that holds nothing would not get the notices of their ends.
             let holds = held.is_some_and(|held| held > 0);
             let wants_notices = self.notices != NoticePolicy::Off;
-            let notified = subscribe && holds && wants_notices && !replays;
+            // A replay tells the outages itself, once it can begin.
+            let tells = replays && self.feed.history_state() == HistoryState::Current;
+            let notified = subscribe && holds && wants_notices && !tells;
             let outages = self.shared.outages.borrow();
             if removes && held_before > 0 && !holds && outages.go_on() && wants_notices {
                 self.awaiting_end.insert(session);
@@ -789,7 +803,8 @@ impl Router {
         let outbound = self.index.member(session).cloned()?;
         let history = self.shared.history.clone();
         for _ in 0..LAST_STEPS {
-            if replay.next() == history.end() {
+            // What waits for its socket counts from now on.
+            if replay.next() == history.end() || !outbound.is_idle() {
                 break;
             }
             replay.step(&history, |output| self.shared.send(&outbound, &output));
@@ -886,16 +901,22 @@ impl Router {
 
     /// Most bytes of the next batch.
     fn batch_limit(&self) -> usize {
-        if self.feed.is_catching_up() { OLD_BATCH_BYTES } else { self.batch_bytes }
+        match self.feed.is_catching_up() {
+            true => OLD_BATCH_BYTES.min(self.batch_bytes),
+            false => self.batch_bytes,
+        }
     }
 
-    /// Waits for clients that have much to read, but not long. Old messages come as fast as the
-    /// firehose can send them, which must not make a client slow.
-    async fn let_clients_read(&self) {
-        let until = Instant::now() + MAX_PAUSE;
-        let behind = |outbound: &Arc<Outbound>| outbound.queued_bytes() > self.batch_bytes / 2;
-        while Instant::now() < until && self.index.holders().any(behind) {
-            sleep(PAUSE).await;
+    /// Lets sessions that have much to read get the rest by themselves: messages that were missed
+    /// come as fast as the firehose can send them, which must make no client slow.
+    fn let_lagging_replay(&mut self) {
+        let lagging = |(_, outbound): &(SessionId, &Arc<Outbound>)| {
+            outbound.queued_bytes() > OLD_QUEUE_BYTES.min(self.batch_bytes / 2)
+        };
+        let lagging: Vec<_> = self.index.sessions().filter(lagging).map(|(id, _)| id).collect();
+        for session in lagging {
+            self.begin_replay(session);
+            self.shared.set_aside().insert(session, self.shared.history.end());
         }
     }
 
@@ -968,6 +989,7 @@ impl Router {
             self.contracts.leave(session);
             self.awaiting_end.remove(&session);
             self.waiting.remove(&session);
+            self.shared.set_aside().remove(&session);
             self.followers.remove(session);
         }
         self.count_subscriptions();
@@ -1012,6 +1034,10 @@ impl Shared {
     /// The names of sessions.
     pub(crate) fn names(&self) -> MutexGuard<'_, SessionNames<Arc<Outbound>>> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_aside(&self) -> MutexGuard<'_, HashMap<SessionId, u64>> {
+        self.set_aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn closed(&self) -> MutexGuard<'_, Vec<SessionId>> {

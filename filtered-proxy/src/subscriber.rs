@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::{
-    history::{History, Lookup},
+    history::Lookup,
     protocol::{
         Channel, ChannelSet, ExtraKinds, Gone, Notice, NoticePolicy, Position, Start, Status,
         TierName, Unavailable, status_frame,
@@ -111,6 +111,7 @@ enum Place {
 /// A replay that has not begun.
 #[derive(Debug)]
 struct Starting {
+    /// One for each place.
     parts: Vec<(Begin, ChannelSet)>,
     /// Other subscriptions may follow until then.
     collects_until: Instant,
@@ -121,8 +122,42 @@ struct Starting {
     may_repeat: &'static str,
 }
 
+impl Starting {
+    /// A replay of nothing. `named` says whether the client comes back by its name.
+    fn new(named: bool, collects: Duration) -> Self {
+        Self {
+            parts: Vec::new(),
+            collects_until: Instant::now() + collects,
+            ahead_since: None,
+            has_turn: false,
+            may_repeat: match named {
+                true => "up to 250 ms or 256 KiB of it may repeat what came before",
+                false => "nothing repeats",
+            },
+        }
+    }
+
+    /// Adds channels whose events begin here.
+    fn add(&mut self, begin: Begin, channels: impl IntoIterator<Item = Channel>) {
+        let mut channels = channels.into_iter().peekable();
+        // A place at which nothing begins must not be the first.
+        if channels.peek().is_none() {
+            return;
+        }
+        match self.parts.iter_mut().find(|(known, _)| *known == begin) {
+            Some((_, part)) => part.add(channels),
+            None => self.parts.push((begin, channels.collect())),
+        }
+    }
+
+    /// Whether the client asked for old events.
+    fn is_asked_for(&self) -> bool {
+        self.parts.iter().any(|(begin, _)| matches!(begin, Begin::Asked(_)))
+    }
+}
+
 /// Where the events of some channels begin.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Begin {
     /// With this entry of the history.
     At(u64),
@@ -134,6 +169,10 @@ impl RouterSubscriber {
     /// Takes the session's name, if its path has one.
     fn take_name(&mut self) {
         let Some(name) = self.name() else { return };
+        if !self.router.shared.history.is_on() {
+            let why = "nothing is remembered of this named session: HISTORY_BYTES is 0";
+            return self.outbound.send_frame(&status_frame(&Status::error(why)), Instant::now());
+        }
         let holder = Arc::clone(&self.outbound);
         let now = Instant::now().into_std();
         let entered = self.router.shared.names().enter(&self.key, &name, self.session, holder, now);
@@ -149,6 +188,17 @@ impl RouterSubscriber {
                 let why = "no room for another named session: nothing is remembered of this one";
                 self.outbound.send_frame(&status_frame(&Status::error(why)), Instant::now());
             }
+        }
+    }
+
+    /// A client that comes back must know if the proxy has forgotten it: after a restart, at another
+    /// proxy, or too late.
+    fn tell_that_nothing_is_remembered(&self) {
+        if self.router.shared.notices != NoticePolicy::Off {
+            let name = self.name().unwrap_or_default();
+            let text = format!("nothing is remembered under the name {name}: live events follow");
+            let status = Status::new("session", text);
+            self.outbound.send_frame(&status_frame(&status), Instant::now());
         }
     }
 
@@ -198,55 +248,50 @@ impl RouterSubscriber {
             }
             return;
         }
-        let begin = match start {
-            Start::Live => None,
-            start => Some(Begin::Asked(start)),
-        };
-        match &mut self.place {
-            Place::Live | Place::Ending(_) => {
-                let Some(begin) = begin else { return };
-                let mut parts = vec![(begin, channels.into_iter().collect())];
-                if !held_before.is_empty() {
-                    parts.push((Begin::At(end), held_before));
-                }
-                let named = self.came_from.is_some();
-                let collects = if named { COLLECTING } else { Duration::ZERO };
-                self.place = Place::Starting(Box::new(Starting {
-                    parts,
-                    collects_until: Instant::now() + collects,
-                    ahead_since: None,
-                    has_turn: false,
-                    may_repeat: match named {
-                        true => "up to 250 ms or 256 KiB of it may repeat what came before",
-                        false => "nothing repeats",
-                    },
-                }));
+        let named = self.came_from.is_some();
+        let collects = if named { COLLECTING } else { Duration::ZERO };
+        match (&mut self.place, start) {
+            (Place::Live | Place::Ending(_), Start::Live) => {}
+            (Place::Live | Place::Ending(_), start) => {
+                let mut starting = Starting::new(named, collects);
+                starting.add(Begin::Asked(start), channels);
+                starting.add(Begin::At(end), held_before.iter().cloned());
+                self.place = Place::Starting(Box::new(starting));
             }
-            Place::Starting(starting) => {
-                starting
-                    .parts
-                    .push((begin.unwrap_or(Begin::At(end)), channels.into_iter().collect()));
-                if self.came_from.is_some() {
-                    starting.collects_until = Instant::now() + COLLECTING;
-                }
-            }
-            Place::Replaying(replay) => {
-                let shared = &self.router.shared;
-                let (at, gone) = match begin {
-                    None => (replay.next(), None),
-                    Some(Begin::At(at)) => (at, None),
-                    Some(Begin::Asked(start)) => match find(&self.router, start) {
-                        Lookup::At(at) => (at, None),
-                        Lookup::Ahead => (shared.history.end(), None),
-                        Lookup::Gone(at, why) => (at, Some((why, position_of(start)))),
-                    },
+            (Place::Starting(starting), start) => {
+                let begin = match start {
+                    Start::Live => Begin::At(end),
+                    start => Begin::Asked(start),
                 };
-                let (position, _) = place(&shared.history, at);
-                replay.add(at, position, channels);
-                if let Some((why, after)) = gone {
-                    self.notify(&Notice::gone(TierName::Filtered, why, after, position));
-                }
+                starting.add(begin, channels);
+                starting.collects_until = starting.collects_until.max(Instant::now() + collects);
+                starting.has_turn &= start == Start::Live || named;
             }
+            (Place::Replaying(replay), Start::Live) => replay.add_next(channels),
+            (Place::Replaying(_), start) => {
+                let Place::Replaying(replay) = std::mem::replace(&mut self.place, Place::Live)
+                else {
+                    return;
+                };
+                let mut starting = Starting::new(named, collects);
+                starting.add(Begin::Asked(start), channels);
+                for (at, channels) in replay.into_parts() {
+                    starting.add(Begin::At(at), channels.iter().cloned());
+                }
+                self.place = Place::Starting(Box::new(starting));
+            }
+        }
+    }
+
+    /// Replays what the router has set aside for this session, if it has.
+    fn look_aside(&mut self) {
+        let at = self.router.shared.set_aside().remove(&self.session);
+        if let (Some(at), Place::Live) = (at, &self.place) {
+            let mut starting = Starting::new(false, Duration::ZERO);
+            starting.add(Begin::At(at), self.held.iter().cloned());
+            // The client has not asked for it.
+            starting.has_turn = true;
+            self.place = Place::Starting(Box::new(starting));
         }
     }
 
@@ -270,6 +315,7 @@ impl RouterSubscriber {
             self.router.shared.replays.wait_for_turn(&self.key).await;
             starting.has_turn = true;
         }
+        let history = &self.router.shared.history;
         let mut found = Vec::new();
         for (begin, channels) in &starting.parts {
             let lookup = match begin {
@@ -285,12 +331,15 @@ impl RouterSubscriber {
                     if !current {
                         starting.ahead_since = None;
                     } else if since.elapsed() >= MAX_AHEAD {
-                        found.push((
-                            self.router.shared.history.end(),
-                            Some(Gone::OtherEpoch),
-                            begin,
-                            channels,
-                        ));
+                        let at = match begin {
+                            Begin::Asked(Start::From(position, _))
+                                if position.epoch == history.head().epoch =>
+                            {
+                                history.end()
+                            }
+                            _ => history.newest(usize::MAX),
+                        };
+                        found.push((at, Some(Gone::OtherEpoch), begin, channels));
                         continue;
                     }
                     sleep(LOOK_AGAIN).await;
@@ -300,32 +349,46 @@ impl RouterSubscriber {
             found.push((at, gone, begin, channels));
         }
         let first = found.iter().map(|(at, ..)| *at).min().unwrap_or_default();
-        let history = &self.router.shared.history;
-        let (position, time) = place(history, first);
+        // What was dropped since the look-up is lost as well.
+        let (first, position, time) = history.place(first);
         let coverage = self.router.shared.coverage.borrow().clone();
         let now = Instant::now().into_std();
         let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);
+        replay.add(found.iter().map(|(at, _, _, channels)| (*at, (*channels).clone())));
         let mut notices = Vec::new();
-        for (at, gone, begin, channels) in found {
-            replay.add(at, position, channels.iter().cloned());
+        for (at, gone, begin, _) in found {
             let start = match begin {
                 Begin::Asked(start) => *start,
                 Begin::At(_) => continue,
             };
             if let Some(why) = gone {
                 let after = position_of(start);
-                let (position, _) = place(history, at);
+                let (_, position, _) = history.place(at);
+                let why = match (why, after) {
+                    (Gone::TooOld(Some(_)), Some(after)) => {
+                        Gone::TooOld(Some(position.seq.saturating_sub(after.seq)))
+                    }
+                    (why, _) => why,
+                };
                 notices.push(Notice::gone(TierName::Filtered, why, after, position));
-            } else if let Start::From(_, skip) = start
+            } else if let Start::From(behind, skip) = start
                 && at == first
             {
-                replay.skip(skip);
+                replay.skip(skip, behind);
             }
         }
         notices.dedup_by_key(|notice| notice.frame());
-        notices.push(Notice::resumed(TierName::Filtered, position, time, starting.may_repeat));
+        if starting.is_asked_for() {
+            let may_repeat = starting.may_repeat;
+            notices.push(Notice::resumed(TierName::Filtered, position, time, may_repeat));
+        }
         self.came_from = None;
         self.place = Place::Replaying(Box::new(replay));
+        if self.named
+            && let Some(name) = self.name()
+        {
+            self.router.shared.names().go_back(&self.key, &name, self.session, position);
+        }
         for notice in &notices {
             self.notify(notice);
         }
@@ -378,7 +441,7 @@ impl RouterSubscriber {
             && now >= self.next_status
         {
             self.next_status = now + interval;
-            let (_, time) = place(&self.router.shared.history, next);
+            let (_, _, time) = self.router.shared.history.place(next);
             self.notify(&Notice::position(TierName::Filtered, position, time));
         }
     }
@@ -402,11 +465,6 @@ fn find(router: &RouterHandle, start: Start) -> Lookup {
             Lookup::At(history.newest(usize::try_from(bytes).unwrap_or(usize::MAX)))
         }
     }
-}
-
-/// Where the feed stands before an entry, and when the entry was received.
-fn place(history: &History, at: u64) -> (Position, u64) {
-    history.place(at).unwrap_or_else(|| (history.head(), 0))
 }
 
 fn position_of(start: Start) -> Option<Position> {
@@ -442,11 +500,13 @@ impl Subscriber for RouterSubscriber {
         mut change: SubscriptionChange,
     ) -> Result<ChangeOutcome, CloseReason> {
         self.await_router().await;
+        self.look_aside();
         let (subscribe, channels) = (change.subscribe, change.channels.clone());
         if subscribe && !channels.is_empty() {
             change.start = self.start_of(change.start);
             let snapshot = self.options.as_ref().is_some_and(|options| options.snapshot);
-            change.snapshot |= snapshot && change.start == Start::Live;
+            let is_live = change.start == Start::Live && matches!(self.place, Place::Live);
+            change.snapshot = is_live && (change.snapshot || snapshot);
         } else {
             change.start = Start::Live;
         }
@@ -462,12 +522,9 @@ impl Subscriber for RouterSubscriber {
             } else {
                 self.held.remove(&channels);
             }
-            if subscribe
-                && held_before.is_empty()
-                && start == Start::Live
-                && let Some(head) = changed.head
-            {
-                self.confirm(head);
+            if subscribe && held_before.is_empty() && start == Start::Live && self.named {
+                changed.head.into_iter().for_each(|head| self.confirm(head));
+                self.tell_that_nothing_is_remembered();
             }
             let channels = channels.into_iter().collect();
             self.applied(Applied { subscribe, channels, start, held_before }, changed.end);
@@ -476,6 +533,7 @@ impl Subscriber for RouterSubscriber {
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {
+        self.look_aside();
         match &self.place {
             Place::Live => future::pending().await,
             Place::Starting(_) => self.begin().await,

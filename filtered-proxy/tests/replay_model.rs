@@ -10,7 +10,7 @@ use filtered_proxy::{
 use proptest::{collection::vec, prelude::*};
 use proxy_common::{
     history::{History, Lookup},
-    protocol::{Channel, Gone, Market, Position},
+    protocol::{Channel, ChannelSet, Gone, Market, Position},
     websocket::Frame,
 };
 
@@ -87,7 +87,7 @@ fn stream(frames: &[Vec<Event>], history_bytes: usize) -> Stream {
         let time = n as u64;
         if frame.is_empty() {
             let text = format!(r#"[{{"ev":"status","n":{n}}}]"#);
-            history.push_notice(&Frame::new(text.as_bytes()), at(messages.len()), time);
+            history.push_notice(&Frame::new(text.as_bytes()), at(messages.len()));
             notices.push((messages.len(), text));
             continue;
         }
@@ -149,13 +149,12 @@ proptest! {
             Lookup::Gone(from, Gone::TooOld(Some(frames))) => (from, frames as usize),
             other => panic!("{other:?}"),
         };
-        let (position, _) =
-            stream.history.place(from).unwrap_or_else(|| (stream.history.head(), 0));
+        let (_, position, _) = stream.history.place(from);
         prop_assert_eq!(position, at(after + gone));
         let skip = if gone == 0 { skip } else { 0 };
         let mut replay = Replay::new(Market::Stocks, from, position, KnownCoverage::default(), Instant::now());
-        replay.add(from, position, parse(&held));
-        replay.skip(skip);
+        replay.add([(from, parse(&held).into_iter().collect())]);
+        replay.skip(skip, position);
         let (events, notices) = replayed(&mut replay, &stream.history);
         let wanted = |event: Event| held.iter().any(|channel| includes(channel, event));
         let expected: Vec<String> = stream.messages[after + gone..]
@@ -185,17 +184,17 @@ proptest! {
             .into_iter()
             .map(|(channels, after)| (channels, after.index(stream.messages.len() + 1)))
             .collect();
-        let (first, after) = &places[0];
         let entry = |after: usize| match stream.history.find(at(after)) {
             Lookup::At(from) => from,
             other => panic!("{other:?}"),
         };
         let coverage = KnownCoverage::default();
-        let mut replay = Replay::new(Market::Stocks, entry(*after), at(*after), coverage, Instant::now());
-        replay.add(entry(*after), at(*after), parse(first));
-        for (channels, after) in &places[1..] {
-            replay.add(entry(*after), at(*after), parse(channels));
-        }
+        let first = places.iter().map(|(_, after)| *after).min().expect("a part");
+        let mut replay = Replay::new(Market::Stocks, entry(first), at(first), coverage, Instant::now());
+        let part = |(channels, after): &(Vec<&str>, usize)| {
+            (entry(*after), parse(channels).into_iter().collect::<ChannelSet>())
+        };
+        replay.add(places.iter().map(part));
         let (events, _) = replayed(&mut replay, &stream.history);
         let mut expected = Vec::new();
         for (n, message) in stream.messages.iter().enumerate() {

@@ -206,6 +206,7 @@ impl TryFrom<&Args> for Config {
             several: server.markets.len() > 1,
             account: account.as_ref(),
             extra_roots: &extra_roots,
+            history_bytes: args.history_bytes,
         };
         let market = |market: &Market| args.market(*market, &shared);
         let mut markets: Vec<_> =
@@ -237,6 +238,8 @@ struct SharedSource<'a> {
     /// The key of markets that have none of their own.
     account: Option<&'a SecretString>,
     extra_roots: &'a [CertificateDer<'static>],
+    /// Most bytes of messages that each market keeps.
+    history_bytes: usize,
 }
 
 impl Args {
@@ -283,6 +286,7 @@ impl Args {
         let links = sources.iter().zip(&hosts).flat_map(|((_, connections), (url, _))| {
             let mut link = LinkConfig::new("Polygon", url.clone(), key.clone());
             link.extra_roots = shared.extra_roots.to_vec();
+            link.kept_bytes = shared.history_bytes;
             vec![link; connections.len()]
         });
         let is_listed = |kind: &Kind| channels.contains(&Channel::Kind(*kind));

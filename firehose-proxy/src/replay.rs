@@ -28,11 +28,13 @@ pub(crate) struct Replay {
     told_time: u64,
     /// What to say first.
     opening: Vec<Frame>,
+    /// Most bytes of a step.
+    step_bytes: usize,
 }
 
 impl Replay {
     /// The way from this start.
-    pub(crate) fn new(ring: &Readers, start: Start) -> Self {
+    pub(crate) fn new(ring: &Readers, start: Start, queue_bytes: usize) -> Self {
         let history = ring.history();
         let lookup = match start {
             Start::Live => Lookup::At(history.end()),
@@ -45,11 +47,11 @@ impl Replay {
         let (next, gone) = match lookup {
             Lookup::At(next) => (next, None),
             // Its epoch is not this one, whatever it is.
-            Lookup::Ahead => (history.end(), Some(Gone::OtherEpoch)),
+            Lookup::Ahead => (history.newest(usize::MAX), Some(Gone::OtherEpoch)),
             Lookup::Gone(next, why) => (next, Some(why)),
         };
-        let now = || (history.head(), millis(SystemTime::now()));
-        let (position, time) = history.place(next).unwrap_or_else(now);
+        let (next, position, time) = history.place(next);
+        let time = if time == 0 { millis(SystemTime::now()) } else { time };
         let after = match start {
             Start::From(position, _) => Some(position),
             Start::Live | Start::Since(_) | Start::Newest(_) => None,
@@ -57,7 +59,8 @@ impl Replay {
         let gap = gone.map(|why| Notice::gone(TierName::Firehose, why, after, position));
         let resumed = Notice::resumed(TierName::Firehose, position, time, "nothing repeats");
         let opening = gap.into_iter().chain([resumed]).map(|notice| notice.frame()).collect();
-        Self { next, position, told_time: time, opening }
+        let step_bytes = STEP_BYTES.min(queue_bytes / 4);
+        Self { next, position, told_time: time, opening, step_bytes }
     }
 
     /// Reads the next entries, those before number `end` if there is one. Returns whether it has
@@ -70,7 +73,7 @@ impl Replay {
     ) -> bool {
         frames.extend(self.opening.drain(..).map(|frame| (frame, 0)));
         let mut entries = Vec::new();
-        match history.read(self.next, STEP_BYTES, &mut entries) {
+        match history.read(self.next, self.step_bytes, &mut entries) {
             Ok(_) => {}
             Err((first, position)) => {
                 // The feed was faster. Of one epoch, it is known how much is gone.

@@ -227,12 +227,11 @@ impl Ring {
 
     /// Adds a notice to the history, where the feed stands. Returns its frame.
     fn keep(&mut self, notice: Notice) -> Frame {
-        let time = self.received.of(Instant::now());
         let mut published = lock(&self.readers.published);
         let position = Position { epoch: self.readers.epoch, seq: published.frames };
         let frame = notice.at(Some(position)).frame();
         published.entries += 1;
-        self.readers.history.push_notice(&frame, position, time);
+        self.readers.history.push_notice(&frame, position);
         frame
     }
 

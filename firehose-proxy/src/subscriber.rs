@@ -201,7 +201,7 @@ impl FirehoseSubscriber {
         self.hold(|held| held.add(channels));
         if start != Start::Live {
             self.leave_ring();
-            self.replay = Some(Replay::new(&self.shared.ring, start));
+            self.replay = Some(Replay::new(&self.shared.ring, start, self.shared.queue_bytes));
             self.next_mark = Some(Instant::now());
         }
         ChangeOutcome::Applied

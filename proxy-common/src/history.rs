@@ -144,7 +144,15 @@ struct Kept {
 impl History {
     /// A history of at most so many bytes. Zero keeps nothing.
     pub fn new(max_bytes: usize) -> Self {
-        Self { kept: Arc::default(), max_bytes }
+        let history = Self { kept: Arc::default(), max_bytes };
+        history.forget();
+        history
+    }
+
+    /// Forgets everything. Where the feed stands is unknown from now on.
+    pub fn forget(&self) {
+        self.begin(Position::default(), u64::MAX);
+        self.lock().last_time = 0;
     }
 
     /// Whether it keeps anything.
@@ -177,9 +185,10 @@ impl History {
         self.add(frame, events, position, time, false);
     }
 
-    /// Adds a notice, which stands behind this position.
-    pub fn push_notice(&self, frame: &Frame, position: Position, time: u64) {
-        self.add(frame, 0, position, time, true);
+    /// Adds a notice, which stands behind this position. It has the time of the message before it:
+    /// an outage may be noticed long after it began.
+    pub fn push_notice(&self, frame: &Frame, position: Position) {
+        self.add(frame, 0, position, 0, true);
     }
 
     fn add(&self, frame: &Frame, events: u32, position: Position, time: u64, notice: bool) {
@@ -290,17 +299,19 @@ impl History {
         Ok(next)
     }
 
-    /// The position before an entry, and when the entry was received. `None` if there is no such
-    /// entry.
-    pub fn place(&self, at: u64) -> Option<(Position, u64)> {
+    /// This entry, or the first that there is if it was dropped: its number, the position before
+    /// it, and when it was received, in milliseconds since 1970. That is zero of the entry that is
+    /// yet to come.
+    pub fn place(&self, at: u64) -> (u64, Position, u64) {
         let kept = self.lock();
-        let index = usize::try_from(at.checked_sub(kept.first)?).ok()?;
-        let time = kept.entries.get(index)?.time;
+        let at = at.clamp(kept.first, kept.end());
+        let index = (at - kept.first) as usize;
         let before = match index.checked_sub(1) {
             Some(before) => kept.entries[before].position,
             None => kept.from,
         };
-        Some((before, time))
+        let before = if at == kept.end() { kept.to } else { before };
+        (at, before, kept.entries.get(index).map_or(0, |entry| entry.time))
     }
 
     /// What it holds.
@@ -364,7 +375,7 @@ mod tests {
         let history = history(10, 4);
         let Lookup::At(from) = history.find(at(1, 102)) else { panic!() };
         assert_eq!(texts(&history, from), ["103", "104"]);
-        assert_eq!(history.place(from), Some((at(1, 102), 30)));
+        assert_eq!(history.place(from), (from, at(1, 102), 30));
         assert_eq!(history.find(at(1, 104)), Lookup::At(history.end()));
         assert_eq!(history.find(at(1, 105)), Lookup::Ahead);
         assert_eq!(history.find(at(2, 0)), Lookup::Ahead);
@@ -384,16 +395,18 @@ mod tests {
         assert_eq!(history.since(70), Lookup::Gone(first, Gone::TooOld(None)));
         assert_eq!(history.since(71), Lookup::At(first));
         assert_eq!(history.read(first - 1, 1, &mut Vec::new()), Err((first, at(1, 107))));
+        assert_eq!(history.place(first - 1), (first, at(1, 107), 80));
+        assert_eq!(history.place(history.end()), (history.end(), at(1, 110), 0));
     }
 
     #[test]
     fn notices_stand_between_messages() {
         let history = history(10, 2);
-        history.push_notice(&Frame::new(b"notice"), at(1, 102), 25);
+        history.push_notice(&Frame::new(b"notice"), at(1, 102));
         history.push(&frame(103), 1, at(1, 103), 30);
         let Lookup::At(from) = history.find(at(1, 102)) else { panic!() };
         assert_eq!(texts(&history, from), ["notice", "103"]);
-        assert_eq!(history.place(from + 1), Some((at(1, 102), 30)));
+        assert_eq!(history.place(from + 1), (from + 1, at(1, 102), 30));
         let Lookup::At(from) = history.find(at(1, 101)) else { panic!() };
         assert_eq!(texts(&history, from), ["102", "notice", "103"]);
     }
@@ -401,7 +414,7 @@ mod tests {
     #[test]
     fn a_later_epoch_follows_the_one_before() {
         let history = history(10, 2);
-        history.push_notice(&Frame::new(b"restarted"), at(5, 0), 25);
+        history.push_notice(&Frame::new(b"restarted"), at(5, 0));
         history.push(&frame(1), 1, at(5, 1), 30);
         let Lookup::At(from) = history.find(at(1, 101)) else { panic!() };
         assert_eq!(texts(&history, from), ["102", "restarted", "1"]);

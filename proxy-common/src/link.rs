@@ -62,6 +62,9 @@ pub struct Link {
     outage: Option<Outage>,
     /// Where the feed stood behind the last frame of the last connection, if it can be resumed.
     position: Option<Position>,
+    /// Whether the next connection asks for no old messages: among them is one that both ends count
+    /// differently.
+    begins_anew: bool,
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -115,6 +118,7 @@ impl Link {
             backoff: Backoff::default(),
             outage: Some(Outage::now("starting")),
             position: None,
+            begins_anew: false,
         };
         (link, handle)
     }
@@ -208,7 +212,9 @@ impl Link {
                         let life = connection.age();
                         // One that ended before its first frame knows no better place.
                         match (connection.position(), &error) {
-                            (_, LinkError::Positions { .. }) => self.position = None,
+                            (_, LinkError::Positions { .. }) => {
+                                (self.position, self.begins_anew) = (None, true);
+                            }
                             (None, _) => {}
                             (position, _) => self.position = position,
                         }
@@ -254,11 +260,12 @@ impl Link {
     }
 
     fn on_login(&mut self, socket: UpstreamSocket) {
+        let start = self.start();
         let connection = Connection::new(
             socket,
             self.wanted.clone(),
             self.config.ping_interval,
-            self.start(),
+            start,
             Arc::clone(&self.metrics),
         );
         self.status.send_modify(|status| {
@@ -278,8 +285,11 @@ impl Link {
     }
 
     /// Where a new connection begins.
-    fn start(&self) -> Option<Start> {
-        let newest = self.config.history_bytes.map(Start::Newest)?;
+    fn start(&mut self) -> Option<Start> {
+        let newest = match std::mem::take(&mut self.begins_anew) {
+            true => Start::Newest(0),
+            false => Start::Newest(self.config.history_bytes?),
+        };
         Some(self.position.map_or(newest, |position| Start::From(position, 0)))
     }
 

@@ -58,6 +58,7 @@ mod seed;
 mod shutdown;
 mod silence;
 mod slow;
+mod slow_resume;
 mod snapshot;
 mod soak;
 mod sources;

@@ -342,19 +342,26 @@ fn check(events: &[String], stories: &BTreeMap<usize, Story>, excuses: &Excuses)
     let parsed: Vec<Value> =
         events.iter().map(|event| serde_json::from_str(event).expect("an event")).collect();
     let oracle = Oracle::new("stocks", events);
-    let mut got = Vec::new();
+    let received = |story: &Story| -> HashSet<usize> {
+        let numbers = story.steps.iter().filter_map(|step| match step {
+            Step::Event(event) => Some(numbers[event.as_str()]),
+            Step::Gap | Step::Changed { .. } => None,
+        });
+        numbers.collect()
+    };
+    let got: Vec<_> = stories.values().map(received).collect();
     for (n, story) in stories {
         let connections = story.ends.len();
         println!("{n}: {connections} connections, {} skips, {:?}", story.skips, story.notices);
         if let Err(wrong) = oracle.check(&story.steps) {
-            let tail = &story.log[story.log.len().saturating_sub(200)..];
-            panic!("client {n} ({}): {wrong}\n{}", CHANNELS[*n], tail.join("\n"));
+            let named: Vec<usize> = wrong.split(' ').filter_map(|n| n.parse().ok()).collect();
+            for event in named.into_iter().filter(|event| *event < events.len()) {
+                let who: Vec<usize> =
+                    (0..got.len()).filter(|client| got[*client].contains(&event)).collect();
+                println!("{event}: {} came to clients {who:?}", events[event]);
+            }
+            panic!("client {n} ({}): {wrong}\n{}", CHANNELS[*n], story.log.join("\n"));
         }
-        let received = story.steps.iter().filter_map(|step| match step {
-            Step::Event(event) => Some(numbers[event.as_str()]),
-            Step::Gap | Step::Changed { .. } => None,
-        });
-        got.push(received.collect::<HashSet<_>>());
     }
     let by_anyone: HashSet<usize> = got.iter().flatten().copied().collect();
     for (n, got) in got.iter().enumerate() {

@@ -1,16 +1,30 @@
 //! A rolling restart: the filtered proxies behind nginx or HAProxy are replaced one after the other
 //! under load.
 
-use std::{mem::take, net::SocketAddr, sync::Mutex, time::Duration};
+use std::{
+    mem::take,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
+use fastrand::Rng;
 use futures_util::future::join_all;
 use tests::{
+    aware::{Aware, MARKER},
+    oracle::Step,
     program::Signal,
     stack::{CLIENT_KEY, is_up},
     wait::{SOON, eventually, within},
     ws_client::{AUTHENTICATED, GREETING, Received, TestClient, acks, objects},
 };
-use tokio::time::{Instant, interval};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{balancing::Balanced, events::trade, front::Front};
@@ -109,6 +123,67 @@ async fn a_rolling_restart_behind_haproxy_loses_nothing_but_the_time_away_and_sa
 #[tokio::test]
 async fn a_rolling_restart_behind_haproxy_in_tcp_mode_loses_nothing_but_the_time_away() {
     rolling_restart(Front::HaproxyTcpPlain).await;
+}
+
+#[tokio::test]
+async fn a_rolling_restart_behind_nginx_costs_clients_that_know_their_position_nothing() {
+    let mut balanced = Balanced::start(Front::NginxPlain, &[("DRAIN_SPREAD", "1s")]).await;
+    let mut proxies = take(&mut balanced.stack.filtered);
+    let sent = Arc::<AtomicUsize>::default();
+    let end = CancellationToken::new();
+    let load = async {
+        let mut ticks = interval(Duration::from_millis(4));
+        while !end.is_cancelled() {
+            ticks.tick().await;
+            balanced.stack.publish(&[trade("AAPL", sent.fetch_add(1, SeqCst))]);
+        }
+        balanced.stack.publish(&[format!("{MARKER}0}}")]);
+    };
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let client = Aware {
+            doors: vec![balanced.running.addr()],
+            key: CLIENT_KEY,
+            channels: "T.AAPL".to_owned(),
+            rng: Rng::new(),
+            leaves: None,
+            sent: Arc::clone(&sent),
+            heard: Arc::default(),
+        };
+        clients.spawn(client.live());
+    }
+    let more = async || {
+        let before = sent.load(SeqCst);
+        eventually(SOON, "some load", async || sent.load(SeqCst) > before + 100).await;
+    };
+    let restarts = async {
+        for (n, proxy) in proxies.iter_mut().enumerate() {
+            more().await;
+            proxy.signal(Signal::SIGTERM);
+            assert_eq!(proxy.wait_exit(Duration::from_secs(10)).await.code(), Some(0));
+            *proxy = balanced.launch(n).start().await;
+            is_up(proxy).await;
+        }
+        more().await;
+        end.cancel();
+    };
+    within(5 * SOON, "a rolling restart", async { tokio::join!(load, restarts) }).await;
+    balanced.stack.filtered = proxies;
+    let all = sent.load(SeqCst);
+    let mut connections = 0;
+    while let Some(story) = within(SOON, "the last event", clients.join_next()).await {
+        let story = story.expect("a client");
+        let is_trade = |step: &Step| match step {
+            Step::Event(event) => number(event),
+            Step::Gap | Step::Changed { .. } => None,
+        };
+        let got: Vec<usize> = story.steps.iter().filter_map(is_trade).collect();
+        assert!(got[0] < 100, "it was there from the beginning");
+        assert_eq!(got, (got[0]..all).collect::<Vec<_>>(), "{}", story.log.join("\n"));
+        assert!(story.notices.keys().all(|notice| !notice.contains("gap")), "{:?}", story.notices);
+        connections += story.ends.len();
+    }
+    assert!(connections >= 2 * CLIENTS, "the clients left each proxy: {connections} connections");
 }
 
 async fn rolling_restart(front: Front) {

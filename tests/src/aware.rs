@@ -80,12 +80,22 @@ struct Standing {
     events: u64,
 }
 
+/// The outages that a client knows of.
+#[derive(Debug, Default)]
+struct Down {
+    /// Whether the vendor's data may be incomplete.
+    vendor: bool,
+    /// How many steps there were when a proxy lost its link, while it has none.
+    proxy: Option<usize>,
+    /// How many steps there were when the connection began.
+    connected: usize,
+}
+
 impl Aware {
     /// Lives until the last marker comes.
     pub async fn live(mut self) -> Story {
         let (mut story, mut place) = (Story::default(), None);
-        // Whether the vendor's data may be incomplete.
-        let mut down = false;
+        let mut down = Down::default();
         loop {
             let door = self.doors[self.rng.usize(..self.doors.len())];
             if let Some(socket) = self.log_in(door, place.as_ref(), &mut story).await
@@ -96,7 +106,7 @@ impl Aware {
             if place.is_none() {
                 // What came cannot be told from what will come.
                 story.steps.clear();
-                down = false;
+                down = Down::default();
             }
             sleep(PAUSE).await;
         }
@@ -139,12 +149,13 @@ impl Aware {
         &mut self,
         mut socket: Socket,
         place: &mut Option<Standing>,
-        down: &mut bool,
+        down: &mut Down,
         story: &mut Story,
     ) -> bool {
         let ack = acks("subscribed", &self.params());
         let leave = self.leaves.map(|most| Instant::now() + most.mul_f64(self.rng.f64()));
         let mut subscribed = false;
+        down.connected = story.steps.len();
         let end = loop {
             let silence = Instant::now() + SILENCE_LIMIT;
             let until = leave.filter(|_| place.is_some()).map_or(silence, |at| at.min(silence));
@@ -192,7 +203,7 @@ impl Aware {
         &self,
         object: String,
         place: &mut Option<Standing>,
-        down: &mut bool,
+        down: &mut Down,
         story: &mut Story,
     ) -> bool {
         if object.starts_with(r#"{"ev":"status","#) {
@@ -203,11 +214,14 @@ impl Aware {
         if let Some(place) = place {
             place.events += 1;
         }
-        if *down {
+        if down.vendor {
             story.steps.push(Step::Gap);
         }
         let marker = object.strip_prefix(MARKER);
         let number = marker.and_then(|rest| rest.trim_end_matches('}').parse().ok());
+        if number.is_some() {
+            story.log.push(object.clone());
+        }
         story.steps.push(Step::Event(object));
         match number {
             Some(0) => return true,
@@ -218,7 +232,7 @@ impl Aware {
     }
 }
 
-fn note(object: &str, place: &mut Option<Standing>, down: &mut bool, story: &mut Story) {
+fn note(object: &str, place: &mut Option<Standing>, down: &mut Down, story: &mut Story) {
     let notice: Value = serde_json::from_str(object).expect("a notice is JSON");
     let text = |name: &str| notice[name].as_str().unwrap_or_default().to_owned();
     let (status, tier, position) = (text("status"), text("tier"), text("position"));
@@ -234,7 +248,8 @@ fn note(object: &str, place: &mut Option<Standing>, down: &mut bool, story: &mut
         "position" | "live" => *place = stands(position),
         "gap" => {
             story.steps.push(Step::Gap);
-            if !position.is_empty() {
+            // One that came before comes again, if its client stands there.
+            if !position.is_empty() && place.as_ref().is_none_or(|p| p.position != position) {
                 *place = stands(position);
             }
         }
@@ -242,12 +257,26 @@ fn note(object: &str, place: &mut Option<Standing>, down: &mut bool, story: &mut
         "resumed" if place.as_ref().is_none_or(|place| place.position != position) => {
             *place = stands(position);
         }
-        "upstream_down" if is_vendor => *down = true,
+        "upstream_down" if is_vendor => down.vendor = true,
         "upstream_up" if is_vendor => {
-            *down = false;
+            down.vendor = false;
             story.steps.push(Step::Gap);
         }
-        "upstream_up" if notice["missed"] != 0 => story.steps.push(Step::Gap),
+        "upstream_down" => _ = down.proxy.get_or_insert(story.steps.len()),
+        "upstream_up" => {
+            let since = down.proxy.take().unwrap_or(down.connected);
+            if notice["missed"] != 0 {
+                // Only now it is known that something is missing, and anything may be.
+                let steps = story.steps.split_off(since);
+                for step in steps {
+                    if matches!(step, Step::Event(_)) {
+                        story.steps.push(Step::Gap);
+                    }
+                    story.steps.push(step);
+                }
+                story.steps.push(Step::Gap);
+            }
+        }
         _ => {}
     }
 }

@@ -100,7 +100,9 @@ impl Chain {
         let tls = certificate.iter().flat_map(Certificate::settings);
         let sim = Sim::start().await;
         let vendor = Relay::start(sim.addr()).await;
-        let launch = firehose(&format!("ws://{}/stocks", vendor.addr()));
+        // Little enough to be full soon: a history that fills up would look like a leak.
+        let launch =
+            firehose(&format!("ws://{}/stocks", vendor.addr())).env("HISTORY_BYTES", 1_000_000);
         let firehose = launch.envs(tls.clone()).start().await;
         let between = Relay::start(firehose.addr()).await;
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));

@@ -166,7 +166,9 @@ impl fmt::Display for Report {
 /// If a client did not get its events, if a ledger does not balance, or if something does not come
 /// back.
 pub async fn soak(time: Duration, seed: u64) -> Report {
-    let chain = Chain::start(&[("CLIENT_QUEUE_BYTES", "300000"), ("CLIENT_MAX_LAG", "4s")]).await;
+    let settings =
+        [("CLIENT_QUEUE_BYTES", "300000"), ("CLIENT_MAX_LAG", "4s"), ("HISTORY_BYTES", "1000000")];
+    let chain = Chain::start(&settings).await;
     let round = ROUND.min(time / 2);
     let mut rng = Rng::with_seed(seed);
     let mut report = Report::default();

@@ -109,6 +109,11 @@ impl Context {
         }
     }
 
+    /// Notes how many cores other programs kept busy in a stretch run without [`once`](Self::once).
+    pub fn note_others(&self, outcome: &Outcome) {
+        self.others.borrow_mut().push(outcome.other_cores);
+    }
+
     /// Waits until other programs of the machine rest, as long as patience is left. Returns whether
     /// to try again.
     fn wait_for_quiet(&self) -> Result<bool> {

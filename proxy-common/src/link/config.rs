@@ -29,6 +29,8 @@ pub struct LinkConfig {
     /// For a firehose upstream: the link asks for what it missed. At first it asks for the newest of
     /// the history, so many bytes. Default: none, for an upstream without a history.
     pub history_bytes: Option<u64>,
+    /// How many bytes of the newest frames the owner keeps. Default: none.
+    pub kept_bytes: usize,
     /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
     pub spacing: Option<Arc<Spacing>>,
 }
@@ -45,6 +47,7 @@ impl LinkConfig {
             refused_interval: Duration::from_secs(15 * 60),
             ping_interval: Duration::from_secs(15),
             history_bytes: None,
+            kept_bytes: 0,
             spacing: None,
         }
     }

@@ -84,7 +84,9 @@ pub async fn open(config: &LinkConfig) -> Result<Opened, LinkError> {
             }
             _ => MaybeTlsStream::Plain(tcp),
         };
-        upgrade(stream, url).await
+        let mut opened = upgrade(stream, url).await?;
+        opened.socket.frames_are_kept(config.kept_bytes);
+        Ok(opened)
     };
     within(config.login_timeout, "connection", open).await
 }

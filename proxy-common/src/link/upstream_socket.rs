@@ -37,8 +37,8 @@ const MAX_RECEIVED_BYTES: usize = 64 << 20;
 const BUFFER_BYTES: usize = 256 << 10;
 /// The least room for a read. With less, it would bring too little.
 const MIN_ROOM: usize = 32 << 10;
-/// The most buffers kept for use after their frames. The system must clear new memory, which costs
-/// time.
+/// The most buffers kept for use after their frames, beside those of frames that the owner keeps.
+/// The system must clear new memory, which costs time.
 const MAX_SPARE_BUFFERS: usize = 4;
 /// A buffer that grew beyond this size for one long frame is not kept.
 const MAX_KEPT_BYTES: usize = 4 * BUFFER_BYTES;
@@ -53,8 +53,9 @@ pub struct UpstreamSocket {
     incoming: BytesMut,
     /// Whether `incoming` is small enough to be kept.
     keeps: bool,
-    /// Earlier buffers, whose frames may still be in use.
+    /// Earlier buffers, the oldest first. Their frames may still be in use.
     spare_buffers: VecDeque<BytesMut>,
+    max_spare_buffers: usize,
     /// Frames to be written, already masked.
     outgoing: BytesMut,
     /// Whether our close frame is among them, or written.
@@ -101,10 +102,17 @@ impl UpstreamSocket {
             incoming,
             keeps: true,
             spare_buffers: VecDeque::new(),
+            max_spare_buffers: MAX_SPARE_BUFFERS,
             outgoing: BytesMut::new(),
             closing: false,
             read_at: Instant::now(),
         }
+    }
+
+    /// The owner keeps the newest frames, so many bytes of them. Their buffers are used again, in the
+    /// order in which the owner drops their frames.
+    pub fn frames_are_kept(&mut self, bytes: usize) {
+        self.max_spare_buffers = MAX_SPARE_BUFFERS + bytes / BUFFER_BYTES;
     }
 
     /// When bytes were last read. One clock reading for each read, not for each message.
@@ -183,14 +191,19 @@ impl UpstreamSocket {
         let mut next = self.spare_buffers.pop_front().unwrap_or_default();
         if !next.try_reclaim(total) {
             if next.capacity() > 0 {
-                self.spare_buffers.push_back(next);
+                // Newer ones are in use if this one is. Unless it is one of few that somebody holds
+                // for long, it is the next to become free.
+                match self.max_spare_buffers > MAX_SPARE_BUFFERS {
+                    true => self.spare_buffers.push_front(next),
+                    false => self.spare_buffers.push_back(next),
+                }
             }
             next = BytesMut::with_capacity(total);
         }
         next.extend_from_slice(&self.incoming);
         let mut last = std::mem::replace(&mut self.incoming, next);
         if std::mem::replace(&mut self.keeps, total <= MAX_KEPT_BYTES)
-            && self.spare_buffers.len() < MAX_SPARE_BUFFERS
+            && self.spare_buffers.len() < self.max_spare_buffers
         {
             last.clear();
             self.spare_buffers.push_back(last);

@@ -8,6 +8,9 @@ use crate::{
     session::{NamedSessions, SessionOptions},
 };
 
+/// The longest time between two positions.
+const MAX_INTERVAL: Duration = Duration::from_secs(60 * 60);
+
 /// Most characters of a session's name.
 const MAX_NAME: usize = 64;
 
@@ -79,9 +82,9 @@ fn session_name(path: &str, named: NamedSessions) -> Result<(Option<Arc<str>>, &
 
 fn interval(value: &str) -> Result<Duration, TargetError> {
     match humantime::parse_duration(value) {
-        Ok(interval) if !interval.is_zero() => Ok(interval),
+        Ok(interval) if !interval.is_zero() && interval <= MAX_INTERVAL => Ok(interval),
         _ => Err(TargetError::BadQuery(format!(
-            "no interval {:?}: expected positions=1s, 500ms or the like\n",
+            "no interval {:?}: expected positions=1s, 500ms or the like, 1h at most\n",
             shorten(value)
         ))),
     }
@@ -138,7 +141,15 @@ mod tests {
         let positions = Some(Duration::from_millis(250));
         assert_eq!(options, SessionOptions { name: None, positions, snapshot: true });
         assert_eq!(of("/", "snapshot=0&other=1").unwrap().1, SessionOptions::default());
-        for query in ["positions", "positions=0s", "positions=1", "snapshot", "snapshot=2"] {
+        for query in [
+            "positions",
+            "positions=0s",
+            "positions=1",
+            "positions=61m",
+            "positions=10000000000000000000s",
+            "snapshot",
+            "snapshot=2",
+        ] {
             assert!(matches!(of("/", query), Err(TargetError::BadQuery(_))), "{query}");
         }
     }
