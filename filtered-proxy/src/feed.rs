@@ -286,6 +286,14 @@ mod tests {
         Feed::new(History::new(1_000_000), true)
     }
 
+    /// A feed that is live behind message 5.
+    fn live_at_5() -> Feed {
+        let mut feed = feed();
+        feed.on_mark(mark(MarkKind::Resumed, 5, 1_000), 0);
+        feed.on_mark(mark(MarkKind::Live, 5, 0), 0);
+        feed
+    }
+
     fn take(feed: &mut Feed, seq: u64, came: u64) -> Use {
         feed.message(&Frame::new(b"[{}]"), 1, Some(at(seq)), came)
     }
@@ -312,9 +320,7 @@ mod tests {
 
     #[test]
     fn what_was_missed_goes_to_the_sessions() {
-        let mut feed = feed();
-        feed.on_mark(mark(MarkKind::Resumed, 5, 1_000), 0);
-        feed.on_mark(mark(MarkKind::Live, 5, 0), 0);
+        let mut feed = live_at_5();
         take(&mut feed, 6, 2_000);
         feed.on_down();
         assert!(feed.is_behind());
@@ -329,9 +335,7 @@ mod tests {
 
     #[test]
     fn what_the_firehose_has_no_more_is_lost() {
-        let mut feed = feed();
-        feed.on_mark(mark(MarkKind::Resumed, 5, 1_000), 0);
-        feed.on_mark(mark(MarkKind::Live, 5, 0), 0);
+        let mut feed = live_at_5();
         feed.on_down();
         let later = Position { epoch: 2, seq: 30 };
         feed.on_mark(PositionMark { kind: MarkKind::Gap, position: later, time: 0 }, 0);
@@ -345,9 +349,7 @@ mod tests {
 
     #[test]
     fn a_link_that_lost_its_place_begins_anew() {
-        let mut feed = feed();
-        feed.on_mark(mark(MarkKind::Resumed, 5, 1_000), 0);
-        feed.on_mark(mark(MarkKind::Live, 5, 0), 0);
+        let mut feed = live_at_5();
         take(&mut feed, 6, 2_000);
         feed.on_down();
         feed.on_mark(mark(MarkKind::Resumed, 3, 500), 0);

@@ -134,9 +134,8 @@ impl Replay {
     }
 
     /// The channels of each part, and where its events begin or go on.
-    pub fn into_parts(self) -> impl Iterator<Item = (u64, ChannelSet)> {
-        let next = self.next;
-        self.parts.into_iter().map(move |part| (part.from.max(next), part.channels))
+    pub fn parts(&self) -> impl Iterator<Item = (u64, &ChannelSet)> {
+        self.parts.iter().map(|part| (part.from.max(self.next), &part.channels))
     }
 
     /// Removes channels.
@@ -183,8 +182,8 @@ impl Replay {
                 self.rebuild();
                 next_part = self.next_part();
             }
-            // A notice does not move the position, unless it stands behind lost messages. The client
-            // may have it already.
+            // A notice does not move the position, unless it stands behind lost messages. The
+            // client may have it already.
             let moves = notice && position != self.position;
             if (moves || position.epoch != self.position.epoch) && position > self.skip_behind {
                 self.deliver(&mut yields);

@@ -191,6 +191,8 @@ pub struct Router {
     feed: Feed,
     received: ReceiptTime,
     index: Index<Arc<Outbound>>,
+    /// The index for messages that no session gets. It stays empty.
+    nobody: Index<()>,
     /// Sessions with channels that are not in the index yet.
     waiting: BTreeMap<SessionId, Waiting>,
     followers: Followers<Arc<Outbound>>,
@@ -271,6 +273,7 @@ impl Router {
             feed: Feed::new(history, resumes),
             received: ReceiptTime::default(),
             index: Index::default(),
+            nobody: Index::default(),
             waiting: BTreeMap::new(),
             followers: Followers::default(),
             batch: Batch::new(last_values),
@@ -559,12 +562,15 @@ impl Router {
         }
         self.send_objects(by_session);
         let now = Instant::now();
-        for (channels, members) in self.index.cohorts() {
-            let frames = newly_unavailable(
+        let newly_unavailable = |channels: &ChannelSet| {
+            newly_unavailable(
                 channels.iter(),
                 |channel| coverage.unavailable(channel),
                 |channel| before.unavailable(channel),
-            );
+            )
+        };
+        for (channels, members) in self.index.cohorts() {
+            let frames = newly_unavailable(channels);
             if frames.is_empty() {
                 continue;
             }
@@ -574,19 +580,15 @@ impl Router {
         }
         // A replay compares at its end.
         for (session, waiting) in self.waiting.iter().filter(|(_, waiting)| !waiting.replays) {
-            let frames = newly_unavailable(
-                waiting.channels.iter(),
-                |channel| coverage.unavailable(channel),
-                |channel| before.unavailable(channel),
-            );
+            let frames = newly_unavailable(&waiting.channels);
             if let Some(outbound) = self.index.member(*session) {
                 outbound.send_frames(frames.iter().map(|frame| (frame, 0)), now);
             }
         }
     }
 
-    /// Sends a notice to every session that gets notices and holds a channel, in order with the
-    /// events before and after it.
+    /// Adds a notice to the history, and announces it unless it is for the history only. Returns
+    /// which.
     fn notify(&mut self, frame: &Frame) -> Use {
         let whose = self.keep(frame);
         if whose == Use::Sessions {
@@ -595,13 +597,14 @@ impl Router {
         whose
     }
 
-    /// Adds a notice to the history. Returns whose it is.
+    /// Adds a notice to the history. Returns what it is for.
     fn keep(&mut self, frame: &Frame) -> Use {
         self.deliver();
         self.feed.notice(frame)
     }
 
-    /// Does the same without the history.
+    /// Sends a notice to every session that gets notices and holds a channel, in order with the
+    /// events before and after it.
     fn announce(&mut self, frame: &Frame) {
         self.deliver();
         if self.notices != NoticePolicy::Off {
@@ -891,9 +894,8 @@ impl Router {
     /// Takes a frame from before this program began. Its events are counted, and may be the last of
     /// their symbols.
     fn take_old(&mut self, frame: Bytes, received: std::time::Instant) {
-        let nobody = Index::<()>::default();
-        let found = self.batch.add(frame, received, self.market, &nobody);
-        let tally = self.batch.deliver(&nobody, |_, _| {});
+        let found = self.batch.add(frame, received, self.market, &self.nobody);
+        let tally = self.batch.deliver(&self.nobody, |_, _| {});
         self.batch.kinds.take(|_, _| {});
         self.account(found);
         self.intake.not_subscribed.inc_by(tally.not_subscribed);
@@ -914,9 +916,10 @@ impl Router {
             outbound.queued_bytes() > OLD_QUEUE_BYTES.min(self.batch_bytes / 2)
         };
         let lagging: Vec<_> = self.index.sessions().filter(lagging).map(|(id, _)| id).collect();
+        let end = self.shared.history.end();
         for session in lagging {
             self.begin_replay(session);
-            self.shared.set_aside().insert(session, self.shared.history.end());
+            self.shared.set_aside().insert(session, end);
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use proxy_common::{
-    history::Lookup,
+    history::{History, Lookup, TIME_STEP},
     protocol::{
         Channel, ChannelSet, ExtraKinds, Gone, Notice, NoticePolicy, Position, Start, Status,
         TierName, Unavailable, status_frame,
@@ -40,8 +40,6 @@ const NEAR: u64 = 256;
 const MAX_AHEAD: Duration = Duration::from_secs(5);
 /// How often a replay that waits for the feed looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// The times of entries are exact to so many milliseconds.
-const TIME_STEP: u64 = 50;
 
 impl Tier for RouterHandle {
     type Subscriber = RouterSubscriber;
@@ -59,7 +57,7 @@ impl Tier for RouterHandle {
             session,
             key,
             options: client.options.clone(),
-            named: false,
+            name: None,
             outbound: Arc::clone(outbound),
             router: self.clone(),
             held: ChannelSet::default(),
@@ -67,9 +65,9 @@ impl Tier for RouterHandle {
             place: Place::Live,
             next_status: Instant::now(),
         };
-        subscriber.take_name();
+        subscriber.take_name(client.session_name());
         let interval = client.options.as_ref().and_then(|options| options.positions);
-        let follow = Follow { named: subscriber.named, interval };
+        let follow = Follow { named: subscriber.name.is_some(), interval };
         // If the router is gone, the session's first change fails.
         let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound), follow)).await;
         subscriber
@@ -83,8 +81,8 @@ pub struct RouterSubscriber {
     /// The label of its key.
     key: Arc<str>,
     options: Option<Arc<SessionOptions>>,
-    /// Whether it holds the name that its options have.
-    named: bool,
+    /// The name that it holds.
+    name: Option<Arc<str>>,
     outbound: Arc<Outbound>,
     router: RouterHandle,
     held: ChannelSet,
@@ -166,19 +164,19 @@ enum Begin {
 }
 
 impl RouterSubscriber {
-    /// Takes the session's name, if its path has one.
-    fn take_name(&mut self) {
-        let Some(name) = self.name() else { return };
+    /// Takes the name in the session's path, if there is one.
+    fn take_name(&mut self, name: Option<&Arc<str>>) {
+        let Some(name) = name else { return };
         if !self.router.shared.history.is_on() {
             let why = "nothing is remembered of this named session: HISTORY_BYTES is 0";
             return self.outbound.send_frame(&status_frame(&Status::error(why)), Instant::now());
         }
         let holder = Arc::clone(&self.outbound);
         let now = Instant::now().into_std();
-        let entered = self.router.shared.names().enter(&self.key, &name, self.session, holder, now);
+        let entered = self.router.shared.names().enter(&self.key, name, self.session, holder, now);
         match entered {
             Entered::Holds { taken_over, confirmed } => {
-                self.named = true;
+                self.name = Some(Arc::clone(name));
                 self.came_from = confirmed;
                 if let Some(older) = taken_over {
                     older.evict(CloseReason::TakenOver);
@@ -191,27 +189,20 @@ impl RouterSubscriber {
         }
     }
 
-    /// A client that comes back must know if the proxy has forgotten it: after a restart, at another
-    /// proxy, or too late.
-    fn tell_that_nothing_is_remembered(&self) {
+    /// A client that comes back must know if the proxy has forgotten it: after a restart, at
+    /// another proxy, or too late.
+    fn announce_that_nothing_is_remembered(&self, name: &str) {
         if self.router.shared.notices != NoticePolicy::Off {
-            let name = self.name().unwrap_or_default();
             let text = format!("nothing is remembered under the name {name}: live events follow");
             let status = Status::new("session", text);
             self.outbound.send_frame(&status_frame(&status), Instant::now());
         }
     }
 
-    fn name(&self) -> Option<Arc<str>> {
-        self.options.as_ref()?.name.clone()
-    }
-
     /// The client has received everything up to this position.
     fn confirm(&self, position: Position) {
-        if self.named
-            && let Some(name) = self.name()
-        {
-            self.router.shared.names().confirm(&self.key, &name, self.session, position);
+        if let Some(name) = &self.name {
+            self.router.shared.names().confirm(&self.key, name, self.session, position);
         }
     }
 
@@ -268,14 +259,10 @@ impl RouterSubscriber {
                 starting.has_turn &= start == Start::Live || named;
             }
             (Place::Replaying(replay), Start::Live) => replay.add_next(channels),
-            (Place::Replaying(_), start) => {
-                let Place::Replaying(replay) = std::mem::replace(&mut self.place, Place::Live)
-                else {
-                    return;
-                };
+            (Place::Replaying(replay), start) => {
                 let mut starting = Starting::new(named, collects);
                 starting.add(Begin::Asked(start), channels);
-                for (at, channels) in replay.into_parts() {
+                for (at, channels) in replay.parts() {
                     starting.add(Begin::At(at), channels.iter().cloned());
                 }
                 self.place = Place::Starting(Box::new(starting));
@@ -320,7 +307,7 @@ impl RouterSubscriber {
         for (begin, channels) in &starting.parts {
             let lookup = match begin {
                 Begin::At(at) => Lookup::At(*at),
-                Begin::Asked(start) => find(&self.router, *start),
+                Begin::Asked(start) => find(history, *start),
             };
             let (at, gone) = match lookup {
                 Lookup::At(at) => (at, None),
@@ -362,7 +349,7 @@ impl RouterSubscriber {
                 Begin::At(_) => continue,
             };
             if let Some(why) = gone {
-                let after = position_of(start);
+                let after = start.position();
                 let (_, position, _) = history.place(at);
                 let why = match (why, after) {
                     (Gone::TooOld(Some(_)), Some(after)) => {
@@ -384,10 +371,8 @@ impl RouterSubscriber {
         }
         self.came_from = None;
         self.place = Place::Replaying(Box::new(replay));
-        if self.named
-            && let Some(name) = self.name()
-        {
-            self.router.shared.names().go_back(&self.key, &name, self.session, position);
+        if let Some(name) = &self.name {
+            self.router.shared.names().go_back(&self.key, name, self.session, position);
         }
         for notice in &notices {
             self.notify(notice);
@@ -433,7 +418,7 @@ impl RouterSubscriber {
     /// Says where a replay stands, before this entry of the history.
     fn mark(&mut self, position: Position, next: u64) {
         let now = Instant::now();
-        if self.named {
+        if self.name.is_some() {
             self.outbound.send_ping_in_order(position.to_string().as_bytes(), now);
         }
         let interval = self.options.as_ref().and_then(|options| options.positions);
@@ -455,22 +440,12 @@ struct Applied {
     held_before: ChannelSet,
 }
 
-fn find(router: &RouterHandle, start: Start) -> Lookup {
-    let history = &router.shared.history;
+/// The entry with which a subscription begins. The times of entries that came from the firehose's
+/// history are too early by less than a step.
+fn find(history: &History, start: Start) -> Lookup {
     match start {
-        Start::Live => Lookup::At(history.end()),
-        Start::From(position, _) => history.find(position),
         Start::Since(time) => history.since(time.saturating_sub(TIME_STEP)),
-        Start::Newest(bytes) => {
-            Lookup::At(history.newest(usize::try_from(bytes).unwrap_or(usize::MAX)))
-        }
-    }
-}
-
-fn position_of(start: Start) -> Option<Position> {
-    match start {
-        Start::From(position, _) => Some(position),
-        Start::Live | Start::Since(_) | Start::Newest(_) => None,
+        start => history.find_start(start),
     }
 }
 
@@ -522,9 +497,13 @@ impl Subscriber for RouterSubscriber {
             } else {
                 self.held.remove(&channels);
             }
-            if subscribe && held_before.is_empty() && start == Start::Live && self.named {
+            if subscribe
+                && held_before.is_empty()
+                && start == Start::Live
+                && let Some(name) = &self.name
+            {
                 changed.head.into_iter().for_each(|head| self.confirm(head));
-                self.tell_that_nothing_is_remembered();
+                self.announce_that_nothing_is_remembered(name);
             }
             let channels = channels.into_iter().collect();
             self.applied(Applied { subscribe, channels, start, held_before }, changed.end);
@@ -559,11 +538,9 @@ impl Subscriber for RouterSubscriber {
 impl Drop for RouterSubscriber {
     fn drop(&mut self) {
         let shared = &self.router.shared;
-        if self.named
-            && let Some(name) = self.name()
-        {
+        if let Some(name) = &self.name {
             let now = Instant::now().into_std();
-            shared.names().leave(&self.key, &name, self.session, now);
+            shared.names().leave(&self.key, name, self.session, now);
         }
         shared.closed().push(self.session);
         shared.some_closed.notify_one();

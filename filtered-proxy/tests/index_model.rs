@@ -1,6 +1,8 @@
 //! Checks `Index` and `Batch` against models that hold only strings: which sessions want an event,
 //! and which bytes each session gets.
 
+mod cases;
+
 use std::{collections::BTreeSet, time::Instant};
 
 use bytes::Bytes;
@@ -13,10 +15,11 @@ use proptest::{
     option::of,
     prelude::*,
     sample::{Index as Position, select},
-    test_runner::FileFailurePersistence,
 };
 use proxy_common::protocol::{Channel, Kind, MAX_MESSAGE_BYTES, Market};
 use serde_json::{Value, value::RawValue};
+
+use self::cases::cases;
 
 /// Few sessions, so that they often hold the same channels.
 const SESSIONS: u64 = 7;
@@ -318,17 +321,8 @@ fn short(events: &[String]) -> Vec<String> {
     events.iter().map(|event| event.chars().take(80).collect()).collect()
 }
 
-fn cases(cases: u32) -> ProptestConfig {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/index_model.proptest-regressions");
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(cases(300))]
+    #![proptest_config(cases("index_model", 300))]
 
     #[test]
     fn the_index_agrees_with_a_list_of_texts(steps in vec(step(), 0..50)) {
@@ -393,7 +387,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(8))]
+    #![proptest_config(cases("index_model", 8))]
 
     /// Events so long that a message holds few of them, or not even one.
     #[test]

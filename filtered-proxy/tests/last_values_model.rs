@@ -1,5 +1,7 @@
 //! Checks the last values against a model that a JSON parser fills from the frames.
 
+mod cases;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -9,12 +11,14 @@ use bytes::Bytes;
 use filtered_proxy::{
     batch::Batch, coverage::KnownCoverage, index::Index, last_values::LastValues,
 };
-use proptest::{collection::vec, prelude::*, sample::select, test_runner::FileFailurePersistence};
+use proptest::{collection::vec, prelude::*, sample::select};
 use proxy_common::{
     metrics::Metrics,
     protocol::{Channel, Coverage, MAX_MESSAGE_BYTES, Market},
 };
 use serde_json::{Value, value::RawValue};
+
+use self::cases::cases;
 
 /// A market, with the symbols of its events and the items that a client may ask for.
 #[derive(Debug, Clone, Copy)]
@@ -179,17 +183,8 @@ fn read(frames: &[(Vec<u8>, u32)]) -> (Vec<String>, Vec<u64>) {
     (events, ages)
 }
 
-fn cases(cases: u32) -> ProptestConfig {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/last_values_model.proptest-regressions");
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(cases(400))]
+    #![proptest_config(cases("last_values_model", 400))]
 
     #[test]
     fn a_snapshot_holds_what_live_data_held_last(

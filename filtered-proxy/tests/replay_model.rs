@@ -1,6 +1,8 @@
 //! Replays against a model: random frames, subscriptions, starts and sizes of the history. Together
 //! with what the gap declares lost, a client gets exactly the events of the list.
 
+mod cases;
+
 use std::time::Instant;
 
 use filtered_proxy::{
@@ -13,6 +15,8 @@ use proxy_common::{
     protocol::{Channel, ChannelSet, Gone, Market, Position},
     websocket::Frame,
 };
+
+use self::cases::cases;
 
 const EPOCH: u64 = 1_764_000_000_000_000;
 
@@ -132,7 +136,7 @@ fn short(texts: &[String]) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases("replay_model", 300))]
 
     /// From any position, with any history, after any number of events.
     #[test]

@@ -1,6 +1,8 @@
 //! Checks `split` against a model on a real JSON parser, with frames of any shape and with any
 //! bytes.
 
+mod cases;
+
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
 use filtered_proxy::split::{event::EventKind, split};
@@ -8,10 +10,11 @@ use proptest::{
     collection::vec,
     prelude::*,
     sample::{Index, select},
-    test_runner::FileFailurePersistence,
 };
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Value, value::RawValue};
+
+use self::cases::cases;
 
 /// An event of every kind as the vendor sends it, with the field that holds its symbol.
 const SAMPLES: &str = include_str!("../../tests/it/events.jsonl");
@@ -358,17 +361,8 @@ impl Mutation {
     }
 }
 
-fn cases(cases: u32) -> ProptestConfig {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/split_model.proptest-regressions");
-    ProptestConfig {
-        cases,
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(file))),
-        ..ProptestConfig::default()
-    }
-}
-
 proptest! {
-    #![proptest_config(cases(400))]
+    #![proptest_config(cases("split_model", 400))]
 
     #[test]
     fn any_array_of_objects_is_split_as_a_parser_does(frame in frame()) {
@@ -435,7 +429,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(cases(10))]
+    #![proptest_config(cases("split_model", 10))]
 
     #[test]
     fn long_frames_are_split_as_a_parser_does(

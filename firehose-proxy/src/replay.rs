@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use proxy_common::{
-    history::{Entry, History, Lookup},
+    history::{Entry, History, Lookup, TIME_STEP},
     protocol::{Gone, Notice, Position, Start, TierName, millis},
     websocket::Frame,
 };
@@ -12,10 +12,6 @@ use crate::ring::Readers;
 
 /// Most bytes of frames that one step reads. A step runs while others wait for the processor.
 const STEP_BYTES: usize = 1 << 20;
-
-/// How far apart the times of messages are, in milliseconds, between which a session is told the
-/// time anew.
-const TIME_STEP: u64 = 50;
 
 /// A session's way through the history.
 #[derive(Debug)]
@@ -36,15 +32,7 @@ impl Replay {
     /// The way from this start.
     pub(crate) fn new(ring: &Readers, start: Start, queue_bytes: usize) -> Self {
         let history = ring.history();
-        let lookup = match start {
-            Start::Live => Lookup::At(history.end()),
-            Start::From(position, _) => history.find(position),
-            Start::Since(time) => history.since(time),
-            Start::Newest(bytes) => {
-                Lookup::At(history.newest(usize::try_from(bytes).unwrap_or(usize::MAX)))
-            }
-        };
-        let (next, gone) = match lookup {
+        let (next, gone) = match history.find_start(start) {
             Lookup::At(next) => (next, None),
             // Its epoch is not this one, whatever it is.
             Lookup::Ahead => (history.newest(usize::MAX), Some(Gone::OtherEpoch)),
@@ -52,11 +40,7 @@ impl Replay {
         };
         let (next, position, time) = history.place(next);
         let time = if time == 0 { millis(SystemTime::now()) } else { time };
-        let after = match start {
-            Start::From(position, _) => Some(position),
-            Start::Live | Start::Since(_) | Start::Newest(_) => None,
-        };
-        let gap = gone.map(|why| Notice::gone(TierName::Firehose, why, after, position));
+        let gap = gone.map(|why| Notice::gone(TierName::Firehose, why, start.position(), position));
         let resumed = Notice::resumed(TierName::Firehose, position, time, "nothing repeats");
         let opening = gap.into_iter().chain([resumed]).map(|notice| notice.frame()).collect();
         let step_bytes = STEP_BYTES.min(queue_bytes / 4);

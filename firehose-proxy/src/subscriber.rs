@@ -94,8 +94,8 @@ impl Tier for Shared {
     }
 }
 
-/// One session's side of the firehose. While it holds any channel, it reads the ring, or the history
-/// until it has caught up.
+/// One session's side of the firehose. While it holds any channel, it reads the ring, or the
+/// history until it has caught up.
 #[derive(Debug)]
 pub struct FirehoseSubscriber {
     session: u64,

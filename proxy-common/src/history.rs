@@ -17,9 +17,13 @@ use serde::Serialize;
 
 use crate::{
     metrics::{Level, Metrics},
-    protocol::{Gone, Position},
+    protocol::{Gone, Position, Start},
     websocket::Frame,
 };
+
+/// How exact the times of replayed messages are, in milliseconds: a replay says the time anew when
+/// it has gone on by so much.
+pub const TIME_STEP: u64 = 50;
 
 /// Most entries that one call of [`History::read`] returns: it holds the lock meanwhile.
 const MAX_READ: usize = 256;
@@ -220,6 +224,18 @@ impl History {
     /// Where the feed stands.
     pub fn head(&self) -> Position {
         self.lock().to
+    }
+
+    /// The entry with which a subscription begins.
+    pub fn find_start(&self, start: Start) -> Lookup {
+        match start {
+            Start::Live => Lookup::At(self.end()),
+            Start::From(position, _) => self.find(position),
+            Start::Since(time) => self.since(time),
+            Start::Newest(bytes) => {
+                Lookup::At(self.newest(usize::try_from(bytes).unwrap_or(usize::MAX)))
+            }
+        }
     }
 
     /// The entry behind a position. Notices that stand at the position count as behind it: whoever

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tests::{
     program::{Program, Signal},
     relay::{Fault, Relay},
@@ -31,11 +31,7 @@ impl Cuttable {
         // Once the vendor serves all, the filtered proxy begins without an outage.
         let mut first = TestClient::login(firehose.addr(), FIREHOSE_KEY).await;
         first.command("subscribe", "*").await;
-        eventually(SOON, "the vendor serves all", async || {
-            let channels = &firehose.health().await["channels"];
-            channels["pending"] == json!([]) && channels["carried"] != json!([])
-        })
-        .await;
+        stack::is_answered(&firehose).await;
         let relay = Relay::start(firehose.addr()).await;
         let filtered = stack::filtered(relay.addr()).start().await;
         let cuttable = Self { filtered, relay, firehose, sim };

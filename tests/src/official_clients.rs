@@ -408,8 +408,8 @@ impl Running {
         kill(Pid::from_raw(id.expect("the client still runs")), signal).expect("signal a client");
     }
 
-    /// Kills it with SIGKILL. Returns the bytes of all objects that it has printed and that were not
-    /// returned yet.
+    /// Kills it with SIGKILL. Returns the bytes of all objects that it has printed and that were
+    /// not returned yet.
     ///
     /// # Panics
     ///

@@ -240,14 +240,7 @@ impl Stack {
         }
         is_up(&self.firehose).await;
         if !self.filtered.is_empty() {
-            eventually(SOON, "every channel is carried or refused", async || {
-                markets(&self.firehose.health().await).into_iter().all(|market| {
-                    let list = |name: &str| market["channels"][name].as_array();
-                    list("pending").is_some_and(Vec::is_empty)
-                        && list("carried").is_some_and(|list| !list.is_empty())
-                })
-            })
-            .await;
+            is_answered(&self.firehose).await;
         }
         for proxy in &self.filtered {
             is_complete(proxy).await;
@@ -314,6 +307,23 @@ impl Stack {
 /// If it is not up in time.
 pub async fn is_up(program: &Program) {
     in_state(program, "up").await;
+}
+
+/// Waits until the vendor has answered a firehose for every channel of each market, and carries one
+/// at least.
+///
+/// # Panics
+///
+/// If that is not so in time.
+pub async fn is_answered(firehose: &Program) {
+    eventually(SOON, "every channel is carried or refused", async || {
+        markets(&firehose.health().await).into_iter().all(|market| {
+            let list = |name: &str| market["channels"][name].as_array();
+            list("pending").is_some_and(Vec::is_empty)
+                && list("carried").is_some_and(|list| !list.is_empty())
+        })
+    })
+    .await;
 }
 
 /// Waits until a filtered proxy gets every channel and the firehose reports no outage to it.

@@ -26,8 +26,8 @@ pub struct LinkConfig {
     pub refused_interval: Duration,
     /// Time between pings; the link is dead if nothing arrived during two of them. Default: 15 s.
     pub ping_interval: Duration,
-    /// For a firehose upstream: the link asks for what it missed. At first it asks for the newest of
-    /// the history, so many bytes. Default: none, for an upstream without a history.
+    /// For a firehose upstream: the link asks for what it missed. At first it asks for the newest
+    /// of the history, so many bytes. Default: none, for an upstream without a history.
     pub history_bytes: Option<u64>,
     /// How many bytes of the newest frames the owner keeps. Default: none.
     pub kept_bytes: usize,

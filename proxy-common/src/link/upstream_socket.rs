@@ -109,8 +109,8 @@ impl UpstreamSocket {
         }
     }
 
-    /// The owner keeps the newest frames, so many bytes of them. Their buffers are used again, in the
-    /// order in which the owner drops their frames.
+    /// The owner keeps the newest frames, so many bytes of them. Their buffers are used again, in
+    /// the order in which the owner drops their frames.
     pub fn frames_are_kept(&mut self, bytes: usize) {
         self.max_spare_buffers = MAX_SPARE_BUFFERS + bytes / BUFFER_BYTES;
     }

@@ -78,6 +78,14 @@ impl Start {
             None => Ok(Self::From(text.parse()?, 0)),
         }
     }
+
+    /// The position that it names, if it names one.
+    pub fn position(self) -> Option<Position> {
+        match self {
+            Self::From(position, _) => Some(position),
+            Self::Live | Self::Since(_) | Self::Newest(_) => None,
+        }
+    }
 }
 
 /// What a firehose says about positions, in a status to a filtered proxy.

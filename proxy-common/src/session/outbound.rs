@@ -321,8 +321,8 @@ impl Outbound {
         }
     }
 
-    /// Ends the session for this reason, from outside its task: drops what is queued, and leaves the
-    /// close frame to the session's task. False if the session is already ending.
+    /// Ends the session for this reason, from outside its task: drops what is queued, and leaves
+    /// the close frame to the session's task. False if the session is already ending.
     pub fn evict(&self, reason: CloseReason) -> bool {
         let mut queue = self.lock();
         let open = queue.state == State::Open;
