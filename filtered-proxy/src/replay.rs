@@ -5,10 +5,11 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use proxy_common::{
     history::{Entry, History},
     protocol::{Channel, ChannelSet, Gone, Market, Notice, Position, TierName},
-    session::{Chunk, ChunkBuffer},
+    session::Chunk,
     websocket::Frame,
 };
 
@@ -26,6 +27,53 @@ pub enum Output<'a> {
     Notice(&'a Frame),
 }
 
+/// Channels, and where their events begin.
+#[derive(Debug)]
+pub struct Part {
+    /// With this entry.
+    pub from: u64,
+    /// The channels.
+    pub channels: ChannelSet,
+    /// What the client has of them already.
+    pub has: Option<Has>,
+    /// What to say where they begin.
+    pub notice: Option<Frame>,
+    /// Whether they begin only once nothing is left out any more.
+    waits: bool,
+}
+
+/// Events that a client has already.
+#[derive(Debug)]
+pub struct Has {
+    /// How many.
+    events: u64,
+    /// They came behind this position. If messages are lost first, they were among those.
+    behind: Position,
+    /// They are counted with these channels, also if some of them are removed meanwhile.
+    channels: ChannelSet,
+}
+
+impl Part {
+    /// Channels whose events begin with this entry.
+    pub fn new(from: u64, channels: ChannelSet) -> Self {
+        Self { from, channels, has: None, notice: None, waits: false }
+    }
+
+    /// Leaves out so many of the events: the client has them, and they came behind this position.
+    #[must_use]
+    pub fn without(self, events: u64, behind: Position) -> Self {
+        let channels = self.channels.clone();
+        let has = (events > 0).then_some(Has { events, behind, channels });
+        Self { has, ..self }
+    }
+
+    /// Says this where the events begin.
+    #[must_use]
+    pub fn saying(self, notice: Option<Frame>) -> Self {
+        Self { notice, ..self }
+    }
+}
+
 /// A session's way through the history.
 #[derive(Debug)]
 pub struct Replay {
@@ -34,25 +82,16 @@ pub struct Replay {
     next: u64,
     /// Where the feed stands before it.
     position: Position,
-    /// How many events that match are still left out.
-    skip: u64,
-    /// Where these events begin.
-    skip_behind: Position,
     parts: Vec<Part>,
-    /// The channels of the parts that have begun.
+    /// The channels of the parts that have begun, without those of which events are left out.
     index: Index<()>,
+    /// The parts that have begun and of which events are left out, each with its index.
+    left_out: Vec<(usize, Index<()>)>,
     coverage: KnownCoverage,
     /// When it began.
     began: Instant,
     batch: Batch,
     entries: Vec<Entry>,
-}
-
-/// Channels, and where their events begin.
-#[derive(Debug)]
-struct Part {
-    from: u64,
-    channels: ChannelSet,
 }
 
 impl Replay {
@@ -68,10 +107,9 @@ impl Replay {
             market,
             next,
             position,
-            skip: 0,
-            skip_behind: Position::default(),
             parts: Vec::new(),
             index: Index::default(),
+            left_out: Vec::new(),
             coverage,
             began: now,
             batch: Batch::default(),
@@ -94,48 +132,28 @@ impl Replay {
         &self.coverage
     }
 
-    /// Leaves out so many events more, from the next entry on: the client has them, and they came
-    /// behind this position. If messages are lost first, they were among those, and nothing more is
-    /// left out.
-    pub fn skip(&mut self, events: u64, behind: Position) {
-        (self.skip, self.skip_behind) = (events, behind);
-    }
-
     /// Whether events are still to be left out. The client has more than came up to the position
     /// here, so that it could not go on from there.
     pub fn is_skipping(&self) -> bool {
-        self.skip > 0
+        self.parts.iter().any(|part| part.has.is_some())
     }
 
-    /// Adds channels, whose events begin with this entry. None of them is an earlier one than the
-    /// next.
-    pub fn add(&mut self, parts: impl IntoIterator<Item = (u64, ChannelSet)>) {
-        for (from, channels) in parts {
-            match self.parts.iter_mut().find(|part| part.from == from) {
-                Some(part) => part.channels.add(channels.iter().cloned()),
-                None => self.parts.push(Part { from, channels }),
-            }
-        }
+    /// Adds parts. None of them begins before the next entry.
+    pub fn add(&mut self, parts: impl IntoIterator<Item = Part>) {
+        self.parts.extend(parts);
         self.rebuild();
     }
 
-    /// Adds channels, whose events begin with the next entry.
+    /// Adds channels whose events begin with the next entry, or behind those that are left out.
     pub fn add_next(&mut self, channels: impl IntoIterator<Item = Channel>) {
-        // Those of the parts that have begun are one part from here on.
-        let channels = channels.into_iter().collect::<Vec<_>>();
-        match self.parts.iter_mut().find(|part| part.from <= self.next) {
-            Some(part) => part.channels.add(channels),
-            None => {
-                let channels = channels.into_iter().collect();
-                self.parts.push(Part { from: self.next, channels });
-            }
-        }
-        self.rebuild();
+        let part = Part::new(self.next, channels.into_iter().collect());
+        self.add([Part { waits: true, ..part }]);
     }
 
-    /// The channels of each part, and where its events begin or go on.
-    pub fn parts(&self) -> impl Iterator<Item = (u64, &ChannelSet)> {
-        self.parts.iter().map(|part| (part.from.max(self.next), &part.channels))
+    /// The parts, and where each of them begins or goes on.
+    pub fn into_parts(self) -> impl Iterator<Item = Part> {
+        let next = self.next;
+        self.parts.into_iter().map(move |part| Part { from: part.from.max(next), ..part })
     }
 
     /// Removes channels.
@@ -143,17 +161,42 @@ impl Replay {
         for part in &mut self.parts {
             part.channels.remove(channels);
         }
+        self.parts.retain(|part| !part.channels.is_empty() || part.notice.is_some());
         self.rebuild();
     }
 
-    /// Puts the channels of all parts that have begun into the index.
+    /// Puts the channels of all parts that have begun into an index.
     fn rebuild(&mut self) {
-        self.index = Index::default();
-        self.index.set_on_demand(&self.coverage.on_demand(), &self.coverage.listed());
-        self.index.join(0, ());
-        let begun = self.parts.iter().filter(|part| part.from <= self.next);
-        let channels: Vec<Channel> = begun.flat_map(|part| part.channels.iter()).cloned().collect();
-        self.index.change(0, channels, true);
+        let is_skipping = self.is_skipping();
+        let index_of = |channels: &mut dyn Iterator<Item = &Channel>| {
+            let mut index = Index::default();
+            index.set_on_demand(&self.coverage.on_demand(), &self.coverage.listed());
+            index.join(0, ());
+            index.change(0, channels.cloned(), true);
+            index
+        };
+        let begun = || self.parts.iter().enumerate().filter(|(_, part)| part.from <= self.next);
+        let whole = begun().filter(|(_, part)| part.has.is_none() && !(part.waits && is_skipping));
+        let index = index_of(&mut whole.flat_map(|(_, part)| part.channels.iter()));
+        let left_out = begun()
+            .filter_map(|(n, part)| Some((n, index_of(&mut part.has.as_ref()?.channels.iter()))));
+        (self.left_out, self.index) = (left_out.collect(), index);
+    }
+
+    /// Begins the parts that begin with the next entry.
+    fn begin_parts(&mut self, yields: &mut impl FnMut(Output<'_>)) {
+        self.deliver(yields);
+        self.rebuild();
+        self.say_notices(yields);
+    }
+
+    /// Says what is to be said where parts begin that have begun.
+    fn say_notices(&mut self, yields: &mut impl FnMut(Output<'_>)) {
+        for part in self.parts.iter_mut().filter(|part| part.from <= self.next) {
+            if let Some(notice) = part.notice.take() {
+                yields(Output::Notice(&notice));
+            }
+        }
     }
 
     /// Where another part begins, if one does later.
@@ -162,8 +205,17 @@ impl Replay {
         later.min().unwrap_or(u64::MAX)
     }
 
-    /// Goes one step on, and yields what the session gets.
-    pub fn step(&mut self, history: &History, mut yields: impl FnMut(Output<'_>)) {
+    /// Messages up to this position are lost. Leaves nothing more out that was among them.
+    fn lose(&mut self, position: Position) {
+        let begun = self.parts.iter_mut().filter(|part| part.from <= self.next);
+        for part in begun {
+            part.has.take_if(|has| has.behind < position);
+        }
+        self.rebuild();
+    }
+
+    /// Goes one step on, at most up to entry `end`, and yields what the session gets.
+    pub fn step(&mut self, history: &History, end: u64, mut yields: impl FnMut(Output<'_>)) {
         let mut entries = std::mem::take(&mut self.entries);
         if let Err((first, position)) = history.read(self.next, STEP_BYTES, &mut entries) {
             // The feed was faster. Of one epoch, it is known how much is gone.
@@ -172,22 +224,23 @@ impl Replay {
             let why = Gone::Overtaken(lost);
             let notice = Notice::gone(TierName::Filtered, why, Some(self.position), position);
             yields(Output::Notice(&notice.frame()));
-            (self.next, self.position, self.skip) = (first, position, 0);
-            self.rebuild();
+            (self.next, self.position) = (first, position);
+            self.lose(position);
         }
+        entries.truncate(usize::try_from(end.saturating_sub(self.next)).unwrap_or(usize::MAX));
+        self.say_notices(&mut yields);
         let mut next_part = self.next_part();
         for Entry { frame, position, notice, .. } in entries.drain(..) {
             if self.next == next_part {
-                self.deliver(&mut yields);
-                self.rebuild();
+                self.begin_parts(&mut yields);
                 next_part = self.next_part();
             }
             // A notice does not move the position, unless it stands behind lost messages. The
             // client may have it already.
             let moves = notice && position != self.position;
-            if (moves || position.epoch != self.position.epoch) && position > self.skip_behind {
+            if moves || position.epoch != self.position.epoch {
                 self.deliver(&mut yields);
-                self.skip = 0;
+                self.lose(position);
             }
             // The history may have begun anew at an earlier place.
             let is_known = position.epoch == self.position.epoch && position <= self.position;
@@ -198,53 +251,56 @@ impl Replay {
             if notice {
                 self.deliver(&mut yields);
                 yields(Output::Notice(&frame));
-            } else {
+            } else if self.left_out.is_empty() {
                 self.batch.add(frame.shared_text(), self.began, self.market, &self.index);
-                if self.skip > 0 {
-                    self.deliver(&mut yields);
-                }
+            } else {
+                self.deliver_one_by_one(&frame.shared_text(), &mut yields);
             }
             (self.next, self.position) = (self.next + 1, position);
         }
         // A part may begin right behind the last entry.
         if self.next == next_part {
-            self.deliver(&mut yields);
-            self.rebuild();
+            self.begin_parts(&mut yields);
         }
         self.deliver(&mut yields);
         self.entries = entries;
     }
 
     fn deliver(&mut self, yields: &mut impl FnMut(Output<'_>)) {
-        let skip = &mut self.skip;
-        self.batch.deliver(&self.index, |_, chunks| {
-            if *skip == 0 {
-                return yields(Output::Events(chunks));
-            }
-            for chunk in chunks {
-                let events = u64::from(chunk.events());
-                if *skip >= events {
-                    *skip -= events;
-                } else if *skip == 0 {
-                    yields(Output::Events(std::slice::from_ref(chunk)));
-                } else {
-                    let mut rest = ChunkBuffer::default();
-                    leave_out(chunk, std::mem::take(skip), &mut rest);
-                    yields(Output::Events(&[rest.chunk()]));
+        self.batch.deliver(&self.index, |_, chunks| yields(Output::Events(chunks)));
+    }
+
+    /// Delivers the events of a frame, of which the client may have some.
+    fn deliver_one_by_one(&mut self, frame: &Bytes, yields: &mut impl FnMut(Output<'_>)) {
+        self.deliver(yields);
+        let mut events = Vec::new();
+        split(frame, |event| events.push(event.start..event.end));
+        for event in events {
+            let array = Bytes::from([b"[", &frame[event.clone()], b"]"].concat());
+            let mut matches = |index: &Index<()>| {
+                let mut any = false;
+                self.batch.add(array.clone(), self.began, self.market, index);
+                self.batch.deliver(index, |_, _| any = true);
+                any
+            };
+            let is_wanted = matches(&self.index);
+            let mut has_all = false;
+            for (part, index) in &self.left_out {
+                let has = &mut self.parts[*part].has;
+                if matches(index)
+                    && let Some(known) = has
+                {
+                    known.events -= 1;
+                    has_all |= has.take_if(|has| has.events == 0).is_some();
                 }
             }
-        });
-    }
-}
-
-/// Adds all events of a chunk but the first ones to `rest`.
-fn leave_out(chunk: &Chunk<'_>, first: u64, rest: &mut ChunkBuffer) {
-    let array = [b"[", chunk.text(), b"]"].concat();
-    let mut number = 0;
-    split(&array, |event| {
-        number += 1;
-        if number > first {
-            rest.push(&array[event.start..event.end], 1);
+            if is_wanted {
+                let text = frame.slice(event);
+                yields(Output::Events(&[Chunk::shared(&text, 1)]));
+            }
+            if has_all {
+                self.rebuild();
+            }
         }
-    });
+    }
 }

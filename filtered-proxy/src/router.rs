@@ -45,7 +45,7 @@ use crate::{
     index::{Index, SessionId},
     last_values::LastValues,
     named_sessions::SessionNames,
-    replay::{Output, Replay},
+    replay::{Output, Part, Replay},
     replays::Replays,
 };
 
@@ -111,18 +111,22 @@ pub(crate) struct Follow {
 }
 
 /// The result of a change.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) outcome: ChangeOutcome,
-    /// The place of the next entry of the history, and where the feed stands.
-    pub(crate) end: u64,
+    /// Where the feed stands.
     pub(crate) head: Option<Position>,
+    /// Channels that were added, but whose events begin later: contracts without an answer, and
+    /// what was subscribed while older messages have yet to come.
+    pub(crate) later: ChannelSet,
 }
 
 /// The channels that a session holds and that are not routed yet.
 #[derive(Debug, Default)]
 struct Waiting {
     channels: ChannelSet,
+    /// Those among them whose events begin once everything has come that was missed.
+    late: ChannelSet,
     /// Whether the session replays: it gets everything it holds by itself, until it has caught up.
     replays: bool,
 }
@@ -149,9 +153,9 @@ pub(crate) struct Shared {
     pub(crate) replays: Replays,
     /// Locked for a moment.
     names: Mutex<SessionNames<Arc<Outbound>>>,
-    /// Sessions that get the rest of what was missed by themselves, from this entry of the history
-    /// on. Something waits for the socket of each, so that its task looks here when that is sent.
-    set_aside: Mutex<HashMap<SessionId, u64>>,
+    /// What sessions have to add to their replays, or to begin one with. Their tasks look here
+    /// before each step, and once everything has been sent that waited for the socket.
+    set_aside: Mutex<HashMap<SessionId, Vec<Part>>>,
     /// Gaps that the firehose has reported, until the status takes them. Locked for a moment.
     gaps: Mutex<Vec<String>>,
 }
@@ -497,7 +501,7 @@ impl Router {
             for session in sessions {
                 by_session.entry(session).or_default().push(object.clone());
                 let held_before = self.held(session);
-                let held = self.hold(session, [contract.clone()], granted);
+                let held = self.hold_contract(session, &contract, granted);
                 let outages = self.shared.outages.borrow();
                 if !outages.go_on() || self.notices == NoticePolicy::Off {
                     continue;
@@ -558,7 +562,7 @@ impl Router {
         for (session, contract) in self.contracts.on_coverage(&coverage.on_demand()) {
             let object = Status::subscribed(&contract.to_string()).object();
             by_session.entry(session).or_default().push(object);
-            self.hold(session, [contract], true);
+            self.hold_contract(session, &contract, true);
         }
         self.send_objects(by_session);
         let now = Instant::now();
@@ -677,9 +681,8 @@ impl Router {
             }
             // The session may have ended while it waited for an answer.
             Input::Change(session, key, change, done) => {
-                let outcome = self.change(session, &key, change);
-                let (end, head) = (self.shared.history.end(), self.feed.head());
-                let _ = done.send(Changed { outcome, end, head });
+                let (outcome, later) = self.change(session, &key, change);
+                let _ = done.send(Changed { outcome, head: self.feed.head(), later });
                 self.mark_followers(Instant::now());
             }
             Input::CaughtUp(session, replay, done) => {
@@ -693,7 +696,7 @@ impl Router {
         session: SessionId,
         key: &Arc<str>,
         change: SubscriptionChange,
-    ) -> ChangeOutcome {
+    ) -> (ChangeOutcome, ChannelSet) {
         let SubscriptionChange {
             subscribe,
             channels,
@@ -704,16 +707,17 @@ impl Router {
             ..
         } = change;
         if subscribe && coverage_version != self.shared.coverage.borrow().version() {
-            return ChangeOutcome::CoverageChanged;
+            return (ChangeOutcome::CoverageChanged, ChannelSet::default());
         }
         let removes = !subscribe && !channels.is_empty();
         let (contracts, mut channels): (BTreeSet<_>, BTreeSet<_>) =
             channels.into_iter().partition(|channel| self.contracts.includes(channel));
-        let mut statuses = Vec::new();
+        let (mut statuses, mut later) = (Vec::new(), ChannelSet::default());
         for contract in contracts {
             if !subscribe {
                 self.contracts.unsubscribe(session, &contract);
             } else if !self.contracts.subscribe(session, key, &contract) {
+                later.add([contract]);
                 continue;
             } else if self.contracts.is_on_demand(&contract) {
                 statuses.push(Status::subscribed(&contract.to_string()));
@@ -721,13 +725,15 @@ impl Router {
             channels.insert(contract);
         }
         let held_before = self.held(session);
-        if subscribe && start != Start::Live {
-            self.begin_replay(session);
-        }
         let last_values = match snapshot && subscribe {
             true => self.snapshot(session, &channels),
             false => Vec::new(),
         };
+        if start != Start::Live {
+            self.begin_replay(session, &channels);
+        } else if subscribe && self.feed.is_behind() {
+            later.add(channels.iter().cloned());
+        }
         let held = self.hold(session, channels, subscribe);
         let replays = self.waiting.get(&session).is_some_and(|waiting| waiting.replays);
         self.count_subscriptions();
@@ -751,7 +757,7 @@ impl Router {
             let last_values = last_values.iter().map(|(frame, events)| (frame, *events));
             outbound.send_frames(frames.chain(last_values), Instant::now());
         }
-        ChangeOutcome::Applied
+        (ChangeOutcome::Applied, later)
     }
 
     /// How many channels a session holds.
@@ -770,31 +776,60 @@ impl Router {
         subscribe: bool,
     ) -> Option<usize> {
         self.index.channels(session)?;
-        if subscribe && (self.feed.is_behind() || self.waiting.contains_key(&session)) {
+        let is_behind = self.feed.is_behind();
+        if subscribe && (is_behind || self.waiting.contains_key(&session)) {
             let routed = self.index.channels(session);
-            let new: Vec<Channel> = channels
-                .into_iter()
-                .filter(|channel| !routed.is_some_and(|routed| routed.contains(channel)))
-                .collect();
-            self.waiting.entry(session).or_default().channels.add(new);
+            let waiting = self.waiting.entry(session).or_default();
+            let is_held = |channel: &Channel| {
+                routed.is_some_and(|routed| routed.contains(channel))
+                    || waiting.channels.contains(channel)
+            };
+            let new: Vec<Channel> =
+                channels.into_iter().filter(|channel| !is_held(channel)).collect();
+            if is_behind {
+                waiting.late.add(new.iter().cloned());
+            }
+            waiting.channels.add(new);
         } else {
             self.index.change(session, channels.clone(), subscribe);
+            let channels: Vec<Channel> = channels.into_iter().collect();
             if !subscribe && let Some(waiting) = self.waiting.get_mut(&session) {
-                let channels: Vec<Channel> = channels.into_iter().collect();
                 waiting.channels.remove(&channels);
+                waiting.late.remove(&channels);
+                self.shared.take_back(session, &channels);
             }
         }
         Some(self.held(session))
     }
 
-    /// Routes nothing to a session from now on: it gets by itself what it holds.
-    fn begin_replay(&mut self, session: SessionId) {
-        let routed: Vec<Channel> =
-            self.index.channels(session).into_iter().flat_map(ChannelSet::iter).cloned().collect();
+    /// Adds or removes a contract of a session, after an answer of the firehose.
+    fn hold_contract(
+        &mut self,
+        session: SessionId,
+        contract: &Channel,
+        granted: bool,
+    ) -> Option<usize> {
+        let held = self.hold(session, [contract.clone()], granted);
+        let waiting = self.waiting.get(&session);
+        if granted && waiting.is_some_and(|w| w.replays && !w.late.contains(contract)) {
+            let channels = ChannelSet::from_iter([contract.clone()]);
+            self.shared.set_aside(session, Part::new(self.shared.history.end(), channels));
+        }
+        held
+    }
+
+    /// Routes nothing to a session from now on: it gets by itself what it holds, and these
+    /// channels.
+    fn begin_replay(&mut self, session: SessionId, asked: &BTreeSet<Channel>) {
+        let Some(routed) = self.index.channels(session).cloned() else { return };
         self.index.change(session, routed.iter().cloned(), false);
         let waiting = self.waiting.entry(session).or_default();
-        waiting.channels.add(routed);
+        waiting.channels.add(routed.iter().chain(asked).cloned());
+        waiting.late.remove(asked);
         waiting.replays = true;
+        if !routed.is_empty() {
+            self.shared.set_aside(session, Part::new(self.shared.history.end(), routed));
+        }
     }
 
     /// Gives a session the rest of the history, and routes to it what it holds from there on. If
@@ -805,17 +840,18 @@ impl Router {
         }
         let outbound = self.index.member(session).cloned()?;
         let history = self.shared.history.clone();
+        replay.add(self.shared.take_set_aside(session));
         for _ in 0..LAST_STEPS {
+            replay.step(&history, u64::MAX, |output| self.shared.send(&outbound, &output));
             // What waits for its socket counts from now on.
             if replay.next() == history.end() || !outbound.is_idle() {
                 break;
             }
-            replay.step(&history, |output| self.shared.send(&outbound, &output));
         }
         if replay.next() != history.end() {
             return Some(replay);
         }
-        let channels = self.waiting.remove(&session).unwrap_or_default().channels;
+        let channels = self.route_again(session);
         let coverage = self.shared.coverage.borrow();
         let mut frames = newly_unavailable(
             channels.iter(),
@@ -828,8 +864,19 @@ impl Router {
             frames.extend(self.shared.outages.borrow().frames().cloned());
         }
         outbound.send_frames(frames.iter().map(|frame| (frame, 0)), Instant::now());
-        self.index.change(session, channels.iter().cloned(), true);
         None
+    }
+
+    /// Routes to a session what it holds, except for what has yet to begin. Returns these channels.
+    fn route_again(&mut self, session: SessionId) -> ChannelSet {
+        let Waiting { mut channels, late, .. } = self.waiting.remove(&session).unwrap_or_default();
+        if !late.is_empty() {
+            channels.remove(late.iter());
+            let waiting = Waiting { channels: late.clone(), late, replays: false };
+            self.waiting.insert(session, waiting);
+        }
+        self.index.change(session, channels.iter().cloned(), true);
+        channels
     }
 
     fn on_mark(&mut self, mark: PositionMark) {
@@ -858,29 +905,40 @@ impl Router {
     /// Everything has come that was missed. Ends the outage, and routes the channels that sessions
     /// subscribed to during it.
     fn on_caught_up(&mut self, missed_nothing: bool) {
-        let waits =
-            |(session, waiting): (&SessionId, &Waiting)| (!waiting.replays).then_some(*session);
-        let late: Vec<SessionId> = self.waiting.iter().filter_map(waits).collect();
-        for session in &late {
-            let channels = self.waiting.remove(session).unwrap_or_default().channels;
-            self.index.change(*session, channels.iter().cloned(), true);
+        let outage = self.resuming.take().map(|(outage, _)| outage);
+        let complete = outage.as_ref().filter(|_| missed_nothing);
+        let subscribed = complete.map(|outage| self.notice(Notice::subscribed_in_outage(outage)));
+        let on_demand = complete.map(|outage| self.notice(Notice::on_demand_in_outage(outage)));
+        let late = self.waiting.iter_mut().filter(|(_, waiting)| !waiting.late.is_empty());
+        let late = late.map(|(session, waiting)| (*session, std::mem::take(&mut waiting.late)));
+        for (session, channels) in late.collect::<Vec<_>>() {
+            self.begin_here(session, channels, subscribed.as_ref());
         }
-        let Some((outage, _)) = self.resuming.take() else { return };
-        self.missed_nothing = missed_nothing;
-        if missed_nothing && self.notices != NoticePolicy::Off {
-            let subscribed = self.notice(Notice::subscribed_in_outage(&outage));
-            let on_demand = self.notice(Notice::on_demand_in_outage(&outage));
-            let late = late.into_iter().map(|session| (session, &subscribed));
-            let holders = self.contracts.sessions().map(|session| (session, &on_demand));
-            for (session, frame) in late.chain(holders) {
-                if let Some(outbound) = self.index.member(session) {
-                    outbound.send_frame(frame, Instant::now());
-                }
+        self.waiting.retain(|_, waiting| waiting.replays);
+        if let Some(on_demand) = &on_demand {
+            for session in self.contracts.sessions().collect::<Vec<_>>() {
+                self.begin_here(session, ChannelSet::default(), Some(on_demand));
             }
         }
+        let Some(outage) = outage else { return };
+        self.missed_nothing = missed_nothing;
         self.ending = Some((outage, Instant::now() + ANSWER_TIMEOUT));
         if !self.contracts.awaits_answers() {
             self.end_outage();
+        }
+    }
+
+    /// Lets channels of a session begin that waited, and says this before them.
+    fn begin_here(&mut self, session: SessionId, channels: ChannelSet, notice: Option<&Frame>) {
+        if self.waiting.get(&session).is_some_and(|waiting| waiting.replays) {
+            let part = Part::new(self.shared.history.end(), channels).saying(notice.cloned());
+            return self.shared.set_aside(session, part);
+        }
+        self.index.change(session, channels.iter().cloned(), true);
+        if self.notices != NoticePolicy::Off
+            && let (Some(frame), Some(outbound)) = (notice, self.index.member(session))
+        {
+            outbound.send_frame(frame, Instant::now());
         }
     }
 
@@ -915,11 +973,14 @@ impl Router {
         let lagging = |(_, outbound): &(SessionId, &Arc<Outbound>)| {
             outbound.queued_bytes() > OLD_QUEUE_BYTES.min(self.batch_bytes / 2)
         };
-        let lagging: Vec<_> = self.index.sessions().filter(lagging).map(|(id, _)| id).collect();
-        let end = self.shared.history.end();
-        for session in lagging {
-            self.begin_replay(session);
-            self.shared.set_aside().insert(session, end);
+        let lagging = self.index.sessions().filter(lagging);
+        let lagging: Vec<_> = lagging.map(|(id, outbound)| (id, Arc::clone(outbound))).collect();
+        for (session, outbound) in lagging {
+            self.begin_replay(session, &BTreeSet::new());
+            // If all has been sent meanwhile, its task may have looked too early.
+            if outbound.is_idle() && !self.shared.take_set_aside(session).is_empty() {
+                self.route_again(session);
+            }
         }
     }
 
@@ -992,7 +1053,7 @@ impl Router {
             self.contracts.leave(session);
             self.awaiting_end.remove(&session);
             self.waiting.remove(&session);
-            self.shared.set_aside().remove(&session);
+            self.shared.take_set_aside(session);
             self.followers.remove(session);
         }
         self.count_subscriptions();
@@ -1039,7 +1100,24 @@ impl Shared {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn set_aside(&self) -> MutexGuard<'_, HashMap<SessionId, u64>> {
+    /// Leaves something for a session to add to its replay.
+    fn set_aside(&self, session: SessionId, part: Part) {
+        self.all_set_aside().entry(session).or_default().push(part);
+    }
+
+    /// What was left for a session.
+    pub(crate) fn take_set_aside(&self, session: SessionId) -> Vec<Part> {
+        self.all_set_aside().remove(&session).unwrap_or_default()
+    }
+
+    /// Removes channels from what was left for a session.
+    fn take_back(&self, session: SessionId, channels: &[Channel]) {
+        for part in self.all_set_aside().get_mut(&session).into_iter().flatten() {
+            part.channels.remove(channels);
+        }
+    }
+
+    fn all_set_aside(&self) -> MutexGuard<'_, HashMap<SessionId, Vec<Part>>> {
         self.set_aside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -1160,18 +1238,18 @@ mod tests {
         let decided_by = router.shared.coverage.borrow().version();
         router.on_coverage(r#"{"ev":"status","status":"gap"}"#);
         let outcome = router.change(1, &"key".into(), change(decided_by, true));
-        assert_eq!(outcome, ChangeOutcome::CoverageChanged);
+        assert_eq!(outcome.0, ChangeOutcome::CoverageChanged);
         assert_eq!(router.index.subscriptions(), 0);
         assert!(client.try_read(&mut [0]).is_err(), "nothing is sent");
         assert_eq!(
-            router.change(1, &"key".into(), change(decided_by + 1, true)),
+            router.change(1, &"key".into(), change(decided_by + 1, true)).0,
             ChangeOutcome::Applied
         );
         assert_eq!(router.index.subscriptions(), 1);
         client.readable().await.unwrap();
         // An unsubscription depends on no coverage.
         assert_eq!(
-            router.change(1, &"key".into(), change(decided_by, false)),
+            router.change(1, &"key".into(), change(decided_by, false)).0,
             ChangeOutcome::Applied
         );
         assert_eq!(router.index.subscriptions(), 0);

@@ -27,7 +27,7 @@ use crate::{
     feed::HistoryState,
     index::SessionId,
     named_sessions::Entered,
-    replay::Replay,
+    replay::{Part, Replay},
     router::{Follow, Input, RouterHandle},
 };
 
@@ -109,8 +109,12 @@ enum Place {
 /// A replay that has not begun.
 #[derive(Debug)]
 struct Starting {
-    /// One for each place.
-    parts: Vec<(Begin, ChannelSet)>,
+    /// Channels that begin where the client said.
+    asked: Vec<(Start, ChannelSet)>,
+    /// Channels whose place is known.
+    parts: Vec<Part>,
+    /// Channels that begin where the replay begins.
+    next: ChannelSet,
     /// Other subscriptions may follow until then.
     collects_until: Instant,
     /// Since when the feed here is known to be behind a position.
@@ -124,7 +128,9 @@ impl Starting {
     /// A replay of nothing. `named` says whether the client comes back by its name.
     fn new(named: bool, collects: Duration) -> Self {
         Self {
+            asked: Vec::new(),
             parts: Vec::new(),
+            next: ChannelSet::default(),
             collects_until: Instant::now() + collects,
             ahead_since: None,
             has_turn: false,
@@ -136,31 +142,91 @@ impl Starting {
     }
 
     /// Adds channels whose events begin here.
-    fn add(&mut self, begin: Begin, channels: impl IntoIterator<Item = Channel>) {
-        let mut channels = channels.into_iter().peekable();
-        // A place at which nothing begins must not be the first.
-        if channels.peek().is_none() {
-            return;
-        }
-        match self.parts.iter_mut().find(|(known, _)| *known == begin) {
-            Some((_, part)) => part.add(channels),
-            None => self.parts.push((begin, channels.collect())),
+    fn ask(&mut self, start: Start, channels: Vec<Channel>) {
+        // With events to leave out, each command counts its own.
+        let counts = matches!(start, Start::From(_, 1..));
+        match self.asked.iter_mut().find(|(known, _)| *known == start && !counts) {
+            Some((_, asked)) => asked.add(channels),
+            None => self.asked.push((start, channels.into_iter().collect())),
         }
     }
 
-    /// Whether the client asked for old events.
-    fn is_asked_for(&self) -> bool {
-        self.parts.iter().any(|(begin, _)| matches!(begin, Begin::Asked(_)))
+    /// Adds channels that begin where the replay begins, unless their place is known.
+    fn add_next(&mut self, channels: Vec<Channel>) {
+        let is_known =
+            |channel: &Channel| self.parts.iter().any(|part| part.channels.contains(channel));
+        let next: Vec<Channel> =
+            channels.into_iter().filter(|channel| !is_known(channel)).collect();
+        self.next.add(next);
+    }
+
+    fn remove(&mut self, channels: &[Channel]) {
+        self.asked.iter_mut().for_each(|(_, asked)| asked.remove(channels));
+        self.parts.iter_mut().for_each(|part| part.channels.remove(channels));
+        self.next.remove(channels);
+    }
+
+    /// Finds where the channels begin that the client asked for. `None` if the feed has to come
+    /// further first.
+    fn look_up(&mut self, history: &History, state: HistoryState) -> Option<Vec<Found>> {
+        let mut found = Vec::new();
+        for (start, channels) in &self.asked {
+            let (at, gone) = match find(history, *start) {
+                Lookup::At(at) => (at, None),
+                Lookup::Gone(at, why) => (at, Some(why)),
+                Lookup::Ahead => {
+                    let since = self.ahead_since.get_or_insert_with(Instant::now);
+                    if state != HistoryState::Current {
+                        self.ahead_since = None;
+                        return None;
+                    }
+                    if since.elapsed() < MAX_AHEAD {
+                        return None;
+                    }
+                    let head = history.head();
+                    let of_this_run = start.position().is_some_and(|at| at.epoch == head.epoch);
+                    let at = if of_this_run { history.end() } else { history.newest(usize::MAX) };
+                    (at, Some(Gone::OtherEpoch))
+                }
+            };
+            found.push(Found { at, gone, start: *start, channels: channels.clone() });
+        }
+        Some(found)
     }
 }
 
-/// Where the events of some channels begin.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Begin {
-    /// With this entry of the history.
-    At(u64),
-    /// Where the client said.
-    Asked(Start),
+/// Where channels begin that a client asked for.
+#[derive(Debug)]
+struct Found {
+    at: u64,
+    gone: Option<Gone>,
+    start: Start,
+    channels: ChannelSet,
+}
+
+impl Found {
+    /// The channels' part of a replay whose first entry is this one.
+    fn part(&self, first: u64) -> Part {
+        let part = Part::new(self.at, self.channels.clone());
+        match (self.gone, self.start) {
+            // What was dropped since the look-up is lost as well.
+            (None, Start::From(behind, has)) if self.at >= first => part.without(has, behind),
+            _ => part,
+        }
+    }
+
+    /// Says what cannot be given any more.
+    fn gap(&self, history: &History) -> Option<Notice> {
+        let (_, position, _) = history.place(self.at);
+        let after = self.start.position();
+        let why = match (self.gone?, after) {
+            (Gone::TooOld(Some(_)), Some(after)) => {
+                Gone::TooOld(Some(position.seq.saturating_sub(after.seq)))
+            }
+            (why, _) => why,
+        };
+        Some(Notice::gone(TierName::Filtered, why, after, position))
+    }
 }
 
 impl RouterSubscriber {
@@ -225,60 +291,68 @@ impl RouterSubscriber {
         }
     }
 
-    /// Takes over a change that the router has applied. What the session held before begins with
-    /// entry `end` of the history.
-    fn applied(&mut self, change: Applied, end: u64) {
-        let Applied { subscribe, channels, start, held_before } = change;
+    /// Takes over a change that the router has applied.
+    fn applied(&mut self, subscribe: bool, channels: Vec<Channel>, start: Start) {
         if !subscribe {
-            match &mut self.place {
+            return match &mut self.place {
                 Place::Live | Place::Ending(_) => {}
-                Place::Starting(starting) => {
-                    starting.parts.iter_mut().for_each(|(_, part)| part.remove(&channels));
-                }
+                Place::Starting(starting) => starting.remove(&channels),
                 Place::Replaying(replay) => replay.remove(&channels),
-            }
+            };
+        }
+        if channels.is_empty() && start == Start::Live {
             return;
         }
         let named = self.came_from.is_some();
         let collects = if named { COLLECTING } else { Duration::ZERO };
-        match (&mut self.place, start) {
-            (Place::Live | Place::Ending(_), Start::Live) => {}
-            (Place::Live | Place::Ending(_), start) => {
-                let mut starting = Starting::new(named, collects);
-                starting.add(Begin::Asked(start), channels);
-                starting.add(Begin::At(end), held_before.iter().cloned());
-                self.place = Place::Starting(Box::new(starting));
-            }
-            (Place::Starting(starting), start) => {
-                let begin = match start {
-                    Start::Live => Begin::At(end),
-                    start => Begin::Asked(start),
-                };
-                starting.add(begin, channels);
-                starting.collects_until = starting.collects_until.max(Instant::now() + collects);
-                starting.has_turn &= start == Start::Live || named;
-            }
-            (Place::Replaying(replay), Start::Live) => replay.add_next(channels),
-            (Place::Replaying(replay), start) => {
-                let mut starting = Starting::new(named, collects);
-                starting.add(Begin::Asked(start), channels);
-                for (at, channels) in replay.parts() {
-                    starting.add(Begin::At(at), channels.iter().cloned());
+        if start != Start::Live {
+            let parts = match std::mem::replace(&mut self.place, Place::Live) {
+                Place::Live | Place::Ending(_) => Vec::new(),
+                Place::Replaying(replay) => replay.into_parts().collect(),
+                starting @ Place::Starting(_) => {
+                    self.place = starting;
+                    Vec::new()
                 }
+            };
+            if matches!(self.place, Place::Live) {
+                let starting = Starting { parts, ..Starting::new(named, collects) };
                 self.place = Place::Starting(Box::new(starting));
             }
         }
+        // The router may have set something aside before the change.
+        self.look_aside();
+        match &mut self.place {
+            Place::Live | Place::Ending(_) => {}
+            Place::Starting(starting) if start == Start::Live => starting.add_next(channels),
+            Place::Starting(starting) => {
+                starting.ask(start, channels);
+                starting.collects_until = starting.collects_until.max(Instant::now() + collects);
+                starting.has_turn &= named;
+            }
+            Place::Replaying(replay) => replay.add_next(channels),
+        }
     }
 
-    /// Replays what the router has set aside for this session, if it has.
+    /// Takes what the router has set aside for this session's replay, which begins if it does not
+    /// go on already.
     fn look_aside(&mut self) {
-        let at = self.router.shared.set_aside().remove(&self.session);
-        if let (Some(at), Place::Live) = (at, &self.place) {
-            let mut starting = Starting::new(false, Duration::ZERO);
-            starting.add(Begin::At(at), self.held.iter().cloned());
-            // The client has not asked for it.
-            starting.has_turn = true;
-            self.place = Place::Starting(Box::new(starting));
+        if matches!(self.place, Place::Ending(_)) {
+            // The router still has the replay, and adds it.
+            return;
+        }
+        let parts = self.router.shared.take_set_aside(self.session);
+        if parts.is_empty() {
+            return;
+        }
+        match &mut self.place {
+            Place::Starting(starting) => starting.parts.extend(parts),
+            Place::Replaying(replay) => replay.add(parts),
+            Place::Live | Place::Ending(_) => {
+                // The client has not asked for it, so that it needs no turn.
+                let starting = Starting::new(false, Duration::ZERO);
+                let starting = Starting { parts, has_turn: true, ..starting };
+                self.place = Place::Starting(Box::new(starting));
+            }
         }
     }
 
@@ -302,75 +376,32 @@ impl RouterSubscriber {
             self.router.shared.replays.wait_for_turn(&self.key).await;
             starting.has_turn = true;
         }
-        let history = &self.router.shared.history;
-        let mut found = Vec::new();
-        for (begin, channels) in &starting.parts {
-            let lookup = match begin {
-                Begin::At(at) => Lookup::At(*at),
-                Begin::Asked(start) => find(history, *start),
-            };
-            let (at, gone) = match lookup {
-                Lookup::At(at) => (at, None),
-                Lookup::Gone(at, why) => (at, Some(why)),
-                Lookup::Ahead => {
-                    let current = *state.borrow() == HistoryState::Current;
-                    let since = starting.ahead_since.get_or_insert_with(Instant::now);
-                    if !current {
-                        starting.ahead_since = None;
-                    } else if since.elapsed() >= MAX_AHEAD {
-                        let at = match begin {
-                            Begin::Asked(Start::From(position, _))
-                                if position.epoch == history.head().epoch =>
-                            {
-                                history.end()
-                            }
-                            _ => history.newest(usize::MAX),
-                        };
-                        found.push((at, Some(Gone::OtherEpoch), begin, channels));
-                        continue;
-                    }
-                    sleep(LOOK_AGAIN).await;
-                    return Ok(());
-                }
-            };
-            found.push((at, gone, begin, channels));
-        }
-        let first = found.iter().map(|(at, ..)| *at).min().unwrap_or_default();
-        // What was dropped since the look-up is lost as well.
-        let (first, position, time) = history.place(first);
+        let history = self.router.shared.history.clone();
+        let Some(found) = starting.look_up(&history, *state.borrow()) else {
+            sleep(LOOK_AGAIN).await;
+            return Ok(());
+        };
+        // Behind the look-up, so that nothing set aside begins before the replay.
+        self.look_aside();
+        let Place::Starting(starting) = std::mem::replace(&mut self.place, Place::Live) else {
+            return Ok(());
+        };
+        let starts = starting.parts.iter().map(|part| part.from);
+        let first = starts.chain(found.iter().map(|found| found.at)).min();
+        let (first, position, time) = history.place(first.unwrap_or_else(|| history.end()));
         let coverage = self.router.shared.coverage.borrow().clone();
         let now = Instant::now().into_std();
         let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);
-        replay.add(found.iter().map(|(at, _, _, channels)| (*at, (*channels).clone())));
-        let mut notices = Vec::new();
-        for (at, gone, begin, _) in found {
-            let start = match begin {
-                Begin::Asked(start) => *start,
-                Begin::At(_) => continue,
-            };
-            if let Some(why) = gone {
-                let after = start.position();
-                let (_, position, _) = history.place(at);
-                let why = match (why, after) {
-                    (Gone::TooOld(Some(_)), Some(after)) => {
-                        Gone::TooOld(Some(position.seq.saturating_sub(after.seq)))
-                    }
-                    (why, _) => why,
-                };
-                notices.push(Notice::gone(TierName::Filtered, why, after, position));
-            } else if let Start::From(behind, skip) = start
-                && at == first
-            {
-                replay.skip(skip, behind);
-            }
-        }
+        replay.add(starting.parts.into_iter().chain(found.iter().map(|found| found.part(first))));
+        replay.add_next(starting.next.iter().cloned());
+        self.place = Place::Replaying(Box::new(replay));
+        self.came_from = None;
+        let mut notices: Vec<_> = found.iter().filter_map(|found| found.gap(&history)).collect();
         notices.dedup_by_key(|notice| notice.frame());
-        if starting.is_asked_for() {
+        if !found.is_empty() {
             let may_repeat = starting.may_repeat;
             notices.push(Notice::resumed(TierName::Filtered, position, time, may_repeat));
         }
-        self.came_from = None;
-        self.place = Place::Replaying(Box::new(replay));
         if let Some(name) = &self.name {
             self.router.shared.names().go_back(&self.key, name, self.session, position);
         }
@@ -385,8 +416,11 @@ impl RouterSubscriber {
         let shared = Arc::clone(&self.router.shared);
         {
             let _turn = shared.replays.work().await;
+            // What is set aside from now on begins here or later.
+            let end = shared.history.end();
+            self.look_aside();
             let Place::Replaying(replay) = &mut self.place else { return Ok(()) };
-            replay.step(&shared.history, |output| shared.send(&self.outbound, &output));
+            replay.step(&shared.history, end, |output| shared.send(&self.outbound, &output));
             let (position, next) = (replay.position(), replay.next());
             if !replay.is_skipping() {
                 self.mark(position, next);
@@ -430,14 +464,6 @@ impl RouterSubscriber {
             self.notify(&Notice::position(TierName::Filtered, position, time));
         }
     }
-}
-
-/// A change that the router has applied.
-struct Applied {
-    subscribe: bool,
-    channels: Vec<Channel>,
-    start: Start,
-    held_before: ChannelSet,
 }
 
 /// The entry with which a subscription begins. The times of entries that came from the firehose's
@@ -491,22 +517,22 @@ impl Subscriber for RouterSubscriber {
         self.router.inputs.send(input).await.map_err(|_| CloseReason::Internal)?;
         let changed = answer.await.map_err(|_| CloseReason::Internal)?;
         if changed.outcome == ChangeOutcome::Applied {
-            let held_before = self.held.clone();
+            let held_nothing = self.held.is_empty();
             if subscribe {
                 self.held.add(channels.iter().cloned());
             } else {
                 self.held.remove(&channels);
             }
             if subscribe
-                && held_before.is_empty()
+                && held_nothing
                 && start == Start::Live
                 && let Some(name) = &self.name
             {
                 changed.head.into_iter().for_each(|head| self.confirm(head));
                 self.announce_that_nothing_is_remembered(name);
             }
-            let channels = channels.into_iter().collect();
-            self.applied(Applied { subscribe, channels, start, held_before }, changed.end);
+            let now = channels.into_iter().filter(|channel| !changed.later.contains(channel));
+            self.applied(subscribe, now.collect(), start);
         }
         Ok(changed.outcome)
     }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use filtered_proxy::{
     coverage::KnownCoverage,
-    replay::{Output, Replay},
+    replay::{Output, Part, Replay},
 };
 use proptest::{collection::vec, prelude::*};
 use proxy_common::{
@@ -113,7 +113,7 @@ fn stream(frames: &[Vec<Event>], history_bytes: usize) -> Stream {
 fn replayed(replay: &mut Replay, history: &History) -> (Vec<String>, Vec<String>) {
     let (mut events, mut notices) = (Vec::new(), Vec::new());
     while replay.next() != history.end() {
-        replay.step(history, |output| match output {
+        replay.step(history, u64::MAX, |output| match output {
             Output::Events(chunks) => {
                 for chunk in chunks {
                     let array = [b"[", chunk.text(), b"]"].concat();
@@ -157,8 +157,8 @@ proptest! {
         prop_assert_eq!(position, at(after + gone));
         let skip = if gone == 0 { skip } else { 0 };
         let mut replay = Replay::new(Market::Stocks, from, position, KnownCoverage::default(), Instant::now());
-        replay.add([(from, parse(&held).into_iter().collect())]);
-        replay.skip(skip, position);
+        let part = Part::new(from, parse(&held).into_iter().collect());
+        replay.add([part.without(skip, position)]);
         let (events, notices) = replayed(&mut replay, &stream.history);
         let wanted = |event: Event| held.iter().any(|channel| includes(channel, event));
         let expected: Vec<String> = stream.messages[after + gone..]
@@ -196,7 +196,7 @@ proptest! {
         let first = places.iter().map(|(_, after)| *after).min().expect("a part");
         let mut replay = Replay::new(Market::Stocks, entry(first), at(first), coverage, Instant::now());
         let part = |(channels, after): &(Vec<&str>, usize)| {
-            (entry(*after), parse(channels).into_iter().collect::<ChannelSet>())
+            Part::new(entry(*after), parse(channels).into_iter().collect::<ChannelSet>())
         };
         replay.add(places.iter().map(part));
         let (events, _) = replayed(&mut replay, &stream.history);
@@ -222,7 +222,7 @@ proptest! {
         let mut got = Vec::new();
         for _ in 0..steps {
             let mut events = 0;
-            replay.step(&stream.history, |output| {
+            replay.step(&stream.history, u64::MAX, |output| {
                 if let Output::Events(chunks) = output {
                     events += chunks.iter().map(|chunk| chunk.events()).sum::<u32>();
                 }

@@ -219,6 +219,37 @@ async fn whoever_subscribes_while_the_link_is_cut_gets_nothing_older() {
 }
 
 #[tokio::test]
+async fn what_is_subscribed_while_the_link_is_cut_stays_so_if_other_items_come_back() {
+    let chain = Cuttable::start(&[]).await;
+    let mut witness = chain.client("/").await;
+    witness.subscribe("T.AAPL").await;
+    let from = chain.filtered.health_text("/history/to").await;
+    chain.publish(&[trade("AAPL", 0), quote("AAPL", 0)]);
+    witness.expect_objects(&trades(0..1)).await;
+    chain.cut().await;
+    let mut client = chain.client("/").await;
+    client.subscribe("Q.AAPL").await;
+    expect(&mut client, "upstream_down").await;
+    subscribe(&mut client, "T.AAPL", &format!(r#""from":"{from}""#)).await;
+    let (events, notices) = read_until(&mut client, &trade("AAPL", 0)).await;
+    assert_eq!(events, trades(0..1));
+    assert_eq!(names(&notices).last(), Some(&"resumed"), "{notices:?}");
+    chain.publish(&[quote("AAPL", 1), trade("AAPL", 1), quote("AAPL", 2)]);
+    chain.has_events(5.0).await;
+    chain.heal().await;
+    let (events, mut notices) = read_until(&mut client, &trade("AAPL", 1)).await;
+    assert_eq!(events, trades(1..2));
+    while notices.last().is_none_or(|notice| notice["status"] != "upstream_up") {
+        notices.push(status(&mut client).await);
+    }
+    let gaps: Vec<_> = notices.iter().filter(|notice| notice["status"] == "gap").collect();
+    assert_eq!(gaps.len(), 1, "{notices:?}");
+    assert_eq!(gaps[0]["reason"], "subscribed_in_outage", "{notices:?}");
+    chain.publish(&[quote("AAPL", 3), trade("AAPL", 2)]);
+    client.expect_objects(&[quote("AAPL", 3), trade("AAPL", 2)]).await;
+}
+
+#[tokio::test]
 async fn without_a_history_an_outage_is_announced_as_ever() {
     let firehose_env = vec![("HISTORY_BYTES", "0".to_owned())];
     let filtered_env = firehose_env.clone();

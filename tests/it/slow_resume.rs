@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::{
+    program::Program,
     relay::{Fault, Relay},
-    stack::{CLIENT_KEY, Stack, StackConfig},
+    stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, in_state, is_complete, is_up},
     wait::{SOON, eventually, within},
     ws_client::{TestClient, acks},
 };
 use tokio::time::{Instant, sleep};
 
-use crate::events::trade;
+use crate::events::{quote, trade};
 
 /// Events of a frame.
 const FRAME: usize = 100;
@@ -108,10 +109,16 @@ async fn a_named_session_closed_as_slow_gets_what_it_missed_when_it_comes_back()
     read_to(&mut slow, loaded.sent - 1).await;
     let had = loaded.sent;
     relay.inject(Fault::Throttle(1_000));
-    while loaded.closed_as_slow().await < 1.0 {
-        assert!(loaded.sent < 40_000, "it is not closed");
+    // What comes while it is being closed must still fit the history.
+    let label = r#"reason="slow_consumer""#;
+    let lost = async |proxy: &Program| {
+        proxy.metric_with("filtered_events_lost_total", label).await.unwrap_or_default()
+    };
+    while lost(&loaded.stack.filtered[0]).await == 0.0 {
+        assert!(loaded.sent < 30_000, "it is not too slow");
         loaded.publish(5).await;
     }
+    eventually(SOON, "it is closed", async || loaded.closed_as_slow().await == 1.0).await;
     loaded.publish(2).await;
     drop(slow);
     let mut back = loaded.stack.subscriber_at(path, "T.*").await;
@@ -172,4 +179,73 @@ async fn a_replay_that_the_feed_overtakes_says_how_many_frames_are_lost() {
         status(&back.next_object().await).is_some_and(|notice| notice["status"] == "live")
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_what_a_lost_link_missed_is_not_closed_and_gets_it_all() {
+    let sim = Sim::start().await;
+    let firehose = stack::firehose(&sim.url("stocks")).start().await;
+    let relay = Relay::start(firehose.addr()).await;
+    let filtered = stack::filtered(relay.addr()).env("CLIENT_QUEUE_BYTES", 1_000_000).start().await;
+    is_up(&filtered).await;
+    is_complete(&filtered).await;
+    let mut slow = TestClient::connect_narrow(filtered.addr(), 64 * 1024).await;
+    slow.log_in(CLIENT_KEY).await;
+    slow.subscribe("T.AAPL").await;
+    let mut quick = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    quick.subscribe("T.MSFT").await;
+    relay.inject(Fault::BlackHole);
+    relay.inject(Fault::Reset);
+    eventually(SOON, "the link is down", async || {
+        filtered.health_text("/upstream/state").await != "up"
+    })
+    .await;
+    // Begins only behind what was missed.
+    slow.command("subscribe", "Q.AAPL").await;
+    let (frames, mut sent) = (100, 0);
+    let mut publish = |frame| {
+        let wides = (sent..sent + FRAME).map(wide);
+        sent += FRAME;
+        let others = [trade("MSFT", frame), quote("AAPL", frame)];
+        let events: Vec<_> = wides.chain(others).collect();
+        sim.handle.publish(&events);
+    };
+    let acknowledged = async || {
+        let held = filtered.metric("filtered_subscriptions").await;
+        held == Some(3.0)
+    };
+    eventually(SOON, "the quotes are subscribed", acknowledged).await;
+    (0..frames).for_each(&mut publish);
+    eventually(SOON, "the firehose has all", async || {
+        let all = (frames * (FRAME + 2)) as f64;
+        firehose.metric("firehose_events_in_total").await == Some(all)
+    })
+    .await;
+    relay.heal();
+    in_state(&filtered, "up").await;
+    // It gets all of 20 MB before the slow one has read a byte of it.
+    let (others, notices) = read_to(&mut quick, frames - 1).await;
+    assert_eq!(others, (0..frames).collect::<Vec<_>>());
+    assert!(notices.iter().all(|notice| notice["status"] != "live"), "{notices:?}");
+    publish(frames);
+    let (others, _) = read_to(&mut quick, frames).await;
+    assert_eq!(others, [frames]);
+    let (mut events, mut notices) = read_to(&mut slow, sent - 1).await;
+    assert_eq!(events, (0..sent).collect::<Vec<_>>());
+    (events, _) = read_to(&mut slow, frames).await;
+    assert_eq!(events, [frames], "of the quotes the first one that is no older");
+    notices.retain(|notice| notice["status"] != "success" && notice["status"] != "upstream_down");
+    let names: Vec<_> = notices.iter().map(|notice| &notice["status"]).collect();
+    assert_eq!(names, ["gap", "upstream_up"], "{notices:?}");
+    assert_eq!(notices[0]["reason"], "subscribed_in_outage", "{notices:?}");
+    assert_eq!(notices[1]["missed"], 0, "{notices:?}");
+    // It was set aside, and is back.
+    eventually(SOON, "live data follows", async || {
+        status(&slow.next_object().await).is_some_and(|notice| notice["status"] == "live")
+    })
+    .await;
+    sim.handle.publish(&[wide(sent)]);
+    assert_eq!(number(&slow.next_object().await), Some(sent));
+    let closed = filtered.metric_with("filtered_sessions_closed_total", "slow_consumer").await;
+    assert_eq!(closed.unwrap_or_default(), 0.0);
 }
