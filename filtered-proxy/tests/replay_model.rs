@@ -209,6 +209,47 @@ proptest! {
         prop_assert!(events == expected, "{:?} instead of {:?}", short(&events), short(&expected));
     }
 
+    /// Each part leaves out its own first events.
+    #[test]
+    fn each_part_counts_what_the_client_has_of_it(
+        frames in vec(message(), 1..60),
+        parts in vec((channels(), any::<prop::sample::Index>(), 0..12_u64), 1..4),
+    ) {
+        let stream = stream(&frames, usize::MAX);
+        let count = stream.messages.len() + 1;
+        let coverage = KnownCoverage::default();
+        let first = parts.iter().map(|(_, after, _)| after.index(count)).min().expect("a part");
+        let entry = |after: usize| match stream.history.find(at(after)) {
+            Lookup::At(from) => from,
+            other => panic!("{other:?}"),
+        };
+        let mut replay = Replay::new(Market::Stocks, entry(first), at(first), coverage, Instant::now());
+        replay.add(parts.iter().map(|(channels, after, has)| {
+            let after = after.index(count);
+            let part = Part::new(entry(after), parse(channels).into_iter().collect());
+            part.without(*has, at(after))
+        }));
+        let (events, _) = replayed(&mut replay, &stream.history);
+        let mut has: Vec<u64> = parts.iter().map(|(.., has)| *has).collect();
+        let mut expected = Vec::new();
+        for (n, message) in stream.messages.iter().enumerate() {
+            for (event, text) in message {
+                let mut wanted = false;
+                for ((channels, after, _), has) in parts.iter().zip(&mut has) {
+                    if n >= after.index(count) && channels.iter().any(|c| includes(c, *event)) {
+                        wanted |= *has == 0;
+                        *has = has.saturating_sub(1);
+                    }
+                }
+                if wanted {
+                    expected.push(text.clone());
+                }
+            }
+        }
+        prop_assert!(events == expected, "{:?} instead of {:?}", short(&events), short(&expected));
+        prop_assert_eq!(replay.is_skipping(), has.iter().any(|has| *has > 0));
+    }
+
     /// Changes of subscriptions take effect where the replay stands.
     #[test]
     fn a_change_takes_effect_at_the_cursor(

@@ -250,6 +250,52 @@ async fn what_is_subscribed_while_the_link_is_cut_stays_so_if_other_items_come_b
 }
 
 #[tokio::test]
+async fn what_is_subscribed_during_a_replay_begins_where_the_replay_stands() {
+    let stack = stack_of(1).await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    let from = stack.filtered[0].health_text("/history/to").await;
+    for n in 0..50 {
+        stack.publish(&[trade("AAPL", n), quote("AAPL", n), trade("MSFT", n)]);
+    }
+    witness.expect_objects(&trades(0..50)).await;
+    let mut client = stack.client().await;
+    let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{from}-20"}}"#);
+    client.send_raw(&command).await;
+    client.command("subscribe", "Q.AAPL").await;
+    client.expect(&acks("subscribed", "T.AAPL")).await;
+    let (events, _) = read_until(&mut client, &trade("AAPL", 49)).await;
+    let (trades_of, quotes): (Vec<_>, Vec<_>) =
+        events.into_iter().partition(|event| event.contains(r#""ev":"T""#));
+    assert_eq!(trades_of, trades(20..50), "what the client has comes of neither");
+    let first = 49 - quotes.len();
+    assert!(first >= 19, "{quotes:?}");
+    assert_eq!(quotes, (first..49).map(|n| quote("AAPL", n)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn each_command_leaves_out_its_own_events() {
+    let stack = stack_of(1).await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    let from = stack.filtered[0].health_text("/history/to").await;
+    for n in 0..20 {
+        stack.publish(&[quote("AAPL", n), trade("AAPL", n)]);
+    }
+    witness.expect_objects(&trades(0..20)).await;
+    let mut client = stack.client().await;
+    for (item, has) in [("T.AAPL", 12), ("Q.AAPL", 15)] {
+        let place = format!("{from}-{has}");
+        let command = format!(r#"{{"action":"subscribe","params":"{item}","from":"{place}"}}"#);
+        client.send_raw(&command).await;
+    }
+    let (events, _) = read_until(&mut client, &trade("AAPL", 19)).await;
+    let expected = (12..20).flat_map(|n| {
+        let quote = (n >= 15).then(|| quote("AAPL", n));
+        quote.into_iter().chain([trade("AAPL", n)])
+    });
+    assert_eq!(events, expected.collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn without_a_history_an_outage_is_announced_as_ever() {
     let firehose_env = vec![("HISTORY_BYTES", "0".to_owned())];
     let filtered_env = firehose_env.clone();
