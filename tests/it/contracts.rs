@@ -557,3 +557,47 @@ async fn a_hint_for_one_client_is_no_news_for_the_link() {
     assert_eq!(hints, 1);
     assert!(!filtered.log_text().contains("upstream status"), "{}", filtered.log_text());
 }
+
+#[tokio::test]
+async fn a_replay_holds_no_contract_that_waits_for_room() {
+    let sim = options(1).await;
+    let (_firehose, filtered) = chain(&sim, 1, 1, "one,two").await;
+    let proxy = &filtered[0];
+    let (items, trade) = (quotes(0..2), |seq: usize| quote(7, seq).replacen("\"Q\"", "\"T\"", 1));
+    let from = proxy.health_text("/history/to").await;
+    let mut holder = client(proxy.addr(), "one").await;
+    for n in [0, 1] {
+        holder.command("subscribe", &items[n]).await;
+        assert_eq!(answers(&mut holder, 1).await, subscribed(&items[n..=n]));
+        sim.handle.publish(&[quote(n, n), trade(n)]);
+        holder.expect_objects(&[quote(n, n)]).await;
+        if n == 0 {
+            holder.command("unsubscribe", &items[0]).await;
+            holder.expect(&acks("unsubscribed", &items[0])).await;
+            holds(&sim, &[]).await;
+        }
+    }
+    // The first contract waits, the second is served already.
+    let mut back = client(proxy.addr(), "two").await;
+    let params = format!("T.*,{},{}", items[0], items[1]);
+    back.send_raw(&format!(r#"{{"action":"subscribe","params":"{params}","from":"{from}"}}"#))
+        .await;
+    let (mut events, mut statuses) = (Vec::new(), Vec::new());
+    while events.last() != Some(&trade(1)) || !statuses.iter().any(|s: &String| s.contains("waits"))
+    {
+        let object = back.next_object().await;
+        match object.contains(r#""ev":"status""#) {
+            true => statuses.push(object),
+            false => events.push(object),
+        }
+    }
+    assert_eq!(events, [trade(0), quote(1, 1), trade(1)], "{statuses:?}");
+    // It begins with its acknowledgement.
+    holder.command("unsubscribe", &items[1]).await;
+    holder.expect(&acks("unsubscribed", &items[1])).await;
+    back.command("unsubscribe", &items[1]).await;
+    let granted = format!("subscribed to: {}", items[0]);
+    while !back.next_object().await.contains(&granted) {}
+    sim.handle.publish(&[quote(0, 9)]);
+    back.expect_objects(&[quote(0, 9)]).await;
+}
