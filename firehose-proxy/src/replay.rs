@@ -8,7 +8,7 @@ use proxy_common::{
     websocket::Frame,
 };
 
-use crate::ring::Readers;
+use crate::ring::{Readers, Unread};
 
 /// Most bytes of frames that one step reads. A step runs while others wait for the processor.
 const STEP_BYTES: usize = 1 << 20;
@@ -26,11 +26,28 @@ pub(crate) struct Replay {
     opening: Vec<Frame>,
     /// Most bytes of a step.
     step_bytes: usize,
+    /// Events that the session was owed before, and that come again.
+    pub(crate) unread: Option<Unread>,
+}
+
+/// Where a session stands: the number of the next entry that it gets, the position before it, and
+/// the events that it is owed already.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    pub(crate) next: u64,
+    pub(crate) position: Position,
+    pub(crate) unread: Option<Unread>,
 }
 
 impl Replay {
-    /// The way from this start.
-    pub(crate) fn new(ring: &Readers, start: Start, queue_bytes: usize) -> Self {
+    /// The way from this start. A session that gets data already goes on where it stands if that is
+    /// earlier, so that it misses nothing between.
+    pub(crate) fn new(
+        ring: &Readers,
+        start: Start,
+        queue_bytes: usize,
+        cursor: Option<Cursor>,
+    ) -> Self {
         let history = ring.history();
         let (next, gone) = match history.find_start(start) {
             Lookup::At(next) => (next, None),
@@ -41,21 +58,33 @@ impl Replay {
         let (next, position, time) = history.place(next);
         let time = if time == 0 { millis(SystemTime::now()) } else { time };
         let gap = gone.map(|why| Notice::gone(TierName::Firehose, why, start.position(), position));
+        let (next, position, time, unread) = match cursor {
+            Some(Cursor { next: earlier, position, unread }) if earlier < next => {
+                (earlier, position, history.place(earlier).2, unread)
+            }
+            cursor => (next, position, time, cursor.and_then(|cursor| cursor.unread)),
+        };
         let resumed = Notice::resumed(TierName::Firehose, position, time, "nothing repeats");
         let opening = gap.into_iter().chain([resumed]).map(|notice| notice.frame()).collect();
         let step_bytes = STEP_BYTES.min(queue_bytes / 4);
-        Self { next, position, told_time: time, opening, step_bytes }
+        Self { next, position, told_time: time, opening, step_bytes, unread }
     }
 
-    /// Reads the next entries, those before number `end` if there is one. Returns whether it has
-    /// come to the end.
+    /// Where the session stands.
+    pub(crate) fn cursor(self) -> Cursor {
+        Cursor { next: self.next, position: self.position, unread: self.unread }
+    }
+
+    /// Reads the next entries, those before number `end` if there is one, without notices unless
+    /// the session gets them. Returns whether it has come to the end.
     pub(crate) fn read(
         &mut self,
         history: &History,
         end: Option<u64>,
+        notices: bool,
         frames: &mut Vec<(Frame, u32)>,
     ) -> bool {
-        frames.extend(self.opening.drain(..).map(|frame| (frame, 0)));
+        frames.extend(self.opening.drain(..).filter(|_| notices).map(|frame| (frame, 0)));
         let mut entries = Vec::new();
         match history.read(self.next, self.step_bytes, &mut entries) {
             Ok(_) => {}
@@ -64,7 +93,7 @@ impl Replay {
                 let lost = position.seq - self.position.seq;
                 let why = Gone::Overtaken(Some(lost));
                 let notice = Notice::gone(TierName::Firehose, why, Some(self.position), position);
-                frames.push((notice.frame(), 0));
+                frames.extend(notices.then(|| (notice.frame(), 0)));
                 (self.next, self.position) = (first, position);
                 return false;
             }
@@ -77,12 +106,14 @@ impl Replay {
             if !before_end(self.next) {
                 break;
             }
-            if !notice && time >= self.told_time + TIME_STEP {
+            if notices && !notice && time >= self.told_time + TIME_STEP {
                 let mark = Notice::position(TierName::Firehose, self.position, time);
                 frames.push((mark.frame(), 0));
                 self.told_time = time;
             }
-            frames.push((frame, events));
+            if notices || !notice {
+                frames.push((frame, events));
+            }
             self.position = position;
             self.next += 1;
         }

@@ -138,6 +138,23 @@ pub struct Reader {
     unread: Level,
 }
 
+/// Events that a reader had yet to read when it left. They count as unread until they are taken.
+#[derive(Debug)]
+pub struct Unread {
+    events: u64,
+    gauge: Level,
+}
+
+impl Unread {
+    /// Takes this many of them, or all if there are fewer. Returns how many.
+    pub fn take(&mut self, events: u64) -> u64 {
+        let taken = events.min(self.events);
+        self.events -= taken;
+        self.gauge.dec_by(taken as i64);
+        taken
+    }
+}
+
 /// The next item of a reader.
 #[derive(Debug)]
 pub enum Next {
@@ -346,8 +363,8 @@ impl Reader {
         self.unread.dec_by(std::mem::take(&mut self.unreported) as i64);
     }
 
-    /// The number of the first entry of the history that this reader gets, too.
-    pub fn history_end(&self) -> u64 {
+    /// The number of the first entry of the history that this reader has yet to get.
+    pub fn next_entry(&self) -> u64 {
         self.seen.entries
     }
 
@@ -362,14 +379,12 @@ impl Reader {
         (Position { epoch: self.epoch, seq: self.seen.frames }, self.seen.received)
     }
 
-    /// Leaves the ring. Returns how many events were published for this reader and not read.
-    pub fn leave(mut self) -> u64 {
+    /// Leaves the ring. Returns the events that were published for this reader and not read.
+    pub fn leave(mut self) -> Unread {
         self.report();
         let published = lock(&self.published);
         drop(self.ring);
-        let left = published.events - self.seen.events;
-        self.unread.dec_by(left as i64);
-        left
+        Unread { events: published.events - self.seen.events, gauge: self.unread }
     }
 
     fn take(&mut self, message: Published) -> Next {
@@ -377,7 +392,9 @@ impl Reader {
         let missed = (messages - self.seen.messages, events - self.seen.events);
         self.seen.frames = message.before.frames;
         self.seen.received = message.before.received;
+        self.seen.entries = message.before.entries;
         if matches!(message.content, Content::Data) {
+            self.seen.entries += 1;
             self.seen.frames += 1;
             self.seen.received = message.received;
         }
@@ -426,7 +443,9 @@ mod tests {
         reader.report();
         quick.report();
         assert_eq!(unread.get(), 10 + 5);
-        assert_eq!((reader.leave(), quick.leave()), (10, 5));
+        let (mut left, mut quick_left) = (reader.leave(), quick.leave());
+        assert_eq!((left.take(4), unread.get()), (4, 11), "they count until they are taken");
+        assert_eq!((left.take(u64::MAX), quick_left.take(u64::MAX)), (6, 5));
         assert_eq!(unread.get(), 0);
         let receipt = publish(&mut ring, Frame::new(b"unread"), 1);
         assert_eq!(receipt, Receipt { events: 1, readers: 0 });

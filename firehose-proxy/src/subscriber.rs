@@ -11,8 +11,8 @@ use std::{
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Start, Status,
-        TierName, Unavailable, newly_unavailable, status_frames,
+        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Start,
+        Status, TierName, Unavailable, newly_unavailable, status_frames,
     },
     session::{
         ChangeOutcome, ClientInfo, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
@@ -30,7 +30,7 @@ use crate::{
     demand::UpstreamDemand,
     entitlements::{Entitlements, Refusals},
     outage_notices::OutageNotices,
-    replay::Replay,
+    replay::{Cursor, Replay},
     ring::{Content, Next, Published, Reader, Readers},
 };
 
@@ -182,7 +182,7 @@ impl FirehoseSubscriber {
         // Take the cursor first: before the upstream is asked, so that no event is missed, and
         // before the refusals are read, so that no change of them is missed.
         let enters = self.reader.is_none() && self.replay.is_none();
-        if enters {
+        if enters && start == Start::Live {
             self.reader = Some(self.shared.ring.reader());
         }
         let refused = self.shared.entitlements.refused();
@@ -200,8 +200,16 @@ impl FirehoseSubscriber {
         demand.add(channels.iter().filter(|channel| !demand.is_on_demand(channel)));
         self.hold(|held| held.add(channels));
         if start != Start::Live {
-            self.leave_ring();
-            self.replay = Some(Replay::new(&self.shared.ring, start, self.shared.queue_bytes));
+            let cursor = match (self.replay.take(), self.reader.take()) {
+                (Some(replay), _) => Some(replay.cursor()),
+                (None, reader) => reader.map(|reader| Cursor {
+                    next: reader.next_entry(),
+                    position: reader.feed_position().0,
+                    unread: Some(reader.leave()),
+                }),
+            };
+            let replay = Replay::new(&self.shared.ring, start, self.shared.queue_bytes, cursor);
+            self.replay = Some(replay);
             self.next_mark = Some(Instant::now());
         }
         ChangeOutcome::Applied
@@ -332,9 +340,10 @@ impl FirehoseSubscriber {
 
     /// Gives up the cursor. Events that it has not read are lost for this session.
     fn leave_ring(&mut self) {
-        self.replay = None;
-        let unread = self.reader.take().map_or(0, Reader::leave);
-        self.shared.metrics.lost(LossReason::SessionClosed, unread);
+        let replays = self.replay.take().and_then(|replay| replay.unread);
+        for mut unread in self.reader.take().map(Reader::leave).into_iter().chain(replays) {
+            self.shared.metrics.lost(LossReason::SessionClosed, unread.take(u64::MAX));
+        }
     }
 
     /// Waits for the end of an outage that a session without subscriptions has been told of, and
@@ -483,32 +492,39 @@ impl FirehoseSubscriber {
             *due = now + MARK_INTERVAL;
             let (position, time) = reader.feed_position();
             let mark = Notice::position(TierName::Firehose, position, time);
-            self.enqueue(mark.frame(), 0);
+            self.enqueue_notice(Some(&mark));
         }
     }
 
     /// Queues the next part of the history. At its end, goes on with the ring.
     fn enqueue_replay(&mut self) {
         let Some(replay) = &mut self.replay else { return };
+        let (history, notices) =
+            (self.shared.ring.history(), self.shared.notices.includes(&self.held));
         let mut frames = Vec::new();
-        let at_end = replay.read(self.shared.ring.history(), None, &mut frames);
+        let at_end = replay.read(history, None, notices, &mut frames);
         let mut reader = None;
         if at_end {
             // The ring gives the messages from this moment on, the history those before.
             let taken = self.shared.ring.reader();
-            while !replay.read(self.shared.ring.history(), Some(taken.history_end()), &mut frames) {
-            }
+            while !replay.read(history, Some(taken.next_entry()), notices, &mut frames) {}
             reader = Some(taken);
         }
+        let mut unread = replay.unread.take();
         for (frame, events) in frames {
-            self.shared.metrics.events_owed.inc_by(u64::from(events));
+            let events_again = unread.as_mut().map_or(0, |unread| unread.take(events.into()));
+            self.shared.metrics.events_owed.inc_by(u64::from(events) - events_again);
             self.enqueue(frame, events);
+        }
+        if let Some(replay) = &mut self.replay {
+            replay.unread = unread;
         }
         if let Some(reader) = reader {
             let (position, _) = reader.feed_position();
+            self.leave_ring();
             self.reader = Some(reader);
-            self.replay = None;
-            self.enqueue(Notice::live(TierName::Firehose, position, SystemTime::now()).frame(), 0);
+            let live = Notice::live(TierName::Firehose, position, SystemTime::now());
+            self.enqueue_notice(Some(&live));
             // What has changed meanwhile.
             self.enqueue_entitlements();
             self.enqueue_changed_answers();

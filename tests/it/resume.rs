@@ -639,3 +639,90 @@ fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
     u64::try_from(since.as_millis()).expect("not so late")
 }
+
+/// A stack without a filtered proxy, and a position before anything is published.
+async fn firehose_alone(notices: &str) -> (Stack, String) {
+    let firehose_env = vec![("CLIENT_NOTICES", notices.to_owned())];
+    let stack =
+        Stack::with(StackConfig { filtered: 0, firehose_env, ..StackConfig::default() }).await;
+    let mut all = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    all.command("subscribe", "*").await;
+    stack::is_answered(&stack.firehose).await;
+    let from = stack.firehose.health_text("/history/to").await;
+    (stack, from)
+}
+
+/// An event of 100 KB.
+fn long(n: usize) -> String {
+    trade(&format!("AAPL\",\"x\":\"{}", "x".repeat(100_000)), n)
+}
+
+#[tokio::test]
+async fn a_session_at_the_firehose_that_goes_back_loses_nothing_that_it_had_not_read() {
+    let (stack, from) = firehose_alone("on").await;
+    let firehose = &stack.firehose;
+    // Where it stood before, and ahead of what it has read.
+    for ahead in [false, true] {
+        let mut client = TestClient::connect_narrow(firehose.addr(), 64 * 1024).await;
+        client.log_in(FIREHOSE_KEY).await;
+        client.subscribe("T.AAPL").await;
+        let before = firehose.metric("firehose_events_in_total").await.unwrap_or_default();
+        let first = before as usize;
+        let all: Vec<_> = (first..first + 200).map(long).collect();
+        all.iter().for_each(|event| stack.publish(&[event]));
+        eventually(SOON, "the firehose has the events", async || {
+            firehose.metric("firehose_events_in_total").await == Some(before + 200.0)
+        })
+        .await;
+        let to = firehose.health_text("/history/to").await;
+        let place = if ahead { &to } else { &from };
+        let lost = r#"reason="session_closed""#;
+        let lost_before = firehose.metric_with("firehose_events_lost_total", lost).await;
+        let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{place}"}}"#);
+        client.send_raw(&command).await;
+        let (events, notices) = read_until(&mut client, &all[199]).await;
+        let resumed = |notice: &Value| notice["status"] == "resumed";
+        assert!(notices.iter().any(resumed), "{:?}", names(&notices));
+        assert!(!names(&notices).contains(&"gap"), "{notices:?}");
+        match ahead {
+            true => assert!(events == all, "each once, although it named the end"),
+            false => assert!(events.ends_with(&all), "all again"),
+        }
+        expect(&mut client, "live").await;
+        let lost_now = firehose.metric_with("firehose_events_lost_total", lost).await;
+        assert_eq!(lost_now, lost_before);
+        client.close().await;
+    }
+}
+
+#[tokio::test]
+async fn with_notices_off_a_replay_at_the_firehose_gives_events_alone() {
+    let (stack, from) = firehose_alone("off").await;
+    let mut witness = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    witness.subscribe("T.AAPL").await;
+    let gone = format!("1-{}", from.split('-').next_back().expect("a sequence"));
+    stack.publish(&trades(0..2));
+    witness.expect_objects(&trades(0..2)).await;
+    stack.sim.handle.inject(polygon_sim::Fault::Abort);
+    eventually(SOON, "the firehose is back", async || {
+        stack.firehose.metric("firehose_upstream_connects_total").await == Some(2.0)
+    })
+    .await;
+    is_up(&stack.firehose).await;
+    stack::is_answered(&stack.firehose).await;
+    stack.publish(&trades(2..4));
+    witness.expect_objects(&trades(2..4)).await;
+    for place in [&from, &gone] {
+        let mut client = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+        subscribe(&mut client, "T.AAPL", &format!(r#""from":"{place}""#)).await;
+        client.expect_objects(&trades(0..4)).await;
+        stack.publish(&trades(4..5));
+        client.expect_objects(&trades(4..5)).await;
+        // Filtered proxies pass them on.
+        let mut all = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+        all.send_raw(&format!(r#"{{"action":"subscribe","params":"*","from":"{from}"}}"#)).await;
+        let (_, notices) = read_until(&mut all, &trade("AAPL", 4)).await;
+        assert!(names(&notices).contains(&"resumed"), "{notices:?}");
+        assert!(names(&notices).contains(&"upstream_up"), "{notices:?}");
+    }
+}
