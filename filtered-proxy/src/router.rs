@@ -96,6 +96,8 @@ pub(crate) enum Input {
     /// Comes with the label of the session's key. The router answers once it has applied or refused
     /// the change.
     Change(SessionId, Arc<str>, SubscriptionChange, oneshot::Sender<Changed>),
+    /// The session ends. The router answers where the feed stands behind what it was sent.
+    Leave(SessionId, oneshot::Sender<Option<Position>>),
     /// A replay has come near the live data. The router ends it, or gives it back if it has yet to
     /// go further.
     CaughtUp(SessionId, Box<Replay>, oneshot::Sender<Option<Box<Replay>>>),
@@ -685,6 +687,11 @@ impl Router {
                 let _ = done.send(Changed { outcome, head: self.feed.head(), later });
                 self.mark_followers(Instant::now());
             }
+            Input::Leave(session, done) => {
+                let position = self.feed.head().filter(|_| self.is_live(session));
+                self.remove(session);
+                let _ = done.send(position);
+            }
             Input::CaughtUp(session, replay, done) => {
                 let _ = done.send(self.end_replay(session, replay));
             }
@@ -1048,15 +1055,23 @@ impl Router {
                 self.apply(input);
             }
         }
-        for session in closed {
-            self.index.leave(session);
-            self.contracts.leave(session);
-            self.awaiting_end.remove(&session);
-            self.waiting.remove(&session);
-            self.shared.take_set_aside(session);
-            self.followers.remove(session);
-        }
+        closed.into_iter().for_each(|session| self.remove(session));
         self.count_subscriptions();
+    }
+
+    fn remove(&mut self, session: SessionId) {
+        self.index.leave(session);
+        self.contracts.leave(session);
+        self.awaiting_end.remove(&session);
+        self.waiting.remove(&session);
+        self.shared.take_set_aside(session);
+        self.followers.remove(session);
+    }
+
+    /// Whether a session gets everything that it holds as it comes.
+    fn is_live(&self, session: SessionId) -> bool {
+        let gets_messages = !self.feed.is_filling() && !self.waiting.contains_key(&session);
+        gets_messages && self.index.held(session) > 0
     }
 
     fn count_subscriptions(&self) {

@@ -537,6 +537,19 @@ impl Subscriber for RouterSubscriber {
         Ok(changed.outcome)
     }
 
+    async fn leave(&mut self) -> Option<Position> {
+        self.await_router().await;
+        match &self.place {
+            Place::Replaying(replay) => (!replay.is_skipping()).then(|| replay.position()),
+            Place::Starting(_) | Place::Ending(_) => None,
+            Place::Live => {
+                let (done, answer) = oneshot::channel();
+                self.router.inputs.send(Input::Leave(self.session, done)).await.ok()?;
+                answer.await.ok().flatten()
+            }
+        }
+    }
+
     async fn pull(&mut self) -> Result<(), CloseReason> {
         self.look_aside();
         match &self.place {

@@ -70,6 +70,11 @@ impl Replay {
         Self { next, position, told_time: time, opening, step_bytes, unread }
     }
 
+    /// Where the feed stands before the next entry.
+    pub(crate) fn position(&self) -> Position {
+        self.position
+    }
+
     /// Where the session stands.
     pub(crate) fn cursor(self) -> Cursor {
         Cursor { next: self.next, position: self.position, unread: self.unread }

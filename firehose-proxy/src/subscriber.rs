@@ -11,7 +11,7 @@ use std::{
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Start,
+        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Position, Start,
         Status, TierName, Unavailable, newly_unavailable, status_frames,
     },
     session::{
@@ -613,6 +613,13 @@ impl Subscriber for FirehoseSubscriber {
         }
         self.outbound.send_frames(reply.iter().map(|frame| (frame, 0)), Instant::now());
         Ok(ChangeOutcome::Applied)
+    }
+
+    async fn leave(&mut self) -> Option<Position> {
+        let live = self.reader.as_ref().map(|reader| reader.feed_position().0);
+        let position = live.or_else(|| self.replay.as_ref().map(Replay::position));
+        self.leave_ring();
+        position
     }
 
     async fn pull(&mut self) -> Result<(), CloseReason> {

@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     access::{Abuse, AbuseLog, CommandBudget, KeyLease},
-    protocol::{Command, Items, NoticePolicy, Status, status_frame, summarize_channels},
+    protocol::{Command, Items, NoticePolicy, Position, Status, status_frame, summarize_channels},
     transport::Socket,
 };
 
@@ -359,8 +359,14 @@ impl<'a, T: Tier> Session<'a, T> {
         };
         let started = self.subscriber.is_some();
         // First, so that nothing more is routed to a session that ends.
+        let position = match &mut self.subscriber {
+            Some(subscriber) if wants_notices => subscriber.leave().await,
+            _ => None,
+        };
         self.subscriber = None;
-        let status = closing_status(reason, wants_notices);
+        // A client that came back to it would miss what was dropped.
+        let position = position.filter(|_| !self.outbound.has_dropped());
+        let status = closing_status(reason, wants_notices, position);
         if let Some(refusal) = self.auth_refusal(reason) {
             self.reply(&refusal);
             keep_writing(&self.outbound, &mut self.inbound, AUTH_FAILED_PAUSE, Until::PeerClosed)
@@ -392,21 +398,21 @@ impl<'a, T: Tier> Session<'a, T> {
 }
 
 /// The last status before the close frame, if the reason has one.
-fn closing_status(reason: CloseReason, wants_notices: bool) -> Option<Status> {
+fn closing_status(
+    reason: CloseReason,
+    wants_notices: bool,
+    position: Option<Position>,
+) -> Option<Status> {
+    let notice = |name, text| wants_notices.then(|| Status::new(name, text).at(position));
     match reason {
         CloseReason::AuthTimeout => Some(Status::auth_timeout()),
         CloseReason::KeyRevoked => Some(Status::new("auth_failed", "key revoked")),
-        CloseReason::SlowConsumer => wants_notices.then(|| {
-            Status::new(
-                "slow_consumer",
-                "this client reads more slowly than its data comes: what was queued for it is lost",
-            )
-        }),
-        CloseReason::Drain => {
-            wants_notices.then(|| Status::new("draining", "the proxy is restarting"))
-        }
-        CloseReason::TakenOver => wants_notices
-            .then(|| Status::new("taken_over", "another connection took over this session")),
+        CloseReason::SlowConsumer => notice(
+            "slow_consumer",
+            "this client reads more slowly than its data comes: what was queued for it is lost",
+        ),
+        CloseReason::Drain => notice("draining", "the proxy is restarting"),
+        CloseReason::TakenOver => notice("taken_over", "another connection took over this session"),
         CloseReason::AuthFailed
         | CloseReason::MarketRefused
         | CloseReason::ClientGone

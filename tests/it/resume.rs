@@ -726,3 +726,73 @@ async fn with_notices_off_a_replay_at_the_firehose_gives_events_alone() {
         assert!(names(&notices).contains(&"upstream_up"), "{notices:?}");
     }
 }
+
+/// The number of a trade. `None` for a status.
+fn number(object: &str) -> Option<usize> {
+    object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()
+}
+
+#[tokio::test]
+async fn whoever_is_closed_by_a_proxy_that_stops_goes_on_where_the_notice_stands() {
+    let filtered_env = vec![("DRAIN_SPREAD", "500ms".to_owned())];
+    let stack =
+        Stack::with(StackConfig { filtered: 2, filtered_env, ..StackConfig::default() }).await;
+    let mut clients = Vec::new();
+    for _ in 0..6 {
+        let mut client = stack.client().await;
+        client.subscribe("T.AAPL").await;
+        clients.push(client);
+    }
+    let sim = stack.sim.handle.clone();
+    let load = tokio::spawn(async move {
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        for n in 0.. {
+            ticks.tick().await;
+            sim.publish(&trades(n..n + 1));
+        }
+    });
+    for client in &mut clients {
+        read_until(client, &trade("AAPL", 20)).await;
+    }
+    stack.filtered[0].signal(Signal::SIGTERM);
+    for (n, client) in clients.iter_mut().enumerate() {
+        let mut last = 20;
+        let notice = loop {
+            let object = client.next_object().await;
+            match number(&object) {
+                Some(next) => assert_eq!(next, std::mem::replace(&mut last, next) + 1),
+                None => break serde_json::from_str::<Value>(&object).expect("a status"),
+            }
+        };
+        assert_eq!(notice["status"], "draining", "{notice}");
+        let from = notice["position"].as_str().unwrap_or_else(|| panic!("client {n}: {notice}"));
+        let mut back = login(&stack.filtered[1], "/").await;
+        subscribe(&mut back, "T.AAPL", &format!(r#""from":"{from}""#)).await;
+        expect(&mut back, "resumed").await;
+        let (events, _) = read_until(&mut back, &trade("AAPL", last + 50)).await;
+        assert_eq!(events, trades(last + 1..last + 51), "client {n}");
+    }
+    load.abort();
+}
+
+#[tokio::test]
+async fn whoever_is_closed_otherwise_is_given_a_position_if_nothing_was_dropped() {
+    let stack = stack_of(1).await;
+    let path = "/session/alpha/stocks";
+    let mut first = login(&stack.filtered[0], path).await;
+    first.subscribe("T.AAPL").await;
+    expect(&mut first, "session").await;
+    let mut direct = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    direct.subscribe("T.AAPL").await;
+    stack.publish(&trades(0..1));
+    for client in [&mut first, &mut direct] {
+        client.expect_objects(&trades(0..1)).await;
+    }
+    let head = stack.firehose.health_text("/history/to").await;
+    let _second = login(&stack.filtered[0], path).await;
+    let notice = expect(&mut first, "taken_over").await;
+    assert_eq!(notice["position"], *head, "{notice}");
+    stack.firehose.signal(Signal::SIGTERM);
+    let notice = expect(&mut direct, "draining").await;
+    assert_eq!(notice["position"], *head, "{notice}");
+}

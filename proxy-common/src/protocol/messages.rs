@@ -12,7 +12,11 @@ use serde_json::Value;
 use thiserror::Error;
 
 use crate::{
-    protocol::{channel::Channel, market::Market, position::Start},
+    protocol::{
+        channel::Channel,
+        market::Market,
+        position::{Position, Start},
+    },
     websocket::Frame,
 };
 
@@ -245,6 +249,9 @@ pub struct Status {
     /// How long ago each of them was received, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     ages: Option<Vec<u64>>,
+    /// Ours: where the feed stands behind everything that the client was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<Position>,
 }
 
 impl Status {
@@ -261,7 +268,14 @@ impl Status {
             state: None,
             events: None,
             ages: None,
+            position: None,
         }
+    }
+
+    /// Says where the feed stands behind everything that the client was sent.
+    #[must_use]
+    pub fn at(self, position: Option<Position>) -> Self {
+        Self { position, ..self }
     }
 
     /// The answer to a subscription of a contract for which there is no room.

@@ -132,6 +132,7 @@ impl Outbound {
         let mut queue = self.lock();
         if queue.state != State::Open {
             let events = chunks.iter().map(|chunk| u64::from(chunk.events)).sum();
+            queue.has_dropped = true;
             return self.metrics.lost(LossReason::SessionClosed, events);
         }
         let times = Times { since: now, read_at };
@@ -176,6 +177,7 @@ impl Outbound {
         }
         for (frame, events) in frames {
             if queue.state != State::Open {
+                queue.has_dropped |= events > 0;
                 self.metrics.lost(LossReason::SessionClosed, events.into());
                 continue;
             }
@@ -319,6 +321,11 @@ impl Outbound {
             bytes: queue.written_bytes,
             lag: queue.lag_at_end.unwrap_or_default(),
         }
+    }
+
+    /// Whether events were dropped that the session was to get.
+    pub fn has_dropped(&self) -> bool {
+        self.lock().has_dropped
     }
 
     /// Ends the session for this reason, from outside its task: drops what is queued, and leaves

@@ -8,7 +8,7 @@ use super::{
     outbound::Outbound,
 };
 use crate::{
-    protocol::{Channel, ChannelSet, ExtraKinds, OnBehalfOf, Start, Unavailable},
+    protocol::{Channel, ChannelSet, ExtraKinds, OnBehalfOf, Position, Start, Unavailable},
     websocket::Frame,
 };
 
@@ -59,6 +59,12 @@ pub trait Subscriber: Send {
         &mut self,
         change: SubscriptionChange,
     ) -> impl Future<Output = Result<ChangeOutcome, CloseReason>> + Send;
+
+    /// Ends all subscriptions. Returns where the feed stands behind everything that the session was
+    /// sent; `None` if that is not known.
+    fn leave(&mut self) -> impl Future<Output = Option<Position>> + Send {
+        std::future::ready(None)
+    }
 
     /// Takes the payload of a pong: what a ping of the tier's own asked back, nothing for a pong to
     /// a keep-alive ping, or what the client made up. Default: ignores it.

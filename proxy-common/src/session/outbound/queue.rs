@@ -36,6 +36,8 @@ pub(super) struct WriteQueue {
     pub(super) delivered_events: u64,
     /// Bytes written to the socket since then.
     pub(super) written_bytes: u64,
+    /// Whether events were dropped that the session was to get.
+    pub(super) has_dropped: bool,
     /// How old the data was that waited when the session began to end.
     pub(super) lag_at_end: Option<Duration>,
     /// The delay of the first events is measured that are read then or later.
@@ -89,6 +91,7 @@ impl WriteQueue {
             reported_events: 0,
             delivered_events: 0,
             written_bytes: 0,
+            has_dropped: false,
             lag_at_end: None,
             next_measured: now,
             state: State::Open,
@@ -111,6 +114,7 @@ impl WriteQueue {
 
     /// Drops everything that is not in flight.
     pub(super) fn clear_queue(&mut self) {
+        self.has_dropped |= self.item_events > 0;
         self.items = VecDeque::new();
         self.item_bytes = 0;
         self.item_events = 0;
