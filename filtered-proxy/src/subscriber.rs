@@ -215,6 +215,11 @@ impl Found {
         }
     }
 
+    /// Where the client stands, if a replay with this first entry begins there.
+    fn stands_at(&self, first: u64) -> Option<Position> {
+        self.start.position().filter(|_| self.gone.is_none() && self.at == first)
+    }
+
     /// Says what cannot be given any more.
     fn gap(&self, history: &History) -> Option<Notice> {
         let (_, position, _) = history.place(self.at);
@@ -389,6 +394,9 @@ impl RouterSubscriber {
         let starts = starting.parts.iter().map(|part| part.from);
         let first = starts.chain(found.iter().map(|found| found.at)).min();
         let (first, position, time) = history.place(first.unwrap_or_else(|| history.end()));
+        // Of a gap that ends where the client stands, only the notice follows.
+        let stands = found.iter().filter_map(|found| found.stands_at(first));
+        let position = stands.fold(position, Position::max);
         let coverage = self.router.shared.coverage.borrow().clone();
         let now = Instant::now().into_std();
         let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);

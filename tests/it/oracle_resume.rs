@@ -43,6 +43,16 @@ const MARKER_FRAMES: usize = 25;
 const ON_THEIR_WAY: usize = 400;
 /// How long a link is late.
 const LATE_FOR: Duration = Duration::from_millis(700);
+/// Items that further clients subscribe to and unsubscribe from all the time, also while they
+/// replay. Each of these clients gets these channels beside.
+const CHANGING: [&str; 4] = ["T.S2", "Q.S3", "Q.*", "T.S5"];
+const BESIDE: [&str; 3] = ["T.S1", "Q.S1,Q.S4", "T.S1*,Q.S6"];
+/// The firehose's ring, in frames, and a burst that it cannot hold for any reader.
+const RING_FRAMES: usize = 16;
+const BURST_FRAMES: usize = 300;
+const BURST_EVENT_BYTES: usize = 20_000;
+/// How long the firehose may stay away after an eviction.
+const EVICTED: Duration = Duration::from_secs(110);
 /// How long links may need to come back after several faults.
 const BACK: Duration = Duration::from_secs(40);
 
@@ -58,10 +68,10 @@ struct World {
 }
 
 impl World {
-    async fn start() -> Self {
+    async fn start(ring_frames: Option<usize>) -> Self {
         let sim = Sim::start().await;
         let ports: Vec<_> = (0..=PROXIES).map(|_| ReservedPort::new()).collect();
-        let firehose = firehose(&sim, &ports[PROXIES]).await;
+        let firehose = firehose(&sim, &ports[PROXIES], ring_frames).await;
         let (mut doors, mut links, mut filtered) = (Vec::new(), Vec::new(), Vec::new());
         for port in &ports[..PROXIES] {
             links.push(Relay::start(ports[PROXIES].addr()).await);
@@ -99,17 +109,18 @@ impl World {
     async fn restart_firehose(&mut self) {
         self.firehose.signal(Signal::SIGKILL);
         self.firehose.wait_exit(SOON).await;
-        self.firehose = firehose(&self.sim, &self.ports[PROXIES]).await;
+        self.firehose = firehose(&self.sim, &self.ports[PROXIES], None).await;
     }
 }
 
-async fn firehose(sim: &Sim, port: &ReservedPort) -> Program {
-    let launch = stack::firehose(&sim.url("stocks"));
+async fn firehose(sim: &Sim, port: &ReservedPort, ring_frames: Option<usize>) -> Program {
+    let ring = ring_frames.map(|frames| ("RING_FRAMES", frames.to_string()));
+    let launch = stack::firehose(&sim.url("stocks")).envs(ring);
     launch.env("FIREHOSE_PORT", port.addr().port()).start().await
 }
 
 async fn filtered(link: &Relay, port: &ReservedPort) -> Program {
-    let launch = stack::filtered(link.addr());
+    let launch = stack::filtered(link.addr()).env("COMMAND_RATE", 1_000);
     launch.env("FILTERED_PROXY_PORT", port.addr().port()).start().await
 }
 
@@ -152,6 +163,16 @@ impl Market {
             self.events.push(format!("{MARKER}{}}}", self.markers));
         }
         self.send(first);
+    }
+
+    /// Publishes more at once than the firehose's ring holds.
+    fn burst(&mut self) {
+        for _ in 0..BURST_FRAMES {
+            let first = self.events.len();
+            let padding = "x".repeat(BURST_EVENT_BYTES);
+            self.events.push(format!(r#"{{"ev":"Q","sym":"S2","q":{first},"x":"{padding}"}}"#));
+            self.send(first);
+        }
     }
 
     fn end(&mut self) {
@@ -198,6 +219,10 @@ enum Event {
     LateLink(usize, Duration),
     /// The vendor ends its connection.
     Vendor,
+    /// The vendor gives the account's connection to another program.
+    Evicted,
+    /// Events come faster than the links read them.
+    Overrun,
     /// This proxy is killed and started again.
     Killed(usize),
     /// The firehose is killed and started again.
@@ -248,6 +273,14 @@ async fn happens(event: Event, world: &mut World) {
             eventually(BACK, "the firehose connects anew", async || connects().await > before)
                 .await;
         }
+        Event::Evicted => {
+            let connects = async || world.firehose.metric("firehose_upstream_connects_total").await;
+            let before = connects().await;
+            world.sim.handle.inject(VendorFault::Evict);
+            let is_back = async || connects().await > before;
+            eventually(EVICTED, "the firehose connects anew", is_back).await;
+        }
+        Event::Overrun => {}
         Event::Killed(n) => world.restart_filtered(n).await,
         Event::FirehoseKilled => {
             world.restart_firehose().await;
@@ -259,30 +292,43 @@ async fn happens(event: Event, world: &mut World) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_go_on_at_any_proxy_whatever_is_cut_and_killed() {
-    run(14, None).await;
+    run(14, &[], None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_same_when_the_firehose_is_killed_too() {
-    run(9, Some(3)).await;
+    run(9, &[(3, Event::FirehoseKilled)], None).await;
 }
 
-/// Lets so many things happen, and the end of the firehose after so many of them.
-async fn run(count: usize, firehose_killed_after: Option<usize>) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_when_the_vendor_evicts_the_firehose() {
+    run(4, &[(2, Event::Evicted)], None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_when_the_links_are_overrun() {
+    let overruns = [2, 5, 6, 9].map(|after| (after, Event::Overrun));
+    run(8, &overruns, Some(RING_FRAMES)).await;
+}
+
+/// Lets so many things happen, and these others after so many of them.
+async fn run(count: usize, others: &[(usize, Event)], ring_frames: Option<usize>) {
     let seed = seed::of_this_run();
     // Printed when the test fails.
     println!("TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
-    let mut world = World::start().await;
+    let mut world = World::start(ring_frames).await;
     let mut market = Market::new(world.sim.handle.clone(), rng.u64(..));
     let mut clients = JoinSet::new();
-    for (n, channels) in CHANNELS.iter().enumerate() {
+    let changing = CHANGING.map(str::to_owned).to_vec();
+    for (n, channels) in CHANNELS.iter().chain(&BESIDE).enumerate() {
         let heard = Arc::<AtomicUsize>::default();
         market.heard.push(Arc::clone(&heard));
         let client = Aware {
             doors: world.doors.iter().map(Relay::addr).collect(),
             key: CLIENT_KEY,
             channels: (*channels).to_owned(),
+            changing: if n < CHANNELS.len() { Vec::new() } else { changing.clone() },
             rng: rng.fork(),
             leaves: Some(Duration::from_millis(500)),
             sent: Arc::clone(&market.sent),
@@ -291,8 +337,8 @@ async fn run(count: usize, firehose_killed_after: Option<usize>) {
         clients.spawn(async move { (n, client.live().await) });
     }
     let mut events: Vec<_> = (0..count).map(|_| Event::drawn(&mut rng)).collect();
-    if let Some(after) = firehose_killed_after {
-        events.insert(after, Event::FirehoseKilled);
+    for (after, other) in others {
+        events.insert(*after, *other);
     }
     let (mut excuses, started) = (Excuses::default(), Instant::now());
     market.until_heard().await;
@@ -300,14 +346,18 @@ async fn run(count: usize, firehose_killed_after: Option<usize>) {
         println!("{event:?} after {} events, {:?}", market.events.len(), started.elapsed());
         market.publish_while(sleep(Duration::from_millis(rng.u64(100..400)))).await;
         let before = market.events.len().saturating_sub(ON_THEIR_WAY);
+        if matches!(event, Event::Overrun) {
+            market.burst();
+        }
         market.publish_while(happens(event, &mut world)).await;
         if !matches!(event, Event::Door(..) | Event::Link(..)) || rng.bool() {
             market.until_heard().await;
         }
         let span = before..market.events.len();
+        excuses.overruns += usize::from(matches!(event, Event::Overrun));
         match event {
-            Event::Vendor => excuses.vendor.push(span),
-            Event::FirehoseKilled => excuses.firehose.push(span),
+            Event::Vendor | Event::Evicted => excuses.vendor.push(span),
+            Event::FirehoseKilled | Event::Overrun => excuses.firehose.push(span),
             _ => {}
         }
     }
@@ -318,6 +368,8 @@ async fn run(count: usize, firehose_killed_after: Option<usize>) {
         let (n, story) = ended.unwrap_or_else(|error| panic!("a client failed: {error}"));
         stories.insert(n, story);
     }
+    let changing = stories.split_off(&CHANNELS.len());
+    check_changing(&market.events, &changing);
     check(&market.events, &stories, &excuses);
 }
 
@@ -326,14 +378,34 @@ async fn run(count: usize, firehose_killed_after: Option<usize>) {
 struct Excuses {
     /// The vendor was away: nobody gets them, or all do.
     vendor: Vec<Range<usize>>,
-    /// The firehose was away: some may get them and others not.
+    /// The firehose was away, or a link was overrun: some may get them and others not.
     firehose: Vec<Range<usize>>,
+    /// How often a link was overrun.
+    overruns: usize,
 }
 
 impl Excuses {
     fn among(spans: &[Range<usize>], n: usize) -> bool {
         spans.iter().any(|span| span.contains(&n))
     }
+}
+
+/// Checks each connection of the clients that change their items.
+fn check_changing(events: &[String], stories: &BTreeMap<usize, Story>) {
+    let oracle = Oracle::new("stocks", events);
+    let mut changes = 0;
+    for (n, story) in stories {
+        println!("{n}: {} connections, {:?}", story.ends.len(), story.notices);
+        for steps in story.earlier.iter().chain([&story.steps]) {
+            changes += steps.iter().filter(|step| matches!(step, Step::Changed { .. })).count();
+            if let Err(wrong) = oracle.check_begun(steps) {
+                let log = story.log.join("\n");
+                panic!("changing client {n} ({}): {wrong}\n{log}", BESIDE[n - CHANNELS.len()]);
+            }
+        }
+    }
+    println!("{changes} changes");
+    assert!(changes > 100, "too few changes: {changes}");
 }
 
 fn check(events: &[String], stories: &BTreeMap<usize, Story>, excuses: &Excuses) {
@@ -388,5 +460,8 @@ fn check(events: &[String], stories: &BTreeMap<usize, Story>, excuses: &Excuses)
     let all = || stories.values();
     let connections: usize = all().map(|story| story.ends.len()).sum();
     let skips: usize = all().map(|story| story.skips).sum();
-    assert!(connections > 3 * stories.len() && skips > connections / 10, "too little happened");
+    let enough = connections > 3 * stories.len() && skips > stories.len();
+    assert!(enough, "too little happened: {connections} connections, {skips} skips");
+    let overrun = |story: &Story| story.notices.contains_key("firehose gap ring_overrun");
+    assert!(excuses.overruns == 0 || all().any(overrun), "no link was overrun");
 }

@@ -589,6 +589,8 @@ async fn nothing_of_a_new_firehose_is_taken_for_what_the_client_has() {
     // Whoever stands behind the gap hears of it again, and gets nothing twice.
     let place = format!("{}-1", gap["position"].as_str().expect("a position"));
     let mut again = two.back(&place).await;
+    let resumed = expect(&mut again, "resumed").await;
+    assert_eq!(resumed["position"], gap["position"], "{resumed}");
     let (events, _) = read_until(&mut again, &trade("AAPL", 11)).await;
     assert_eq!(events, trades(11..12));
 }

@@ -145,6 +145,7 @@ async fn a_rolling_restart_behind_nginx_costs_clients_that_know_their_position_n
             doors: vec![balanced.running.addr()],
             key: CLIENT_KEY,
             channels: "T.AAPL".to_owned(),
+            changing: Vec::new(),
             rng: Rng::new(),
             leaves: None,
             sent: Arc::clone(&sent),

@@ -2,7 +2,7 @@
 //! stood, at any of several proxies.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet, VecDeque},
     net::SocketAddr,
     sync::{
         Arc,
@@ -49,6 +49,10 @@ pub struct Aware {
     pub channels: String,
     /// Decides at which door it comes back, and when it leaves by itself.
     pub rng: Rng,
+    /// Items that it subscribes to and unsubscribes from all the time, while it replays too. Then
+    /// each of its connections stands for itself, because a count of events is that of one set of
+    /// items.
+    pub changing: Vec<String>,
     /// The longest time from one leave to the next. `None` if it never leaves by itself.
     pub leaves: Option<Duration>,
     /// How many events have been given to the simulator.
@@ -60,8 +64,11 @@ pub struct Aware {
 /// What a client saw, over all its connections.
 #[derive(Debug, Default)]
 pub struct Story {
-    /// In order, without what it got before it knew any position.
+    /// In order, without what it got before it knew any position. If it changes its items, of the
+    /// last connection.
     pub steps: Vec<Step>,
+    /// The same for each connection before, if it changes its items.
+    pub earlier: Vec<Vec<Step>>,
     /// How often each notice came: its tier, status and reason.
     pub notices: BTreeMap<String, usize>,
     /// Its connections that were subscribed, and how each of them ended.
@@ -79,6 +86,9 @@ struct Standing {
     /// How many events came behind it.
     events: u64,
 }
+
+/// A change on its way: its acknowledgement, and the items added and removed.
+type Pending = (String, Vec<String>, Vec<String>);
 
 /// The outages that a client knows of.
 #[derive(Debug, Default)]
@@ -131,6 +141,9 @@ impl Aware {
         timeout(STEP, socket.send(Message::text(auth))).await.ok()?.ok()?;
         expect(&mut socket, AUTHENTICATED).await?;
         let from = match place {
+            Some(Standing { position, .. }) if !self.changing.is_empty() => {
+                format!(r#","from":"{position}""#)
+            }
             Some(Standing { position, events }) => {
                 story.skips += usize::from(*events > 0);
                 story.log.push(format!("from {position}-{events} at {door}"));
@@ -155,6 +168,12 @@ impl Aware {
         let ack = acks("subscribed", &self.params());
         let leave = self.leaves.map(|most| Instant::now() + most.mul_f64(self.rng.f64()));
         let mut subscribed = false;
+        if !self.changing.is_empty() {
+            story.earlier.push(std::mem::take(&mut story.steps));
+            down.proxy = None;
+        }
+        let (mut held, mut pending) = (HashSet::new(), VecDeque::new());
+        self.change(&mut socket, &mut held, &mut pending).await;
         down.connected = story.steps.len();
         let end = loop {
             let silence = Instant::now() + SILENCE_LIMIT;
@@ -173,12 +192,23 @@ impl Aware {
                         story.steps.push(Step::Changed { added, removed: Vec::new(), sent_before });
                     }
                 }
+                Message::Text(text)
+                    if pending.front().is_some_and(|(ack, ..)| *ack == text.as_str()) =>
+                {
+                    let (_, added, removed) = pending.pop_front().expect("there is one");
+                    let sent_before = self.sent.load(SeqCst);
+                    story.log.push(format!("+{added:?} -{removed:?}"));
+                    story.steps.push(Step::Changed { added, removed, sent_before });
+                }
                 Message::Text(text) => {
                     for object in objects(text.as_str()) {
                         if self.take(object, place, down, story) {
                             story.ends.push("the last marker".to_owned());
                             return true;
                         }
+                    }
+                    if text.as_str().contains(MARKER) && pending.is_empty() {
+                        self.change(&mut socket, &mut held, &mut pending).await;
                     }
                 }
                 Message::Close(frame) => {
@@ -196,6 +226,28 @@ impl Aware {
             story.ends.push(end);
         }
         false
+    }
+
+    /// Subscribes to one of the changing items that it does not hold, or unsubscribes from one.
+    async fn change(
+        &mut self,
+        socket: &mut Socket,
+        held: &mut HashSet<String>,
+        pending: &mut VecDeque<Pending>,
+    ) {
+        let Some(item) = self.rng.choice(&self.changing).cloned() else { return };
+        let subscribes = held.insert(item.clone());
+        if !subscribes {
+            held.remove(&item);
+        }
+        let action = if subscribes { "subscribe" } else { "unsubscribe" };
+        let command = format!(r#"{{"action":"{action}","params":"{item}"}}"#);
+        // A connection that does not take it will end.
+        let _ = timeout(STEP, socket.send(Message::text(command))).await;
+        let ack = acks(&format!("{action}d"), &item);
+        let (added, removed) =
+            if subscribes { (vec![item], Vec::new()) } else { (Vec::new(), vec![item]) };
+        pending.push_back((ack, added, removed));
     }
 
     /// Takes an object. Returns whether it is the last marker.
@@ -246,6 +298,10 @@ fn note(object: &str, place: &mut Option<Standing>, down: &mut Down, story: &mut
     let stands = |position: String| Some(Standing { position, events: 0 });
     match status.as_str() {
         "position" | "live" => *place = stands(position),
+        "gap" if reason == "subscribed_in_outage" => {
+            // It begins to get these only here.
+            declare(&mut story.steps, down.connected);
+        }
         "gap" => {
             story.steps.push(Step::Gap);
             // One that came before comes again, if its client stands there.
@@ -266,19 +322,19 @@ fn note(object: &str, place: &mut Option<Standing>, down: &mut Down, story: &mut
         "upstream_up" => {
             let since = down.proxy.take().unwrap_or(down.connected);
             if notice["missed"] != 0 {
-                // Only now it is known that something is missing, and anything may be.
-                let steps = story.steps.split_off(since);
-                for step in steps {
-                    if matches!(step, Step::Event(_)) {
-                        story.steps.push(Step::Gap);
-                    }
-                    story.steps.push(step);
-                }
-                story.steps.push(Step::Gap);
+                declare(&mut story.steps, since);
             }
         }
         _ => {}
     }
+}
+
+/// Only now it is known that something is missing since this step, and anything may be.
+fn declare(steps: &mut Vec<Step>, since: usize) {
+    for step in steps.split_off(since) {
+        steps.extend([Step::Gap, step]);
+    }
+    steps.push(Step::Gap);
 }
 
 /// Takes the next message and checks that it is this one. `None` if none comes.
