@@ -359,8 +359,9 @@ impl<'a, T: Tier> Session<'a, T> {
         };
         let started = self.subscriber.is_some();
         // First, so that nothing more is routed to a session that ends.
+        let says_position = matches!(reason, CloseReason::Drain | CloseReason::TakenOver);
         let position = match &mut self.subscriber {
-            Some(subscriber) if wants_notices => subscriber.leave().await,
+            Some(subscriber) if wants_notices && says_position => subscriber.leave().await,
             _ => None,
         };
         self.subscriber = None;
