@@ -363,6 +363,10 @@ async fn run(count: usize, others: &[(usize, Event)], ring_frames: Option<usize>
     }
     market.until_heard().await;
     market.end();
+    if ring_frames.is_some() {
+        // A busy machine overruns so small a ring at any time. Each gap is declared all the same.
+        excuses.firehose.push(0..market.events.len());
+    }
     let mut stories = BTreeMap::new();
     while let Some(ended) = within(BACK, "every client gets the end", clients.join_next()).await {
         let (n, story) = ended.unwrap_or_else(|error| panic!("a client failed: {error}"));

@@ -169,8 +169,11 @@ impl Aware {
         let leave = self.leaves.map(|most| Instant::now() + most.mul_f64(self.rng.f64()));
         let mut subscribed = false;
         if !self.changing.is_empty() {
+            // What was subscribed in an outage that had not ended may not have begun.
+            if down.proxy.take().is_some() {
+                declare(&mut story.steps, 0);
+            }
             story.earlier.push(std::mem::take(&mut story.steps));
-            down.proxy = None;
         }
         let (mut held, mut pending) = (HashSet::new(), VecDeque::new());
         self.change(&mut socket, &mut held, &mut pending).await;
