@@ -8,7 +8,7 @@ use proxy_common::{
     link::{LinkMetrics, LinkState, LinkStatus},
     metrics::Metrics,
     server::{Handler, HttpService},
-    session::{ClientInfo, SessionMetrics},
+    session::{ClientInfo, NamedSessions, SessionMetrics},
     transport::Socket,
 };
 use tokio::sync::Semaphore;
@@ -54,6 +54,8 @@ pub(super) fn port(upgrades: bool, proxy_headers: bool) -> HttpService<Idle> {
 }
 
 impl Handler for Idle {
+    const NAMED_SESSIONS: NamedSessions = NamedSessions::Accepted;
+
     /// No connection comes this far.
     fn serve<'a>(
         &'a self,

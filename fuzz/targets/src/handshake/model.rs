@@ -1,6 +1,9 @@
 //! Implements the documented rules for requests a second time: path, origin, client and status.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use http::{HeaderMap, Method, Request, StatusCode, Version, header};
 use proxy_common::protocol::Market;
@@ -10,6 +13,7 @@ use url::{Origin, Url};
 pub(super) const MARKET: Market = Market::Stocks;
 pub(super) const LISTED_ORIGIN: &str = "https://desk.example.com";
 pub(super) const TRUSTED_PROXIES: &str = "10.0.0.0/8";
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// The status of the answer.
 pub(super) fn status<B>(request: &Request<B>, upgrades: bool, probes: bool) -> StatusCode {
@@ -17,9 +21,9 @@ pub(super) fn status<B>(request: &Request<B>, upgrades: bool, probes: bool) -> S
     if upgrades && asks_for_websocket(request.headers()) {
         return if !may_connect(request.headers()) {
             StatusCode::FORBIDDEN
-        } else if !matches!(path.trim_matches('/'), "" | "stocks") {
+        } else if !is_served(path) {
             StatusCode::NOT_FOUND
-        } else if is_handshake(request) {
+        } else if is_sound(request.uri().query().unwrap_or_default()) && is_handshake(request) {
             StatusCode::SWITCHING_PROTOCOLS
         } else {
             StatusCode::BAD_REQUEST
@@ -39,6 +43,29 @@ pub(super) fn status<B>(request: &Request<B>, upgrades: bool, probes: bool) -> S
         _ if upgrades => StatusCode::UPGRADE_REQUIRED,
         _ => StatusCode::NOT_FOUND,
     }
+}
+
+/// Whether this is the path of the market, alone or behind the name of a session.
+fn is_served(path: &str) -> bool {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    match parts[..] {
+        [] | ["stocks"] => true,
+        ["session", name] | ["session", name, "stocks"] => {
+            let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            name.len() <= 64 && name.bytes().all(is_allowed)
+        }
+        _ => false,
+    }
+}
+
+/// Whether each parameter that is known has a value that it takes.
+fn is_sound(query: &str) -> bool {
+    url::form_urlencoded::parse(query.as_bytes()).all(|(parameter, value)| match &*parameter {
+        "positions" => humantime::parse_duration(&value)
+            .is_ok_and(|interval| (Duration::from_nanos(1)..=HOUR).contains(&interval)),
+        "snapshot" => ["0", "1", "false", "true"].contains(&&*value),
+        _ => true,
+    })
 }
 
 /// The first value of a header, if it is text.
