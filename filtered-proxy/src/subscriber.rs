@@ -57,17 +57,16 @@ impl Tier for RouterHandle {
             session,
             key,
             options: client.options.clone(),
-            name: None,
+            named: None,
             outbound: Arc::clone(outbound),
             router: self.clone(),
             held: ChannelSet::default(),
-            came_from: None,
             place: Place::Live,
             next_status: Instant::now(),
         };
         subscriber.take_name(client.session_name());
         let interval = client.options.as_ref().and_then(|options| options.positions);
-        let follow = Follow { named: subscriber.name.is_some(), interval };
+        let follow = Follow { named: subscriber.named.is_some(), interval };
         // If the router is gone, the session's first change fails.
         let _ = self.inputs.send(Input::Join(session, Arc::clone(outbound), follow)).await;
         subscriber
@@ -81,16 +80,22 @@ pub struct RouterSubscriber {
     /// The label of its key.
     key: Arc<str>,
     options: Option<Arc<SessionOptions>>,
-    /// The name that it holds.
-    name: Option<Arc<str>>,
+    /// The name that it holds. Boxed, because few sessions have one.
+    named: Option<Box<Named>>,
     outbound: Arc<Outbound>,
     router: RouterHandle,
     held: ChannelSet,
-    /// What its client confirmed before it came back, until it subscribes.
-    came_from: Option<Position>,
     place: Place,
     /// When a replay may say next where it stands.
     next_status: Instant,
+}
+
+/// What a session with a name keeps.
+#[derive(Debug)]
+struct Named {
+    name: Arc<str>,
+    /// What its client confirmed before it came back, until it subscribes.
+    came_from: Option<Position>,
 }
 
 /// Where a session gets its events from.
@@ -247,8 +252,8 @@ impl RouterSubscriber {
         let entered = self.router.shared.names().enter(&self.key, name, self.session, holder, now);
         match entered {
             Entered::Holds { taken_over, confirmed } => {
-                self.name = Some(Arc::clone(name));
-                self.came_from = confirmed;
+                let name = Arc::clone(name);
+                self.named = Some(Box::new(Named { name, came_from: confirmed }));
                 if let Some(older) = taken_over {
                     older.evict(CloseReason::TakenOver);
                 }
@@ -272,14 +277,19 @@ impl RouterSubscriber {
 
     /// The client has received everything up to this position.
     fn confirm(&self, position: Position) {
-        if let Some(name) = &self.name {
+        if let Some(Named { name, .. }) = self.named.as_deref() {
             self.router.shared.names().confirm(&self.key, name, self.session, position);
         }
     }
 
+    /// What the client confirmed before it came back, until the session goes on from there.
+    fn came_from(&self) -> Option<Position> {
+        self.named.as_ref()?.came_from
+    }
+
     /// Where a subscription begins that says `start`.
     fn start_of(&self, start: Start) -> Start {
-        match (start, self.came_from) {
+        match (start, self.came_from()) {
             (Start::Live, Some(position)) => Start::From(position, 0),
             (start, _) => start,
         }
@@ -308,7 +318,7 @@ impl RouterSubscriber {
         if channels.is_empty() && start == Start::Live {
             return;
         }
-        let named = self.came_from.is_some();
+        let named = self.came_from().is_some();
         let collects = if named { COLLECTING } else { Duration::ZERO };
         if start != Start::Live {
             let parts = match std::mem::replace(&mut self.place, Place::Live) {
@@ -403,14 +413,14 @@ impl RouterSubscriber {
         replay.add(starting.parts.into_iter().chain(found.iter().map(|found| found.part(first))));
         replay.add_next(starting.next.iter().cloned());
         self.place = Place::Replaying(Box::new(replay));
-        self.came_from = None;
         let mut notices: Vec<_> = found.iter().filter_map(|found| found.gap(&history)).collect();
         notices.dedup_by_key(|notice| notice.frame());
         if !found.is_empty() {
             let may_repeat = starting.may_repeat;
             notices.push(Notice::resumed(TierName::Filtered, position, time, may_repeat));
         }
-        if let Some(name) = &self.name {
+        if let Some(Named { name, came_from }) = self.named.as_deref_mut() {
+            *came_from = None;
             self.router.shared.names().go_back(&self.key, name, self.session, position);
         }
         for notice in &notices {
@@ -460,7 +470,7 @@ impl RouterSubscriber {
     /// Says where a replay stands, before this entry of the history.
     fn mark(&mut self, position: Position, next: u64) {
         let now = Instant::now();
-        if self.name.is_some() {
+        if self.named.is_some() {
             self.outbound.send_ping_in_order(position.to_string().as_bytes(), now);
         }
         let interval = self.options.as_ref().and_then(|options| options.positions);
@@ -534,7 +544,7 @@ impl Subscriber for RouterSubscriber {
             if subscribe
                 && held_nothing
                 && start == Start::Live
-                && let Some(name) = &self.name
+                && let Some(Named { name, .. }) = self.named.as_deref()
             {
                 changed.head.into_iter().for_each(|head| self.confirm(head));
                 self.announce_that_nothing_is_remembered(name);
@@ -562,10 +572,11 @@ impl Subscriber for RouterSubscriber {
         self.look_aside();
         match &self.place {
             Place::Live => future::pending().await,
-            Place::Starting(_) => self.begin().await,
-            Place::Replaying(_) => self.replay().await,
+            // Boxed, so that a session that never replays has no room for it.
+            Place::Starting(_) => Box::pin(self.begin()).await,
+            Place::Replaying(_) => Box::pin(self.replay()).await,
             Place::Ending(_) => {
-                self.await_router().await;
+                Box::pin(self.await_router()).await;
                 Ok(())
             }
         }
@@ -585,7 +596,7 @@ impl Subscriber for RouterSubscriber {
 impl Drop for RouterSubscriber {
     fn drop(&mut self) {
         let shared = &self.router.shared;
-        if let Some(name) = &self.name {
+        if let Some(Named { name, .. }) = self.named.as_deref() {
             let now = Instant::now().into_std();
             shared.names().leave(&self.key, name, self.session, now);
         }

@@ -24,7 +24,7 @@ use crate::{
         ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, ProcessMetrics,
     },
     history::{History, HistoryMetrics},
-    link::{LinkHandle, LinkMetrics, LinkStatus},
+    link::{LinkHandle, LinkMetrics, LinkState, LinkStatus},
     metrics::{Level, Metrics},
     protocol::{Market, TierName, millis},
     server::{Handler, Server, affordable},
@@ -35,6 +35,10 @@ use crate::{
     status::{Limits, MarketReporter, ProgramReporter, SessionsDocument, StatusDocument, TierView},
     transport::{Certificate, ListenConfig, Listeners, Socket},
 };
+
+/// The problem of a link that is up while clients are still in its outage.
+const BEHIND: &str =
+    "clients wait: what came before the link was up is still on its way from the firehose";
 
 /// The checked settings that both tiers have.
 pub struct ServerConfig {
@@ -321,6 +325,11 @@ pub trait Upkeep: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether clients wait for what came before the link was up.
+    fn is_behind(&self) -> bool {
+        false
+    }
+
     /// The contracts on demand, by type.
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {
         BTreeMap::new()
@@ -428,7 +437,10 @@ impl<T, U: Upkeep> ServedMarket<T, U> {
     }
 
     fn health(&self, links: &[LinkStatus]) -> Health {
-        let problems = self.upkeep.problems().into_iter().chain(self.upkeep.failures()).collect();
+        let is_up = links.iter().all(|link| link.state == LinkState::Up);
+        let behind = (is_up && self.upkeep.is_behind()).then(|| BEHIND.to_owned());
+        let problems = self.upkeep.problems().into_iter().chain(self.upkeep.failures());
+        let problems = problems.chain(behind).collect();
         let report = self.health.report(links, self.upkeep.unread(), problems);
         let extent = || self.history.extent().health(millis(SystemTime::now()));
         let history = self.history.is_on().then(extent);
@@ -486,11 +498,9 @@ impl<H: Handler> BoundTier<H> {
     }
 }
 
-/// Moves the data of all markets. Several have a task each, so that none waits for another.
-async fn move_all(mut data: Vec<BoxFuture>) {
-    if data.len() == 1 {
-        return data.remove(0).await;
-    }
+/// Moves the data of all markets, each in a task of its own: none waits for another, and the thread
+/// that learns of new data may go on with it itself.
+async fn move_all(data: Vec<BoxFuture>) {
     let mut tasks = JoinSet::new();
     for market in data {
         tasks.spawn(market);
