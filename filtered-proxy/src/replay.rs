@@ -3,7 +3,7 @@
 //! A replay finds the session's events as the router does, with an index of that session alone. Its
 //! steps are short, so that it keeps nobody waiting.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use proxy_common::{
@@ -49,7 +49,7 @@ pub struct Has {
     events: u64,
     /// They came behind this position. If messages are lost first, they were among those.
     behind: Position,
-    /// They are counted with these channels, also if some of them are removed meanwhile.
+    /// The channels that they are counted with. The part may have fewer by now.
     channels: ChannelSet,
 }
 
@@ -59,10 +59,10 @@ impl Part {
         Self { from, channels, has: None, notice: None, waits: false }
     }
 
-    /// Leaves out so many of the events: the client has them, and they came behind this position.
+    /// Leaves out the first events of these channels: the client has that number of them, and they
+    /// came behind this position.
     #[must_use]
-    pub fn without(self, events: u64, behind: Position) -> Self {
-        let channels = self.channels.clone();
+    pub fn without(self, events: u64, behind: Position, channels: ChannelSet) -> Self {
         let has = (events > 0).then_some(Has { events, behind, channels });
         Self { has, ..self }
     }
@@ -90,6 +90,8 @@ pub struct Replay {
     coverage: KnownCoverage,
     /// When it began.
     began: Instant,
+    /// Since when all entries were read, while events were still to be left out.
+    ahead_since: Option<Instant>,
     batch: Batch,
     entries: Vec<Entry>,
 }
@@ -112,6 +114,7 @@ impl Replay {
             left_out: Vec::new(),
             coverage,
             began: now,
+            ahead_since: None,
             batch: Batch::default(),
             entries: Vec::new(),
         }
@@ -130,6 +133,18 @@ impl Replay {
     /// What the firehose carried when it began.
     pub fn coverage(&self) -> &KnownCoverage {
         &self.coverage
+    }
+
+    /// How long events are still to be left out, although all entries are read. `is_ahead` says
+    /// whether that is so now.
+    pub fn ahead_for(&mut self, is_ahead: bool, now: Instant) -> Duration {
+        match is_ahead {
+            true => now - *self.ahead_since.get_or_insert(now),
+            false => {
+                self.ahead_since = None;
+                Duration::ZERO
+            }
+        }
     }
 
     /// Whether events are still to be left out. The client has more than came up to the position
@@ -152,8 +167,23 @@ impl Replay {
 
     /// The parts, and where each of them begins or goes on.
     pub fn into_parts(self) -> impl Iterator<Item = Part> {
-        let next = self.next;
-        self.parts.into_iter().map(move |part| Part { from: part.from.max(next), ..part })
+        let (next, is_skipping) = (self.next, self.is_skipping());
+        self.parts.into_iter().map(move |part| Part {
+            from: part.from.max(next),
+            waits: part.waits && is_skipping,
+            ..part
+        })
+    }
+
+    /// Leaves nothing more out: fewer events came than the client says it has.
+    pub fn leave_nothing_out(&mut self) {
+        self.parts.iter_mut().for_each(|part| part.has = None);
+        self.rebuild();
+    }
+
+    /// Whether the client has been sent everything up to the position, and nothing after it.
+    pub fn is_at_its_position(&self) -> bool {
+        !self.is_skipping() && self.parts.iter().all(|part| part.from <= self.next)
     }
 
     /// Removes channels.
@@ -190,7 +220,7 @@ impl Replay {
         self.say_notices(yields);
     }
 
-    /// Says what is to be said where parts begin that have begun.
+    /// Sends the notice of each part that has begun.
     fn say_notices(&mut self, yields: &mut impl FnMut(Output<'_>)) {
         for part in self.parts.iter_mut().filter(|part| part.from <= self.next) {
             if let Some(notice) = part.notice.take() {

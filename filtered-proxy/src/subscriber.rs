@@ -38,6 +38,8 @@ const COLLECTING: Duration = Duration::from_millis(250);
 const NEAR: u64 = 256;
 /// How long a position may be ahead of the feed here. Another proxy may be a little faster.
 const MAX_AHEAD: Duration = Duration::from_secs(5);
+/// Most commands of a replay that leave out events.
+const MAX_COUNTS: usize = 64;
 /// How often a replay that waits for the feed looks again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -96,6 +98,8 @@ struct Named {
     name: Arc<str>,
     /// What its client confirmed before it came back, until it subscribes.
     came_from: Option<Position>,
+    /// Whether the proxy remembered nothing of it, until it subscribes.
+    is_new: bool,
 }
 
 /// Where a session gets its events from.
@@ -115,7 +119,7 @@ enum Place {
 #[derive(Debug)]
 struct Starting {
     /// Channels that begin where the client said.
-    asked: Vec<(Start, ChannelSet)>,
+    asked: Vec<Asked>,
     /// Channels whose place is known.
     parts: Vec<Part>,
     /// Channels that begin where the replay begins.
@@ -127,6 +131,22 @@ struct Starting {
     /// Whether it is within the limit of its key.
     has_turn: bool,
     may_repeat: &'static str,
+}
+
+/// Channels that begin where the client said.
+#[derive(Debug)]
+struct Asked {
+    start: Start,
+    channels: ChannelSet,
+    /// All channels of the command: the client counts the events of these.
+    counted: ChannelSet,
+}
+
+impl Asked {
+    /// Whether the client has events that are to be left out.
+    fn has_some(&self) -> bool {
+        matches!(self.start, Start::From(_, 1..))
+    }
 }
 
 impl Starting {
@@ -146,14 +166,20 @@ impl Starting {
         }
     }
 
-    /// Adds channels whose events begin here.
-    fn ask(&mut self, start: Start, channels: Vec<Channel>) {
+    /// Adds what a client asked for.
+    fn ask(&mut self, new: Asked) {
         // With events to leave out, each command counts its own.
-        let counts = matches!(start, Start::From(_, 1..));
-        match self.asked.iter_mut().find(|(known, _)| *known == start && !counts) {
-            Some((_, asked)) => asked.add(channels),
-            None => self.asked.push((start, channels.into_iter().collect())),
+        let same = |known: &&mut Asked| known.start == new.start && !new.has_some();
+        match self.asked.iter_mut().find(same) {
+            Some(known) => known.channels.add(new.channels.iter().cloned()),
+            None => self.asked.push(new),
         }
+    }
+
+    /// How many commands leave events out.
+    fn counts(&self) -> usize {
+        let asked = self.asked.iter().filter(|asked| asked.has_some()).count();
+        asked + self.parts.iter().filter(|part| part.has.is_some()).count()
     }
 
     /// Adds channels that begin where the replay begins, unless their place is known.
@@ -166,7 +192,7 @@ impl Starting {
     }
 
     fn remove(&mut self, channels: &[Channel]) {
-        self.asked.iter_mut().for_each(|(_, asked)| asked.remove(channels));
+        self.asked.iter_mut().for_each(|asked| asked.channels.remove(channels));
         self.parts.iter_mut().for_each(|part| part.channels.remove(channels));
         self.next.remove(channels);
     }
@@ -175,7 +201,7 @@ impl Starting {
     /// further first.
     fn look_up(&mut self, history: &History, state: HistoryState) -> Option<Vec<Found>> {
         let mut found = Vec::new();
-        for (start, channels) in &self.asked {
+        for Asked { start, channels, counted } in &self.asked {
             let (at, gone) = match find(history, *start) {
                 Lookup::At(at) => (at, None),
                 Lookup::Gone(at, why) => (at, Some(why)),
@@ -194,7 +220,8 @@ impl Starting {
                     (at, Some(Gone::OtherEpoch))
                 }
             };
-            found.push(Found { at, gone, start: *start, channels: channels.clone() });
+            let (channels, counted) = (channels.clone(), counted.clone());
+            found.push(Found { at, gone, start: *start, channels, counted });
         }
         Some(found)
     }
@@ -207,17 +234,22 @@ struct Found {
     gone: Option<Gone>,
     start: Start,
     channels: ChannelSet,
+    counted: ChannelSet,
 }
 
 impl Found {
-    /// The channels' part of a replay whose first entry is this one.
-    fn part(&self, first: u64) -> Part {
-        let part = Part::new(self.at, self.channels.clone());
-        match (self.gone, self.start) {
+    /// The channels' part of a replay whose first entry is this one. `None` if none is left, so
+    /// that it does not matter which events the client has.
+    fn part(&self, first: u64) -> Option<Part> {
+        let part =
+            (!self.channels.is_empty()).then(|| Part::new(self.at, self.channels.clone()))?;
+        Some(match (self.gone, self.start) {
             // What was dropped since the look-up is lost as well.
-            (None, Start::From(behind, has)) if self.at >= first => part.without(has, behind),
+            (None, Start::From(behind, has)) if self.at >= first => {
+                part.without(has, behind, self.counted.clone())
+            }
             _ => part,
-        }
+        })
     }
 
     /// Where the client stands, if a replay with this first entry begins there.
@@ -253,7 +285,8 @@ impl RouterSubscriber {
         match entered {
             Entered::Holds { taken_over, confirmed } => {
                 let name = Arc::clone(name);
-                self.named = Some(Box::new(Named { name, came_from: confirmed }));
+                let (came_from, is_new) = (confirmed, confirmed.is_none());
+                self.named = Some(Box::new(Named { name, came_from, is_new }));
                 if let Some(older) = taken_over {
                     older.evict(CloseReason::TakenOver);
                 }
@@ -267,8 +300,9 @@ impl RouterSubscriber {
 
     /// A client that comes back must know if the proxy has forgotten it: after a restart, at
     /// another proxy, or too late.
-    fn announce_that_nothing_is_remembered(&self, name: &str) {
-        if self.router.shared.notices != NoticePolicy::Off {
+    fn announce_that_nothing_is_remembered(&mut self) {
+        let Some(Named { name, is_new, .. }) = self.named.as_deref_mut() else { return };
+        if std::mem::take(is_new) && self.router.shared.notices != NoticePolicy::Off {
             let text = format!("nothing is remembered under the name {name}: live events follow");
             let status = Status::new("session", text);
             self.outbound.send_frame(&status_frame(&status), Instant::now());
@@ -306,8 +340,15 @@ impl RouterSubscriber {
         }
     }
 
-    /// Takes over a change that the router has applied.
-    fn applied(&mut self, subscribe: bool, channels: Vec<Channel>, start: Start) {
+    /// Takes over a change that the router has applied. A client that has events counts them with
+    /// the channels `counted`.
+    fn applied(
+        &mut self,
+        subscribe: bool,
+        channels: Vec<Channel>,
+        start: Start,
+        counted: ChannelSet,
+    ) {
         if !subscribe {
             return match &mut self.place {
                 Place::Live | Place::Ending(_) => {}
@@ -340,7 +381,15 @@ impl RouterSubscriber {
             Place::Live | Place::Ending(_) => {}
             Place::Starting(starting) if start == Start::Live => starting.add_next(channels),
             Place::Starting(starting) => {
-                starting.ask(start, channels);
+                let start = match start {
+                    Start::From(position, 1..) if starting.counts() >= MAX_COUNTS => {
+                        self.outbound.send_frame(&status_frame(&too_many_counts()), Instant::now());
+                        Start::From(position, 0)
+                    }
+                    start => start,
+                };
+                let channels = channels.into_iter().collect();
+                starting.ask(Asked { start, channels, counted });
                 starting.collects_until = starting.collects_until.max(Instant::now() + collects);
                 starting.has_turn &= named;
             }
@@ -402,24 +451,31 @@ impl RouterSubscriber {
             return Ok(());
         };
         let starts = starting.parts.iter().map(|part| part.from);
-        let first = starts.chain(found.iter().map(|found| found.at)).min();
-        let (first, position, time) = history.place(first.unwrap_or_else(|| history.end()));
+        let wanted = starts.chain(found.iter().map(|found| found.at)).min();
+        let wanted = wanted.unwrap_or_else(|| history.end());
+        let (first, position, time) = history.place(wanted);
         // Of a gap that ends where the client stands, only the notice follows.
         let stands = found.iter().filter_map(|found| found.stands_at(first));
         let position = stands.fold(position, Position::max);
         let coverage = self.router.shared.coverage.borrow().clone();
         let now = Instant::now().into_std();
         let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);
-        replay.add(starting.parts.into_iter().chain(found.iter().map(|found| found.part(first))));
+        replay.add(
+            starting.parts.into_iter().chain(found.iter().filter_map(|found| found.part(first))),
+        );
         replay.add_next(starting.next.iter().cloned());
         self.place = Place::Replaying(Box::new(replay));
         let mut notices: Vec<_> = found.iter().filter_map(|found| found.gap(&history)).collect();
         notices.dedup_by_key(|notice| notice.frame());
+        if wanted < first {
+            let why = Gone::Overtaken(None);
+            notices.insert(0, Notice::gone(TierName::Filtered, why, None, position));
+        }
         if !found.is_empty() {
             let may_repeat = starting.may_repeat;
             notices.push(Notice::resumed(TierName::Filtered, position, time, may_repeat));
         }
-        if let Some(Named { name, came_from }) = self.named.as_deref_mut() {
+        if let Some(Named { name, came_from, .. }) = self.named.as_deref_mut() {
             *came_from = None;
             self.router.shared.names().go_back(&self.key, name, self.session, position);
         }
@@ -440,18 +496,27 @@ impl RouterSubscriber {
             let Place::Replaying(replay) = &mut self.place else { return Ok(()) };
             replay.step(&shared.history, end, |output| shared.send(&self.outbound, &output));
             let (position, next) = (replay.position(), replay.next());
+            let says_position = replay.is_at_its_position();
             if !replay.is_skipping() {
-                self.mark(position, next);
+                self.mark(position, next, says_position);
             }
         }
         yield_now().await;
-        let Place::Replaying(replay) = &self.place else { return Ok(()) };
+        let Place::Replaying(replay) = &mut self.place else { return Ok(()) };
         if shared.history.end() - replay.next() > NEAR {
             return Ok(());
         }
+        let state = *shared.history_state.borrow();
         // The client may have come from a proxy that was a little faster.
         let is_ahead = replay.is_skipping() && replay.next() == shared.history.end();
-        if is_ahead || *shared.history_state.borrow() == HistoryState::Filling {
+        let counts = is_ahead && state == HistoryState::Current;
+        if replay.ahead_for(counts, Instant::now().into_std()) >= MAX_AHEAD {
+            replay.leave_nothing_out();
+            let status = Status::error("fewer events came than this client says it has");
+            self.outbound.send_frame(&status_frame(&status), Instant::now());
+            return Ok(());
+        }
+        if is_ahead || state == HistoryState::Filling {
             sleep(LOOK_AGAIN).await;
             return Ok(());
         }
@@ -468,13 +533,13 @@ impl RouterSubscriber {
     }
 
     /// Says where a replay stands, before this entry of the history.
-    fn mark(&mut self, position: Position, next: u64) {
+    fn mark(&mut self, position: Position, next: u64, says_position: bool) {
         let now = Instant::now();
         if self.named.is_some() {
             self.outbound.send_ping_in_order(position.to_string().as_bytes(), now);
         }
         let interval = self.options.as_ref().and_then(|options| options.positions);
-        if let Some(interval) = interval
+        if let Some(interval) = interval.filter(|_| says_position)
             && now >= self.next_status
         {
             self.next_status = now + interval;
@@ -482,6 +547,12 @@ impl RouterSubscriber {
             self.notify(&Notice::position(TierName::Filtered, position, time));
         }
     }
+}
+
+fn too_many_counts() -> Status {
+    Status::error(format!(
+        "more than {MAX_COUNTS} commands with a count of events: those of this one may repeat"
+    ))
 }
 
 /// The entry with which a subscription begins. The times of entries that came from the firehose's
@@ -541,16 +612,13 @@ impl Subscriber for RouterSubscriber {
             } else {
                 self.held.remove(&channels);
             }
-            if subscribe
-                && held_nothing
-                && start == Start::Live
-                && let Some(Named { name, .. }) = self.named.as_deref()
-            {
+            if subscribe && held_nothing && start == Start::Live && !channels.is_empty() {
                 changed.head.into_iter().for_each(|head| self.confirm(head));
-                self.announce_that_nothing_is_remembered(name);
+                self.announce_that_nothing_is_remembered();
             }
+            let counted = channels.iter().cloned().collect();
             let now = channels.into_iter().filter(|channel| !changed.later.contains(channel));
-            self.applied(subscribe, now.collect(), start);
+            self.applied(subscribe, now.collect(), start, counted);
         }
         Ok(changed.outcome)
     }
@@ -558,7 +626,7 @@ impl Subscriber for RouterSubscriber {
     async fn leave(&mut self) -> Option<Position> {
         self.await_router().await;
         match &self.place {
-            Place::Replaying(replay) => (!replay.is_skipping()).then(|| replay.position()),
+            Place::Replaying(replay) => replay.is_at_its_position().then(|| replay.position()),
             Place::Starting(_) | Place::Ending(_) => None,
             Place::Live => {
                 let (done, answer) = oneshot::channel();
@@ -584,9 +652,16 @@ impl Subscriber for RouterSubscriber {
 
     fn on_pong(&mut self, payload: &[u8]) {
         let position = str::from_utf8(payload).ok().and_then(|text| text.parse().ok());
-        // A client may send any pong. What it has not been sent yet would be lost for it.
+        // A client may send any pong, and one may come late. What the client has not been sent yet
+        // would be lost for it.
+        let sent = match &self.place {
+            Place::Replaying(replay) => replay.position(),
+            Place::Live | Place::Starting(_) | Place::Ending(_) => {
+                self.router.shared.history.head()
+            }
+        };
         if let Some(position) = position
-            && position <= self.router.shared.history.head()
+            && position <= sent
         {
             self.confirm(position);
         }

@@ -157,8 +157,8 @@ proptest! {
         prop_assert_eq!(position, at(after + gone));
         let skip = if gone == 0 { skip } else { 0 };
         let mut replay = Replay::new(Market::Stocks, from, position, KnownCoverage::default(), Instant::now());
-        let part = Part::new(from, parse(&held).into_iter().collect());
-        replay.add([part.without(skip, position)]);
+        let channels: ChannelSet = parse(&held).into_iter().collect();
+        replay.add([Part::new(from, channels.clone()).without(skip, position, channels)]);
         let (events, notices) = replayed(&mut replay, &stream.history);
         let wanted = |event: Event| held.iter().any(|channel| includes(channel, event));
         let expected: Vec<String> = stream.messages[after + gone..]
@@ -226,8 +226,8 @@ proptest! {
         let mut replay = Replay::new(Market::Stocks, entry(first), at(first), coverage, Instant::now());
         replay.add(parts.iter().map(|(channels, after, has)| {
             let after = after.index(count);
-            let part = Part::new(entry(after), parse(channels).into_iter().collect());
-            part.without(*has, at(after))
+            let channels: ChannelSet = parse(channels).into_iter().collect();
+            Part::new(entry(after), channels.clone()).without(*has, at(after), channels)
         }));
         let (events, _) = replayed(&mut replay, &stream.history);
         let mut has: Vec<u64> = parts.iter().map(|(.., has)| *has).collect();

@@ -107,6 +107,11 @@ async fn subscribe(client: &mut TestClient, params: &str, rest: &str) {
     client.expect(&acks("subscribed", params)).await;
 }
 
+/// Reads until a status with this name.
+async fn read_until_status(client: &mut TestClient, name: &str) {
+    while status(client).await["status"] != name {}
+}
+
 /// Reads objects until this event; notices apart.
 async fn read_until(client: &mut TestClient, last: &str) -> (Vec<String>, Vec<Value>) {
     let (mut events, mut notices) = (Vec::new(), Vec::new());
@@ -295,6 +300,60 @@ async fn each_command_leaves_out_its_own_events() {
         quote.into_iter().chain([trade("AAPL", n)])
     });
     assert_eq!(events, expected.collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_count_of_what_is_not_held_any_more_holds_nothing_up() {
+    let stack = stack_of(1).await;
+    let from = stack.filtered[0].health_text("/history/to").await;
+    let mut client = stack.client().await;
+    // All three before the replay begins.
+    for command in [
+        format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{from}-3"}}"#),
+        r#"{"action":"unsubscribe","params":"T.AAPL"}"#.to_owned(),
+        r#"{"action":"subscribe","params":"Q.AAPL"}"#.to_owned(),
+    ] {
+        client.send_raw(&command).await;
+    }
+    read_until_status(&mut client, "live").await;
+    let quotes: Vec<_> = (0..3).map(|n| quote("AAPL", n)).collect();
+    stack.publish(&quotes);
+    client.expect_objects(&quotes).await;
+}
+
+#[tokio::test]
+async fn whoever_claims_more_events_than_there_were_is_answered_and_goes_live() {
+    let stack = stack_of(1).await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    let from = stack.filtered[0].health_text("/history/to").await;
+    stack.publish(&trades(0..3));
+    witness.expect_objects(&trades(0..3)).await;
+    let mut client = stack.client().await;
+    subscribe(&mut client, "T.AAPL", &format!(r#""from":"{from}-9""#)).await;
+    expect(&mut client, "resumed").await;
+    let error = expect(&mut client, "error").await;
+    let message = error["message"].as_str().unwrap_or_default();
+    assert!(message.contains("fewer events came"), "{error}");
+    expect(&mut client, "live").await;
+    stack.publish(&trades(3..5));
+    client.expect_objects(&trades(3..5)).await;
+}
+
+#[tokio::test]
+async fn a_session_has_a_bounded_number_of_counts() {
+    let stack = stack_of(1).await;
+    let mut witness = stack.subscriber("T.AAPL").await;
+    let from = stack.filtered[0].health_text("/history/to").await;
+    stack.publish(&trades(0..9));
+    witness.expect_objects(&trades(0..9)).await;
+    let mut client = stack.client().await;
+    let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{from}-5"}}"#);
+    for _ in 0..100 {
+        client.send_raw(&command).await;
+    }
+    read_until_status(&mut client, "error").await;
+    stack.publish(&trades(9..10));
+    read_until(&mut client, &trade("AAPL", 9)).await;
 }
 
 #[tokio::test]

@@ -39,6 +39,8 @@ impl Router {
     /// Routes until `stop`, or until no handle is left. Then closes the link.
     pub async fn run(mut self, mut link: Link, stop: CancellationToken, heartbeat: Heartbeat) {
         stop.run_until_cancelled(self.route_all(&mut link, heartbeat)).await;
+        // Sessions that ask for something now must not wait until the link is closed.
+        drop(self);
         link.close().await;
     }
 

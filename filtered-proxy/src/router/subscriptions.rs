@@ -145,7 +145,8 @@ impl Router {
             };
             let new: Vec<Channel> =
                 channels.into_iter().filter(|channel| !is_held(channel)).collect();
-            if is_behind {
+            // Channels that wait already may have come in an outage before this moment.
+            if is_behind || !waiting.replays {
                 waiting.late.add(new.iter().cloned());
             }
             waiting.channels.add(new);
@@ -183,7 +184,10 @@ impl Router {
         }
         let outbound = self.index.member(session).cloned()?;
         let history = self.shared.history.clone();
-        replay.add(self.shared.take_set_aside(session));
+        let set_aside = self.shared.take_set_aside(session);
+        if !set_aside.is_empty() {
+            replay.add(set_aside);
+        }
         for _ in 0..LAST_STEPS {
             replay.step(&history, u64::MAX, |output| self.shared.send(&outbound, &output));
             // What waits for its socket counts from now on.
@@ -204,7 +208,8 @@ impl Router {
         if self.notices != NoticePolicy::Off {
             let live = Notice::live(TierName::Filtered, replay.position(), SystemTime::now());
             frames.push(live.frame());
-            frames.extend(self.shared.outages.borrow().frames().cloned());
+            let outages = self.shared.outages.borrow();
+            frames.extend(outages.frames().filter(|_| !channels.is_empty()).cloned());
         }
         outbound.send_frames(frames.iter().map(|frame| (frame, 0)), Instant::now());
         None

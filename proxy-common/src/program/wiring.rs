@@ -38,7 +38,7 @@ use crate::{
 
 /// The problem of a link that is up while clients are still in its outage.
 const BEHIND: &str =
-    "clients wait: what came before the link was up is still on its way from the firehose";
+    "clients wait: the firehose has yet to send what was missed, or to answer for contracts";
 
 /// The checked settings that both tiers have.
 pub struct ServerConfig {
