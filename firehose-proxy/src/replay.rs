@@ -30,13 +30,14 @@ pub(crate) struct Replay {
     pub(crate) unread: Option<Unread>,
 }
 
-/// Where a session stands: the number of the next entry that it gets, the position before it, and
-/// the events that it is owed already.
+/// Where a session stands: the number of the next entry that it gets, the position before it, the
+/// events that it is owed already, and the gaps that it has not been sent yet.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     pub(crate) next: u64,
     pub(crate) position: Position,
     pub(crate) unread: Option<Unread>,
+    pub(crate) gaps: Vec<Frame>,
 }
 
 impl Replay {
@@ -46,8 +47,10 @@ impl Replay {
         ring: &Readers,
         start: Start,
         queue_bytes: usize,
-        cursor: Option<Cursor>,
+        mut cursor: Option<Cursor>,
     ) -> Self {
+        let mut opening =
+            cursor.as_mut().map(|cursor| std::mem::take(&mut cursor.gaps)).unwrap_or_default();
         let history = ring.history();
         let (next, gone) = match history.find_start(start) {
             Lookup::At(next) => (next, None),
@@ -59,13 +62,13 @@ impl Replay {
         let time = if time == 0 { millis(SystemTime::now()) } else { time };
         let gap = gone.map(|why| Notice::gone(TierName::Firehose, why, start.position(), position));
         let (next, position, time, unread) = match cursor {
-            Some(Cursor { next: earlier, position, unread }) if earlier < next => {
+            Some(Cursor { next: earlier, position, unread, .. }) if earlier < next => {
                 (earlier, position, history.place(earlier).2, unread)
             }
             cursor => (next, position, time, cursor.and_then(|cursor| cursor.unread)),
         };
         let resumed = Notice::resumed(TierName::Firehose, position, time, "nothing repeats");
-        let opening = gap.into_iter().chain([resumed]).map(|notice| notice.frame()).collect();
+        opening.extend(gap.into_iter().chain([resumed]).map(|notice| notice.frame()));
         let step_bytes = STEP_BYTES.min(queue_bytes / 4);
         Self { next, position, told_time: time, opening, step_bytes, unread }
     }
@@ -76,8 +79,11 @@ impl Replay {
     }
 
     /// Where the session stands.
-    pub(crate) fn cursor(self) -> Cursor {
-        Cursor { next: self.next, position: self.position, unread: self.unread }
+    pub(crate) fn cursor(mut self) -> Cursor {
+        // Behind the gaps stands where this replay began, which matters no more.
+        self.opening.pop();
+        let Self { next, position, unread, opening: gaps, .. } = self;
+        Cursor { next, position, unread, gaps }
     }
 
     /// Reads the next entries, those before number `end` if there is one, without notices unless

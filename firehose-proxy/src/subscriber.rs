@@ -206,6 +206,7 @@ impl FirehoseSubscriber {
                     next: reader.next_entry(),
                     position: reader.feed_position().0,
                     unread: Some(reader.leave()),
+                    gaps: Vec::new(),
                 }),
             };
             let replay = Replay::new(&self.shared.ring, start, self.shared.queue_bytes, cursor);

@@ -759,6 +759,22 @@ async fn a_session_at_the_firehose_that_goes_back_loses_nothing_that_it_had_not_
 }
 
 #[tokio::test]
+async fn a_second_start_at_the_firehose_hides_no_gap_of_the_first() {
+    let (stack, from) = firehose_alone("on").await;
+    let gone = format!("1-{}", from.split('-').next_back().expect("a sequence"));
+    let mut client = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
+    for place in [&gone, &from] {
+        let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{place}"}}"#);
+        client.send_raw(&command).await;
+    }
+    let mut names = Vec::new();
+    while names.last().is_none_or(|name| name != "live") {
+        names.push(status(&mut client).await["status"].as_str().unwrap_or_default().to_owned());
+    }
+    assert!(names.iter().any(|name| name == "gap"), "{names:?}");
+}
+
+#[tokio::test]
 async fn with_notices_off_a_replay_at_the_firehose_gives_events_alone() {
     let (stack, from) = firehose_alone("off").await;
     let mut witness = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;

@@ -88,8 +88,8 @@ pub(crate) struct Shared {
     pub(crate) replays: Replays,
     /// Locked for a moment.
     pub(super) names: Mutex<SessionNames<Arc<Outbound>>>,
-    /// What sessions have to add to their replays, or to begin one with. Their tasks look here
-    /// before each step, and once everything has been sent that waited for the socket.
+    /// Parts that the router has added for sessions, and that their tasks have not taken yet. A
+    /// task looks here before each step of a replay, and once nothing waits for its socket.
     pub(super) set_aside: Mutex<HashMap<SessionId, Vec<Part>>>,
     /// Gaps that the firehose has reported, until the status takes them. Locked for a moment.
     pub(super) gaps: Mutex<Vec<String>>,
@@ -154,7 +154,7 @@ impl Shared {
         self.all_set_aside().entry(session).or_default().push(part);
     }
 
-    /// What was left for a session.
+    /// Takes the parts that the router has added for a session.
     pub(crate) fn take_set_aside(&self, session: SessionId) -> Vec<Part> {
         self.all_set_aside().remove(&session).unwrap_or_default()
     }

@@ -15,10 +15,10 @@ pub(super) enum OutageEnd {
     /// No outage is about to end.
     #[default]
     None,
-    /// For everything that was missed. Until the firehose says where that begins, there is a time
-    /// after which it is not expected to.
+    /// For everything that was missed. Until `start_due` it waits for the firehose to say where
+    /// that begins.
     Missed { outage: Outage, start_due: Instant },
-    /// For the firehose's answers for contracts, which have until then.
+    /// For the firehose's answers for contracts, until `due`.
     Answers { outage: Outage, due: Instant, missed_nothing: bool },
 }
 
@@ -58,7 +58,7 @@ impl OutageEnd {
         matches!(self, Self::Missed { .. })
     }
 
-    /// When the firehose is not expected any more to say where the feed begins.
+    /// Until when it waits for the firehose to say where the feed begins.
     pub(super) fn start_due(&self) -> Option<Instant> {
         match self {
             Self::Missed { start_due, .. } => Some(*start_due),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::state::Router;
 use crate::{feed::CaughtUp, followers::Mark, index::SessionId, replay::Part};
 
-/// The same as `MAX_BATCH_BYTES` for messages that were missed.
+/// Most bytes of frames that the router takes at once while they are messages that were missed.
 const OLD_BATCH_BYTES: usize = 1 << 20;
 /// How many bytes may wait for a session before it gets the rest of these messages by itself.
 const OLD_QUEUE_BYTES: usize = 1 << 20;
@@ -65,7 +65,7 @@ impl Router {
         }
     }
 
-    /// Lets channels of a session begin that waited, and says this before them.
+    /// Begins channels of a session that waited. The session gets the notice before their events.
     fn begin_here(&mut self, session: SessionId, channels: ChannelSet, notice: Option<&Frame>) {
         if self.waiting.get(&session).is_some_and(|waiting| waiting.replays) {
             let part = Part::new(self.shared.history.end(), channels).saying(notice.cloned());

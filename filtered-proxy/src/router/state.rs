@@ -53,7 +53,7 @@ pub(super) enum Answer {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pub(super) channels: ChannelSet,
-    /// Those among them whose events begin once everything has come that was missed.
+    /// Those among them that begin after the messages that were missed.
     pub(super) late: ChannelSet,
     /// Whether the session replays: it gets everything it holds by itself, until it has caught up.
     pub(super) replays: bool,

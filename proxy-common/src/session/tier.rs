@@ -60,8 +60,8 @@ pub trait Subscriber: Send {
         change: SubscriptionChange,
     ) -> impl Future<Output = Result<ChangeOutcome, CloseReason>> + Send;
 
-    /// Ends all subscriptions. Returns where the feed stands behind everything that the session was
-    /// sent; `None` if that is not known.
+    /// Adds nothing more to what the session is sent. Returns the position after everything that it
+    /// was sent; `None` if that is not known.
     fn leave(&mut self) -> impl Future<Output = Option<Position>> + Send {
         std::future::ready(None)
     }

@@ -28,9 +28,12 @@ pub(super) fn flat(text: &[u8]) -> Option<Flat> {
     if encloses_objects { scan(&text[1..]) } else { None }
 }
 
-/// Recognizes what follows the first bracket. Compiled twice: for processors with AVX2 and for all
-/// others.
-#[multiversion(targets("x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"))]
+/// Recognizes what follows the first bracket. Compiled three times: for processors with AVX-512,
+/// with AVX2, and for all others.
+#[multiversion(targets(
+    "x86_64+avx512bw+avx512vl+avx2+bmi1+bmi2+lzcnt+popcnt",
+    "x86_64+avx2+bmi1+bmi2+lzcnt+popcnt"
+))]
 fn scan(text: &[u8]) -> Option<Flat> {
     let (mut grammar, mut bytes) = (Grammar::new(), Bytes::default());
     let (mut faults, mut objects) = (0, 0);
