@@ -90,7 +90,8 @@ async fn whatever_is_said_is_answered_in_http_or_not_at_all() {
         }
     }
     println!("{} inputs at both ports, {upgraded} upgraded", inputs.len());
-    assert!(upgraded > 5, "{upgraded} upgraded");
+    // The valid handshake at both ports. How many more there are is chance.
+    assert!(upgraded >= 2, "{upgraded} upgraded");
     for (n, (addr, key)) in ports(&stack).into_iter().enumerate() {
         TestClient::login(addr, key).await.subscribe("T.AAPL").await;
         let (program, tier) = [(&stack.filtered[0], "filtered"), (&stack.firehose, "firehose")][n];
