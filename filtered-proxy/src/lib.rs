@@ -17,6 +17,7 @@ pub mod kind_counts;
 pub mod last_values;
 pub mod named_sessions;
 pub mod replay;
+mod replay_start;
 mod replays;
 pub mod router;
 pub mod split;

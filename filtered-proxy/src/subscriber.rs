@@ -7,7 +7,6 @@ use std::{
 };
 
 use proxy_common::{
-    history::{History, Lookup, TIME_STEP},
     protocol::{
         Channel, ChannelSet, ExtraKinds, Gone, Notice, NoticePolicy, Position, Start, Status,
         TierName, Unavailable, status_frame,
@@ -27,7 +26,8 @@ use crate::{
     feed::HistoryState,
     index::SessionId,
     named_sessions::Entered,
-    replay::{Part, Replay},
+    replay::Replay,
+    replay_start::{Asked, MAX_AHEAD, Starting},
     router::{Follow, Input, RouterHandle},
 };
 
@@ -36,8 +36,6 @@ use crate::{
 const COLLECTING: Duration = Duration::from_millis(250);
 /// How near to the live data a replay hands over to the router, in entries of the history.
 const NEAR: u64 = 256;
-/// How long a position may be ahead of the feed here. Another proxy may be a little faster.
-const MAX_AHEAD: Duration = Duration::from_secs(5);
 /// Most commands of a replay that leave out events.
 const MAX_COUNTS: usize = 64;
 /// How often a replay that waits for the feed looks again.
@@ -113,162 +111,6 @@ enum Place {
     Replaying(Box<Replay>),
     /// The router has its replay, to end it.
     Ending(oneshot::Receiver<Option<Box<Replay>>>),
-}
-
-/// A replay that has not begun.
-#[derive(Debug)]
-struct Starting {
-    /// Channels that begin where the client said.
-    asked: Vec<Asked>,
-    /// Channels whose place is known.
-    parts: Vec<Part>,
-    /// Channels that begin where the replay begins.
-    next: ChannelSet,
-    /// Other subscriptions may follow until then.
-    collects_until: Instant,
-    /// Since when the feed here is known to be behind a position.
-    ahead_since: Option<Instant>,
-    /// Whether it is within the limit of its key.
-    has_turn: bool,
-    may_repeat: &'static str,
-}
-
-/// Channels that begin where the client said.
-#[derive(Debug)]
-struct Asked {
-    start: Start,
-    channels: ChannelSet,
-    /// All channels of the command: the client counts the events of these.
-    counted: ChannelSet,
-}
-
-impl Asked {
-    /// Whether the client has events that are to be left out.
-    fn has_some(&self) -> bool {
-        matches!(self.start, Start::From(_, 1..))
-    }
-}
-
-impl Starting {
-    /// A replay of nothing. `named` says whether the client comes back by its name.
-    fn new(named: bool, collects: Duration) -> Self {
-        Self {
-            asked: Vec::new(),
-            parts: Vec::new(),
-            next: ChannelSet::default(),
-            collects_until: Instant::now() + collects,
-            ahead_since: None,
-            has_turn: false,
-            may_repeat: match named {
-                true => "up to 250 ms or 256 KiB of it may repeat what came before",
-                false => "nothing repeats",
-            },
-        }
-    }
-
-    /// Adds what a client asked for.
-    fn ask(&mut self, new: Asked) {
-        // With events to leave out, each command counts its own.
-        let same = |known: &&mut Asked| known.start == new.start && !new.has_some();
-        match self.asked.iter_mut().find(same) {
-            Some(known) => known.channels.add(new.channels.iter().cloned()),
-            None => self.asked.push(new),
-        }
-    }
-
-    /// How many commands leave events out.
-    fn counts(&self) -> usize {
-        let asked = self.asked.iter().filter(|asked| asked.has_some()).count();
-        asked + self.parts.iter().filter(|part| part.has.is_some()).count()
-    }
-
-    /// Adds channels that begin where the replay begins, unless their place is known.
-    fn add_next(&mut self, channels: Vec<Channel>) {
-        let is_known =
-            |channel: &Channel| self.parts.iter().any(|part| part.channels.contains(channel));
-        let next: Vec<Channel> =
-            channels.into_iter().filter(|channel| !is_known(channel)).collect();
-        self.next.add(next);
-    }
-
-    fn remove(&mut self, channels: &[Channel]) {
-        self.asked.iter_mut().for_each(|asked| asked.channels.remove(channels));
-        self.parts.iter_mut().for_each(|part| part.channels.remove(channels));
-        self.next.remove(channels);
-    }
-
-    /// Finds where the channels begin that the client asked for. `None` if the feed has to come
-    /// further first.
-    fn look_up(&mut self, history: &History, state: HistoryState) -> Option<Vec<Found>> {
-        let mut found = Vec::new();
-        for Asked { start, channels, counted } in &self.asked {
-            let (at, gone) = match find(history, *start) {
-                Lookup::At(at) => (at, None),
-                Lookup::Gone(at, why) => (at, Some(why)),
-                Lookup::Ahead => {
-                    let since = self.ahead_since.get_or_insert_with(Instant::now);
-                    if state != HistoryState::Current {
-                        self.ahead_since = None;
-                        return None;
-                    }
-                    if since.elapsed() < MAX_AHEAD {
-                        return None;
-                    }
-                    let head = history.head();
-                    let of_this_run = start.position().is_some_and(|at| at.epoch == head.epoch);
-                    let at = if of_this_run { history.end() } else { history.newest(usize::MAX) };
-                    (at, Some(Gone::OtherEpoch))
-                }
-            };
-            let (channels, counted) = (channels.clone(), counted.clone());
-            found.push(Found { at, gone, start: *start, channels, counted });
-        }
-        Some(found)
-    }
-}
-
-/// Where channels begin that a client asked for.
-#[derive(Debug)]
-struct Found {
-    at: u64,
-    gone: Option<Gone>,
-    start: Start,
-    channels: ChannelSet,
-    counted: ChannelSet,
-}
-
-impl Found {
-    /// The channels' part of a replay whose first entry is this one. `None` if none is left, so
-    /// that it does not matter which events the client has.
-    fn part(&self, first: u64) -> Option<Part> {
-        let part =
-            (!self.channels.is_empty()).then(|| Part::new(self.at, self.channels.clone()))?;
-        Some(match (self.gone, self.start) {
-            // What was dropped since the look-up is lost as well.
-            (None, Start::From(behind, has)) if self.at >= first => {
-                part.without(has, behind, self.counted.clone())
-            }
-            _ => part,
-        })
-    }
-
-    /// Where the client stands, if a replay with this first entry begins there.
-    fn stands_at(&self, first: u64) -> Option<Position> {
-        self.start.position().filter(|_| self.gone.is_none() && self.at == first)
-    }
-
-    /// Says what cannot be given any more.
-    fn gap(&self, history: &History) -> Option<Notice> {
-        let (_, position, _) = history.place(self.at);
-        let after = self.start.position();
-        let why = match (self.gone?, after) {
-            (Gone::TooOld(Some(_)), Some(after)) => {
-                Gone::TooOld(Some(position.seq.saturating_sub(after.seq)))
-            }
-            (why, _) => why,
-        };
-        Some(Notice::gone(TierName::Filtered, why, after, position))
-    }
 }
 
 impl RouterSubscriber {
@@ -361,19 +203,12 @@ impl RouterSubscriber {
         }
         let named = self.came_from().is_some();
         let collects = if named { COLLECTING } else { Duration::ZERO };
-        if start != Start::Live {
+        if start != Start::Live && !matches!(self.place, Place::Starting(_)) {
             let parts = match std::mem::replace(&mut self.place, Place::Live) {
-                Place::Live | Place::Ending(_) => Vec::new(),
                 Place::Replaying(replay) => replay.into_parts().collect(),
-                starting @ Place::Starting(_) => {
-                    self.place = starting;
-                    Vec::new()
-                }
+                Place::Live | Place::Starting(_) | Place::Ending(_) => Vec::new(),
             };
-            if matches!(self.place, Place::Live) {
-                let starting = Starting { parts, ..Starting::new(named, collects) };
-                self.place = Place::Starting(Box::new(starting));
-            }
+            self.place = Place::Starting(Box::new(Starting::new(parts, named, collects)));
         }
         // The router may have set something aside before the change.
         self.look_aside();
@@ -412,9 +247,9 @@ impl RouterSubscriber {
             Place::Starting(starting) => starting.parts.extend(parts),
             Place::Replaying(replay) => replay.add(parts),
             Place::Live | Place::Ending(_) => {
-                // The client has not asked for it, so that it needs no turn.
-                let starting = Starting::new(false, Duration::ZERO);
-                let starting = Starting { parts, has_turn: true, ..starting };
+                // The client has not asked for it, so the limit of its key does not matter.
+                let mut starting = Starting::new(parts, false, Duration::ZERO);
+                starting.has_turn = true;
                 self.place = Place::Starting(Box::new(starting));
             }
         }
@@ -457,14 +292,6 @@ impl RouterSubscriber {
         // Of a gap that ends where the client stands, only the notice follows.
         let stands = found.iter().filter_map(|found| found.stands_at(first));
         let position = stands.fold(position, Position::max);
-        let coverage = self.router.shared.coverage.borrow().clone();
-        let now = Instant::now().into_std();
-        let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);
-        replay.add(
-            starting.parts.into_iter().chain(found.iter().filter_map(|found| found.part(first))),
-        );
-        replay.add_next(starting.next.iter().cloned());
-        self.place = Place::Replaying(Box::new(replay));
         let mut notices: Vec<_> = found.iter().filter_map(|found| found.gap(&history)).collect();
         notices.dedup_by_key(|notice| notice.frame());
         if wanted < first {
@@ -475,6 +302,13 @@ impl RouterSubscriber {
             let may_repeat = starting.may_repeat;
             notices.push(Notice::resumed(TierName::Filtered, position, time, may_repeat));
         }
+        let coverage = self.router.shared.coverage.borrow().clone();
+        let now = Instant::now().into_std();
+        let mut replay = Replay::new(self.router.shared.market, first, position, coverage, now);
+        let asked = found.into_iter().filter_map(|found| found.into_part(first));
+        replay.add(starting.parts.into_iter().chain(asked));
+        replay.add_next(starting.next.iter().cloned());
+        self.place = Place::Replaying(Box::new(replay));
         if let Some(Named { name, came_from, .. }) = self.named.as_deref_mut() {
             *came_from = None;
             self.router.shared.names().go_back(&self.key, name, self.session, position);
@@ -553,15 +387,6 @@ fn too_many_counts() -> Status {
     Status::error(format!(
         "more than {MAX_COUNTS} commands with a count of events: those of this one may repeat"
     ))
-}
-
-/// The entry with which a subscription begins. The times of entries that came from the firehose's
-/// history are too early by less than a step.
-fn find(history: &History, start: Start) -> Lookup {
-    match start {
-        Start::Since(time) => history.since(time.saturating_sub(TIME_STEP)),
-        start => history.find_start(start),
-    }
 }
 
 impl Subscriber for RouterSubscriber {

@@ -20,8 +20,8 @@ pub(crate) struct Replay {
     next: u64,
     /// Where the feed stands before it.
     position: Position,
-    /// The time that the session was last told.
-    told_time: u64,
+    /// The time that the session was sent last.
+    sent_time: u64,
     /// What to say first.
     opening: Vec<Frame>,
     /// Most bytes of a step.
@@ -70,7 +70,7 @@ impl Replay {
         let resumed = Notice::resumed(TierName::Firehose, position, time, "nothing repeats");
         opening.extend(gap.into_iter().chain([resumed]).map(|notice| notice.frame()));
         let step_bytes = STEP_BYTES.min(queue_bytes / 4);
-        Self { next, position, told_time: time, opening, step_bytes, unread }
+        Self { next, position, sent_time: time, opening, step_bytes, unread }
     }
 
     /// Where the feed stands before the next entry.
@@ -117,10 +117,10 @@ impl Replay {
             if !before_end(self.next) {
                 break;
             }
-            if notices && !notice && time >= self.told_time + TIME_STEP {
+            if notices && !notice && time >= self.sent_time + TIME_STEP {
                 let mark = Notice::position(TierName::Firehose, self.position, time);
                 frames.push((mark.frame(), 0));
-                self.told_time = time;
+                self.sent_time = time;
             }
             if notices || !notice {
                 frames.push((frame, events));

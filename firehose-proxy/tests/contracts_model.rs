@@ -297,8 +297,8 @@ impl World {
         // No room is left unused while something waits that is not refused.
         let asked = wanted.iter().filter(|contract| holders.contains(contract)).count();
         assert!(places.is_empty() || asked == room, "room for one that waits");
-        // Fair: each key has its share, and its own first contracts. One that was refused by the last
-        // connection is asked for again, and takes room until the answer.
+        // Fair: each key has its share, and its own first contracts. One that was refused by the
+        // last connection is asked for again, and takes room until the answer.
         let of_key = |key: &str| {
             let of_key = self.holders.asks.iter().filter(move |(k, ..)| *k == key);
             let contracts = of_key.map(|(_, contract, _)| contract);

@@ -7,6 +7,22 @@ pub(crate) fn trade(symbol: &str, n: usize) -> String {
     )
 }
 
+/// The number of an event. `None` for a status.
+pub(crate) fn number(object: &str) -> Option<usize> {
+    object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()
+}
+
+/// The number of a trade of AAPL, byte by byte as it was published. `None` for a status.
+///
+/// # Panics
+///
+/// It is another event.
+pub(crate) fn number_of_trade(object: &str) -> Option<usize> {
+    let n = number(object)?;
+    assert_eq!(object, trade("AAPL", n));
+    Some(n)
+}
+
 /// A quote.
 pub(crate) fn quote(symbol: &str, n: usize) -> String {
     format!(

@@ -20,7 +20,7 @@ use tests::{
 use tokio::{task::JoinHandle, time::interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::events::trade;
+use crate::events::{number_of_trade, trade};
 
 /// A client is killed so often.
 const KILLS: usize = 3;
@@ -79,19 +79,12 @@ impl Loaded {
     }
 }
 
-/// The number of a trade. `None` for a status.
-fn number(object: &str) -> Option<usize> {
-    let n = object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()?;
-    assert_eq!(object, trade("AAPL", n));
-    Some(n)
-}
-
 /// Reads up to this trade.
 async fn read_to(running: &mut Running, last: usize) -> Vec<usize> {
     let mut numbers = Vec::new();
     within(2 * SOON, "the last trade", async {
         while numbers.last() != Some(&last) {
-            numbers.extend(number(&running.next_unless_notice().await));
+            numbers.extend(number_of_trade(&running.next_unless_notice().await));
         }
     })
     .await;
@@ -140,9 +133,9 @@ async fn a_killed_client_misses_nothing_when_it_comes_back_under_its_name() {
             let mut got: Vec<usize> = Vec::new();
             let first = loaded.published();
             while got.last().is_none_or(|last| *last < first + 150) {
-                got.extend(number(&running.next_unless_notice().await));
+                got.extend(number_of_trade(&running.next_unless_notice().await));
             }
-            got.extend(running.kill().await.iter().filter_map(|object| number(object)));
+            got.extend(running.kill().await.iter().filter_map(|object| number_of_trade(object)));
             lives.push(got);
             loaded.more(30).await;
             running = loaded.client(client, &name).await?;

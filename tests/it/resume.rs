@@ -13,7 +13,7 @@ use tests::{
     ws_client::{TestClient, acks},
 };
 
-use crate::events::{quote, trade};
+use crate::events::{number, quote, trade};
 
 /// A filtered proxy behind a relay, so that its link alone can be cut.
 struct Cuttable {
@@ -53,12 +53,7 @@ impl Cuttable {
 
     /// Cuts the link, and waits until the filtered proxy has noticed.
     async fn cut(&self) {
-        self.relay.inject(Fault::BlackHole);
-        self.relay.inject(Fault::Reset);
-        eventually(SOON, "the link is down", async || {
-            self.filtered.health_text("/upstream/state").await != "up"
-        })
-        .await;
+        stack::cut(&self.relay, &self.filtered).await;
     }
 
     /// Waits until the firehose has received so many events.
@@ -105,6 +100,26 @@ async fn expect(client: &mut TestClient, name: &str) -> Value {
 async fn subscribe(client: &mut TestClient, params: &str, rest: &str) {
     client.send_raw(&format!(r#"{{"action":"subscribe","params":"{params}",{rest}}}"#)).await;
     client.expect(&acks("subscribed", params)).await;
+}
+
+/// The command of a client that comes back to this place.
+fn coming_back(params: &str, place: &str) -> String {
+    format!(r#"{{"action":"subscribe","params":"{params}","from":"{place}"}}"#)
+}
+
+/// The same position of an epoch that no firehose had.
+fn of_another_epoch(position: &str) -> String {
+    format!("1-{}", position.split('-').next_back().expect("a sequence"))
+}
+
+/// Publishes these frames, waits until the filtered proxy has routed their trades of AAPL, the
+/// first `count`, and returns where they begin.
+async fn history_of(stack: &Stack, frames: &[Vec<String>], count: usize) -> String {
+    let mut witness = stack.subscriber("T.AAPL").await;
+    let from = stack.filtered[0].health_text("/history/to").await;
+    frames.iter().for_each(|events| stack.publish(events));
+    witness.expect_objects(&trades(0..count)).await;
+    from
 }
 
 /// Reads until a status with this name.
@@ -259,14 +274,10 @@ async fn what_is_subscribed_while_the_link_is_cut_stays_so_if_other_items_come_b
 #[tokio::test]
 async fn what_is_subscribed_during_a_replay_begins_where_the_replay_stands() {
     let stack = stack_of(1).await;
-    let mut witness = stack.subscriber("T.AAPL").await;
-    let from = stack.filtered[0].health_text("/history/to").await;
-    for n in 0..50 {
-        stack.publish(&[trade("AAPL", n), quote("AAPL", n), trade("MSFT", n)]);
-    }
-    witness.expect_objects(&trades(0..50)).await;
+    let frame = |n| vec![trade("AAPL", n), quote("AAPL", n), trade("MSFT", n)];
+    let from = history_of(&stack, &(0..50).map(frame).collect::<Vec<_>>(), 50).await;
     let mut client = stack.client().await;
-    let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{from}-20"}}"#);
+    let command = coming_back("T.AAPL", &format!("{from}-20"));
     client.send_raw(&command).await;
     client.command("subscribe", "Q.AAPL").await;
     client.expect(&acks("subscribed", "T.AAPL")).await;
@@ -282,17 +293,12 @@ async fn what_is_subscribed_during_a_replay_begins_where_the_replay_stands() {
 #[tokio::test]
 async fn each_command_leaves_out_its_own_events() {
     let stack = stack_of(1).await;
-    let mut witness = stack.subscriber("T.AAPL").await;
-    let from = stack.filtered[0].health_text("/history/to").await;
-    for n in 0..20 {
-        stack.publish(&[quote("AAPL", n), trade("AAPL", n)]);
-    }
-    witness.expect_objects(&trades(0..20)).await;
+    let frame = |n| vec![quote("AAPL", n), trade("AAPL", n)];
+    let from = history_of(&stack, &(0..20).map(frame).collect::<Vec<_>>(), 20).await;
     let mut client = stack.client().await;
     for (item, has) in [("T.AAPL", 12), ("Q.AAPL", 15)] {
         let place = format!("{from}-{has}");
-        let command = format!(r#"{{"action":"subscribe","params":"{item}","from":"{place}"}}"#);
-        client.send_raw(&command).await;
+        client.send_raw(&coming_back(item, &place)).await;
     }
     let (events, _) = read_until(&mut client, &trade("AAPL", 19)).await;
     let expected = (12..20).flat_map(|n| {
@@ -309,7 +315,7 @@ async fn a_count_of_what_is_not_held_any_more_holds_nothing_up() {
     let mut client = stack.client().await;
     // All three before the replay begins.
     for command in [
-        format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{from}-3"}}"#),
+        coming_back("T.AAPL", &format!("{from}-3")),
         r#"{"action":"unsubscribe","params":"T.AAPL"}"#.to_owned(),
         r#"{"action":"subscribe","params":"Q.AAPL"}"#.to_owned(),
     ] {
@@ -324,10 +330,7 @@ async fn a_count_of_what_is_not_held_any_more_holds_nothing_up() {
 #[tokio::test]
 async fn whoever_claims_more_events_than_there_were_is_answered_and_goes_live() {
     let stack = stack_of(1).await;
-    let mut witness = stack.subscriber("T.AAPL").await;
-    let from = stack.filtered[0].health_text("/history/to").await;
-    stack.publish(&trades(0..3));
-    witness.expect_objects(&trades(0..3)).await;
+    let from = history_of(&stack, &[trades(0..3)], 3).await;
     let mut client = stack.client().await;
     subscribe(&mut client, "T.AAPL", &format!(r#""from":"{from}-9""#)).await;
     expect(&mut client, "resumed").await;
@@ -342,12 +345,9 @@ async fn whoever_claims_more_events_than_there_were_is_answered_and_goes_live() 
 #[tokio::test]
 async fn a_session_has_a_bounded_number_of_counts() {
     let stack = stack_of(1).await;
-    let mut witness = stack.subscriber("T.AAPL").await;
-    let from = stack.filtered[0].health_text("/history/to").await;
-    stack.publish(&trades(0..9));
-    witness.expect_objects(&trades(0..9)).await;
+    let from = history_of(&stack, &[trades(0..9)], 9).await;
     let mut client = stack.client().await;
-    let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{from}-5"}}"#);
+    let command = coming_back("T.AAPL", &format!("{from}-5"));
     for _ in 0..100 {
         client.send_raw(&command).await;
     }
@@ -505,7 +505,7 @@ async fn a_restarted_firehose_is_another_epoch() {
     // Another firehose that never had this epoch.
     let other = stack_of(1).await;
     let mut lost = login(&other.filtered[0], "/").await;
-    let old = format!("1-{}", from.split('-').next_back().expect("a sequence"));
+    let old = of_another_epoch(&from);
     subscribe(&mut lost, "T.AAPL", &format!(r#""from":"{old}""#)).await;
     let gap = expect(&mut lost, "gap").await;
     assert_eq!((&gap["reason"], &gap["after"]), (&"other_epoch".into(), &old.into()), "{gap}");
@@ -741,7 +741,7 @@ async fn a_session_at_the_firehose_that_goes_back_loses_nothing_that_it_had_not_
         let place = if ahead { &to } else { &from };
         let lost = r#"reason="session_closed""#;
         let lost_before = firehose.metric_with("firehose_events_lost_total", lost).await;
-        let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{place}"}}"#);
+        let command = coming_back("T.AAPL", place);
         client.send_raw(&command).await;
         let (events, notices) = read_until(&mut client, &all[199]).await;
         let resumed = |notice: &Value| notice["status"] == "resumed";
@@ -761,10 +761,10 @@ async fn a_session_at_the_firehose_that_goes_back_loses_nothing_that_it_had_not_
 #[tokio::test]
 async fn a_second_start_at_the_firehose_hides_no_gap_of_the_first() {
     let (stack, from) = firehose_alone("on").await;
-    let gone = format!("1-{}", from.split('-').next_back().expect("a sequence"));
+    let gone = of_another_epoch(&from);
     let mut client = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     for place in [&gone, &from] {
-        let command = format!(r#"{{"action":"subscribe","params":"T.AAPL","from":"{place}"}}"#);
+        let command = coming_back("T.AAPL", place);
         client.send_raw(&command).await;
     }
     let mut names = Vec::new();
@@ -779,7 +779,7 @@ async fn with_notices_off_a_replay_at_the_firehose_gives_events_alone() {
     let (stack, from) = firehose_alone("off").await;
     let mut witness = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
     witness.subscribe("T.AAPL").await;
-    let gone = format!("1-{}", from.split('-').next_back().expect("a sequence"));
+    let gone = of_another_epoch(&from);
     stack.publish(&trades(0..2));
     witness.expect_objects(&trades(0..2)).await;
     stack.sim.handle.inject(polygon_sim::Fault::Abort);
@@ -799,16 +799,11 @@ async fn with_notices_off_a_replay_at_the_firehose_gives_events_alone() {
         client.expect_objects(&trades(4..5)).await;
         // Filtered proxies pass them on.
         let mut all = TestClient::login(stack.firehose.addr(), FIREHOSE_KEY).await;
-        all.send_raw(&format!(r#"{{"action":"subscribe","params":"*","from":"{from}"}}"#)).await;
+        all.send_raw(&coming_back("*", &from)).await;
         let (_, notices) = read_until(&mut all, &trade("AAPL", 4)).await;
         assert!(names(&notices).contains(&"resumed"), "{notices:?}");
         assert!(names(&notices).contains(&"upstream_up"), "{notices:?}");
     }
-}
-
-/// The number of a trade. `None` for a status.
-fn number(object: &str) -> Option<usize> {
-    object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()
 }
 
 #[tokio::test]

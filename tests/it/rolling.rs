@@ -27,7 +27,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{balancing::Balanced, events::trade, front::Front};
+use crate::{
+    balancing::Balanced,
+    events::{number_of_trade, trade},
+    front::Front,
+};
 
 /// The number of clients.
 const CLIENTS: usize = 12;
@@ -77,7 +81,7 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
                 Received::Text(text) => {
                     for object in objects(&text) {
                         assert_eq!(life.closing_status, None, "nothing follows the closing status");
-                        match number(&object) {
+                        match number_of_trade(&object) {
                             Some(n) => life.got.push(n),
                             // A proxy that has just started says so, and from when on nothing is
                             // missing.
@@ -102,12 +106,6 @@ async fn live(addr: SocketAddr, end: &CancellationToken) -> Vec<Life> {
         }
     }
     lives
-}
-
-fn number(object: &str) -> Option<usize> {
-    let n = object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()?;
-    assert_eq!(object, trade("AAPL", n));
-    Some(n)
 }
 
 #[tokio::test]
@@ -175,7 +173,7 @@ async fn a_rolling_restart_behind_nginx_costs_clients_that_know_their_position_n
     while let Some(story) = within(SOON, "the last event", clients.join_next()).await {
         let story = story.expect("a client");
         let is_trade = |step: &Step| match step {
-            Step::Event(event) => number(event),
+            Step::Event(event) => number_of_trade(event),
             Step::Gap | Step::Changed { .. } => None,
         };
         let got: Vec<usize> = story.steps.iter().filter_map(is_trade).collect();

@@ -12,7 +12,7 @@ use tests::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::events::{quote, trade};
+use crate::events::{number, quote, trade};
 
 /// Events of a frame.
 const FRAME: usize = 100;
@@ -20,10 +20,6 @@ const FRAME: usize = 100;
 /// An event of 2 KB, so that a few fill the system's buffers.
 fn wide(n: usize) -> String {
     trade(&format!("AAPL\",\"x\":\"{}", "x".repeat(2_000)), n)
-}
-
-fn number(object: &str) -> Option<usize> {
-    object.split(r#""q":"#).nth(1)?.split(',').next()?.parse().ok()
 }
 
 /// A filtered proxy under load, and a client that reads everything at once.
@@ -194,12 +190,7 @@ async fn a_client_that_reads_slowly_what_a_lost_link_missed_is_not_closed_and_ge
     slow.subscribe("T.AAPL").await;
     let mut quick = TestClient::login(filtered.addr(), CLIENT_KEY).await;
     quick.subscribe("T.MSFT").await;
-    relay.inject(Fault::BlackHole);
-    relay.inject(Fault::Reset);
-    eventually(SOON, "the link is down", async || {
-        filtered.health_text("/upstream/state").await != "up"
-    })
-    .await;
+    stack::cut(&relay, &filtered).await;
     // Begins only behind what was missed.
     slow.command("subscribe", "Q.AAPL").await;
     let (frames, mut sent) = (100, 0);

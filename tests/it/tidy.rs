@@ -192,6 +192,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("followers", &["index"]),
             ("named_sessions", &["index"]),
             ("replay", &["batch", "coverage", "index", "split"]),
+            ("replay_start", &["feed", "replay"]),
             ("replays", &[]),
             (
                 "router",
@@ -208,7 +209,10 @@ const ROOMS: [(&str, &[Room]); 3] = [
                     "replays",
                 ],
             ),
-            ("subscriber", &["feed", "index", "named_sessions", "replay", "router"]),
+            (
+                "subscriber",
+                &["feed", "index", "named_sessions", "replay", "replay_start", "router"],
+            ),
         ],
     ),
 ];

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     http::markets,
     program::{Launch, Program},
+    relay::{Fault, Relay},
     wait::{SOON, eventually},
     ws_client::TestClient,
 };
@@ -336,6 +337,20 @@ pub async fn is_complete(filtered: &Program) {
         markets(&filtered.health().await).into_iter().all(|market| {
             market["channels"]["carried"] == json!(["*"]) && market["problems"] == json!([])
         })
+    })
+    .await;
+}
+
+/// Cuts a link in mid-frame, and waits until its program has noticed.
+///
+/// # Panics
+///
+/// If that takes too long.
+pub async fn cut(link: &Relay, program: &Program) {
+    link.inject(Fault::BlackHole);
+    link.inject(Fault::Reset);
+    eventually(SOON, "the link is down", async || {
+        program.health_text("/upstream/state").await != "up"
     })
     .await;
 }

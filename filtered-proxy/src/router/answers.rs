@@ -27,7 +27,7 @@ impl Router {
     }
 
     /// Tells the clients which contracts the end of an outage does not include, because the
-    /// firehose has not answered for them. An answer that comes later is told as usual.
+    /// firehose has not answered for them. An answer that comes later is sent as usual.
     pub(super) fn refuse_unanswered(&mut self) {
         for contract in self.contracts.take_unanswered() {
             let item = contract.to_string();

@@ -44,13 +44,10 @@ impl OutageEnd {
 
     /// Ends the outage, if only answers are missing. Returns it, and whether nothing was missed.
     pub(super) fn end(&mut self) -> Option<(Outage, bool)> {
-        match std::mem::take(self) {
-            Self::Answers { outage, missed_nothing, .. } => Some((outage, missed_nothing)),
-            other => {
-                *self = other;
-                None
-            }
-        }
+        let Self::Answers { outage, missed_nothing, .. } = self else { return None };
+        let ended = (outage.clone(), *missed_nothing);
+        *self = Self::None;
+        Some(ended)
     }
 
     /// Whether it waits for what was missed.

@@ -11,7 +11,7 @@ use proxy_common::{
 };
 use tokio::time::Instant;
 
-use super::state::Router;
+use super::{state::Router, subscriptions::is_routed};
 use crate::{feed::CaughtUp, followers::Mark, index::SessionId, replay::Part};
 
 /// Most bytes of frames that the router takes at once while they are messages that were missed.
@@ -163,8 +163,7 @@ impl Router {
         let Some(head) = self.feed.head() else { return };
         let (index, waiting) = (&self.index, &self.waiting);
         let due = self.followers.due(head, now.into_std(), |session, outbound: &Arc<Outbound>| {
-            let live = index.held(session) > 0 && !waiting.contains_key(&session);
-            live.then(|| outbound.sent_bytes())
+            is_routed(index, waiting, session).then(|| outbound.sent_bytes())
         });
         if due.is_empty() {
             return;

@@ -1,5 +1,5 @@
-//! What the router does with what comes from the link: it finds and writes each session's events, and
-//! passes on notices and coverage between them.
+//! What the router does with what comes from the link: it finds and writes each session's events,
+//! and passes on notices and coverage between them.
 
 use std::{
     collections::BTreeMap,
@@ -252,7 +252,7 @@ impl Router {
         notice.at(self.feed.head()).frame()
     }
 
-    /// Tells the sessions that hold nothing of the end of the outage they were told of, unless
+    /// Sends the end of an outage to the sessions that hold nothing and got its beginning, unless
     /// another one goes on.
     pub(super) fn notify_of_end(&mut self, frame: &Frame) {
         if self.shared.outages.borrow().go_on() {

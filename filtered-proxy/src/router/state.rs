@@ -82,10 +82,10 @@ pub struct Router {
     pub(super) next_measured: Instant,
     pub(super) inputs: mpsc::Receiver<Input>,
     pub(super) shared: Arc<Shared>,
-    /// Sessions that hold nothing, and that were told of an outage which has not ended.
+    /// Sessions that hold nothing, and that got the notice of an outage which has not ended.
     pub(super) awaiting_end: BTreeSet<SessionId>,
     pub(super) contracts: Contracts,
-    /// Answers of the firehose for contracts that no client has been told yet: the object for each.
+    /// Answers of the firehose for contracts, with the object for each, that no client has yet.
     pub(super) answers: Vec<(Channel, Answer, String)>,
     pub(super) outage_end: OutageEnd,
     pub(super) intake: IntakeMetrics,

@@ -1,6 +1,10 @@
 //! What sessions ask of the router: to join, to change what they hold, and to end a replay.
 
-use std::{collections::BTreeSet, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use proxy_common::{
     protocol::{
@@ -18,7 +22,7 @@ use super::{
 };
 use crate::{
     feed::HistoryState,
-    index::SessionId,
+    index::{Index, SessionId},
     replay::{Part, Replay},
 };
 
@@ -101,9 +105,9 @@ impl Router {
             // outages. One that holds nothing would not get the notices of their ends.
             let holds = held.is_some_and(|held| held > 0);
             let wants_notices = self.notices != NoticePolicy::Off;
-            // A replay tells the outages itself, once it can begin.
-            let tells = replays && self.feed.history_state() == HistoryState::Current;
-            let notified = subscribe && holds && wants_notices && !tells;
+            // A replay sends the outages itself, once it can begin.
+            let sends_them = replays && self.feed.history_state() == HistoryState::Current;
+            let notified = subscribe && holds && wants_notices && !sends_them;
             let outages = self.shared.outages.borrow();
             if removes && held_before > 0 && !holds && outages.go_on() && wants_notices {
                 self.awaiting_end.insert(session);
@@ -278,12 +282,20 @@ impl Router {
 
     /// Whether a session gets everything that it holds as it comes.
     fn is_live(&self, session: SessionId) -> bool {
-        let gets_messages = !self.feed.is_filling() && !self.waiting.contains_key(&session);
-        gets_messages && self.index.held(session) > 0
+        !self.feed.is_filling() && is_routed(&self.index, &self.waiting, session)
     }
 
     pub(super) fn count_subscriptions(&self) {
         let waiting: usize = self.waiting.values().map(|waiting| waiting.channels.len()).sum();
         self.sessions.subscriptions.set((self.index.subscriptions() + waiting) as i64);
     }
+}
+
+/// Whether a session holds something, and all of it is in the index.
+pub(super) fn is_routed<M>(
+    index: &Index<M>,
+    waiting: &BTreeMap<SessionId, Waiting>,
+    session: SessionId,
+) -> bool {
+    index.held(session) > 0 && !waiting.contains_key(&session)
 }
