@@ -6,6 +6,7 @@ use polygon_sim::Fault;
 use serde_json::Value;
 use tests::{
     program::{Program, Signal},
+    relay::{self, Relay},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, failed, is_up},
     wait::{SOON, eventually},
     ws_client::TestClient,
@@ -113,6 +114,33 @@ async fn each_upstream_down_has_its_upstream_up_whatever_the_client_holds_then()
             client.subscribe("A.AAPL").await;
         }
     }
+}
+
+/// The outage of the link ends while that of the firehose goes on, and the client holds nothing.
+#[tokio::test]
+async fn the_end_of_each_outage_reaches_a_client_that_holds_nothing_meanwhile() {
+    let stack = Stack::start().await;
+    let relay = Relay::start(stack.firehose.addr()).await;
+    let filtered = stack::filtered(relay.addr()).start().await;
+    is_up(&filtered).await;
+    let mut client = TestClient::login(filtered.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL").await;
+    stack.sim.handle.inject(Fault::RefuseTcp { on: true });
+    stack.sim.handle.inject(Fault::Abort);
+    while !client.next_notice().await[2].starts_with("unreachable") {}
+    relay.inject(relay::Fault::Reset);
+    relay.inject(relay::Fault::BlackHole);
+    assert_eq!(client.next_notice().await[..2], ["upstream_down", "filtered"]);
+    client.unsubscribe("T.AAPL").await;
+    relay.heal();
+    filtered.signal(Signal::SIGHUP);
+    assert_eq!(client.next_notice().await[..2], ["upstream_up", "filtered"]);
+    assert_eq!(client.next_notice().await[..2], ["upstream_down", "firehose"]);
+    stack.sim.handle.inject(Fault::RefuseTcp { on: false });
+    stack.firehose.signal(Signal::SIGHUP);
+    assert_eq!(client.next_notice().await[..2], ["upstream_up", "firehose"]);
+    // Nothing else comes.
+    client.subscribe("A.AAPL").await;
 }
 
 #[tokio::test]

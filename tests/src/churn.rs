@@ -33,6 +33,9 @@ const SYMBOLS: usize = 40;
 const POPULAR: usize = 25;
 /// The clients of a crowd at most.
 const MOST_CLIENTS: usize = 100;
+/// How long a client may wait for answers and for the ends of outages, once it asks for no more.
+/// Less than the crowd waits for its clients, so that the client says what it lacks.
+const SETTLING: Duration = Duration::from_secs(SOON.as_secs() * 3 / 4);
 
 /// The kinds that the vendor serves by contract only, in this market.
 fn by_contract(market: &str) -> &'static [&'static str] {
@@ -571,8 +574,14 @@ impl Client {
         }
         let (mut finishing, mut is_settled) = (false, false);
         let mut next_change = Instant::now();
+        let mut settles_until = Instant::now();
         loop {
             tokio::select! {
+                () = sleep_until(settles_until), if finishing && !is_settled => {
+                    let down = lock(&self.seen.told).down.clone();
+                    let Self { pending, unanswered, .. } = &self;
+                    panic!("no end of {down:?}, or no answer for {pending:?} or {unanswered:?}");
+                }
                 received = socket.next(SOON) => {
                     let Received::Text(text) = received else { panic!("{received:?}") };
                     if self.read(&text) {
@@ -588,6 +597,7 @@ impl Client {
                 }
                 () = self.finish.cancelled(), if !finishing => {
                     finishing = true;
+                    settles_until = Instant::now() + SETTLING;
                     self.subscribe(&mut socket, vec![self.end.0.clone()]).await;
                 }
             }

@@ -102,10 +102,11 @@ impl Router {
             false => self.announce(&frame),
         }
         self.shared.outages.send_modify(|o| o.ours = None);
-        self.notify_of_end(&frame);
+        self.notify_awaiting(&frame);
         let firehoses = self.shared.outages.borrow().firehoses.clone();
         if let Some((frame, _)) = firehoses {
             self.announce(&frame);
+            self.notify_awaiting(&frame);
         }
     }
 

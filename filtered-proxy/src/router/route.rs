@@ -135,7 +135,7 @@ impl Router {
                     }
                     "upstream_up" => {
                         self.shared.outages.send_modify(|o| o.firehoses = None);
-                        self.notify_of_end(&frame);
+                        self.notify_awaiting(&frame);
                     }
                     "gap" => self.shared.add_gap(status.message),
                     _ => {}
@@ -252,17 +252,15 @@ impl Router {
         notice.at(self.feed.head()).frame()
     }
 
-    /// Sends the end of an outage to the sessions that hold nothing and got its beginning, unless
-    /// another one goes on.
-    pub(super) fn notify_of_end(&mut self, frame: &Frame) {
-        if self.shared.outages.borrow().go_on() {
-            return;
-        }
+    /// Sends a notice to the sessions that hold nothing and await the end of an outage. If no outage
+    /// goes on, they await no more.
+    pub(super) fn notify_awaiting(&mut self, frame: &Frame) {
         let now = Instant::now();
-        for session in std::mem::take(&mut self.awaiting_end) {
-            if let Some(outbound) = self.index.member(session) {
-                outbound.send_frame(frame, now);
-            }
+        for outbound in self.awaiting_end.iter().filter_map(|session| self.index.member(*session)) {
+            outbound.send_frame(frame, now);
+        }
+        if !self.shared.outages.borrow().go_on() {
+            self.awaiting_end.clear();
         }
     }
 

@@ -203,6 +203,13 @@ impl Router {
             return Some(replay);
         }
         let channels = self.route_again(session);
+        if self.held(session) == 0
+            && self.shared.outages.borrow().go_on()
+            && self.notices != NoticePolicy::Off
+        {
+            // It has the beginning from the history.
+            self.awaiting_end.insert(session);
+        }
         let coverage = self.shared.coverage.borrow();
         let mut frames = newly_unavailable(
             channels.iter(),
