@@ -33,7 +33,7 @@ pub use self::{
     tier::{ChangeOutcome, Subscriber, SubscriptionChange, Tier},
 };
 
-use std::{future, sync::Arc, time::Duration};
+use std::{future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::{coop::consume_budget, yield_now},
@@ -93,6 +93,14 @@ struct Session<'a, T: Tier> {
     next_ping: Instant,
     /// Set once the program stops.
     schedule: Option<Box<DrainSchedule>>,
+}
+
+/// What a session has to do next.
+enum Step<F> {
+    /// Nothing: it has done it.
+    Done(Result<(), CloseReason>),
+    /// To take a message.
+    Message(Pin<Box<F>>),
 }
 
 impl<T: Tier> Sessions<T> {
@@ -165,15 +173,19 @@ impl<'a, T: Tier> Session<'a, T> {
                     let (now, config) = (Instant::now(), &self.sessions.config);
                     let schedule = DrainSchedule::new(now, config, fastrand::f64());
                     self.schedule = Some(Box::new(schedule));
-                    Ok(())
+                    Step::Done(Ok(()))
                 }
-                () = sleep_until(deadline) => self.on_time(Instant::now()),
-                written = outbound.run_writer() => written,
+                () = sleep_until(deadline) => Step::Done(self.on_time(Instant::now())),
+                written = outbound.run_writer() => Step::Done(written),
                 message = self.inbound.next(outbound), if may_read => {
                     // Boxed: most sessions are idle, and should not hold the memory for a command.
-                    Box::pin(self.on_message(message)).await
+                    Step::Message(Box::pin(self.on_message(message)))
                 }
-                pulled = pull(&mut self.subscriber), if may_pull => pulled,
+                pulled = pull(&mut self.subscriber), if may_pull => Step::Done(pulled),
+            };
+            let step = match step {
+                Step::Done(result) => result,
+                Step::Message(handling) => handling.await,
             };
             if let Err(reason) = step {
                 return reason;

@@ -113,24 +113,30 @@ impl<H: Handler> ConnectionServer<H> {
         }
     }
 
-    async fn serve(
+    /// Serves a connection until it ends.
+    fn serve(
         self: Arc<Self>,
         socket: TcpStream,
         peer: SocketAddr,
-        _permit: OwnedSemaphorePermit,
-    ) {
+        permit: OwnedSemaphorePermit,
+    ) -> impl Future<Output = ()> + Send {
         // The span ends before the session begins, because it costs more memory than the rest of an
         // idle session. A session names its client in its log lines.
         let span = error_span!("connection", %peer, client = Empty);
+        let server = Arc::clone(&self);
         // Boxed: frees this memory before the session begins, because sessions live long.
-        let entering = Box::pin(self.enter(socket, peer).instrument(span));
-        let Some(UpgradedConnection { socket, early, client, permits }) = entering.await else {
-            return;
-        };
-        let session = self.http.handler.serve(socket, &early, client, &self.stop);
-        drop(early);
-        session.await;
-        drop(permits);
+        let entering = Box::pin(async move { server.enter(socket, peer).await }.instrument(span));
+        // An `async fn` would keep its arguments beside what is made of them.
+        async move {
+            let (session, permits) = match entering.await {
+                None => return,
+                Some(UpgradedConnection { socket, early, client, permits }) => {
+                    (self.http.handler.serve(socket, &early, client, &self.stop), permits)
+                }
+            };
+            session.await;
+            drop((permits, permit));
+        }
     }
 
     /// Leads a connection from one phase to the next until it is a WebSocket. `None` if it ends
