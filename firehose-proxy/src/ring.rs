@@ -203,29 +203,28 @@ impl Ring {
 
     /// Publishes events to every current reader.
     pub fn publish(&mut self, frame: Frame, events: u32, read_at: Instant) -> Receipt {
-        self.send(frame, events, Content::Data, read_at)
+        self.send(frame, events, Content::Data, read_at, None)
     }
 
     /// Publishes a notice to every current reader.
     pub fn notify(&mut self, notice: Notice) {
-        let frame = self.keep(notice);
-        self.forward(frame);
+        self.send(Frame::new(b""), 0, Content::Notice, Instant::now(), Some(notice));
     }
 
     /// Publishes a notice of the upstream to every current reader.
     pub fn forward(&mut self, notice: Frame) {
-        self.send(notice, 0, Content::Notice, Instant::now());
+        self.send(notice, 0, Content::Notice, Instant::now(), None);
     }
 
     /// Publishes a control message to every current reader.
     pub fn control(&mut self, content: Content) {
-        self.send(Frame::new(b""), 0, content, Instant::now());
+        self.send(Frame::new(b""), 0, content, Instant::now(), None);
     }
 
     /// Publishes that events may be missing from now on.
     pub fn down(&mut self, outage: Outage) {
-        self.keep(Notice::upstream_down(TierName::Firehose, &outage));
-        self.control(Content::Down(outage));
+        let notice = Notice::upstream_down(TierName::Firehose, &outage);
+        self.send(Frame::new(b""), 0, Content::Down(outage), Instant::now(), Some(notice));
     }
 
     /// Publishes that, from now on, the upstream delivers every channel wanted. `outage` is the one
@@ -234,22 +233,9 @@ impl Ring {
         let now = SystemTime::now();
         let total = *lock(&self.readers.published);
         // The first outage began before the ring, and nobody was here then.
-        if let Some(outage) = outage
-            && total.down > total.complete
-        {
-            self.keep(Notice::upstream_up(TierName::Firehose, &outage, now));
-        }
-        self.control(Content::Complete(now));
-    }
-
-    /// Adds a notice to the history, where the feed stands. Returns its frame.
-    fn keep(&mut self, notice: Notice) -> Frame {
-        let mut published = lock(&self.readers.published);
-        let position = Position { epoch: self.readers.epoch, seq: published.frames };
-        let frame = notice.at(Some(position)).frame();
-        published.entries += 1;
-        self.readers.history.push_notice(&frame, position);
-        frame
+        let ended = outage.filter(|_| total.down > total.complete);
+        let notice = ended.map(|outage| Notice::upstream_up(TierName::Firehose, &outage, now));
+        self.send(Frame::new(b""), 0, Content::Complete(now), Instant::now(), notice);
     }
 
     /// How much a reader has read once it has read the next message to be published.
@@ -257,10 +243,29 @@ impl Ring {
         lock(&self.readers.published).messages + 1
     }
 
-    fn send(&mut self, frame: Frame, events: u32, content: Content, read_at: Instant) -> Receipt {
-        let bytes = frame.bytes().len();
+    /// Publishes a message. First adds a notice to the history, where the feed stands; it is the
+    /// frame of a message that is a notice.
+    fn send(
+        &mut self,
+        mut frame: Frame,
+        events: u32,
+        content: Content,
+        read_at: Instant,
+        notice: Option<Notice>,
+    ) -> Receipt {
         let epoch = self.readers.epoch;
+        // Locked once, so that no reader begins between the history and the ring.
         let mut published = lock(&self.readers.published);
+        if let Some(notice) = notice {
+            let position = Position { epoch, seq: published.frames };
+            let notice = notice.at(Some(position)).frame();
+            published.entries += 1;
+            self.readers.history.push_notice(&notice, position);
+            if matches!(content, Content::Notice) {
+                frame = notice;
+            }
+        }
+        let bytes = frame.bytes().len();
         let before = *published;
         published.messages += 1;
         match content {

@@ -211,8 +211,9 @@ impl Router {
             self.awaiting_end.insert(session);
         }
         let coverage = self.shared.coverage.borrow();
+        let late = self.waiting.get(&session).map(|waiting| waiting.channels.iter());
         let mut frames = newly_unavailable(
-            channels.iter(),
+            channels.iter().chain(late.into_iter().flatten()),
             |channel| coverage.unavailable(channel),
             |channel| replay.coverage().unavailable(channel),
         );
