@@ -88,17 +88,17 @@ async fn nothing_comes_unasked() {
     let stack = Stack::start().await;
     let mut member = stack.client().await;
     let mut stranger = TestClient::connect(stack.addr()).await;
-    stack.publish(&[trade("AAPL", 1), trade("MSFT", 2)]);
     let mut witness = stack.subscriber("*").await;
-    stack.publish(&[trade("AAPL", 3)]);
-    witness.expect_objects(&[trade("AAPL", 3)]).await;
+    let events = [trade("AAPL", 1), trade("MSFT", 2)];
+    stack.publish(&events);
+    witness.expect_objects(&events).await;
     // Both clients were connected all the time. The next thing they get is what they ask for now.
     member.subscribe("T.AAPL").await;
     stranger.log_in(tests::stack::CLIENT_KEY).await;
     stranger.subscribe("T.MSFT").await;
-    stack.publish(&[trade("MSFT", 4), trade("AAPL", 5)]);
-    member.expect_objects(&[trade("AAPL", 5)]).await;
-    stranger.expect_objects(&[trade("MSFT", 4)]).await;
+    stack.publish(&[trade("MSFT", 3), trade("AAPL", 4)]);
+    member.expect_objects(&[trade("AAPL", 4)]).await;
+    stranger.expect_objects(&[trade("MSFT", 3)]).await;
 }
 
 #[tokio::test]

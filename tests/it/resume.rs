@@ -533,11 +533,10 @@ async fn a_named_session_goes_on_where_its_client_had_confirmed() {
     })
     .await;
     client.ping(b"read").await;
-    drop(client);
-    stack.publish(&trades(3..6));
     let mut witness = stack.subscriber("T.AAPL").await;
-    stack.publish(&trades(6..7));
-    witness.expect_objects(&trades(6..7)).await;
+    drop(client);
+    stack.publish(&trades(3..7));
+    witness.expect_objects(&trades(3..7)).await;
     let mut back = login(&stack.filtered[0], path).await;
     back.subscribe("T.AAPL").await;
     expect(&mut back, "resumed").await;
