@@ -592,6 +592,19 @@ async fn a_replay_holds_no_contract_that_waits_for_room() {
         }
     }
     assert_eq!(events, [trade(0), quote(1, 1), trade(1)], "{statuses:?}");
+    // A client counts the events of all its items, also of those that wait now.
+    let mut counting = client(proxy.addr(), "two").await;
+    let place = format!("{from}-3");
+    counting
+        .send_raw(&format!(r#"{{"action":"subscribe","params":"{params}","from":"{place}"}}"#))
+        .await;
+    let mut events = Vec::new();
+    while events.last() != Some(&trade(1)) {
+        let object = counting.next_object().await;
+        events.extend((!object.contains(r#""ev":"status""#)).then_some(object));
+    }
+    assert_eq!(events, [trade(1)]);
+    drop(counting);
     // It begins with its acknowledgement.
     holder.command("unsubscribe", &items[1]).await;
     holder.expect(&acks("unsubscribed", &items[1])).await;
