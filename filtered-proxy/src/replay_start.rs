@@ -18,7 +18,7 @@ pub(crate) const MAX_AHEAD: Duration = Duration::from_secs(5);
 pub(crate) struct Starting {
     /// Channels that begin where the client said.
     asked: Vec<Asked>,
-    /// Channels whose place is known.
+    /// Channels whose first entry is known.
     pub(crate) parts: Vec<Part>,
     /// Channels that begin where the replay begins.
     pub(crate) next: ChannelSet,
@@ -80,7 +80,7 @@ impl Starting {
         asked + self.parts.iter().filter(|part| part.has.is_some()).count()
     }
 
-    /// Adds channels that begin where the replay begins, unless their place is known.
+    /// Adds channels that begin where the replay begins, unless their first entry is known.
     pub(crate) fn add_next(&mut self, channels: Vec<Channel>) {
         let is_known =
             |channel: &Channel| self.parts.iter().any(|part| part.channels.contains(channel));
@@ -103,12 +103,12 @@ impl Starting {
             let (at, gone) = match find(history, *start) {
                 Lookup::At(at) => (at, None),
                 Lookup::Gone(at, why) => (at, Some(why)),
+                Lookup::Ahead if state != HistoryState::Current => {
+                    self.ahead_since = None;
+                    return None;
+                }
                 Lookup::Ahead => {
                     let since = self.ahead_since.get_or_insert_with(Instant::now);
-                    if state != HistoryState::Current {
-                        self.ahead_since = None;
-                        return None;
-                    }
                     if since.elapsed() < MAX_AHEAD {
                         return None;
                     }

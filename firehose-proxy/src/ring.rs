@@ -208,7 +208,7 @@ impl Ring {
 
     /// Publishes a notice to every current reader.
     pub fn notify(&mut self, notice: Notice) {
-        self.send(Frame::new(b""), 0, Content::Notice, Instant::now(), Some(notice));
+        self.signal(Content::Notice, Some(notice));
     }
 
     /// Publishes a notice of the upstream to every current reader.
@@ -218,13 +218,13 @@ impl Ring {
 
     /// Publishes a control message to every current reader.
     pub fn control(&mut self, content: Content) {
-        self.send(Frame::new(b""), 0, content, Instant::now(), None);
+        self.signal(content, None);
     }
 
     /// Publishes that events may be missing from now on.
     pub fn down(&mut self, outage: Outage) {
         let notice = Notice::upstream_down(TierName::Firehose, &outage);
-        self.send(Frame::new(b""), 0, Content::Down(outage), Instant::now(), Some(notice));
+        self.signal(Content::Down(outage), Some(notice));
     }
 
     /// Publishes that, from now on, the upstream delivers every channel wanted. `outage` is the one
@@ -235,12 +235,17 @@ impl Ring {
         // The first outage began before the ring, and nobody was here then.
         let ended = outage.filter(|_| total.down > total.complete);
         let notice = ended.map(|outage| Notice::upstream_up(TierName::Firehose, &outage, now));
-        self.send(Frame::new(b""), 0, Content::Complete(now), Instant::now(), notice);
+        self.signal(Content::Complete(now), notice);
     }
 
     /// How much a reader has read once it has read the next message to be published.
     pub fn after_next(&self) -> u64 {
         lock(&self.readers.published).messages + 1
+    }
+
+    /// Publishes a message without events, now.
+    fn signal(&mut self, content: Content, notice: Option<Notice>) {
+        self.send(Frame::new(b""), 0, content, Instant::now(), notice);
     }
 
     /// Publishes a message. First adds a notice to the history, where the feed stands; it is the

@@ -183,6 +183,7 @@ impl<'a, T: Tier> Session<'a, T> {
                 }
                 pulled = pull(&mut self.subscriber), if may_pull => Step::Done(pulled),
             };
+            // Outside of the `select!`, which would keep the message too.
             let step = match step {
                 Step::Done(result) => result,
                 Step::Message(handling) => handling.await,

@@ -8,8 +8,10 @@ use tests::{
     program::{Launch, Program},
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, is_complete, is_up},
     wait::{SOON, eventually},
-    ws_client::{TestClient, acks},
+    ws_client::{TestClient, acks, coming_back},
 };
+
+use crate::resume::read_until;
 
 /// The name of a contract.
 fn contract(n: usize) -> String {
@@ -580,8 +582,7 @@ async fn a_replay_holds_no_contract_that_waits_for_room() {
     // The first contract waits, the second is served already.
     let mut back = client(proxy.addr(), "two").await;
     let params = format!("T.*,{},{}", items[0], items[1]);
-    back.send_raw(&format!(r#"{{"action":"subscribe","params":"{params}","from":"{from}"}}"#))
-        .await;
+    back.send_raw(&coming_back(&params, &from)).await;
     let (mut events, mut statuses) = (Vec::new(), Vec::new());
     while events.last() != Some(&trade(1)) || !statuses.iter().any(|s: &String| s.contains("waits"))
     {
@@ -594,15 +595,8 @@ async fn a_replay_holds_no_contract_that_waits_for_room() {
     assert_eq!(events, [trade(0), quote(1, 1), trade(1)], "{statuses:?}");
     // A client counts the events of all its items, also of those that wait now.
     let mut counting = client(proxy.addr(), "two").await;
-    let place = format!("{from}-3");
-    counting
-        .send_raw(&format!(r#"{{"action":"subscribe","params":"{params}","from":"{place}"}}"#))
-        .await;
-    let mut events = Vec::new();
-    while events.last() != Some(&trade(1)) {
-        let object = counting.next_object().await;
-        events.extend((!object.contains(r#""ev":"status""#)).then_some(object));
-    }
+    counting.send_raw(&coming_back(&params, &format!("{from}-3"))).await;
+    let (events, _) = read_until(&mut counting, &trade(1)).await;
     assert_eq!(events, [trade(1)]);
     drop(counting);
     // It begins with its acknowledgement.

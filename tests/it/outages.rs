@@ -6,7 +6,7 @@ use polygon_sim::Fault;
 use serde_json::Value;
 use tests::{
     program::{Program, Signal},
-    relay::{self, Relay},
+    relay::Relay,
     stack::{self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, failed, is_up},
     wait::{SOON, eventually},
     ws_client::TestClient,
@@ -128,8 +128,7 @@ async fn the_end_of_each_outage_reaches_a_client_that_holds_nothing_meanwhile() 
     stack.sim.handle.inject(Fault::RefuseTcp { on: true });
     stack.sim.handle.inject(Fault::Abort);
     while !client.next_notice().await[2].starts_with("unreachable") {}
-    relay.inject(relay::Fault::Reset);
-    relay.inject(relay::Fault::BlackHole);
+    stack::cut(&relay, &filtered).await;
     assert_eq!(client.next_notice().await[..2], ["upstream_down", "filtered"]);
     client.unsubscribe("T.AAPL").await;
     relay.heal();

@@ -10,7 +10,7 @@ use tests::{
         self, CLIENT_KEY, FIREHOSE_KEY, ReservedPort, Sim, Stack, StackConfig, in_state, is_up,
     },
     wait::{SOON, eventually, within},
-    ws_client::{TestClient, acks},
+    ws_client::{TestClient, acks, coming_back},
 };
 
 use crate::events::{number, quote, trade};
@@ -102,11 +102,6 @@ async fn subscribe(client: &mut TestClient, params: &str, rest: &str) {
     client.expect(&acks("subscribed", params)).await;
 }
 
-/// The command of a client that comes back to this place.
-fn coming_back(params: &str, place: &str) -> String {
-    format!(r#"{{"action":"subscribe","params":"{params}","from":"{place}"}}"#)
-}
-
 /// The same position of an epoch that no firehose had.
 fn of_another_epoch(position: &str) -> String {
     format!("1-{}", position.split('-').next_back().expect("a sequence"))
@@ -128,7 +123,7 @@ async fn read_until_status(client: &mut TestClient, name: &str) {
 }
 
 /// Reads objects until this event; notices apart.
-async fn read_until(client: &mut TestClient, last: &str) -> (Vec<String>, Vec<Value>) {
+pub(crate) async fn read_until(client: &mut TestClient, last: &str) -> (Vec<String>, Vec<Value>) {
     let (mut events, mut notices) = (Vec::new(), Vec::new());
     within(SOON, "the last event", async {
         loop {

@@ -8,7 +8,7 @@ use tests::{
     relay::{Fault, Relay},
     stack::{self, CLIENT_KEY, Sim, Stack, StackConfig, in_state, is_complete, is_up},
     wait::{SOON, eventually, within},
-    ws_client::{TestClient, acks},
+    ws_client::{TestClient, acks, coming_back},
 };
 use tokio::time::{Instant, sleep};
 
@@ -63,8 +63,7 @@ impl Loaded {
     async fn back(&self, from: &str) -> TestClient {
         let mut back = TestClient::connect_narrow(self.stack.addr(), 64 * 1024).await;
         back.log_in(CLIENT_KEY).await;
-        let command = format!(r#"{{"action":"subscribe","params":"T.*","from":"{from}"}}"#);
-        back.send_raw(&command).await;
+        back.send_raw(&coming_back("T.*", from)).await;
         back.expect(&acks("subscribed", "T.*")).await;
         assert_eq!(status(&back.next_object().await).expect("a status")["status"], "resumed");
         back

@@ -443,6 +443,12 @@ fn is_notice(object: &str) -> bool {
     value["ev"] == "status" && notices.iter().any(|notice| value["status"] == *notice)
 }
 
+/// The command of a client that comes back to this position.
+#[must_use]
+pub fn coming_back(params: &str, position: &str) -> String {
+    format!(r#"{{"action":"subscribe","params":"{params}","from":"{position}"}}"#)
+}
+
 /// The frame that acknowledges these items: one compact object per item, in their order.
 #[must_use]
 pub fn acks(verb: &str, params: &str) -> String {

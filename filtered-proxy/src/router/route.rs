@@ -252,8 +252,8 @@ impl Router {
         notice.at(self.feed.head()).frame()
     }
 
-    /// Sends a notice to the sessions that hold nothing and await the end of an outage. If no outage
-    /// goes on, they await no more.
+    /// Sends a notice to the sessions that hold nothing and await the end of an outage. If no
+    /// outage goes on, they await no more.
     pub(super) fn notify_awaiting(&mut self, frame: &Frame) {
         let now = Instant::now();
         for outbound in self.awaiting_end.iter().filter_map(|session| self.index.member(*session)) {

@@ -203,13 +203,6 @@ impl Router {
             return Some(replay);
         }
         let channels = self.route_again(session);
-        if self.held(session) == 0
-            && self.shared.outages.borrow().go_on()
-            && self.notices != NoticePolicy::Off
-        {
-            // It has the beginning from the history.
-            self.awaiting_end.insert(session);
-        }
         let coverage = self.shared.coverage.borrow();
         let late = self.waiting.get(&session).map(|waiting| waiting.channels.iter());
         let mut frames = newly_unavailable(
@@ -221,6 +214,10 @@ impl Router {
             let live = Notice::live(TierName::Filtered, replay.position(), SystemTime::now());
             frames.push(live.frame());
             let outages = self.shared.outages.borrow();
+            if outages.go_on() && self.held(session) == 0 {
+                // It has the beginning from the history.
+                self.awaiting_end.insert(session);
+            }
             frames.extend(outages.frames().filter(|_| !channels.is_empty()).cloned());
         }
         outbound.send_frames(frames.iter().map(|frame| (frame, 0)), Instant::now());

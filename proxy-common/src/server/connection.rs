@@ -123,9 +123,8 @@ impl<H: Handler> ConnectionServer<H> {
         // The span ends before the session begins, because it costs more memory than the rest of an
         // idle session. A session names its client in its log lines.
         let span = error_span!("connection", %peer, client = Empty);
-        let server = Arc::clone(&self);
         // Boxed: frees this memory before the session begins, because sessions live long.
-        let entering = Box::pin(async move { server.enter(socket, peer).await }.instrument(span));
+        let entering = Box::pin(Arc::clone(&self).enter(socket, peer).instrument(span));
         // An `async fn` would keep its arguments beside what is made of them.
         async move {
             let (session, permits) = match entering.await {
@@ -142,7 +141,7 @@ impl<H: Handler> ConnectionServer<H> {
     /// Leads a connection from one phase to the next until it is a WebSocket. `None` if it ends
     /// before that.
     async fn enter(
-        &self,
+        self: Arc<Self>,
         socket: TcpStream,
         peer: SocketAddr,
     ) -> Option<UpgradedConnection<Socket>> {
