@@ -12,6 +12,7 @@
 //! | [`protocol`] | markets, channels, commands, statuses, notices, coverage |
 //! | [`history`] | the last messages of a feed, for whoever comes back |
 //! | [`config`] | what parses the value of a setting |
+//! | [`nats`] | names, heads and servers of NATS, which can carry the feed |
 //! | [`link`] | the one managed connection to an upstream |
 //! | [`transport`] | listeners, sockets, certificates, PROXY headers |
 //! | [`access`] | who may connect, from where and how fast |
@@ -30,6 +31,7 @@ pub mod history;
 pub mod link;
 pub mod metrics;
 mod named_enum;
+pub mod nats;
 pub mod program;
 pub mod protocol;
 pub mod server;

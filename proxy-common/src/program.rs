@@ -9,6 +9,7 @@ mod hash_key;
 mod healthcheck;
 mod ignored;
 pub mod logging;
+pub mod nats_args;
 pub mod program_config;
 mod program_metrics;
 pub mod reload;
