@@ -12,9 +12,11 @@ use proxy_common::{
         values::{bytes, duration, market_url, path, port, switch, websocket_url},
     },
     link::LinkConfig,
+    nats::{NatsConfig, Servers, servers},
     program::{
         args::{AccountArgs, ServerArgs},
         logging::LogArgs,
+        nats_args::NatsArgs,
         program_config::{ProgramArgs, ProgramConfig},
         subcommand::Subcommand,
         wiring::ServerConfig,
@@ -71,6 +73,11 @@ pub struct Args {
     /// on or off
     #[arg(long, env = "LAST_VALUES", default_value = "off", value_parser = switch, action = ArgAction::Set)]
     last_values: bool,
+    /// SEAM: servers of NATS, until FIREHOSE_URL takes them [default: none]
+    #[arg(long, env = "NATS_URL", value_parser = servers)]
+    nats_url: Option<Servers>,
+    #[command(flatten)]
+    nats: NatsArgs,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -103,6 +110,8 @@ pub struct Config {
     pub history_bytes: usize,
     /// Whether the last event of each kind and symbol is kept.
     pub last_values: bool,
+    /// NATS, if it carries the feed.
+    pub nats: Option<NatsConfig>,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -180,7 +189,9 @@ impl TryFrom<&Args> for Config {
             Ok((*market, link))
         };
         let links = server.markets.iter().map(link).collect::<Result<_, ConfigError>>()?;
+        let nats = args.nats_url.as_ref().map(|servers| args.nats.check("NATS_URL", servers));
         Ok(Self {
+            nats: nats.transpose()?,
             links,
             session_ttl: args.session_ttl,
             history_bytes: args.history_bytes,

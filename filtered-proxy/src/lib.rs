@@ -20,6 +20,8 @@ pub mod replay;
 mod replay_start;
 mod replays;
 pub mod router;
+#[cfg(feature = "nats")]
+pub mod session_bucket;
 pub mod split;
 mod subscriber;
 
@@ -37,6 +39,8 @@ use proxy_common::{
 use tokio::sync::watch;
 
 pub use self::config::{Args, Config};
+#[cfg(feature = "nats")]
+use self::session_bucket::Bucket;
 use self::{
     last_values::LastValues,
     named_sessions::SessionNames,
@@ -54,6 +58,8 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
     let (history_bytes, session_ttl) = (config.history_bytes, config.session_ttl);
     let sessions = config.server.sessions.clone();
+    #[cfg(feature = "nats")]
+    let bucket = config.nats.as_ref().map(|nats| Bucket::start(nats, session_ttl));
     let keeps_last_values = config.last_values;
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
     let markets = config.links.into_iter().map(|(market, link)| {
@@ -67,21 +73,41 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
         let history = History::new(history_bytes);
         let (link, handle) = Link::new(link, wanted, Arc::clone(&counters.upstream));
         let sessions = SessionConfig { market, ..sessions.clone() };
+        let names = SessionNames::new(session_ttl);
+        #[cfg(feature = "nats")]
+        let bucket = bucket.as_ref().map(|bucket| bucket.of(market));
+        #[cfg(feature = "nats")]
+        let names = if bucket.is_some() { names.shared() } else { names };
         let (router, routes) = Router::new(
             &sessions,
-            Memory { history: history.clone(), names: SessionNames::new(session_ttl), last_values },
+            Memory {
+                history: history.clone(),
+                names,
+                #[cfg(feature = "nats")]
+                bucket: bucket.clone(),
+                last_values,
+            },
             counters.intake.clone(),
             malformed,
             Arc::clone(&event_types),
             Arc::clone(&counters.sessions),
         );
+        #[cfg(feature = "nats")]
+        let shared = Arc::clone(&routes.shared);
         MarketTier {
             counters,
             tier: routes.clone(),
             upkeep: routes,
             links: vec![handle],
             history,
-            data: Box::new(|stop, heartbeat| Box::pin(router.run(link, stop, heartbeat))),
+            data: Box::new(|stop, heartbeat| {
+                let work = router.run(link, stop, heartbeat);
+                #[cfg(feature = "nats")]
+                if let Some(bucket) = bucket {
+                    return Box::pin(session_bucket::save_while(bucket, shared, work));
+                }
+                Box::pin(work)
+            }),
         }
     });
     let markets = markets.collect();

@@ -8,6 +8,7 @@
 //! | `polygon.stocks.state` | the frames that a session would get which subscribes to `*` now; once a second and at each change |
 //! | `polygon.stocks.demand.ID` | what the filtered proxy of this ID wants; not stored |
 //! | `polygon.stocks.answers.ID` | the firehose's answers for its contracts; not stored |
+//! | `polygon.stocks.health.ask` | asks every program for its health; not stored |
 //! | bucket `POLYGON_LEASE`, key `stocks` | which firehose may dial the vendor |
 //! | bucket `POLYGON_SESSIONS` | what named sessions have received |
 //!
@@ -20,12 +21,16 @@ mod config;
 #[cfg(feature = "nats")]
 mod connect;
 mod head;
+mod instance;
 mod names;
-
 #[cfg(feature = "nats")]
-pub use self::connect::connect;
+mod steady;
+
 pub use self::{
     config::{Credentials, NatsConfig, Servers, servers},
     head::{HEAD, Head},
+    instance::{Instance, instance},
     names::Names,
 };
+#[cfg(feature = "nats")]
+pub use self::{connect::connect, steady::SteadyConnection};

@@ -20,6 +20,8 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(feature = "nats")]
+use crate::session_bucket::MarketBucket;
 use crate::{
     coverage::KnownCoverage,
     feed::HistoryState,
@@ -88,6 +90,9 @@ pub(crate) struct Shared {
     pub(crate) replays: Replays,
     /// Locked for a moment.
     pub(super) names: Mutex<SessionNames<Arc<Outbound>>>,
+    /// Where other proxies read these names. Default: nowhere.
+    #[cfg(feature = "nats")]
+    pub(crate) bucket: Option<MarketBucket>,
     /// Parts that the router has added for sessions, and that their tasks have not taken yet. A
     /// task looks here before each step of a replay, and once nothing waits for its socket.
     pub(super) set_aside: Mutex<HashMap<SessionId, Vec<Part>>>,

@@ -21,6 +21,8 @@ use super::{
     handle::{Input, RouterHandle, Shared},
     outage_end::OutageEnd,
 };
+#[cfg(feature = "nats")]
+use crate::session_bucket::MarketBucket;
 use crate::{
     batch::Batch,
     contracts::Contracts,
@@ -101,6 +103,9 @@ pub(crate) struct Memory {
     pub(crate) history: History,
     /// The names of sessions.
     pub(crate) names: SessionNames<Arc<Outbound>>,
+    /// Where other proxies read these names. Default: nowhere.
+    #[cfg(feature = "nats")]
+    pub(crate) bucket: Option<MarketBucket>,
     /// The last event of each type and symbol, if they are kept.
     pub(crate) last_values: Option<LastValues>,
 }
@@ -115,7 +120,9 @@ impl Router {
         event_types: Arc<EventTypes>,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
-        let Memory { history, names, last_values } = memory;
+        #[cfg(feature = "nats")]
+        let bucket = memory.bucket;
+        let Memory { history, names, last_values, .. } = memory;
         let (sender, inputs) = mpsc::channel(INPUTS);
         let resumes = history.is_on();
         let shared = Arc::new(Shared {
@@ -126,6 +133,8 @@ impl Router {
             history_state: watch::Sender::default(),
             replays: Replays::default(),
             names: Mutex::new(names),
+            #[cfg(feature = "nats")]
+            bucket,
             set_aside: Mutex::default(),
             next_session: AtomicU64::new(0),
             closed: Mutex::default(),
