@@ -62,6 +62,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let bucket = config.nats.as_ref().map(|nats| Bucket::start(nats, session_ttl));
     let keeps_last_values = config.last_values;
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
+    foundation.nats = config.nats;
     let markets = config.links.into_iter().map(|(market, link)| {
         let counters = foundation.market(market);
         let malformed = foundation.metrics.register("malformed", "Objects without a type");
@@ -93,7 +94,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
             Arc::clone(&counters.sessions),
         );
         #[cfg(feature = "nats")]
-        let shared = Arc::clone(&routes.shared);
+        let shared_names = Arc::clone(&routes.shared.names);
         MarketTier {
             counters,
             tier: routes.clone(),
@@ -104,7 +105,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
                 let work = router.run(link, stop, heartbeat);
                 #[cfg(feature = "nats")]
                 if let Some(bucket) = bucket {
-                    return Box::pin(session_bucket::save_while(bucket, shared, work));
+                    return Box::pin(session_bucket::save_while(bucket, shared_names, work));
                 }
                 Box::pin(work)
             }),

@@ -2,12 +2,14 @@
 
 mod event_types;
 mod ledger;
+mod peer;
 mod process;
 
 use self::ledger::BalanceWatch;
 pub use self::{
     event_types::{EventTypes, LastEvent},
     ledger::{Deliveries, Intake, IntakeMetrics, Ledger},
+    peer::{Lag, Peer, PeerList},
     process::ProcessMetrics,
 };
 
@@ -65,6 +67,12 @@ pub struct Health {
     /// The messages kept for whoever comes back. Absent if none are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history: Option<HistoryHealth>,
+    /// How far it is from the end of the stream in NATS. Absent if it does not read one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<Lag>,
+    /// The other programs of the market, as they said a few seconds ago. Absent without NATS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<Peer>>,
     /// Sessions now.
     pub sessions: i64,
     /// Sessions of each key, by the key's label.
@@ -255,6 +263,8 @@ impl HealthReporter {
             channels: link.channels,
             contracts: BTreeMap::new(),
             history: None,
+            lag: None,
+            peers: None,
             sessions: sessions.sessions.get(),
             keys: self.keys.sessions(),
             subscriptions: sessions.subscriptions.get(),

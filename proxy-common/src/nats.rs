@@ -9,6 +9,7 @@
 //! | `polygon.stocks.demand.ID` | what the filtered proxy of this ID wants; not stored |
 //! | `polygon.stocks.answers.ID` | the firehose's answers for its contracts; not stored |
 //! | `polygon.stocks.health.ask` | asks every program for its health; not stored |
+//! | `polygon.stocks.health.to.ID` | their answers for the program of this ID; not stored |
 //! | bucket `POLYGON_LEASE`, key `stocks` | which firehose may dial the vendor |
 //! | bucket `POLYGON_SESSIONS` | what named sessions have received |
 //!

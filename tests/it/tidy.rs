@@ -56,6 +56,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "proxy-common/src/history.rs",
         "proxy-common/src/link/backoff.rs",
         "proxy-common/src/link/subscriptions.rs",
+        "proxy-common/src/peers/answer.rs",
         "proxy-common/src/protocol/channel.rs",
         "proxy-common/src/protocol/channel_set.rs",
         "proxy-common/src/protocol/coverage.rs",
@@ -87,6 +88,7 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "filtered-proxy/src/last_values.rs",
         "filtered-proxy/src/named_sessions.rs",
         "filtered-proxy/src/replay.rs",
+        "filtered-proxy/src/session_bucket/saved.rs",
         "filtered-proxy/src/split.rs",
         "filtered-proxy/src/split/brackets.rs",
         "filtered-proxy/src/split/event.rs",
@@ -128,7 +130,9 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("transport", &["config"]),
             ("access", &["config", "metrics", "named_enum", "protocol", "transport"]),
             ("session", &["access", "metrics", "named_enum", "protocol", "transport", "websocket"]),
+            ("nats", &["config", "protocol"]),
             ("health", &["access", "history", "link", "metrics", "protocol", "session", "version"]),
+            ("peers", &["health", "nats", "protocol"]),
             ("status", &["health", "link", "metrics", "protocol", "session", "version"]),
             (
                 "server",
@@ -143,6 +147,8 @@ const ROOMS: [(&str, &[Room]); 3] = [
                     "history",
                     "link",
                     "metrics",
+                    "nats",
+                    "peers",
                     "protocol",
                     "server",
                     "session",
@@ -194,6 +200,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("replay", &["batch", "coverage", "index", "split"]),
             ("replay_start", &["feed", "replay"]),
             ("replays", &[]),
+            ("session_bucket", &["named_sessions"]),
             (
                 "router",
                 &[
@@ -207,6 +214,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
                     "named_sessions",
                     "replay",
                     "replays",
+                    "session_bucket",
                 ],
             ),
             (

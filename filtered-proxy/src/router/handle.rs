@@ -89,7 +89,7 @@ pub(crate) struct Shared {
     pub(crate) history_state: watch::Sender<HistoryState>,
     pub(crate) replays: Replays,
     /// Locked for a moment.
-    pub(super) names: Mutex<SessionNames<Arc<Outbound>>>,
+    pub(crate) names: Arc<Mutex<SessionNames<Arc<Outbound>>>>,
     /// Where other proxies read these names. Default: nowhere.
     #[cfg(feature = "nats")]
     pub(crate) bucket: Option<MarketBucket>,

@@ -132,7 +132,7 @@ impl Router {
             history: history.clone(),
             history_state: watch::Sender::default(),
             replays: Replays::default(),
-            names: Mutex::new(names),
+            names: Arc::new(Mutex::new(names)),
             #[cfg(feature = "nats")]
             bucket,
             set_aside: Mutex::default(),

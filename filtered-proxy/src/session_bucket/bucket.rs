@@ -174,12 +174,15 @@ impl MarketBucket {
         let message =
             PublishMessage::build().payload(value.into()).expected_last_subject_sequence(revision);
         let context = self.bucket.context()?;
-        context.send_publish(self.subject(key, name), message).await.map_err(explain)
+        context
+            .send_publish(self.subject(key, name), message)
+            .await
+            .map_err(|error| explain(&error))
     }
 
     /// Waits until it is stored. Returns the new revision.
     pub(crate) async fn stored(&self, stored: PublishAckFuture) -> Result<u64, BucketError> {
-        stored.await.map(|stored| stored.sequence).map_err(explain)
+        stored.await.map(|stored| stored.sequence).map_err(|error| explain(&error))
     }
 
     /// Makes the bucket if it is missing, in as many copies as the market's stream. Logs if it
@@ -237,7 +240,7 @@ async fn info(context: &Context, stream: &str) -> Result<Option<Info>, BucketErr
     }
 }
 
-fn explain(error: jetstream::context::PublishError) -> BucketError {
+fn explain(error: &jetstream::context::PublishError) -> BucketError {
     match error.kind() {
         PublishErrorKind::WrongLastSequence => BucketError::Overtaken,
         PublishErrorKind::StreamNotFound => BucketError::Missing,

@@ -1,15 +1,22 @@
 //! Saves once a second what has changed of a market's names, and ends the sessions whose names
 //! other proxies have taken.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_nats::jetstream::context::PublishAckFuture;
-use proxy_common::{nats::instance, session::CloseReason};
+use proxy_common::{
+    nats::instance,
+    session::{CloseReason, Outbound},
+};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::bucket::{BucketError, MarketBucket};
-use crate::{named_sessions::Unsaved, router::Shared};
+use crate::named_sessions::{SessionNames, Unsaved};
 
 /// How often names are saved.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -20,13 +27,16 @@ const LAST: Duration = Duration::from_secs(1);
 /// How often within SESSION_TTL the name of an open session is saved without a change.
 const REFRESHES: u32 = 4;
 
+/// The names of a market. Locked for a moment, or for a look at all names.
+type SharedNames = Arc<Mutex<SessionNames<Arc<Outbound>>>>;
+
 /// Saves the names of a market as long as this work goes on, and once more behind it.
 pub(crate) async fn save_while(
     bucket: MarketBucket,
-    shared: Arc<Shared>,
+    names: SharedNames,
     work: impl Future<Output = ()>,
 ) {
-    let saver = Saver { bucket, shared };
+    let saver = Saver { bucket, names };
     tokio::select! {
         () = work => {}
         never = saver.save_for_ever() => match never {},
@@ -36,7 +46,7 @@ pub(crate) async fn save_while(
 
 struct Saver {
     bucket: MarketBucket,
-    shared: Arc<Shared>,
+    names: SharedNames,
 }
 
 /// The first step of saving a name.
@@ -64,7 +74,7 @@ impl Saver {
             let error = match self.bucket.make_if_missing().await {
                 Ok(()) => {
                     // What an earlier bucket held is gone with it.
-                    self.shared.names().save_again(true);
+                    self.names().save_again(true);
                     self.save_until_it_fails(&mut is_failing).await
                 }
                 Err(error) => error,
@@ -87,7 +97,7 @@ impl Saver {
         loop {
             tokio::select! {
                 _ = seconds.tick() => {}
-                _ = refreshes.tick() => self.shared.names().save_again(false),
+                _ = refreshes.tick() => self.names().save_again(false),
             }
             match self.save_some().await {
                 Ok(saved) => {
@@ -107,7 +117,7 @@ impl Saver {
 
     /// Saves what has changed, up to the limit. Returns how many names that were.
     async fn save_some(&self) -> Result<usize, BucketError> {
-        let unsaved = self.shared.names().take_unsaved(BATCH);
+        let unsaved = self.names().take_unsaved(BATCH);
         let (mut waiting, mut first_error) = (Vec::with_capacity(unsaved.len()), None);
         // All are under way before the first answer is awaited.
         for name in unsaved {
@@ -121,15 +131,15 @@ impl Saver {
             match self.unless(&first_error, self.outcome(&name, sent)).await {
                 Some(Ok(Outcome::Saved(revision))) => {
                     saved += 1;
-                    self.shared.names().saved(&name, revision);
+                    self.names().saved(&name, revision);
                 }
                 Some(Ok(Outcome::Again(revision))) => {
-                    let mut names = self.shared.names();
+                    let mut names = self.names();
                     names.saved(&name, revision);
                     names.not_saved(&name);
                 }
                 Some(Ok(Outcome::TakenElsewhere)) => {
-                    let holder = self.shared.names().taken_elsewhere(&name);
+                    let holder = self.names().taken_elsewhere(&name);
                     if let Some(holder) = holder {
                         holder.evict(CloseReason::TakenOver);
                     }
@@ -138,6 +148,10 @@ impl Saver {
             }
         }
         first_error.map_or(Ok(saved), Err)
+    }
+
+    fn names(&self) -> MutexGuard<'_, SessionNames<Arc<Outbound>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn send(&self, name: &Unsaved) -> Result<Sent, BucketError> {
@@ -191,7 +205,7 @@ impl Saver {
         failed: Option<Result<T, BucketError>>,
         first_error: &mut Option<BucketError>,
     ) {
-        self.shared.names().not_saved(name);
+        self.names().not_saved(name);
         if let Some(Err(error)) = failed {
             *first_error = Some(error);
         }
