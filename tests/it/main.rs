@@ -39,12 +39,14 @@ mod markets;
 mod metrics;
 mod monitoring;
 mod named_clients;
+
 mod new_types;
 mod notices;
 mod official_clients;
 mod oracle_churn;
 mod oracle_contracts;
 mod oracle_markets;
+mod oracle_nats;
 mod oracle_resume;
 mod outages;
 mod page;

@@ -24,6 +24,7 @@
 //! | [`soak`] | the chain under faults for any time, and what the programs hold afterwards |
 //! | [`watcher`] | a client that reconnects after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
+//! | [`stories`] | what clients that know their positions must get of a market of numbered events |
 //! | [`churn`] | clients that change their subscriptions all the time, checked by the oracle |
 //! | [`official_clients`] | the vendor's official clients, unmodified |
 //! | [`grafana`] | Grafana's own types for dashboards |
@@ -47,6 +48,7 @@ pub mod program;
 pub mod relay;
 pub mod soak;
 pub mod stack;
+pub mod stories;
 pub mod tls;
 pub mod tools;
 pub mod wait;
