@@ -39,6 +39,10 @@ mod markets;
 mod metrics;
 mod monitoring;
 mod named_clients;
+mod nats_access;
+mod nats_document;
+mod nats_peers;
+mod nats_sessions;
 
 mod new_types;
 mod notices;

@@ -10,7 +10,7 @@ use crate::{
 
 /// The longest answer in bytes. A program with more to say says the beginning of it.
 pub(super) const MAX_ANSWER: usize = 256 << 10;
-/// How many problems a shortened answer holds, and how many bytes of each.
+/// How many problems a shortened answer holds, and how many characters of each.
 const PROBLEMS: usize = 20;
 const PROBLEM: usize = 500;
 /// The longest text that is taken of an answer, in characters.
@@ -30,7 +30,7 @@ struct Short<'a> {
     status: HealthStatus,
     version: &'a str,
     market: &'a str,
-    problems: Vec<&'a str>,
+    problems: Vec<String>,
     lag: Option<Lag>,
 }
 
@@ -47,7 +47,7 @@ pub(super) fn write(tier: TierName, instance: &Instance, health: &Health) -> Str
         status: health.status,
         version: health.version,
         market: health.market,
-        problems: problems.map(|text| &text[..text.floor_char_boundary(PROBLEM)]).collect(),
+        problems: problems.map(|text| text.chars().take(PROBLEM).collect()).collect(),
         lag: health.lag,
     };
     let short = Answer { tier: tier.name(), instance: id, host, health: short };

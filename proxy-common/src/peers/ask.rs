@@ -58,7 +58,7 @@ pub async fn ask_and_answer(
     });
     join_all(markets).await;
     // A client that is closed never comes back.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// The exchange of one market.

@@ -1,0 +1,1 @@
+//! docs/NATS.md and the deployments with NATS.
