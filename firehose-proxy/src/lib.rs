@@ -8,6 +8,7 @@ pub mod config;
 pub mod contracts;
 pub mod demand;
 pub mod entitlements;
+pub mod epochs;
 mod links;
 mod market_args;
 pub mod outage_notices;
@@ -176,6 +177,7 @@ fn serve(
         intake: counters.intake.clone(),
         recounts: Arc::clone(&recounts),
         recorder,
+        epochs: None,
     };
     let upkeep = FirehoseUpkeep {
         shared: shared.clone(),
