@@ -43,7 +43,7 @@ mod nats_access;
 mod nats_document;
 mod nats_peers;
 mod nats_sessions;
-
+mod nats_writer;
 mod new_types;
 mod notices;
 mod official_clients;
