@@ -39,7 +39,7 @@ mod markets;
 mod metrics;
 mod monitoring;
 mod named_clients;
-
+mod nats_failures;
 mod new_types;
 mod notices;
 mod official_clients;
