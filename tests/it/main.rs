@@ -41,6 +41,7 @@ mod monitoring;
 mod named_clients;
 mod nats_access;
 mod nats_document;
+mod nats_failures;
 mod nats_peers;
 mod nats_sessions;
 mod nats_writer;

@@ -311,6 +311,12 @@ impl Program {
         self.child.id().expect("the program still runs")
     }
 
+    /// Whether its end was waited for.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.child.id().is_none()
+    }
+
     /// Sends it a signal.
     ///
     /// # Panics

@@ -238,6 +238,7 @@ impl Tiers {
     ///
     /// If that takes too long.
     pub async fn recovered(&self) {
+        // The parts that were killed and not revived are left out.
         eventually(BACK, "the vendor serves a firehose", async || self.holder().await.is_some())
             .await;
         eventually(BACK, "the vendor serves all", async || {
@@ -245,7 +246,7 @@ impl Tiers {
             ["T.*", "Q.*", "AM.*"].iter().all(|channel| held.contains(*channel))
         })
         .await;
-        for proxy in &self.filtered {
+        for proxy in self.filtered.iter().filter(|proxy| !proxy.has_ended()) {
             eventually(BACK, "a link is up", async || {
                 proxy.health_text("/upstream/state").await == "up"
             })
@@ -257,7 +258,7 @@ impl Tiers {
     /// The firehose whose link to the vendor is up.
     pub async fn holder(&self) -> Option<usize> {
         for (n, firehose) in self.firehoses.iter().enumerate() {
-            if firehose.health_text("/upstream/state").await == "up" {
+            if !firehose.has_ended() && firehose.health_text("/upstream/state").await == "up" {
                 return Some(n);
             }
         }
