@@ -93,6 +93,7 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         nats: config.nats,
     };
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
+    foundation.nats = settings.nats.as_ref().map(|feed| feed.nats.clone());
     foundation.limits.named.extend([
         ("RING_FRAMES", settings.ring_frames.to_string()),
         ("RING_BYTES", settings.ring_bytes.to_string()),
