@@ -17,6 +17,7 @@ mod publisher;
 pub mod record;
 mod replay;
 pub mod ring;
+pub mod role;
 pub mod silence;
 pub mod sources;
 mod subscriber;
