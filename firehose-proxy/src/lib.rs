@@ -9,6 +9,7 @@ pub mod contracts;
 pub mod demand;
 pub mod entitlements;
 pub mod epochs;
+pub mod lease;
 mod links;
 mod market_args;
 pub mod outage_notices;
