@@ -94,6 +94,8 @@ struct World {
     /// How bad the world is: chances of each trouble, in a thousand.
     loss: u32,
     stops: u32,
+    /// Whether messages take their time, some of them long.
+    slow: bool,
     /// The store answers nobody until then.
     away_until: u64,
     takeovers: u64,
@@ -114,6 +116,7 @@ impl World {
             programs,
             loss,
             stops,
+            slow: true,
             away_until: 0,
             takeovers: 0,
             last_term: 0,
@@ -127,6 +130,7 @@ impl World {
 
     fn delay(&mut self) -> u64 {
         match self.rng.u32(0..100) {
+            _ if !self.slow => 1_000,
             0..90 => self.rng.u64(100..5_000),
             90..98 => self.rng.u64(5_000..400_000),
             _ => self.rng.u64(400_000..6_000_000),
@@ -239,7 +243,7 @@ impl World {
     }
 
     fn calm(&mut self) {
-        (self.loss, self.stops, self.away_until) = (0, 0, 0);
+        (self.loss, self.stops, self.slow, self.away_until) = (0, 0, false, 0);
         for program in &mut self.programs {
             program.stopped_until = 0;
             program.flights.clear();
