@@ -4,7 +4,10 @@
 //! message takes more than one slot: empty slots follow it and push out older messages.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -15,7 +18,10 @@ use proxy_common::{
     websocket::Frame,
 };
 use tokio::{
-    sync::broadcast::{self, error::RecvError, error::TryRecvError},
+    sync::{
+        Notify,
+        broadcast::{self, error::RecvError, error::TryRecvError},
+    },
     time::Instant,
 };
 
@@ -120,6 +126,17 @@ pub struct Ring {
     /// A longer message takes more than one slot.
     slot_bytes: usize,
     received: ReceiptTime,
+    /// Whom to wake with each message, if anybody.
+    wake: Option<Arc<Wake>>,
+}
+
+/// Wakes the one who reads the history as it grows.
+#[derive(Debug, Default)]
+pub struct Wake {
+    /// Notified of each message.
+    pub published: Notify,
+    /// How many messages were no data.
+    pub others: AtomicU64,
 }
 
 /// Creates readers for sessions. Can be cloned.
@@ -205,12 +222,22 @@ impl Ring {
         history.begin(Position { epoch, seq: 0 }, epoch / 1_000);
         let published = Arc::new(Mutex::new(Total { epoch, ..Total::default() }));
         let readers = Readers { ring, slots, published, unread, history };
-        Self { readers, slot_bytes: (bytes / slots).max(1), received: ReceiptTime::default() }
+        Self {
+            readers,
+            slot_bytes: (bytes / slots).max(1),
+            received: ReceiptTime::default(),
+            wake: None,
+        }
     }
 
     /// Creates readers.
     pub fn readers(&self) -> Readers {
         self.readers.clone()
+    }
+
+    /// Wakes somebody with each message from now on.
+    pub fn wake_with(&mut self, wake: Arc<Wake>) {
+        self.wake = Some(wake);
     }
 
     /// Publishes events to every current reader.
@@ -293,6 +320,7 @@ impl Ring {
             }
         }
         let bytes = frame.bytes().len();
+        let is_data = matches!(content, Content::Data);
         let before = *published;
         published.messages += 1;
         match content {
@@ -329,6 +357,10 @@ impl Ring {
             for _ in 1..bytes.div_ceil(self.slot_bytes).min(self.readers.slots) {
                 let _ = self.readers.ring.send(Slot::Empty);
             }
+        }
+        if let Some(wake) = &self.wake {
+            wake.others.fetch_add(u64::from(!is_data), Ordering::Relaxed);
+            wake.published.notify_one();
         }
         Receipt { events, readers }
     }
@@ -496,7 +528,7 @@ mod tests {
         }
         match reader.try_next() {
             Some(Next::Gap { frames: 6, events: 30, then, .. }) => {
-                assert_eq!(then.frame.text(), b"6")
+                assert_eq!(then.frame.text(), b"6");
             }
             other => panic!("{other:?}"),
         }
