@@ -14,7 +14,7 @@ use async_nats::{
     },
 };
 use proxy_common::nats::{HEAD, Head, Names};
-use serde::Deserialize;
+use serde_json::Value as Json;
 use tokio::time::timeout;
 
 use super::{
@@ -40,21 +40,6 @@ pub(super) struct LeaseEntry {
     subject: String,
     stream: String,
     replicas: usize,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    #[serde(default)]
-    seq: u64,
-    error: Option<Refusal>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 impl LeaseEntry {
@@ -153,15 +138,15 @@ impl LeaseEntry {
             Ok(Err(error)) => return (Written::Unknown, Some(self.explain(error))),
             Err(_) => return (Written::Unknown, Some(no_answer())),
         };
-        match serde_json::from_slice::<Answer>(&message.payload) {
-            Ok(Answer { seq, error: None }) if seq > 0 => (Written::Stored(seq), None),
-            Ok(Answer { error: Some(error), .. }) if WRONG_SEQUENCE.contains(&error.err_code) => {
-                (Written::Refused, None)
+        let answer: Json = serde_json::from_slice(&message.payload).unwrap_or_default();
+        let error = &answer["error"];
+        match (answer["seq"].as_u64(), error["err_code"].as_u64()) {
+            (Some(revision), None) if revision > 0 => (Written::Stored(revision), None),
+            (_, Some(code)) if WRONG_SEQUENCE.contains(&code) => (Written::Refused, None),
+            _ => {
+                let reason = error["description"].as_str().unwrap_or("an answer of another kind");
+                (Written::Unknown, Some(self.explain(reason)))
             }
-            Ok(Answer { error: Some(error), .. }) => {
-                (Written::Unknown, Some(self.explain(error.description)))
-            }
-            Ok(_) | Err(_) => (Written::Unknown, Some(self.explain("not understood"))),
         }
     }
 

@@ -56,7 +56,8 @@ impl Hold {
     /// both by [`uptime`](proxy_common::link::uptime).
     pub(super) async fn holds(&mut self, held: &Value, (dial, keep): (Duration, Duration)) {
         let (term, epoch) = (held.term, held.epoch);
-        let known = matches!(*self.role.borrow(), Role::Holder { term: known, .. } if known == term);
+        let known =
+            matches!(*self.role.borrow(), Role::Holder { term: known, .. } if known == term);
         if !known {
             self.epoch_used = true;
             match timeout(EPOCH_TIMEOUT, self.epochs.begin(epoch)).await {

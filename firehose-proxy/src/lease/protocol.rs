@@ -221,9 +221,9 @@ impl Lease {
                 self.due = now + RETRY;
             }
             (State::Standby { seen, spread }, Some(entry)) => {
-                let known = seen.as_ref().filter(|(known, _, read)| {
-                    *known == entry && now <= *read + renewal * 2
-                });
+                let known = seen
+                    .as_ref()
+                    .filter(|(known, _, read)| *known == entry && now <= *read + renewal * 2);
                 let since = match known {
                     Some((_, since, _)) => *since,
                     None => {
