@@ -23,8 +23,8 @@ use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
     health::{
-        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, Lag, PeerList,
-        ProcessMetrics,
+        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, Lag, LeaseHealth,
+        PeerList, ProcessMetrics,
     },
     history::{History, HistoryMetrics},
     link::{LinkHandle, LinkMetrics, LinkState, LinkStatus},
@@ -360,6 +360,11 @@ pub trait Upkeep: Send + Sync + 'static {
         None
     }
 
+    /// How its lease stands. `None` without one.
+    fn lease(&self) -> Option<LeaseHealth> {
+        None
+    }
+
     /// How many events its sessions have yet to fetch. `None` if sessions of this tier fetch none.
     fn unread(&self) -> Option<&Level> {
         None
@@ -490,8 +495,8 @@ impl<T, U: Upkeep> ServedMarket<T, U> {
         let extent = || self.history.extent().health(millis(SystemTime::now()));
         let history = self.history.is_on().then(extent);
         let peers = self.peers.as_ref().map(|peers| peers.get());
-        let (contracts, lag) = (self.upkeep.contracts(), self.upkeep.lag());
-        Health { contracts, history, lag, peers, ..report }
+        let (contracts, lease) = (self.upkeep.contracts(), self.upkeep.lease());
+        Health { contracts, history, lag: self.upkeep.lag(), lease, peers, ..report }
     }
 }
 
