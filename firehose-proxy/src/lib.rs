@@ -9,6 +9,7 @@ pub mod contracts;
 pub mod demand;
 pub mod entitlements;
 pub mod epochs;
+pub mod lease;
 mod links;
 mod market_args;
 #[cfg(feature = "nats")]
@@ -19,6 +20,7 @@ mod publisher;
 pub mod record;
 mod replay;
 pub mod ring;
+pub mod role;
 pub mod silence;
 pub mod sources;
 mod subscriber;

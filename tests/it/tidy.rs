@@ -167,6 +167,7 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("epochs", &[]),
             ("outage_notices", &[]),
             ("ring", &[]),
+            ("role", &[]),
             ("replay", &["ring"]),
             ("silence", &["entitlements"]),
             ("oversized", &[]),
