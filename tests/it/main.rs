@@ -40,6 +40,7 @@ mod metrics;
 mod monitoring;
 mod named_clients;
 mod nats_failures;
+mod nats_partitions;
 mod nats_writer;
 mod new_types;
 mod notices;
