@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use proxy_common::{
     access::{Keys, LimitsKept},
     config::{
@@ -11,9 +11,11 @@ use proxy_common::{
         values::{bytes, count, duration, market_url, market_variable, path, port, websocket_url},
     },
     link::{LinkConfig, Spacing},
+    nats::{NatsConfig, Servers, servers},
     program::{
         args::{AccountArgs, ServerArgs},
         logging::LogArgs,
+        nats_args::NatsArgs,
         program_config::{ProgramArgs, ProgramConfig},
         subcommand::Subcommand,
         wiring::ServerConfig,
@@ -101,6 +103,24 @@ pub struct Args {
     /// 30d,200000000000 [default: none]
     #[arg(long, env = "RECORD_KEEP", value_parser = Keep::parse)]
     record_keep: Option<Keep>,
+    /// NATS servers that get the feed as well, for filtered proxies on other machines:
+    /// nats://a:4222,b:4222 or tls://... [default: none]
+    #[arg(long, env = "NATS_URL", value_parser = servers)]
+    nats_url: Option<Servers>,
+    #[command(flatten)]
+    nats: NatsArgs,
+    /// Where NATS keeps a stream that is made
+    #[arg(long, env = "NATS_STORAGE", default_value = "file")]
+    nats_storage: Storage,
+    /// How many servers of NATS keep a stream that is made
+    #[arg(long, env = "NATS_REPLICAS", default_value = "1", value_parser = replicas)]
+    nats_replicas: usize,
+    /// Most bytes of a stream that is made; the oldest messages go
+    #[arg(long, env = "NATS_MAX_BYTES", default_value = "8589934592", value_parser = count)]
+    nats_max_bytes: usize,
+    /// How long a stream that is made keeps messages
+    #[arg(long, env = "NATS_MAX_AGE", default_value = "1h", value_parser = duration)]
+    nats_max_age: Duration,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -141,8 +161,34 @@ pub struct Config {
     pub history_bytes: usize,
     /// Where frames are recorded; `None` if they are not.
     pub record: Option<RecordConfig>,
+    /// The NATS that gets the feed as well, if one does.
+    pub nats: Option<FeedConfig>,
     /// The settings that both tiers share.
     pub server: ServerConfig,
+}
+
+/// Where NATS keeps a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Storage {
+    /// On disk: it outlives the server's process.
+    File,
+    /// In memory: it ends with the server's process.
+    Memory,
+}
+
+/// The NATS that gets the feed, and the streams that are made there if they are missing.
+#[derive(Debug, Clone)]
+pub struct FeedConfig {
+    /// How to reach it.
+    pub nats: NatsConfig,
+    /// Where it keeps a stream.
+    pub storage: Storage,
+    /// How many servers keep a stream.
+    pub replicas: usize,
+    /// Most bytes of a stream.
+    pub max_bytes: usize,
+    /// How long a stream keeps messages.
+    pub max_age: Duration,
 }
 
 /// What a market has of its own.
@@ -226,6 +272,7 @@ impl TryFrom<&Args> for Config {
                 .record_dir
                 .clone()
                 .map(|dir| RecordConfig { dir, keep: args.record_keep.unwrap_or_default() }),
+            nats: args.feed()?,
             server,
         })
     }
@@ -250,6 +297,26 @@ impl Args {
             unused.push("UPSTREAM_CONNECTIONS_OPTIONS".to_owned());
         }
         unused
+    }
+
+    /// The settings of NATS.
+    fn feed(&self) -> Result<Option<FeedConfig>, ConfigError> {
+        let Some(servers) = &self.nats_url else { return Ok(None) };
+        let nats = self.nats.check("NATS_URL", servers)?;
+        if self.history_bytes < MIN_HISTORY_BYTES {
+            let expected = format!(
+                "expected at least {MIN_HISTORY_BYTES}, as NATS_URL is set: NATS gets what the \
+                 history holds"
+            );
+            return Err(ConfigError::invalid("HISTORY_BYTES", self.history_bytes, expected));
+        }
+        Ok(Some(FeedConfig {
+            nats,
+            storage: self.nats_storage,
+            replicas: self.nats_replicas,
+            max_bytes: self.nats_max_bytes,
+            max_age: self.nats_max_age,
+        }))
     }
 
     fn market(
@@ -357,6 +424,15 @@ fn silence_alarm(text: &str) -> Result<Alarm, String> {
         },
     }
 }
+
+/// Parses how many servers keep a stream: NATS takes 1 to 5.
+fn replicas(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=5).contains(number));
+    number.ok_or_else(|| "expected a number of servers from 1 to 5".to_owned())
+}
+
+/// With less, a short loss of NATS would cost messages.
+const MIN_HISTORY_BYTES: usize = 1 << 20;
 
 const ACCOUNT_KEY: &str = "the key of your Polygon.io (Massive) account";
 

@@ -8,14 +8,19 @@ pub mod config;
 pub mod contracts;
 pub mod demand;
 pub mod entitlements;
+pub mod epochs;
+pub mod lease;
 mod links;
 mod market_args;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod outage_notices;
 pub mod oversized;
 mod publisher;
 pub mod record;
 mod replay;
 pub mod ring;
+pub mod role;
 pub mod silence;
 pub mod sources;
 mod subscriber;
@@ -43,7 +48,7 @@ use tracing::warn;
 
 pub use self::config::{Args, Config};
 use self::{
-    config::MarketConfig,
+    config::{FeedConfig, MarketConfig},
     contracts::Contracts,
     demand::UpstreamDemand,
     entitlements::Entitlements,
@@ -54,6 +59,11 @@ use self::{
     silence::monitor::SilenceMonitor,
     subscriber::Shared,
     upkeep::{ContractLevels, FirehoseUpkeep},
+};
+#[cfg(feature = "nats")]
+use self::{
+    epochs::Epochs,
+    nats::{FeedWriter, WriterParts},
 };
 
 /// A firehose with its server.
@@ -82,6 +92,7 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         history_bytes: config.history_bytes,
         replays: Arc::new(Semaphore::new(cores())),
         record: config.record,
+        nats: config.nats,
     };
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
     foundation.limits.named.extend([
@@ -108,6 +119,7 @@ struct Settings {
     history_bytes: usize,
     replays: Arc<Semaphore>,
     record: Option<RecordConfig>,
+    nats: Option<FeedConfig>,
 }
 
 /// The parts of one market: its connection upstream, its ring and what its sessions share.
@@ -168,7 +180,8 @@ fn serve(
         replays: Arc::clone(&settings.replays),
     };
     let recounts = Arc::new(AtomicU32::new(0));
-    let publisher = Publisher {
+    #[cfg_attr(not(feature = "nats"), allow(unused_mut))]
+    let mut publisher = Publisher {
         ring,
         sampler,
         shared: shared.clone(),
@@ -176,7 +189,27 @@ fn serve(
         intake: counters.intake.clone(),
         recounts: Arc::clone(&recounts),
         recorder,
+        epochs: None,
     };
+    #[cfg(feature = "nats")]
+    let writing = settings.nats.as_ref().map(|config| {
+        let (epochs, requests) = Epochs::new();
+        let wake = Arc::default();
+        publisher.ring.wake_with(Arc::clone(&wake));
+        publisher.epochs = Some(requests);
+        let parts = WriterParts {
+            market,
+            holder: nats::instance(),
+            config: config.clone(),
+            writing: nats::always(&shared.ring),
+            shared: shared.clone(),
+            wake,
+            epochs: Some(epochs),
+        };
+        FeedWriter::new(parts, &mut foundation.metrics)
+    });
+    #[cfg(feature = "nats")]
+    let (writer, writer_status) = writing.unzip();
     let upkeep = FirehoseUpkeep {
         shared: shared.clone(),
         upstream,
@@ -187,6 +220,17 @@ fn serve(
         contracts: levels,
         recounts,
         record: record_status,
+        #[cfg(feature = "nats")]
+        nats: writer_status,
+    };
+    let data = async move |stop, heartbeat| {
+        #[cfg(feature = "nats")]
+        let writer = writer.map(FeedWriter::start);
+        publisher.run(links, stop, heartbeat).await;
+        #[cfg(feature = "nats")]
+        if let Some(writer) = writer {
+            writer.close().await;
+        }
     };
     Ok(MarketTier {
         counters,
@@ -194,7 +238,7 @@ fn serve(
         upkeep,
         links: handles,
         history,
-        data: Box::new(|stop, heartbeat| Box::pin(publisher.run(links, stop, heartbeat))),
+        data: Box::new(|stop, heartbeat| Box::pin(data(stop, heartbeat))),
     })
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::{
+    epochs::{EpochRequest, EpochRequests},
     links::Links,
     oversized::{Fitting, split_oversized},
     record::Recorder,
@@ -41,6 +42,8 @@ pub(crate) struct Publisher {
     pub(crate) recounts: Arc<AtomicU32>,
     /// Records frames, if that is set.
     pub(crate) recorder: Option<Recorder>,
+    /// Who may ask for a new epoch, if anybody may.
+    pub(crate) epochs: Option<EpochRequests>,
 }
 
 impl Publisher {
@@ -53,9 +56,14 @@ impl Publisher {
     ) {
         let publishing = async {
             loop {
+                let awaits_epochs = self.epochs.is_some();
                 tokio::select! {
                     biased; // In a flood an event is always there.
                     () = heartbeat.beat(), if heartbeat.is_on() => {}
+                    request = next_epoch(&mut self.epochs), if awaits_epochs => {
+                        let epoch = self.ring.begin_anew(request.epoch);
+                        request.answer(epoch);
+                    }
                     (connection, event) = links.next() => {
                         self.publish(connection, event, &links);
                     }
@@ -171,4 +179,15 @@ impl Publisher {
             self.ring.notify(Notice::oversize(TierName::Firehose, oversize));
         }
     }
+}
+
+/// The next request for a new epoch; never if nobody asks any more.
+async fn next_epoch(requests: &mut Option<EpochRequests>) -> EpochRequest {
+    if let Some(receiver) = requests {
+        if let Some(request) = receiver.recv().await {
+            return request;
+        }
+        *requests = None;
+    }
+    std::future::pending().await
 }

@@ -52,7 +52,14 @@ impl Replay {
         let mut opening =
             cursor.as_mut().map(|cursor| std::mem::take(&mut cursor.gaps)).unwrap_or_default();
         let history = ring.history();
+        let epoch_of = |next| history.place(next).1.epoch;
+        let named = start.position().map(|position| position.epoch);
         let (next, gone) = match history.find_start(start) {
+            // Another firehose published that epoch, between two of ours. The first entry of ours
+            // is the notice that it begins, which names another place.
+            Lookup::At(next) if named.is_some_and(|named| named != epoch_of(next)) => {
+                (next + 1, Some(Gone::OtherEpoch))
+            }
             Lookup::At(next) => (next, None),
             // Its epoch is not this one, whatever it is.
             Lookup::Ahead => (history.newest(usize::MAX), Some(Gone::OtherEpoch)),
@@ -101,8 +108,10 @@ impl Replay {
             Ok(_) => {}
             Err((first, position)) => {
                 // The feed was faster. Of one epoch, it is known how much is gone.
-                let lost = position.seq - self.position.seq;
-                let why = Gone::Overtaken(Some(lost));
+                let why = match position.epoch == self.position.epoch {
+                    true => Gone::Overtaken(Some(position.seq - self.position.seq)),
+                    false => Gone::OtherEpoch,
+                };
                 let notice = Notice::gone(TierName::Firehose, why, Some(self.position), position);
                 frames.extend(notices.then(|| (notice.frame(), 0)));
                 (self.next, self.position) = (first, position);

@@ -4,18 +4,24 @@
 //! message takes more than one slot: empty slots follow it and push out older messages.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
 use proxy_common::{
     history::{History, ReceiptTime},
     metrics::Level,
-    protocol::{Channel, Notice, Outage, Position, TierName},
+    protocol::{Channel, Gone, Notice, Outage, Position, TierName},
     websocket::Frame,
 };
 use tokio::{
-    sync::broadcast::{self, error::RecvError, error::TryRecvError},
+    sync::{
+        Notify,
+        broadcast::{self, error::RecvError, error::TryRecvError},
+    },
     time::Instant,
 };
 
@@ -33,8 +39,6 @@ pub struct Published {
     /// How much was published before it since the start. A reader derives from it how much it
     /// missed.
     before: Total,
-    /// The run of the firehose that it belongs to.
-    epoch: u64,
     /// When the last message of events was received, itself included.
     received: u64,
 }
@@ -54,6 +58,8 @@ pub enum Content {
     EntitlementsChanged,
     /// Control message: the vendor has answered for these contracts.
     Contracts(Arc<[Channel]>),
+    /// A new epoch begins. The message's frame is the notice of it.
+    Epoch(u64),
 }
 
 impl Published {
@@ -64,7 +70,7 @@ impl Published {
 
     /// Where the feed stands before it.
     pub fn feed_position(&self) -> Position {
-        Position { epoch: self.epoch, seq: self.before.frames }
+        self.before.position()
     }
 
     /// Whether it was published during an outage, according to the control messages before it.
@@ -83,8 +89,12 @@ impl Published {
 struct Total {
     messages: u64,
     events: u64,
-    /// Messages of events.
+    /// The current epoch.
+    epoch: u64,
+    /// Messages of events in this epoch.
     frames: u64,
+    /// The number of the first entry of the history that belongs to this epoch.
+    epoch_entry: u64,
     /// Entries of the history.
     entries: u64,
     /// When the last message of events was received, in milliseconds since 1970.
@@ -93,6 +103,12 @@ struct Total {
     down: u64,
     /// The same for [`Content::Complete`].
     complete: u64,
+}
+
+impl Total {
+    fn position(&self) -> Position {
+        Position { epoch: self.epoch, seq: self.frames }
+    }
 }
 
 /// One slot of the ring.
@@ -110,6 +126,17 @@ pub struct Ring {
     /// A longer message takes more than one slot.
     slot_bytes: usize,
     received: ReceiptTime,
+    /// Whom to wake with each message, if anybody.
+    wake: Option<Arc<Wake>>,
+}
+
+/// Wakes the one who reads the history as it grows.
+#[derive(Debug, Default)]
+pub struct Wake {
+    /// Notified of each message.
+    pub published: Notify,
+    /// How many messages were no data.
+    pub others: AtomicU64,
 }
 
 /// Creates readers for sessions. Can be cloned.
@@ -122,7 +149,6 @@ pub struct Readers {
     published: Arc<Mutex<Total>>,
     unread: Level,
     history: History,
-    epoch: u64,
 }
 
 /// One session's cursor.
@@ -132,7 +158,6 @@ pub struct Reader {
     published: Arc<Mutex<Total>>,
     /// The reader has read or missed everything published up to here.
     seen: Total,
-    epoch: u64,
     /// How many of the events seen the gauge of unread events still counts.
     unreported: u64,
     unread: Level,
@@ -166,6 +191,8 @@ pub enum Next {
         frames: u64,
         /// How many events they held.
         events: u64,
+        /// Where the feed stood before them.
+        after: Position,
         /// The message after them.
         then: Published,
     },
@@ -185,20 +212,32 @@ impl Ring {
     /// all. It always holds one message, whatever its size. A reader that lags further loses the
     /// oldest messages. Only the ring and its readers write `unread`, the gauge of unread events.
     ///
-    /// What is published also goes into the history. Its epoch is this run of the ring.
+    /// What is published also goes into the history. The first epoch is the time of this call, in
+    /// microseconds since 1970.
     pub fn new(messages: usize, bytes: usize, unread: Level, history: History) -> Self {
         let slots = messages.next_power_of_two();
         let (ring, _) = broadcast::channel(slots);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let epoch = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
         history.begin(Position { epoch, seq: 0 }, epoch / 1_000);
-        let readers = Readers { ring, slots, published: Arc::default(), unread, history, epoch };
-        Self { readers, slot_bytes: (bytes / slots).max(1), received: ReceiptTime::default() }
+        let published = Arc::new(Mutex::new(Total { epoch, ..Total::default() }));
+        let readers = Readers { ring, slots, published, unread, history };
+        Self {
+            readers,
+            slot_bytes: (bytes / slots).max(1),
+            received: ReceiptTime::default(),
+            wake: None,
+        }
     }
 
     /// Creates readers.
     pub fn readers(&self) -> Readers {
         self.readers.clone()
+    }
+
+    /// Wakes somebody with each message from now on.
+    pub fn wake_with(&mut self, wake: Arc<Wake>) {
+        self.wake = Some(wake);
     }
 
     /// Publishes events to every current reader.
@@ -238,6 +277,17 @@ impl Ring {
         self.signal(Content::Complete(now), notice);
     }
 
+    /// Begins this epoch, unless the current one is as late: positions grow. Readers get a notice
+    /// that everything from here on belongs to another epoch, and so do replays. Returns the epoch
+    /// in force.
+    pub fn begin_anew(&mut self, epoch: u64) -> u64 {
+        let current = lock(&self.readers.published).epoch;
+        if epoch > current {
+            self.control(Content::Epoch(epoch));
+        }
+        epoch.max(current)
+    }
+
     /// How much a reader has read once it has read the next message to be published.
     pub fn after_next(&self) -> u64 {
         lock(&self.readers.published).messages + 1
@@ -258,11 +308,10 @@ impl Ring {
         read_at: Instant,
         notice: Option<Notice>,
     ) -> Receipt {
-        let epoch = self.readers.epoch;
         // Locked once, so that no reader begins between the history and the ring.
         let mut published = lock(&self.readers.published);
         if let Some(notice) = notice {
-            let position = Position { epoch, seq: published.frames };
+            let position = published.position();
             let notice = notice.at(Some(position)).frame();
             published.entries += 1;
             self.readers.history.push_notice(&notice, position);
@@ -271,6 +320,7 @@ impl Ring {
             }
         }
         let bytes = frame.bytes().len();
+        let is_data = matches!(content, Content::Data);
         let before = *published;
         published.messages += 1;
         match content {
@@ -279,15 +329,25 @@ impl Ring {
             Content::Data => {
                 published.frames += 1;
                 published.entries += 1;
-                let position = Position { epoch, seq: published.frames };
+                let position = published.position();
                 let time = self.received.of(read_at);
                 published.received = time;
                 self.readers.history.push(&frame, events, position, time);
             }
+            Content::Epoch(epoch) => {
+                (published.epoch, published.frames) = (epoch, 0);
+                let (after, position) = (before.position(), published.position());
+                let notice =
+                    Notice::gone(TierName::Firehose, Gone::OtherEpoch, Some(after), position);
+                frame = notice.frame();
+                self.readers.history.push_notice(&frame, position);
+                published.entries += 1;
+                published.epoch_entry = published.entries;
+            }
             Content::Notice | Content::EntitlementsChanged | Content::Contracts(_) => {}
         }
         let received = published.received;
-        let message = Published { frame, events, content, read_at, before, epoch, received };
+        let message = Published { frame, events, content, read_at, before, received };
         published.events += u64::from(events);
         let events = published.events - before.events;
         // The only error is that there are no readers, which does no harm.
@@ -297,6 +357,10 @@ impl Ring {
             for _ in 1..bytes.div_ceil(self.slot_bytes).min(self.readers.slots) {
                 let _ = self.readers.ring.send(Slot::Empty);
             }
+        }
+        if let Some(wake) = &self.wake {
+            wake.others.fetch_add(u64::from(!is_data), Ordering::Relaxed);
+            wake.published.notify_one();
         }
         Receipt { events, readers }
     }
@@ -320,7 +384,14 @@ impl Readers {
 
     /// Where the feed stands.
     pub fn feed_position(&self) -> Position {
-        Position { epoch: self.epoch, seq: lock(&self.published).frames }
+        lock(&self.published).position()
+    }
+
+    /// The current epoch, and the number of its first entry in the history. The notice that begins
+    /// an epoch is not among its entries.
+    pub fn epoch(&self) -> (u64, u64) {
+        let published = lock(&self.published);
+        (published.epoch, published.epoch_entry)
     }
 
     /// Creates a reader of everything published from now on.
@@ -330,7 +401,6 @@ impl Readers {
             ring: self.ring.subscribe(),
             published: Arc::clone(&self.published),
             seen: *published,
-            epoch: self.epoch,
             unreported: 0,
             unread: self.unread.clone(),
         }
@@ -386,7 +456,7 @@ impl Reader {
     /// Where the feed stands behind what it has read or missed, and when the last message of that
     /// was received, in milliseconds since 1970; zero if there was none.
     pub fn feed_position(&self) -> (Position, u64) {
-        (Position { epoch: self.epoch, seq: self.seen.frames }, self.seen.received)
+        (self.seen.position(), self.seen.received)
     }
 
     /// Leaves the ring. Returns the events that were published for this reader and not read.
@@ -400,20 +470,33 @@ impl Reader {
     fn take(&mut self, message: Published) -> Next {
         let Total { messages, events, .. } = message.before;
         let missed = (messages - self.seen.messages, events - self.seen.events);
+        let after = self.seen.position();
+        self.seen.epoch = message.before.epoch;
         self.seen.frames = message.before.frames;
         self.seen.received = message.before.received;
         self.seen.entries = message.before.entries;
-        if matches!(message.content, Content::Data) {
-            self.seen.entries += 1;
-            self.seen.frames += 1;
-            self.seen.received = message.received;
+        match message.content {
+            Content::Data => {
+                self.seen.entries += 1;
+                self.seen.frames += 1;
+                self.seen.received = message.received;
+            }
+            Content::Epoch(epoch) => {
+                self.seen.entries += 1;
+                (self.seen.epoch, self.seen.frames) = (epoch, 0);
+            }
+            Content::Notice
+            | Content::Down(_)
+            | Content::Complete(_)
+            | Content::EntitlementsChanged
+            | Content::Contracts(_) => {}
         }
         self.seen.messages = messages + 1;
         self.seen.events = events + u64::from(message.events);
         self.unreported += missed.1 + u64::from(message.events);
         match missed {
             (0, _) => Next::Message(message),
-            (frames, events) => Next::Gap { frames, events, then: message },
+            (frames, events) => Next::Gap { frames, events, after, then: message },
         }
     }
 }
@@ -444,7 +527,9 @@ mod tests {
             assert!(matches!(quick.try_next(), Some(Next::Message(_))));
         }
         match reader.try_next() {
-            Some(Next::Gap { frames: 6, events: 30, then }) => assert_eq!(then.frame.text(), b"6"),
+            Some(Next::Gap { frames: 6, events: 30, then, .. }) => {
+                assert_eq!(then.frame.text(), b"6");
+            }
             other => panic!("{other:?}"),
         }
         assert!(matches!(reader.try_next(), Some(Next::Message(m)) if m.frame.text() == b"7"));
@@ -490,6 +575,46 @@ mod tests {
         assert!(matches!(reader.try_next(), Some(Next::Gap { frames: 3, events: 3, .. })));
     }
 
+    #[test]
+    fn a_new_epoch_is_told_to_readers_and_in_the_history() {
+        let mut ring = Ring::new(8, 8_000, Level::default(), History::new(100_000));
+        let readers = ring.readers();
+        let (mut reader, (first, _)) = (readers.reader(), readers.epoch());
+        publish(&mut ring, Frame::new(b"a"), 1);
+        assert_eq!(ring.begin_anew(first), first, "it is in force");
+        assert_eq!(ring.begin_anew(first + 5), first + 5);
+        assert_eq!(ring.begin_anew(first + 4), first + 5, "positions grow");
+        publish(&mut ring, Frame::new(b"b"), 1);
+        let (a, b) = (Position { epoch: first, seq: 1 }, Position { epoch: first + 5, seq: 1 });
+        assert!(matches!(reader.try_next(), Some(Next::Message(_))));
+        assert_eq!(reader.feed_position().0, a);
+        let Some(Next::Message(told)) = reader.try_next() else { panic!() };
+        let text = str::from_utf8(told.frame.text()).unwrap();
+        for part in ["other_epoch".to_owned(), format!("\"after\":\"{a}\"")] {
+            assert!(text.contains(&part), "{text}");
+        }
+        assert!(matches!(reader.try_next(), Some(Next::Message(_))));
+        assert_eq!((reader.feed_position().0, readers.feed_position()), (b, b));
+        assert_eq!((reader.next_entry(), readers.epoch()), (3, (first + 5, 2)));
+        let mut entries = Vec::new();
+        readers.history().read(0, usize::MAX, &mut entries).unwrap();
+        let places: Vec<_> = entries.iter().map(|entry| (entry.position, entry.notice)).collect();
+        assert_eq!(places, [(a, false), (Position { seq: 0, ..b }, true), (b, false)]);
+    }
+
+    #[test]
+    fn a_gap_across_epochs_says_where_it_began() {
+        let (mut ring, readers) = ring(2, 8_000);
+        let (mut reader, (first, _)) = (readers.reader(), readers.epoch());
+        ring.begin_anew(first + 1);
+        for n in 0..5 {
+            publish(&mut ring, Frame::new(n.to_string().as_bytes()), 1);
+        }
+        let Some(Next::Gap { after, then, .. }) = reader.try_next() else { panic!() };
+        assert_eq!(after, Position { epoch: first, seq: 0 });
+        assert_eq!(then.feed_position(), Position { epoch: first + 1, seq: 3 });
+    }
+
     /// A frame of this many bytes in all.
     fn long(bytes: usize) -> Frame {
         let head = Frame::new(&vec![b'x'; bytes]).bytes().len() - bytes;
@@ -508,7 +633,7 @@ mod tests {
         while let Some(next) = reader.try_next() {
             let message = match next {
                 Next::Message(message) => message,
-                Next::Gap { frames, events, then } => {
+                Next::Gap { frames, events, then, .. } => {
                     assert_eq!(frames, events);
                     missed += frames;
                     then

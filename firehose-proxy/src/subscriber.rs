@@ -11,8 +11,8 @@ use std::{
 
 use proxy_common::{
     protocol::{
-        Channel, ChannelSet, ExtraKinds, Notice, NoticePolicy, OnBehalfOf, Outage, Position, Start,
-        Status, TierName, Unavailable, newly_unavailable, status_frames,
+        Channel, ChannelSet, ExtraKinds, Gone, Notice, NoticePolicy, OnBehalfOf, Outage, Position,
+        Start, Status, TierName, Unavailable, newly_unavailable, status_frames,
     },
     session::{
         ChangeOutcome, ClientInfo, CloseReason, LossReason, Outbound, SessionMetrics, Subscriber,
@@ -404,11 +404,16 @@ impl FirehoseSubscriber {
         }
         match next {
             Next::Message(message) => self.enqueue_message(message),
-            Next::Gap { frames, events, then } => {
+            Next::Gap { frames, events, after, then } => {
                 self.shared.metrics.lost(LossReason::RingOverrun, events);
                 let notice = Notice::gap(TierName::Firehose, frames, Some(events));
-                let notice = notice.at(Some(then.feed_position()));
-                self.enqueue_notice(Some(&notice));
+                let position = then.feed_position();
+                self.enqueue_notice(Some(&notice.at(Some(position))));
+                if after.epoch != position.epoch {
+                    let (tier, why) = (TierName::Firehose, Gone::OtherEpoch);
+                    let notice = Notice::gone(tier, why, Some(after), position);
+                    self.enqueue_notice(Some(&notice));
+                }
                 // Control messages may be among the lost ones.
                 self.enqueue_entitlements();
                 self.enqueue_changed_answers();
@@ -432,10 +437,10 @@ impl FirehoseSubscriber {
                 self.batch_read_at.get_or_insert(message.read_at);
                 self.enqueue(message.frame, message.events);
             }
-            Content::Notice if self.shared.notices.includes(&self.held) => {
+            Content::Notice | Content::Epoch(_) if self.shared.notices.includes(&self.held) => {
                 self.enqueue(message.frame, 0);
             }
-            Content::Notice => {}
+            Content::Notice | Content::Epoch(_) => {}
             Content::Down(outage) => {
                 let notice = self.outages.down(outage, position).at(feed);
                 self.enqueue_notice(Some(&notice));

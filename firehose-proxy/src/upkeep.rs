@@ -19,6 +19,8 @@ use proxy_common::{
 };
 use tokio::time::Instant;
 
+#[cfg(feature = "nats")]
+use crate::nats::WriterStatus;
 use crate::{
     contracts::Occupancy,
     record::RecordStatus,
@@ -75,6 +77,9 @@ pub struct FirehoseUpkeep {
     pub(crate) recounts: Arc<AtomicU32>,
     /// Whether the recording goes on, if there is one.
     pub(crate) record: Option<RecordStatus>,
+    /// Whether NATS takes the feed, if it is to.
+    #[cfg(feature = "nats")]
+    pub(crate) nats: Option<Arc<WriterStatus>>,
 }
 
 impl Upkeep for FirehoseUpkeep {
@@ -83,7 +88,10 @@ impl Upkeep for FirehoseUpkeep {
     }
 
     fn failures(&self) -> Vec<String> {
-        self.record.iter().filter_map(RecordStatus::problem).collect()
+        let record = self.record.iter().filter_map(RecordStatus::problem);
+        #[cfg(feature = "nats")]
+        let record = record.chain(self.nats.iter().flat_map(|writer| writer.problems()));
+        record.collect()
     }
 
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {

@@ -143,6 +143,8 @@ struct Kept {
     /// Since when nothing is missing, in milliseconds since 1970.
     complete_since: u64,
     last_time: u64,
+    /// How many events of the epoch of `to` were dropped already.
+    events_before: u64,
 }
 
 impl History {
@@ -197,6 +199,9 @@ impl History {
 
     fn add(&self, frame: &Frame, events: u32, position: Position, time: u64, notice: bool) {
         let mut kept = self.lock();
+        if position.epoch != kept.to.epoch {
+            kept.events_before = 0;
+        }
         kept.to = position;
         if !self.is_on() {
             kept.from = position;
@@ -212,6 +217,9 @@ impl History {
             kept.bytes -= size(&gone.frame);
             kept.first += 1;
             kept.from = gone.position;
+            if gone.position.epoch == kept.to.epoch {
+                kept.events_before += u64::from(gone.events);
+            }
             kept.complete_since = gone.time + 1;
         }
     }
@@ -330,6 +338,19 @@ impl History {
         (at, before, kept.entries.get(index).map_or(0, |entry| entry.time))
     }
 
+    /// This entry, or the first that there is if it was dropped: its number, the position before
+    /// it, and how many events the feed's current epoch has before it. Walks over what is held.
+    pub fn count_before(&self, at: u64) -> (u64, Position, u64) {
+        let kept = self.lock();
+        let at = at.clamp(kept.first, kept.end());
+        let index = (at - kept.first) as usize;
+        let before = kept.entries.range(..index);
+        let position = before.clone().next_back().map_or(kept.from, |entry| entry.position);
+        let ours = before.filter(|entry| entry.position.epoch == kept.to.epoch);
+        let events: u64 = ours.map(|entry| u64::from(entry.events)).sum();
+        (at, position, kept.events_before + events)
+    }
+
     /// What it holds.
     pub fn extent(&self) -> Extent {
         let kept = self.lock();
@@ -413,6 +434,22 @@ mod tests {
         assert_eq!(history.read(first - 1, 1, &mut Vec::new()), Err((first, at(1, 107))));
         assert_eq!(history.place(first - 1), (first, at(1, 107), 80));
         assert_eq!(history.place(history.end()), (history.end(), at(1, 110), 0));
+    }
+
+    #[test]
+    fn events_of_an_epoch_are_counted_whether_they_are_held_or_not() {
+        let history = history(3, 10);
+        let first = history.end() - 3;
+        assert_eq!(history.count_before(0), (first, at(1, 107), 7));
+        assert_eq!(history.count_before(first + 2), (first + 2, at(1, 109), 9));
+        assert_eq!(history.count_before(u64::MAX), (first + 3, at(1, 110), 10));
+        history.push(&frame(1), 5, at(2, 1), 200);
+        assert_eq!(history.count_before(u64::MAX), (first + 4, at(2, 1), 5));
+        assert_eq!(history.count_before(0), (first + 1, at(1, 108), 0));
+        for n in 2..=9 {
+            history.push(&frame(n), 5, at(2, n), 200);
+        }
+        assert_eq!(history.count_before(0), (history.end() - 3, at(2, 6), 30));
     }
 
     #[test]

@@ -26,5 +26,5 @@ pub use self::{
         command_text, object_frames, refused_contract, status_frame, status_frames, subscribe_text,
     },
     notice::{Gone, Notice, NoticePolicy, Outage, TierName, millis},
-    position::{MarkKind, Position, PositionMark, Start},
+    position::{MarkKind, Position, PositionMark, Start, gap_begins},
 };

@@ -164,12 +164,17 @@ const ROOMS: [(&str, &[Room]); 3] = [
             ("contracts", &[]),
             ("demand", &["contracts", "sources"]),
             ("entitlements", &["sources"]),
+            ("epochs", &[]),
             ("outage_notices", &[]),
             ("ring", &[]),
+            ("role", &[]),
             ("replay", &["ring"]),
             ("silence", &["entitlements"]),
             ("oversized", &[]),
-            ("publisher", &["links", "oversized", "record", "ring", "silence", "subscriber"]),
+            (
+                "publisher",
+                &["epochs", "links", "oversized", "record", "ring", "silence", "subscriber"],
+            ),
             (
                 "subscriber",
                 &["contracts", "demand", "entitlements", "outage_notices", "replay", "ring"],

@@ -16,6 +16,7 @@
 //! | [`tls`] | certificates, and TLS on either side of a port |
 //! | [`tools`] | programs of other projects that the tests run |
 //! | [`ledger`] | whether a program's counters account for every event |
+//! | [`nats`] | real NATS servers and clusters, and an independent look into a stream |
 //! | [`relay`] | a TCP relay that injects faults |
 //! | [`chain`] | a whole chain with a relay at each hop, and a market of numbered events |
 //! | [`disk`] | a disk that hangs, for one program |
@@ -39,6 +40,7 @@ pub mod grafana;
 pub mod http;
 pub mod imports;
 pub mod ledger;
+pub mod nats;
 pub mod official_clients;
 pub mod oracle;
 pub mod program;

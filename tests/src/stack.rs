@@ -159,6 +159,17 @@ pub fn filtered(firehose: SocketAddr) -> Launch {
         .env("FILTERED_PROXY_PORT", 0)
 }
 
+/// A filtered proxy that takes the feed from these NATS servers, with the settings that every test
+/// needs, on any free port. The firehose needs `NATS_URL` with the same servers.
+#[must_use]
+pub fn filtered_on_nats(servers: &str) -> Launch {
+    Launch::new("filtered-proxy")
+        .env("FIREHOSE_URL", servers)
+        .env("CLIENT_API_KEYS", CLIENT_KEY)
+        .env("FILTERED_PROXY_HOST", "127.0.0.1")
+        .env("FILTERED_PROXY_PORT", 0)
+}
+
 /// The parts of a [`Stack`].
 #[derive(Debug, Clone)]
 pub struct StackConfig {

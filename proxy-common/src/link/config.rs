@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
-use super::spacing::Spacing;
+use super::{dial_right::DialRight, spacing::Spacing};
 
 /// Where a link connects, with which key, and how long it waits.
 #[derive(Debug, Clone)]
@@ -36,6 +36,8 @@ pub struct LinkConfig {
     pub nats: Option<Arc<super::nats::NatsUpstream>>,
     /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
     pub spacing: Option<Arc<Spacing>>,
+    /// Of several programs, only one may dial. Default: none, for a link that always may.
+    pub dial_right: Option<DialRight>,
 }
 
 impl LinkConfig {
@@ -54,6 +56,7 @@ impl LinkConfig {
             #[cfg(feature = "nats")]
             nats: None,
             spacing: None,
+            dial_right: None,
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
     metrics::count_and_sample,
     protocol::{
         Coverage, MarkKind, Position, PositionMark, Start, UpstreamStatus, command_text, demux,
-        refused_contract, subscribe_text,
+        gap_begins, refused_contract, subscribe_text,
     },
     websocket::Frame,
 };
@@ -285,7 +285,7 @@ impl Connection {
 
     fn on_status(&mut self, status: UpstreamStatus, text: &str) {
         if let Some(mark) = PositionMark::read(&status.status, text) {
-            self.on_mark(mark);
+            self.on_mark(mark, text);
         }
         match status.status.as_str() {
             "position" | "resumed" | "live" => {}
@@ -307,12 +307,18 @@ impl Connection {
     }
 
     /// Compares what the firehose says with what was counted here.
-    fn on_mark(&mut self, mark: PositionMark) {
+    fn on_mark(&mut self, mark: PositionMark, text: &str) {
         let known = self.position;
         match mark.kind {
             MarkKind::Resumed => self.position = Some(mark.position),
-            // A gap of another firehose, before ours, names a place of another feed.
-            MarkKind::Gap if known.is_some_and(|known| known.epoch != mark.position.epoch) => {
+            // A gap of another firehose, before ours, names a place of another feed. Ours goes on in
+            // another epoch only behind the one that is known.
+            MarkKind::Gap
+                if known.is_some_and(|known| {
+                    known.epoch != mark.position.epoch
+                        && gap_begins(text).is_none_or(|after| after.epoch != known.epoch)
+                }) =>
+            {
                 return;
             }
             MarkKind::Gap => self.position = Some(mark.position),

@@ -286,6 +286,12 @@ impl Notice {
         }
     }
 
+    /// Says how many events it concerns.
+    #[must_use]
+    pub fn counting(self, events: u64) -> Self {
+        Self { events: Some(events), ..self }
+    }
+
     /// Says where the notice stands in the feed.
     #[must_use]
     pub fn at(self, position: Option<Position>) -> Self {

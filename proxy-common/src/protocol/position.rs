@@ -112,6 +112,15 @@ pub enum MarkKind {
     Gap,
 }
 
+/// Where lost messages begin, by the text of a `gap`. `None` if it does not say that.
+pub fn gap_begins(text: &str) -> Option<Position> {
+    #[derive(Deserialize)]
+    struct Fields {
+        after: String,
+    }
+    serde_json::from_str::<Fields>(text).ok()?.after.parse().ok()
+}
+
 impl PositionMark {
     /// Reads a status. `None` if it holds no position, as none of the vendor's does.
     pub fn read(status: &str, text: &str) -> Option<Self> {
@@ -163,6 +172,8 @@ mod tests {
         let mark = PositionMark::read("live", text).unwrap();
         let position = Position { epoch: 1, seq: 2 };
         assert_eq!(mark, PositionMark { kind: MarkKind::Live, position, time: 7 });
+        assert_eq!(gap_begins(r#"{"after":"1-2","position":"3-0"}"#), Some(position));
+        assert_eq!(gap_begins(text), None);
         for (status, text) in [
             ("live", r#"{"position":7}"#),
             ("live", r#"{"position":"x"}"#),

@@ -31,6 +31,8 @@ pub(crate) enum Packages {
     Grafana,
     Deploy,
     DuckDb,
+    Nats,
+    OldNats,
     Node,
 }
 
@@ -43,6 +45,8 @@ impl Packages {
             Self::Grafana => "py-grafana",
             Self::Deploy => "py-deploy",
             Self::DuckDb => "py-duckdb",
+            Self::Nats => "py-nats",
+            Self::OldNats => "py-nats-old",
             Self::Node => "node",
         }
     }
@@ -57,6 +61,8 @@ impl Packages {
             Self::Grafana => &["requirements-grafana.txt"],
             Self::Deploy => &["requirements-deploy.txt"],
             Self::DuckDb => &["requirements-duckdb.txt"],
+            Self::Nats => &["requirements-nats.txt"],
+            Self::OldNats => &["requirements-nats-old.txt"],
             Self::Node => &[
                 "package.json",
                 "package-lock.json",

@@ -1,0 +1,110 @@
+//! NATS as a further way for a market's feed, beside the ring: a writer that stores the history in
+//! a stream as it grows.
+//!
+//! The history is the writer's buffer. The publisher never waits for it, and a NATS that is away
+//! for a while misses nothing that the history still holds.
+
+mod connection;
+mod payload;
+mod state;
+mod status;
+mod stream;
+mod window;
+mod writer;
+
+use std::{sync::Arc, time::Duration};
+
+use proxy_common::{metrics::Metrics, protocol::Market};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+
+pub(crate) use self::status::WriterStatus;
+use self::writer::Writer;
+use crate::{
+    config::FeedConfig,
+    epochs::Epochs,
+    ring::{Readers, Wake},
+    subscriber::Shared,
+};
+
+/// How long a stopping program waits for NATS to take the rest. The writer itself gives up earlier.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Whether this program may write a market's feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writing {
+    /// Another firehose holds the lease.
+    Off,
+    /// This one does. What it writes belongs to this epoch, which the ring is in.
+    On {
+        /// The epoch.
+        epoch: u64,
+    },
+}
+
+/// What a writer needs of its market.
+pub(crate) struct WriterParts {
+    pub(crate) market: Market,
+    /// Who we are, for whoever reads the state.
+    pub(crate) holder: String,
+    pub(crate) config: FeedConfig,
+    pub(crate) shared: Shared,
+    /// What the ring wakes with each message.
+    pub(crate) wake: Arc<Wake>,
+    /// Whether it may write.
+    pub(crate) writing: watch::Receiver<Writing>,
+    /// For a new epoch, if the stream has a later one and no lease says which counts.
+    pub(crate) epochs: Option<Epochs>,
+}
+
+/// A writer that has yet to start.
+pub(crate) struct FeedWriter {
+    writer: Writer,
+}
+
+/// A writer that runs. It ends with this value.
+pub(crate) struct RunningWriter {
+    task: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl FeedWriter {
+    /// A writer, and what is known of it.
+    pub(crate) fn new(parts: WriterParts, metrics: &mut Metrics) -> (Self, Arc<WriterStatus>) {
+        let status = Arc::new(WriterStatus::register(metrics));
+        let writer = Writer::new(parts, Arc::clone(&status));
+        (Self { writer }, status)
+    }
+
+    /// Runs it in a task of its own.
+    pub(crate) fn start(self) -> RunningWriter {
+        let (mut task, stop) = (JoinSet::new(), CancellationToken::new());
+        task.spawn(self.writer.run(stop.clone()).instrument(Span::current()));
+        RunningWriter { task, stop }
+    }
+}
+
+impl RunningWriter {
+    /// Ends it, once NATS has what the history holds or after a second.
+    pub(crate) async fn close(mut self) {
+        self.stop.cancel();
+        // Past it the task ends with `self`.
+        let _ = timeout(CLOSE_TIMEOUT, self.task.join_next()).await;
+    }
+}
+
+/// The name of this program's run: its machine and its process.
+pub(crate) fn instance() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "firehose",
+        host => host,
+    };
+    format!("{host}:{}", std::process::id())
+}
+
+/// The constant permission of a firehose without a lease, for the ring's epoch.
+pub(crate) fn always(ring: &Readers) -> watch::Receiver<Writing> {
+    watch::Sender::new(Writing::On { epoch: ring.epoch().0 }).subscribe()
+}

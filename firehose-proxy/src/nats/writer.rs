@@ -1,0 +1,497 @@
+//! The writer: a cursor in the history, and a window of messages on their way.
+//!
+//! Whatever disturbs it (a refusal, no answer for 2 s, a connection lost) leads to the same thing:
+//! it reads the end of the stream, decides by that how to go on, and goes on.
+
+use std::{future, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use proxy_common::{
+    history::Lookup,
+    protocol::{Gone, Notice, Position, TierName},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{
+    WriterParts, Writing,
+    connection::{Connection, Outgoing, Reply, TIMEOUT},
+    payload::{MAX_JOINED, count, joined, payload},
+    state::{State, States},
+    status::WriterStatus,
+    stream::NO_ANSWER,
+    window::{Decision, From, OPENING, Progress, Sent, Subject, Tail, Window, decide},
+};
+
+/// How often the state is written if it does not change.
+const STATE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a stopping program waits for NATS to take the rest.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it waits before it tries again.
+const RETRY: Duration = Duration::from_millis(250);
+/// A message of so many asks for a reply, beside the last that is ready.
+const ASK_EVERY: u32 = 32;
+
+/// Writes the feed of a market into its stream.
+pub(super) struct Writer {
+    parts: WriterParts,
+    status: Arc<WriterStatus>,
+    states: States,
+    /// Messages since the last one that asked for a reply.
+    unasked: u32,
+    /// When the oldest message that waits was sent, or its predecessor acknowledged.
+    waiting_since: Instant,
+}
+
+/// Why the writing in an epoch has ended.
+enum End {
+    /// The permission has changed.
+    Changed,
+    /// The program stops.
+    Stopped,
+    /// A later epoch is in the stream. Whether this one was opened.
+    Fenced { later: u64, opened: bool },
+}
+
+/// Why the writer must look at the end of the stream.
+enum Trouble {
+    End(End),
+    Fenced(u64),
+    /// Another message stands where ours was to stand.
+    Moved,
+    Failed(String),
+}
+
+impl std::convert::From<String> for Trouble {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+impl Writer {
+    pub(super) fn new(parts: WriterParts, status: Arc<WriterStatus>) -> Self {
+        let states = States::default();
+        Self { parts, status, states, unasked: 0, waiting_since: Instant::now() }
+    }
+
+    /// Writes until `stop`, then what the history still holds, for at most a second.
+    pub(super) async fn run(mut self, stop: CancellationToken) {
+        let Some(mut connection) = self.connect(&stop).await else { return };
+        let mut begun = 0;
+        loop {
+            let permission = *self.parts.writing.borrow_and_update();
+            let Writing::On { epoch } = permission else {
+                self.status.is_off();
+                if self.is_over_before_a_change(&stop).await {
+                    return;
+                }
+                continue;
+            };
+            let epoch = epoch.max(begun);
+            match self.write(&mut connection, epoch, &stop).await {
+                End::Stopped => return,
+                End::Changed => continue,
+                // Without a lease nobody else is known to write: our clock has gone back.
+                End::Fenced { later, opened: false } if self.parts.epochs.is_some() => {
+                    let epochs = self.parts.epochs.take();
+                    let Some(epochs) = epochs else { continue };
+                    match timeout(TIMEOUT, epochs.begin(later + 1)).await {
+                        Ok(Some(in_force)) => begun = in_force,
+                        Ok(None) | Err(_) => return,
+                    }
+                    continue;
+                }
+                End::Fenced { later, .. } => self.status.is_fenced(epoch, later),
+            }
+            if self.is_over_before_a_change(&stop).await {
+                return;
+            }
+        }
+    }
+
+    /// Waits for another permission. Returns whether the program stops before that.
+    async fn is_over_before_a_change(&mut self, stop: &CancellationToken) -> bool {
+        stop.run_until_cancelled(changed(&mut self.parts.writing)).await.is_none()
+    }
+
+    /// Connects, however often it takes. `None` once the program stops.
+    async fn connect(&self, stop: &CancellationToken) -> Option<Connection> {
+        let WriterParts { config, market, holder, .. } = &self.parts;
+        let connecting = async {
+            loop {
+                match Connection::open(config, *market, holder).await {
+                    Ok(connection) => return connection,
+                    Err(reason) => self.status.is_down(&reason),
+                }
+                sleep(RETRY).await;
+            }
+        };
+        stop.run_until_cancelled(connecting).await
+    }
+
+    /// Writes in this epoch.
+    async fn write(
+        &mut self,
+        connection: &mut Connection,
+        epoch: u64,
+        stop: &CancellationToken,
+    ) -> End {
+        let mut window = None;
+        let mut writing = self.parts.writing.clone();
+        let mut stored = 0;
+        loop {
+            let working = async {
+                self.resume(connection, epoch, &mut window).await?;
+                let Some(window) = &mut window else { return Ok(()) };
+                self.flow(connection, epoch, window, stop).await
+            };
+            let result: Result<(), Trouble> = tokio::select! {
+                biased;
+                () = changed(&mut writing) => return End::Changed,
+                result = working => result,
+                () = after(stop, FLUSH_TIMEOUT) => return End::Stopped,
+            };
+            match result {
+                Ok(()) => {}
+                Err(Trouble::End(end)) => return end,
+                Err(Trouble::Fenced(later)) => {
+                    return End::Fenced { later, opened: window.is_some() };
+                }
+                Err(Trouble::Moved) => debug!("looks at the end of the stream: it was moved"),
+                Err(Trouble::Failed(reason)) => {
+                    self.status.is_down(&connection.explain(reason));
+                }
+            }
+            let now_stored = window.as_ref().map_or(0, |window| window.stored().0);
+            if now_stored == stored {
+                // Nothing came of it.
+                tokio::select! {
+                    () = changed(&mut writing) => return End::Changed,
+                    () = stop.cancelled() => return End::Stopped,
+                    _ = connection.events.changed() => {}
+                    () = sleep(RETRY) => {}
+                }
+            }
+            stored = now_stored;
+        }
+    }
+
+    /// Looks at the end of the stream, and goes on from there.
+    async fn resume(
+        &mut self,
+        connection: &mut Connection,
+        epoch: u64,
+        window: &mut Option<Window>,
+    ) -> Result<(), Trouble> {
+        connection.begin_pass()?;
+        let (tail, remarks) = connection.stream.tail().await?;
+        self.status.remark(remarks);
+        match decide(epoch, &tail, window.as_ref()) {
+            Decision::Fenced(later) => Err(Trouble::Fenced(later)),
+            Decision::GoOn(seq) => {
+                let Some(window) = window else { return Ok(()) };
+                self.on_stored(epoch, window, seq);
+                let last = window.next_seq() - 1;
+                for sent in window.sent() {
+                    let asks = self.asks(sent.seq == last);
+                    connection.publish(sent.outgoing(asks)).await?;
+                }
+                self.waiting_since = Instant::now();
+                Ok(())
+            }
+            Decision::Open(from) => {
+                let progress = self.start(connection, epoch, from, &tail, window.as_ref()).await?;
+                let under_way =
+                    window.as_ref().map_or(0, |window| window.next_seq().saturating_sub(tail.seq));
+                let count = (under_way as usize).clamp(OPENING, 4 * OPENING);
+                *window = Some(self.open(connection, epoch, progress, count).await?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Where to go on in the history.
+    async fn start(
+        &self,
+        connection: &Connection,
+        epoch: u64,
+        from: From,
+        tail: &Tail,
+        window: Option<&Window>,
+    ) -> Result<Progress, Trouble> {
+        match from {
+            From::Progress(progress) => return Ok(progress),
+            From::Message(seq, head) => {
+                let message = connection.stream.message(seq).await?;
+                let message = message.ok_or_else(|| format!("message {seq} has just gone"))?;
+                let (frames, events) = count(&message.payload)
+                    .ok_or_else(|| format!("message {seq} is none of a firehose's"))?;
+                let seq = head.position.seq + frames;
+                let position = Position { seq, ..head.position };
+                let history = self.parts.shared.ring.history();
+                let entry = match history.find(position) {
+                    Lookup::At(entry) => entry,
+                    // One that is gone: the counts of what is lost follow from the positions.
+                    Lookup::Gone(first, _) => first.saturating_sub(1),
+                    Lookup::Ahead => {
+                        let ahead = format!("the stream is ahead of the feed, at {position}");
+                        return Err(ahead.into());
+                    }
+                };
+                let (events, lost) = (head.events + events, head.lost);
+                return Ok(Progress { entry, position, events, lost, time: head.time });
+            }
+            From::OwnLast => {
+                if let Some(window) = window {
+                    let (stored, _) = window.stored();
+                    let sent = window.sent().rev().map(|sent| sent.seq);
+                    for seq in sent.chain([stored]).filter(|seq| *seq <= tail.seq) {
+                        let message = connection.stream.message(seq).await?;
+                        let head = message.and_then(|message| message.head);
+                        if let Some(progress) = head.and_then(|head| window.after(seq, &head)) {
+                            return Ok(progress);
+                        }
+                    }
+                }
+            }
+            From::Beginning => {}
+        }
+        let (current, entry) = self.parts.shared.ring.epoch();
+        if current != epoch {
+            return Err("the feed has yet to begin its epoch".to_owned().into());
+        }
+        Ok(Progress { entry, position: Position { epoch, seq: 0 }, ..Progress::default() })
+    }
+
+    /// Opens the epoch with states that are stored in any case: nothing that is under way fits any
+    /// more behind so many.
+    async fn open(
+        &mut self,
+        connection: &mut Connection,
+        epoch: u64,
+        progress: Progress,
+        count: usize,
+    ) -> Result<Window, Trouble> {
+        let state = self.states.take(&self.parts.shared, &self.parts.wake);
+        self.states.on_opening(&state);
+        let head = progress.head(progress.time);
+        for n in 1..=count {
+            let message = Outgoing {
+                subject: Subject::State,
+                head: &head,
+                payload: &state.frames,
+                expected: None,
+                asks: n == count,
+            };
+            connection.publish(message).await?;
+        }
+        match timeout(TIMEOUT, connection.replies.next()).await {
+            Ok(Reply::Stored(seq)) => {
+                debug!(epoch, seq, "opened the epoch in the stream");
+                self.status.is_up(epoch);
+                Ok(Window::new(seq, head, progress))
+            }
+            Ok(Reply::Moved) => Err(Trouble::Moved),
+            Ok(Reply::Refused(reason)) => Err(reason.into()),
+            Err(_) => Err(NO_ANSWER.to_owned().into()),
+        }
+    }
+
+    /// Writes as the history grows, until something disturbs it.
+    async fn flow(
+        &mut self,
+        connection: &mut Connection,
+        epoch: u64,
+        window: &mut Window,
+        stop: &CancellationToken,
+    ) -> Result<(), Trouble> {
+        let wake = Arc::clone(&self.parts.wake);
+        let mut ticks = interval(STATE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut state, mut stopping) = (None, false);
+        loop {
+            if self.states.may_differ(&wake) {
+                state = Some(self.states.take(&self.parts.shared, &wake));
+            }
+            self.fill(connection, epoch, window, &mut state).await?;
+            let end = self.parts.shared.ring.history().end();
+            self.show(window, end);
+            if stopping && window.len() == 0 && state.is_none() && window.progress().entry >= end {
+                return Err(Trouble::End(End::Stopped));
+            }
+            let deadline = self.waiting_since + TIMEOUT;
+            tokio::select! {
+                biased;
+                reply = connection.replies.next() => match reply {
+                    Reply::Stored(seq) if seq < window.next_seq() => {
+                        self.on_stored(epoch, window, seq);
+                    }
+                    Reply::Stored(_) => return Err(Trouble::Moved),
+                    Reply::Moved => {
+                        self.status.refused.inc();
+                        return Err(Trouble::Moved);
+                    }
+                    Reply::Refused(reason) => {
+                        self.status.refused.inc();
+                        return Err(reason.into());
+                    }
+                },
+                _ = connection.events.changed() => {
+                    connection.begin_pass()?;
+                    return Err(Trouble::Moved);
+                }
+                () = sleep_until(deadline), if window.len() > 0 => {
+                    return Err(NO_ANSWER.to_owned().into());
+                }
+                _ = ticks.tick() => if state.is_none() {
+                    state = Some(self.states.take(&self.parts.shared, &wake));
+                },
+                () = wake.published.notified(), if window.has_room() => {}
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    state = Some(self.states.take(&self.parts.shared, &wake));
+                }
+            }
+        }
+    }
+
+    /// Sends what is ready, while the window has room.
+    async fn fill(
+        &mut self,
+        connection: &Connection,
+        epoch: u64,
+        window: &mut Window,
+        state: &mut Option<State>,
+    ) -> Result<(), Trouble> {
+        let mut entries = Vec::new();
+        while window.has_room() {
+            let history = self.parts.shared.ring.history();
+            let before = window.progress();
+            if let Some(State { before: due, .. }) = state
+                && before.entry >= *due
+                && let Some(state) = state.take()
+            {
+                if let Some(notice) = self.states.before(&state, before.position) {
+                    let head = before.head(before.time);
+                    self.send(connection, window, Subject::Data, head, notice, before).await?;
+                }
+                let head = before.head(before.time);
+                self.send(connection, window, Subject::State, head, state.frames, before).await?;
+                continue;
+            }
+            entries.clear();
+            if history.read(before.entry, MAX_JOINED, &mut entries).is_err() {
+                let (notice, after) = self.overtaken(before);
+                // The head counts the loss already, so that it does not look like one of the
+                // stream.
+                let head = after.head(after.time);
+                self.send(connection, window, Subject::Data, head, notice, after).await?;
+                continue;
+            }
+            let due = state.as_ref().map_or(u64::MAX, |state| state.before);
+            let fit = entries.iter().take_while(|entry| entry.position.epoch == epoch).count();
+            let fit = fit.min(usize::try_from(due - before.entry).unwrap_or(usize::MAX));
+            let taken = &entries[..joined(&entries[..fit])];
+            let Some(last) = taken.last() else { break };
+            self.states.on_entries(taken);
+            let data = taken.iter().rev().find(|entry| !entry.notice);
+            let after = Progress {
+                entry: before.entry + taken.len() as u64,
+                position: last.position,
+                events: before.events + taken.iter().map(|e| u64::from(e.events)).sum::<u64>(),
+                lost: before.lost,
+                time: data.map_or(before.time, |entry| entry.time),
+            };
+            let head = before.head(after.time);
+            self.send(connection, window, Subject::Data, head, payload(taken), after).await?;
+        }
+        Ok(())
+    }
+
+    /// What to write where the history has dropped what was to follow, and where that leads.
+    fn overtaken(&self, before: Progress) -> (Bytes, Progress) {
+        let history = self.parts.shared.ring.history();
+        let (entry, position, total) = history.count_before(before.entry);
+        let frames = position.seq.saturating_sub(before.position.seq);
+        let events = total.saturating_sub(before.events + before.lost);
+        self.status.lost.inc_by(events);
+        let why = Gone::Overtaken(Some(frames));
+        let notice = Notice::gone(TierName::Firehose, why, Some(before.position), position);
+        let notice = notice.counting(events).frame().bytes().clone();
+        (notice, Progress { entry, position, lost: before.lost + events, ..before })
+    }
+
+    async fn send(
+        &mut self,
+        connection: &Connection,
+        window: &mut Window,
+        subject: Subject,
+        head: proxy_common::nats::Head,
+        payload: Bytes,
+        after: Progress,
+    ) -> Result<(), Trouble> {
+        if window.len() == 0 {
+            self.waiting_since = Instant::now();
+        }
+        let seq = window.next_seq();
+        let sent = Sent { seq, subject, head, payload, after };
+        // Before it is sent: whatever happens meanwhile, it may be stored.
+        window.push(sent.clone());
+        let is_last = !window.has_room() || after.entry >= self.parts.shared.ring.history().end();
+        let asks = self.asks(is_last);
+        Ok(connection.publish(sent.outgoing(asks)).await?)
+    }
+
+    /// Whether the next message asks for a reply.
+    fn asks(&mut self, is_last: bool) -> bool {
+        self.unasked += 1;
+        let asks = is_last || self.unasked >= ASK_EVERY;
+        if asks {
+            self.unasked = 0;
+        }
+        asks
+    }
+
+    fn on_stored(&mut self, epoch: u64, window: &mut Window, seq: u64) {
+        let (messages, bytes) = window.acknowledge(seq);
+        self.status.messages.inc_by(messages);
+        self.status.bytes.inc_by(bytes);
+        self.status.is_up(epoch);
+        self.waiting_since = Instant::now();
+    }
+
+    fn show(&self, window: &Window, end: u64) {
+        self.status.unacknowledged.set(window.len() as i64);
+        let lag = end.saturating_sub(window.stored().1.entry);
+        self.status.lag.set(i64::try_from(lag).unwrap_or(i64::MAX));
+    }
+}
+
+impl Sent {
+    fn outgoing(&self, asks: bool) -> Outgoing<'_> {
+        Outgoing {
+            subject: self.subject,
+            head: &self.head,
+            payload: &self.payload,
+            expected: Some(self.seq - 1),
+            asks,
+        }
+    }
+}
+
+/// Waits for another permission.
+async fn changed(writing: &mut watch::Receiver<Writing>) {
+    if writing.changed().await.is_err() {
+        future::pending::<()>().await;
+    }
+}
+
+/// Waits for `stop`, and then this long.
+async fn after(stop: &CancellationToken, time: Duration) {
+    stop.cancelled().await;
+    sleep(time).await;
+}
