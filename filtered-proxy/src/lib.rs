@@ -25,13 +25,16 @@ mod subscriber;
 
 use std::{collections::BTreeSet, sync::Arc};
 
+#[cfg(feature = "nats")]
+use proxy_common::link::{NatsUpstream, ReaderMetrics};
 use proxy_common::{
     config::ConfigError,
     health::EventTypes,
     history::History,
-    link::{Link, Wanted},
+    link::{Link, LinkConfig, Wanted},
+    nats::NatsConfig,
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
-    protocol::{Channel, TierName},
+    protocol::{Channel, Market, TierName},
     session::SessionConfig,
 };
 use tokio::sync::watch;
@@ -56,8 +59,10 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let sessions = config.server.sessions.clone();
     let keeps_last_values = config.last_values;
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
+    let nats = config.nats;
     let markets = config.links.into_iter().map(|(market, link)| {
         let counters = foundation.market(market);
+        let link = out_of_nats(link, nats.as_ref(), market, &mut foundation);
         let malformed = foundation.metrics.register("malformed", "Objects without a type");
         let event_types = EventTypes::register(&mut foundation.metrics, true);
         let last_values = keeps_last_values.then(|| LastValues::new(&mut foundation.metrics));
@@ -86,4 +91,30 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     });
     let markets = markets.collect();
     Ok(foundation.complete(markets))
+}
+
+/// Takes the feed out of NATS, if one is set.
+#[cfg(feature = "nats")]
+fn out_of_nats(
+    link: LinkConfig,
+    nats: Option<&NatsConfig>,
+    market: Market,
+    foundation: &mut Foundation,
+) -> LinkConfig {
+    let upstream = nats.map(|nats| {
+        let metrics = ReaderMetrics::register(&mut foundation.metrics);
+        Arc::new(NatsUpstream::new(nats.clone(), market, metrics))
+    });
+    LinkConfig { nats: upstream, ..link }
+}
+
+/// This build has no NATS.
+#[cfg(not(feature = "nats"))]
+fn out_of_nats(
+    link: LinkConfig,
+    _: Option<&NatsConfig>,
+    _: Market,
+    _: &mut Foundation,
+) -> LinkConfig {
+    link
 }
