@@ -35,9 +35,9 @@ use url::Url;
 #[derive(Debug, Parser)]
 #[command(version = FULL, about, long_about = None, disable_help_subcommand = true)]
 pub struct Args {
-    /// URL of the firehose
-    #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = websocket_url)]
-    firehose_url: Url,
+    /// URL of the firehose, or servers of NATS separated by commas: nats://a.example,b.example
+    #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = FirehoseUrl::parse)]
+    firehose_url: FirehoseUrl,
     /// Certificates (PEM) of authorities to trust at FIREHOSE_URL, beside the public ones [default:
     /// none]
     #[arg(long, env = "FIREHOSE_CA", value_parser = path)]
@@ -73,9 +73,6 @@ pub struct Args {
     /// on or off
     #[arg(long, env = "LAST_VALUES", default_value = "off", value_parser = switch, action = ArgAction::Set)]
     last_values: bool,
-    /// SEAM: servers of NATS, until FIREHOSE_URL takes them [default: none]
-    #[arg(long, env = "NATS_URL", value_parser = servers)]
-    nats_url: Option<Servers>,
     #[command(flatten)]
     nats: NatsArgs,
     #[command(flatten)]
@@ -96,6 +93,24 @@ impl ProgramArgs for Args {
     }
 }
 
+/// Where the feed comes from.
+#[derive(Debug, Clone)]
+enum FirehoseUrl {
+    /// A firehose.
+    WebSocket(Url),
+    /// What a firehose stores in NATS.
+    Nats(Servers),
+}
+
+impl FirehoseUrl {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once("://") {
+            Some(("nats" | "tls", _)) => servers(text).map(Self::Nats),
+            _ => websocket_url(text).map(Self::WebSocket),
+        }
+    }
+}
+
 /// Time between attempts after the firehose refused the key. The firehose is our own, so frequent
 /// attempts do no harm, and it may have got the right keys meanwhile.
 const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
@@ -104,14 +119,14 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 pub struct Config {
     /// The link to the firehose of each market.
     pub links: Vec<(Market, LinkConfig)>,
+    /// The NATS that the feed comes from, if it comes from one.
+    pub nats: Option<NatsConfig>,
     /// How long a session's name is remembered after it has ended.
     pub session_ttl: Duration,
     /// Most bytes of messages kept for clients that come back.
     pub history_bytes: usize,
     /// Whether the last event of each kind and symbol is kept.
     pub last_values: bool,
-    /// NATS, if it carries the feed.
-    pub nats: Option<NatsConfig>,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -141,7 +156,20 @@ impl TryFrom<&Args> for Config {
             args.firehose_api_key.as_ref(),
             args.firehose_api_key_file.as_deref(),
         )?;
+        if own.is_some() && matches!(args.firehose_url, FirehoseUrl::Nats(_)) {
+            let why = "is not for NATS: leave it out, and name a file of credentials in NATS_CREDS";
+            return Err(ConfigError::other(format!("FIREHOSE_API_KEY {why}")));
+        }
+        if args.firehose_ca.is_some() && matches!(args.firehose_url, FirehoseUrl::Nats(_)) {
+            let why = "is not for NATS: name the authorities in NATS_CA";
+            return Err(ConfigError::other(format!("FIREHOSE_CA {why}")));
+        }
+        let nats = match &args.firehose_url {
+            FirehoseUrl::Nats(servers) => Some(args.nats.check("FIREHOSE_URL", servers)?),
+            FirehoseUrl::WebSocket(_) => args.nats.expect_none("FIREHOSE_URL leads to none")?,
+        };
         let key = match own.or_else(|| account.clone()) {
+            _ if nats.is_some() => SecretString::default(),
             Some(key) => key,
             None => {
                 let expected =
@@ -179,8 +207,11 @@ impl TryFrom<&Args> for Config {
         };
         let several = server.markets.len() > 1;
         let link = |market: &Market| {
-            // The market in the path lets a firehose of another market refuse the connection.
-            let firehose = market_url("FIREHOSE_URL", &args.firehose_url, *market, several)?;
+            let firehose = match &args.firehose_url {
+                // The market in the path lets a firehose of another market refuse the connection.
+                FirehoseUrl::WebSocket(url) => market_url("FIREHOSE_URL", url, *market, several)?,
+                FirehoseUrl::Nats(servers) => servers[0].clone(),
+            };
             let mut link = LinkConfig::new("firehose", firehose, key.clone());
             link.extra_roots = extra_roots.clone();
             link.refused_interval = REFUSED_INTERVAL;
@@ -189,10 +220,9 @@ impl TryFrom<&Args> for Config {
             Ok((*market, link))
         };
         let links = server.markets.iter().map(link).collect::<Result<_, ConfigError>>()?;
-        let nats = args.nats_url.as_ref().map(|servers| args.nats.check("NATS_URL", servers));
         Ok(Self {
-            nats: nats.transpose()?,
             links,
+            nats,
             session_ttl: args.session_ttl,
             history_bytes: args.history_bytes,
             last_values: args.last_values,

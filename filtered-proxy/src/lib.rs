@@ -27,13 +27,16 @@ mod subscriber;
 
 use std::{collections::BTreeSet, sync::Arc};
 
+#[cfg(feature = "nats")]
+use proxy_common::link::{NatsUpstream, ReaderMetrics};
 use proxy_common::{
     config::ConfigError,
     health::EventTypes,
     history::History,
-    link::{Link, Wanted},
+    link::{Link, LinkConfig, Wanted},
+    nats::NatsConfig,
     program::wiring::{BoundTier, Foundation, MarketTier, TierHandler},
-    protocol::{Channel, TierName},
+    protocol::{Channel, Market, TierName},
     session::SessionConfig,
 };
 use tokio::sync::watch;
@@ -44,7 +47,7 @@ use self::session_bucket::Bucket;
 use self::{
     last_values::LastValues,
     named_sessions::SessionNames,
-    router::{Memory, Router, RouterHandle},
+    router::{LagLevels, Memory, Router, RouterHandle},
 };
 
 /// A filtered proxy with its server.
@@ -62,9 +65,11 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     let bucket = config.nats.as_ref().map(|nats| Bucket::start(nats, session_ttl));
     let keeps_last_values = config.last_values;
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
-    foundation.nats = config.nats;
+    let nats = config.nats;
+    foundation.nats = nats.clone();
     let markets = config.links.into_iter().map(|(market, link)| {
         let counters = foundation.market(market);
+        let (link, lag) = out_of_nats(link, nats.as_ref(), market, &mut foundation);
         let malformed = foundation.metrics.register("malformed", "Objects without a type");
         let event_types = EventTypes::register(&mut foundation.metrics, true);
         let last_values = keeps_last_values.then(|| LastValues::new(&mut foundation.metrics));
@@ -87,6 +92,7 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
                 #[cfg(feature = "nats")]
                 bucket: bucket.clone(),
                 last_values,
+                lag,
             },
             counters.intake.clone(),
             malformed,
@@ -113,4 +119,35 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
     });
     let markets = markets.collect();
     Ok(foundation.complete(markets))
+}
+
+/// Takes the feed out of NATS, if one is set.
+#[cfg(feature = "nats")]
+fn out_of_nats(
+    link: LinkConfig,
+    nats: Option<&NatsConfig>,
+    market: Market,
+    foundation: &mut Foundation,
+) -> (LinkConfig, Option<LagLevels>) {
+    let upstream = nats.map(|nats| {
+        let metrics = ReaderMetrics::register(&mut foundation.metrics);
+        let lag = LagLevels {
+            messages: metrics.lag_messages.clone(),
+            milliseconds: metrics.lag_ms.clone(),
+        };
+        (Arc::new(NatsUpstream::new(nats.clone(), market, metrics)), lag)
+    });
+    let (nats, lag) = upstream.unzip();
+    (LinkConfig { nats, ..link }, lag)
+}
+
+/// This build has no NATS.
+#[cfg(not(feature = "nats"))]
+fn out_of_nats(
+    link: LinkConfig,
+    _: Option<&NatsConfig>,
+    _: Market,
+    _: &mut Foundation,
+) -> (LinkConfig, Option<LagLevels>) {
+    (link, None)
 }

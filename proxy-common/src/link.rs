@@ -12,11 +12,16 @@ mod error;
 mod event;
 mod login;
 mod metrics;
+#[cfg(feature = "nats")]
+mod nats;
 mod spacing;
 mod status;
 mod subscriptions;
+mod upstream;
 mod upstream_socket;
 
+#[cfg(feature = "nats")]
+pub use self::nats::{NatsUpstream, ReaderMetrics};
 pub use self::{
     config::LinkConfig,
     dial_right::{DialGrant, DialRight, Watchdog, uptime},
@@ -45,11 +50,15 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 use url::Url;
 
-use self::{backoff::Backoff, connection::Connection};
+use self::{backoff::Backoff, connection::Connection, upstream::Upstream};
 use crate::protocol::{Channel, Outage, Position, Start};
 
 /// How long an upstream may take to answer our close frame.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The longest wait between attempts while the firehose is silent. Each attempt waits for it as
+/// well.
+const SILENT_WAIT: Duration = Duration::from_millis(250);
 
 /// One link. Yields events to the caller of [`next`](Self::next). Makes no progress otherwise.
 pub struct Link {
@@ -73,7 +82,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 enum Phase {
     Waiting(BoxFuture<()>),
-    Connecting(BoxFuture<Result<UpstreamSocket, LinkError>>),
+    Connecting(BoxFuture<Result<Upstream, LinkError>>),
     Up(Box<Connection>),
 }
 
@@ -105,8 +114,7 @@ impl Link {
         wanted: watch::Receiver<Wanted>,
         metrics: Arc<LinkMetrics>,
     ) -> (Self, LinkHandle) {
-        let (status, receiver) =
-            watch::channel(LinkStatus::new(config.upstream, redacted(&config.url)));
+        let (status, receiver) = watch::channel(LinkStatus::new(config.upstream, config.shown()));
         let retry = Arc::new(Notify::new());
         let handle = LinkHandle { status: receiver, retry: Arc::clone(&retry) };
         let config = Arc::new(config);
@@ -267,13 +275,13 @@ impl Link {
         self.status.send_modify(|status| status.state = LinkState::Connecting);
         let (config, status) = (Arc::clone(&self.config), Arc::clone(&self.status));
         self.phase = Phase::Connecting(Box::pin(async move {
-            let socket = connect(&config).await?;
-            status.send_modify(|status| status.state = LinkState::Authenticating);
-            authenticate(&config, socket).await
+            let connected =
+                || status.send_modify(|status| status.state = LinkState::Authenticating);
+            Upstream::begin(&config, connected).await
         }));
     }
 
-    fn on_login(&mut self, socket: UpstreamSocket) {
+    fn on_login(&mut self, socket: Upstream) {
         let start = self.start();
         let connection = Connection::new(
             socket,
@@ -291,7 +299,7 @@ impl Link {
                 status.channels = channels;
             }
         });
-        let url = redacted(&self.config.url);
+        let url = self.config.shown();
         info!(upstream = self.config.upstream, url, "Authenticated successfully");
         self.phase = Phase::Up(Box::new(connection));
         self.metrics.connects.inc();
@@ -328,6 +336,7 @@ impl Link {
                 (self.backoff.after_eviction(chance), LinkState::Waiting)
             }
             LinkError::TryLater(_, told) => (by_backoff.max(*told), LinkState::Waiting),
+            LinkError::NoFirehose(_) => (by_backoff.min(SILENT_WAIT), LinkState::Waiting),
             LinkError::Unreachable(_)
             | LinkError::Timeout(_)
             | LinkError::Protocol(_)
@@ -347,7 +356,7 @@ impl Link {
             status.state = state;
             status.last_error = Some(LastError { error: error.clone(), at: now, wait });
         });
-        let (upstream, url) = (self.config.upstream, redacted(&self.config.url));
+        let (upstream, url) = (self.config.upstream, self.config.shown());
         let next_try = rounded(wait);
         let failures = self.backoff.failures();
         let advice = error.advice();
@@ -364,7 +373,7 @@ impl Link {
             }
             wait_for_spacing(config).await;
         }));
-        self.change_outage(error.to_string())
+        self.change_outage(error)
     }
 
     /// Waits until this program may dial. Returns the outage if its reason has changed.
@@ -392,14 +401,18 @@ impl Link {
 
     /// Begins an outage with this reason, or changes the reason of the one that goes on. `None` if
     /// that is its reason already.
-    fn change_outage(&mut self, reason: String) -> Option<LinkEvent> {
+    fn change_outage(&mut self, error: &LinkError) -> Option<LinkEvent> {
+        let reason = error.to_string();
         let outage = match self.outage.take() {
             Some(known) if known.reason == reason => {
                 self.outage = Some(known);
                 return None;
             }
             Some(known) => Outage { reason, ..known },
-            None => Outage::now(reason),
+            None => match error {
+                LinkError::NoFirehose(since) => Outage { from: *since, reason },
+                _ => Outage::now(reason),
+            },
         };
         Some(LinkEvent::Down(self.outage.insert(outage).clone()))
     }

@@ -9,5 +9,5 @@ pub(crate) use self::{
 };
 pub use self::{
     decoder::{Decoded, Decoder, Violation},
-    frame::Frame,
+    frame::{Frame, NoFrames, frames},
 };

@@ -42,6 +42,7 @@ mod named_clients;
 mod nats_access;
 mod nats_document;
 mod nats_failures;
+mod nats_partitions;
 mod nats_peers;
 mod nats_sessions;
 mod nats_writer;

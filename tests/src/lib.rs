@@ -16,6 +16,7 @@
 //! | [`tls`] | certificates, and TLS on either side of a port |
 //! | [`tools`] | programs of other projects that the tests run |
 //! | [`ledger`] | whether a program's counters account for every event |
+//! | [`namespaces`] | network namespaces, between which lines can be cut |
 //! | [`nats`] | real NATS servers and clusters, and an independent look into a stream |
 //! | [`relay`] | a TCP relay that injects faults |
 //! | [`chain`] | a whole chain with a relay at each hop, and a market of numbered events |
@@ -41,6 +42,7 @@ pub mod grafana;
 pub mod http;
 pub mod imports;
 pub mod ledger;
+pub mod namespaces;
 pub mod nats;
 pub mod official_clients;
 pub mod oracle;

@@ -368,6 +368,7 @@ mod tests {
             #[cfg(feature = "nats")]
             bucket: None,
             last_values: None,
+            lag: None,
         };
         Router::new(&config(), memory, intake, Count::default(), event_types, sessions)
     }

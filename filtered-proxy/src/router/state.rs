@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    handle::{Input, RouterHandle, Shared},
+    handle::{Input, LagLevels, RouterHandle, Shared},
     outage_end::OutageEnd,
 };
 #[cfg(feature = "nats")]
@@ -108,6 +108,8 @@ pub(crate) struct Memory {
     pub(crate) bucket: Option<MarketBucket>,
     /// The last event of each type and symbol, if they are kept.
     pub(crate) last_values: Option<LastValues>,
+    /// How far the link is from the end of the stream in NATS, if it reads one.
+    pub(crate) lag: Option<LagLevels>,
 }
 
 impl Router {
@@ -122,7 +124,7 @@ impl Router {
     ) -> (Self, RouterHandle) {
         #[cfg(feature = "nats")]
         let bucket = memory.bucket;
-        let Memory { history, names, last_values, .. } = memory;
+        let Memory { history, names, last_values, lag, .. } = memory;
         let (sender, inputs) = mpsc::channel(INPUTS);
         let resumes = history.is_on();
         let shared = Arc::new(Shared {
@@ -143,6 +145,7 @@ impl Router {
             outages: watch::Sender::default(),
             event_types,
             gaps: Mutex::default(),
+            lag,
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let router = Self {

@@ -31,6 +31,9 @@ pub struct LinkConfig {
     pub history_bytes: Option<u64>,
     /// How many bytes of the newest frames the owner keeps. Default: none.
     pub kept_bytes: usize,
+    /// The feed comes out of NATS instead. `url` is then its first server. Default: none.
+    #[cfg(feature = "nats")]
+    pub nats: Option<Arc<super::nats::NatsUpstream>>,
     /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
     pub spacing: Option<Arc<Spacing>>,
     /// Of several programs, only one may dial. Default: none, for a link that always may.
@@ -50,8 +53,19 @@ impl LinkConfig {
             ping_interval: Duration::from_secs(15),
             history_bytes: None,
             kept_bytes: 0,
+            #[cfg(feature = "nats")]
+            nats: None,
             spacing: None,
             dial_right: None,
         }
+    }
+
+    /// The upstream's address, without the parts that may hold a secret.
+    pub fn shown(&self) -> String {
+        #[cfg(feature = "nats")]
+        if let Some(nats) = &self.nats {
+            return nats.shown();
+        }
+        super::redacted(&self.url)
     }
 }

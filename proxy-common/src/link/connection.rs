@@ -22,7 +22,8 @@ use super::{
     metrics::LinkMetrics,
     status::ChannelStatus,
     subscriptions::{SubscriptionOutcome, UpstreamSubscriptions, Wanted},
-    upstream_socket::{UpstreamMessage, UpstreamSocket},
+    upstream::{SessionError, Upstream},
+    upstream_socket::UpstreamMessage,
 };
 use crate::{
     metrics::count_and_sample,
@@ -42,7 +43,7 @@ const MESSAGES_BETWEEN_HOUSEKEEPING: u32 = 64;
 
 /// A logged-in connection.
 pub(super) struct Connection {
-    socket: UpstreamSocket,
+    socket: Upstream,
     since: Instant,
     pub(super) subscriptions: UpstreamSubscriptions,
     /// Resolves when the wanted channels change.
@@ -73,7 +74,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(
-        socket: UpstreamSocket,
+        socket: Upstream,
         mut wanted: watch::Receiver<Wanted>,
         ping_interval: Duration,
         start: Option<Start>,
@@ -106,7 +107,7 @@ impl Connection {
     }
 
     /// The socket, to close it.
-    pub(super) fn into_socket(self) -> UpstreamSocket {
+    pub(super) fn into_socket(self) -> Upstream {
         self.socket
     }
 
@@ -146,9 +147,7 @@ impl Connection {
             }
             match self.socket.poll_next(cx) {
                 Poll::Ready(Ok(message)) => self.on_message(message),
-                Poll::Ready(Err(error)) => {
-                    return Poll::Ready(Err(self.closed(error.to_string())));
-                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.ended(error))),
                 Poll::Pending => {
                     self.keep_house(cx)?;
                     if self.ready.is_empty() {
@@ -171,7 +170,7 @@ impl Connection {
         self.poll_requests(cx);
         self.poll_ping(cx)?;
         match self.socket.poll_flush(cx) {
-            Poll::Ready(Err(error)) => Err(self.closed(error.to_string())),
+            Poll::Ready(Err(error)) => Err(self.ended(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
     }
@@ -363,6 +362,13 @@ impl Connection {
         }
         if count_and_sample(&self.metrics.malformed, 1) {
             warn!(bytes, what, "upstream frame without events dropped");
+        }
+    }
+
+    fn ended(&self, error: SessionError) -> LinkError {
+        match error {
+            SessionError::Socket(error) => self.closed(error.to_string()),
+            SessionError::Known(error) => error,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Why a connection to an upstream, or an attempt at one, ended.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 
@@ -38,6 +38,9 @@ pub enum LinkError {
     /// Nothing arrived during two pings: the connection is half-open.
     #[error("half-open connection: nothing received during two pings")]
     Silent,
+    /// Nothing of a firehose has come out of NATS since this time.
+    #[error("the firehose is silent: nothing of it comes out of NATS")]
+    NoFirehose(SystemTime),
     /// The upstream closed with code 1008 and without a word.
     #[error("connection lost: closed with code 1008 and without a reason")]
     ClosedByPolicy,
@@ -79,6 +82,7 @@ impl LinkError {
             Self::Positions { .. } => {
                 "report this fault; the link starts anew, and what it may have missed is announced"
             }
+            Self::NoFirehose(_) => "check that a firehose runs that publishes to the same NATS",
             Self::Standby(_) => "nothing: the link waits until this program may dial",
             Self::Silent | Self::ClosedByPolicy | Self::Closed(_) => {
                 "the link tries again by itself"
@@ -94,7 +98,7 @@ impl LinkError {
             Self::AuthFailed(_) => Self::LABELS[2],
             Self::MaxConnections(_) => Self::LABELS[3],
             Self::Protocol(_) => Self::LABELS[4],
-            Self::Silent => Self::LABELS[5],
+            Self::Silent | Self::NoFirehose(_) => Self::LABELS[5],
             Self::ClosedByPolicy | Self::Closed(_) => Self::LABELS[6],
             Self::Positions { .. } => Self::LABELS[7],
             Self::Standby(_) => Self::LABELS[8],

@@ -11,6 +11,10 @@ use super::config::{Credentials, NatsConfig};
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a silent server is asked whether it is there. Two without an answer end the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// The most messages that wait in a subscription. A consumer with flow control is sent at most
+/// 32 MiB ahead, and no message is shorter than 128 bytes with its headers. Memory is taken only as
+/// messages wait.
+const SUBSCRIPTION: usize = 256 << 10;
 /// The longest wait between attempts to come back.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
@@ -31,6 +35,7 @@ pub async fn connect(
         .connection_timeout(TIMEOUT)
         .request_timeout(Some(TIMEOUT))
         .ping_interval(PING_INTERVAL)
+        .subscription_capacity(SUBSCRIPTION)
         .reconnect_delay_callback(|attempts| {
             let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
             let wait = Duration::from_millis(50).saturating_mul(attempts);

@@ -13,7 +13,7 @@ use super::{
     program_config::ProgramConfig,
 };
 use crate::{
-    link::{LinkConfig, LinkError, authenticate, open, redacted},
+    link::{LinkConfig, LinkError, authenticate, open},
     protocol::TierName,
     version,
 };
@@ -57,7 +57,7 @@ pub(super) async fn run<C: ProgramConfig>(
     }
     let markets: Vec<_> = server.markets.iter().map(ToString::to_string).collect();
     rows.push(["markets", &*markets.join(", ")].map(str::to_owned));
-    rows.extend(config.links().map(|link| ["upstream".to_owned(), redacted(&link.url)]));
+    rows.extend(config.links().map(|link| ["upstream".to_owned(), link.shown()]));
     let labels: Vec<_> = server.sessions.keys.sessions().into_keys().collect();
     rows.push(["keys of clients", &*labels.join(", ")].map(str::to_owned));
     rows.dedup();
@@ -80,7 +80,7 @@ pub(super) async fn run<C: ProgramConfig>(
 
 /// Tries one upstream, and prints each step. Whether all is well.
 async fn attempt(link: &LinkConfig) -> bool {
-    say(&format!("\n{} at {}", link.upstream, redacted(&link.url)));
+    say(&format!("\n{} at {}", link.upstream, link.shown()));
     match try_steps(link).await {
         Ok(clock) => clock,
         Err(error) => {
@@ -92,6 +92,11 @@ async fn attempt(link: &LinkConfig) -> bool {
 
 /// Resolves, connects, compares the clocks, and logs in. Whether the clock is right.
 async fn try_steps(link: &LinkConfig) -> Result<bool, LinkError> {
+    #[cfg(feature = "nats")]
+    if let Some(nats) = &link.nats {
+        say(&format!("  connected  {}", nats.try_it().await?));
+        return Ok(true);
+    }
     let host = link.url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = link.url.port_or_known_default().unwrap_or(443);
     let found = lookup_host((host, port)).await;

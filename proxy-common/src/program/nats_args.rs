@@ -25,6 +25,20 @@ pub struct NatsArgs {
 }
 
 impl NatsArgs {
+    /// No settings, because there are no servers.
+    ///
+    /// # Errors
+    ///
+    /// A setting is there all the same. `why` says why there is no NATS.
+    pub fn expect_none(&self, why: &str) -> Result<Option<NatsConfig>, ConfigError> {
+        for (variable, file) in [("NATS_CREDS", &self.nats_creds), ("NATS_CA", &self.nats_ca)] {
+            if file.is_some() {
+                return Err(ConfigError::other(format!("{variable} is for NATS, and {why}")));
+            }
+        }
+        Ok(None)
+    }
+
     /// The checked settings, for these servers. `variable` names the setting that lists them.
     ///
     /// # Errors

@@ -19,7 +19,7 @@ use super::{
     subcommand::Subcommand,
     wiring::BoundTier,
 };
-use crate::{config::ConfigError, link::redacted, server::Handler, version::FULL};
+use crate::{config::ConfigError, link::LinkConfig, server::Handler, version::FULL};
 
 /// Ends a program that does not serve: prints a text to standard output and succeeds, or prints one
 /// line to standard error and exits with code 2. The code is 1 after a check that found a problem.
@@ -83,7 +83,7 @@ pub fn start<C: ProgramConfig, H: Handler>(
     line.args.log().init(&name);
     line.log_ignored();
     let market = list(config.server().markets.iter());
-    let upstream = list(config.links().map(|link| redacted(&link.url)));
+    let upstream = list(config.links().map(LinkConfig::shown));
     block_on(threads, async {
         let tier = bind(config).await.map_err(StartupExit::Error)?;
         let addresses = tier.listeners.addresses().map_err(StartupExit::system)?;

@@ -244,6 +244,18 @@ impl Notice {
         }
     }
 
+    /// Says how many events were lost.
+    #[must_use]
+    pub fn counting(self, events: Option<u64>) -> Self {
+        Self { events, ..self }
+    }
+
+    /// Leaves out the time.
+    #[must_use]
+    pub fn untimed(self) -> Self {
+        Self { time: None, ..self }
+    }
+
     /// Says where the feed stands. The last message before it was received at `time`.
     pub fn position(tier: TierName, position: Position, time: u64) -> Self {
         Self {
