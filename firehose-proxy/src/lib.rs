@@ -60,7 +60,6 @@ use self::{
     publisher::Publisher,
     record::{RecordConfig, Recorder},
     ring::Ring,
-    role::Role,
     silence::monitor::SilenceMonitor,
     subscriber::Shared,
     upkeep::{ContractLevels, FirehoseUpkeep},
@@ -218,6 +217,7 @@ fn serve(
         recorder,
         epochs: epoch_requests,
     };
+    #[cfg_attr(not(feature = "nats"), expect(unused_variables, reason = "only NATS needs it"))]
     let (lease_status, lease_role, release) = match lease {
         Some(MarketLease { status, role, release, .. }) => {
             (Some(status), Some(role), Some(release))

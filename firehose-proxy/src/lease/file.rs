@@ -117,7 +117,10 @@ pub(super) async fn contend(mut lock: Lock, name: String, address: String, conte
                     hold.stands_by(others.as_ref());
                     hold.status.is_ready(true);
                 }
-                Err(TryLockError::Error(error)) => hold.status.fails(&error.to_string()),
+                Err(TryLockError::Error(error)) => {
+                    hold.status.fails(&error.to_string());
+                    hold.loses_sight();
+                }
             },
         }
         if is_over(&mut stop, LOOKING).await {
