@@ -63,7 +63,7 @@ use self::{
 #[cfg(feature = "nats")]
 use self::{
     epochs::Epochs,
-    nats::{FeedWriter, WriterParts},
+    nats::{DemandListener, FeedWriter, WriterParts},
 };
 
 /// A firehose with its server.
@@ -223,7 +223,11 @@ fn serve(
         #[cfg(feature = "nats")]
         nats: writer_status,
     };
+    #[cfg(feature = "nats")]
+    let demands = settings.nats.as_ref().map(|config| (config.nats.clone(), shared.clone()));
     let data = async move |stop, heartbeat| {
+        #[cfg(feature = "nats")]
+        let _demands = demands.map(|(nats, shared)| DemandListener::start(nats, market, shared));
         #[cfg(feature = "nats")]
         let writer = writer.map(FeedWriter::start);
         publisher.run(links, stop, heartbeat).await;

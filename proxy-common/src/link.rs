@@ -378,7 +378,8 @@ impl Link {
 
     /// Waits until this program may dial. Returns the outage if its reason has changed.
     fn stand_by(&mut self, error: LinkError) -> Option<LinkEvent> {
-        let (reason, config) = (error.to_string(), Arc::clone(&self.config));
+        let event = self.change_outage(&error);
+        let (known, config) = (error.to_string(), Arc::clone(&self.config));
         self.status.send_modify(|status| {
             if status.state != LinkState::Standby {
                 (status.state, status.since) = (LinkState::Standby, SystemTime::now());
@@ -386,13 +387,11 @@ impl Link {
             let (at, wait) = (SystemTime::now(), Duration::ZERO);
             status.last_error = Some(LastError { error, at, wait });
         });
-        let known = reason.clone();
         self.phase = Phase::Waiting(Box::pin(async move {
             if let Some(right) = &config.dial_right {
                 right.changed(&known).await;
             }
         }));
-        let event = self.change_outage(reason);
         if let Some(LinkEvent::Down(outage)) = &event {
             info!(upstream = self.config.upstream, reason = outage.reason, "may not dial");
         }

@@ -39,6 +39,7 @@ mod markets;
 mod metrics;
 mod monitoring;
 mod named_clients;
+mod nats_reader;
 mod nats_writer;
 mod new_types;
 mod notices;

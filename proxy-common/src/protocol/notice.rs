@@ -244,12 +244,6 @@ impl Notice {
         }
     }
 
-    /// Says how many events were lost.
-    #[must_use]
-    pub fn counting(self, events: Option<u64>) -> Self {
-        Self { events, ..self }
-    }
-
     /// Leaves out the time.
     #[must_use]
     pub fn untimed(self) -> Self {

@@ -217,7 +217,11 @@ impl Follower {
         self.seen.holes += u64::from(!new_epoch);
         self.seen.lost_events += events.unwrap_or(0);
         let gap = Notice::gone(TierName::Firehose, why, Some(reached.position), position);
-        self.out.push_back(gap.counting(events).frame());
+        let gap = match events {
+            Some(events) => gap.counting(events),
+            None => gap,
+        };
+        self.out.push_back(gap.frame());
     }
 
     fn say_live(&mut self, position: Position) {
