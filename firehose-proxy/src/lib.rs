@@ -48,7 +48,7 @@ use tracing::warn;
 
 pub use self::config::{Args, Config};
 #[cfg(feature = "nats")]
-use self::nats::{FeedWriter, WriterParts};
+use self::nats::{DemandListener, FeedWriter, WriterParts};
 use self::{
     config::{FeedConfig, MarketConfig},
     contracts::Contracts,
@@ -256,7 +256,11 @@ fn serve(
         #[cfg(feature = "nats")]
         nats: writer_status,
     };
+    #[cfg(feature = "nats")]
+    let demands = settings.nats.as_ref().map(|config| (config.nats.clone(), shared.clone()));
     let data = async move |stop, heartbeat| {
+        #[cfg(feature = "nats")]
+        let _demands = demands.map(|(nats, shared)| DemandListener::start(nats, market, shared));
         #[cfg(feature = "nats")]
         let writer = writer.map(FeedWriter::start);
         publisher.run(links, stop, heartbeat).await;

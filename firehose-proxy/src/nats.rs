@@ -5,6 +5,7 @@
 //! for a while misses nothing that the history still holds.
 
 mod connection;
+mod demand;
 mod payload;
 mod state;
 mod status;
@@ -19,8 +20,8 @@ use tokio::{sync::watch, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
-pub(crate) use self::status::WriterStatus;
 use self::writer::Writer;
+pub(crate) use self::{demand::DemandListener, status::WriterStatus};
 use crate::{config::FeedConfig, epochs::Epochs, ring::Wake, role::Role, subscriber::Shared};
 
 /// How long a stopping program waits for NATS to take the rest. The writer itself gives up earlier.

@@ -127,7 +127,7 @@ pub struct FirehoseSubscriber {
 
 /// A contract that a session holds.
 #[derive(Debug, Default)]
-struct HeldContract {
+pub(crate) struct HeldContract {
     /// The labels of the keys on whose behalf.
     keys: BTreeSet<Arc<str>>,
     last_answer: LastAnswer,
@@ -145,8 +145,25 @@ enum LastAnswer {
 }
 
 impl HeldContract {
+    /// Answers again, whatever the last answer was.
+    #[cfg(feature = "nats")]
+    pub(crate) fn forget_answer(&mut self) {
+        self.last_answer = LastAnswer::Nothing;
+    }
+
+    /// Whether another answer may come without a sign.
+    #[cfg(feature = "nats")]
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self.last_answer, LastAnswer::Nothing | LastAnswer::Waiting)
+    }
+
     /// The answer to a session that has read this much of the ring, if it differs from the last.
-    fn changed_answer(&mut self, contract: &Channel, view: &View<'_>, read: u64) -> Option<Status> {
+    pub(crate) fn changed_answer(
+        &mut self,
+        contract: &Channel,
+        view: &View<'_>,
+        read: u64,
+    ) -> Option<Status> {
         let (last_answer, status) = match view.standing {
             Standing::Granted if view.granted_at <= read => {
                 (LastAnswer::Subscribed(view.admission), Status::subscribed(&contract.to_string()))

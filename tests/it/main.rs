@@ -45,6 +45,7 @@ mod nats_document;
 mod nats_failures;
 mod nats_partitions;
 mod nats_peers;
+mod nats_reader;
 mod nats_sessions;
 mod nats_writer;
 mod new_types;
