@@ -47,8 +47,6 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::warn;
 
 pub use self::config::{Args, Config};
-#[cfg(feature = "nats")]
-use self::nats::{FeedWriter, WriterParts};
 use self::{
     config::{FeedConfig, MarketConfig},
     contracts::Contracts,
@@ -63,6 +61,11 @@ use self::{
     silence::monitor::SilenceMonitor,
     subscriber::Shared,
     upkeep::{ContractLevels, FirehoseUpkeep},
+};
+#[cfg(feature = "nats")]
+use self::{
+    nats::{FeedWriter, WriterParts},
+    role::Role,
 };
 
 /// A firehose with its server.
