@@ -92,6 +92,8 @@ fn pure_modules_know_no_runtime_no_clock_and_no_log() {
         "filtered-proxy/src/split/event.rs",
         "filtered-proxy/src/split/head.rs",
         "firehose-proxy/src/contracts.rs",
+        "firehose-proxy/src/nats/payload.rs",
+        "firehose-proxy/src/nats/window.rs",
         "firehose-proxy/src/outage_notices.rs",
         "firehose-proxy/src/oversized.rs",
         "firehose-proxy/src/silence/market_hours.rs",
@@ -179,7 +181,8 @@ const ROOMS: [(&str, &[Room]); 3] = [
                 "subscriber",
                 &["contracts", "demand", "entitlements", "outage_notices", "replay", "ring"],
             ),
-            ("upkeep", &["contracts", "record", "silence", "subscriber"]),
+            ("nats", &["config", "epochs", "ring", "subscriber"]),
+            ("upkeep", &["contracts", "nats", "record", "silence", "subscriber"]),
         ],
     ),
     (
