@@ -47,8 +47,6 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::warn;
 
 pub use self::config::{Args, Config};
-#[cfg(feature = "nats")]
-use self::nats::{DemandListener, FeedWriter, WriterParts};
 use self::{
     config::{FeedConfig, MarketConfig},
     contracts::Contracts,
@@ -63,6 +61,11 @@ use self::{
     silence::monitor::SilenceMonitor,
     subscriber::Shared,
     upkeep::{ContractLevels, FirehoseUpkeep},
+};
+#[cfg(feature = "nats")]
+use self::{
+    nats::{DemandListener, FeedWriter, WriterParts},
+    role::Role,
 };
 
 /// A firehose with its server.
@@ -134,6 +137,7 @@ struct Settings {
     history_bytes: usize,
     replays: Arc<Semaphore>,
     record: Option<RecordConfig>,
+    #[cfg_attr(not(feature = "nats"), expect(dead_code))]
     nats: Option<FeedConfig>,
 }
 
