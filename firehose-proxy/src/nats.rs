@@ -6,6 +6,7 @@
 
 mod connection;
 mod payload;
+mod resume;
 mod state;
 mod status;
 mod stream;
