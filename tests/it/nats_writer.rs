@@ -62,7 +62,7 @@ impl Feed {
     async fn is_stored(&self) {
         let sent = self.sent.len() as f64;
         eventually(SOON, "the whole feed in NATS", async || {
-            self.firehose.metric("firehose_upstream_frames_total").await >= Some(sent)
+            self.firehose.metric("firehose_frames_in_total").await >= Some(sent)
                 && self.firehose.metric("firehose_nats_lag_frames").await == Some(0.0)
                 && self.firehose.metric("firehose_nats_unacknowledged").await == Some(0.0)
                 && self.firehose.metric("firehose_nats_up").await == Some(1.0)
@@ -267,7 +267,7 @@ async fn what_the_history_drops_before_nats_is_back_is_a_gap_with_exact_counts()
     feed.is_stored().await;
     nats.kill();
     feed.publish(10_000);
-    let received = async || feed.firehose.metric("firehose_upstream_frames_total").await;
+    let received = async || feed.firehose.metric("firehose_frames_in_total").await;
     eventually(SOON, "the frames", async || received().await >= Some(10_100.0)).await;
     nats.restart().await;
     feed.publish(10);
@@ -460,7 +460,7 @@ async fn a_firehose_that_starts_again_goes_on_in_the_stream_with_a_new_epoch() {
     nats.stop();
     sim.handle.publish(&[trade("LAST", 1)]);
     sent.push(format!("[{}]", trade("LAST", 1)));
-    let received = async || firehose.metric("firehose_upstream_frames_total").await;
+    let received = async || firehose.metric("firehose_frames_in_total").await;
     eventually(SOON, "the last frame", async || received().await >= Some(501.0)).await;
     firehose.signal(Signal::SIGTERM);
     sleep(Duration::from_millis(100)).await;
