@@ -45,6 +45,8 @@ pub struct Program {
     plain: SocketAddr,
     child: Child,
     output: Option<Arc<Mutex<BufReader<ChildStdout>>>>,
+    /// Whether it answers for its ledger.
+    keeps_ledger: bool,
     /// Its working directory, where its log is written. The directory is empty, so that no `.env`
     /// interferes.
     dir: TempDir,
@@ -149,18 +151,9 @@ impl Binaries {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {binary}"))?;
-        let mut program = Program { name, address, plain, child, output: None, dir };
-        let deadline = Instant::now() + START_LIMIT;
-        while TcpStream::connect(address).is_err() {
-            let running = program.child.try_wait()?.is_none();
-            ensure!(
-                running && Instant::now() < deadline,
-                "{name} did not start: {}",
-                program.log()
-            );
-            pause();
-        }
-        Ok(program)
+        let program =
+            Program { name, address, plain, child, output: None, keeps_ledger: true, dir };
+        program.listening()
     }
 
     /// Starts this program again as a floor.
@@ -181,12 +174,53 @@ impl Binaries {
             plain: address,
             child,
             output: Some(Arc::new(Mutex::new(output))),
+            keeps_ledger: false,
             dir: tempfile::tempdir()?,
         })
     }
 }
 
 impl Program {
+    /// Starts another server on this upstream.
+    ///
+    /// # Errors
+    ///
+    /// If the command cannot be run, or does not listen in time.
+    pub fn peer(command: &str, upstream: SocketAddr) -> Result<Self> {
+        let mut words = command.split_whitespace();
+        let program = words.next().context("the command of the peer is empty")?;
+        let dir = tempfile::tempdir()?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let log = fs::File::create(dir.path().join("log"))?;
+        let child = Command::new(program)
+            .args(words)
+            .args([address.port(), upstream.port()].map(|port| port.to_string()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start the peer {program}"))?;
+        let keeps_ledger = false;
+        Self { name: "peer", address, plain: address, child, output: None, keeps_ledger, dir }
+            .listening()
+    }
+
+    /// Waits until it listens.
+    fn listening(mut self) -> Result<Self> {
+        let deadline = Instant::now() + START_LIMIT;
+        while TcpStream::connect(self.address).is_err() {
+            let running = self.child.try_wait()?.is_none();
+            ensure!(
+                running && Instant::now() < deadline,
+                "{} did not start: {}",
+                self.name,
+                self.log()
+            );
+            pause();
+        }
+        Ok(self)
+    }
+
     /// Gives a floor an order. A thread of its own waits for the answer.
     pub fn order(&mut self, order: &FloorStep) -> Result<JoinHandle<Result<Sent>>> {
         let input = self.child.stdin.as_mut().context("a floor has an input")?;
@@ -214,13 +248,13 @@ impl Program {
         self.memory("VmRSS:")
     }
 
-    /// Checks that the ledger of a proxy accounts for every event. Floors keep no ledger.
+    /// Checks that the ledger of a proxy accounts for every event. Floors and peers keep none.
     ///
     /// # Errors
     ///
     /// If the ledger does not balance in time.
     pub fn check_ledger(&self) -> Result<()> {
-        if self.output.is_some() {
+        if !self.keeps_ledger {
             return Ok(());
         }
         let deadline = Instant::now() + LEDGER_LIMIT;
