@@ -28,6 +28,8 @@ pub struct ClientPlan {
     pub stalled: bool,
     /// Asks for positions, so that it can leave and come back.
     pub returns: bool,
+    /// Looks at one event of each frame, and only counts the others.
+    pub counts: bool,
 }
 
 /// How far the login of a client is.
@@ -82,6 +84,8 @@ pub struct Client {
     tail: Vec<u8>,
     /// Bytes of the current frame of events that have not come yet.
     open: usize,
+    /// Bytes that have not come yet of a frame of events that are only counted.
+    uncounted: usize,
     /// Statuses that the proxy sent after the login.
     pub notices: Vec<String>,
     /// The last `position`, and how many events had been received before it.
@@ -102,6 +106,7 @@ impl Client {
             phase: Phase::Upgrading,
             tail: Vec::new(),
             open: 0,
+            uncounted: 0,
             notices: Vec::new(),
             position: None,
             from: None,
@@ -200,6 +205,13 @@ impl Client {
         }
         let mut sampled = false;
         loop {
+            if self.uncounted > 0 {
+                let came = self.uncounted.min(bytes.len() - at);
+                (self.uncounted, at) = (self.uncounted - came, at + came);
+                if self.uncounted > 0 {
+                    return Ok(at);
+                }
+            }
             while self.open > 1 {
                 let Some(event) = bytes.get(at + 1..).and_then(<[u8]>::first_chunk::<EVENT_BYTES>)
                 else {
@@ -233,6 +245,17 @@ impl Client {
             if first == 0x81 && length % STRIDE == 1 && length > STRIDE {
                 match rest.get(head..head + 12) {
                     None => return Ok(at),
+                    Some(start) if start != br#"[{"ev":"stat"# && self.plan.counts => {
+                        let event = rest.get(head + 1..).and_then(<[u8]>::first_chunk);
+                        let Some(event) = event else { return Ok(at) };
+                        match mark(event) {
+                            Some(mark) => latency.note(mark.stamp_ns, now_ns),
+                            None => self.plan.verifier.take_corrupt(),
+                        }
+                        self.plan.verifier.count((length / STRIDE) as u64);
+                        (self.uncounted, at) = (length, at + head);
+                        continue;
+                    }
                     Some(start) if start != br#"[{"ev":"stat"# => {
                         self.open = length;
                         at += head;

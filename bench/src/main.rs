@@ -38,6 +38,7 @@ fn measure(options: &Options) -> Result<()> {
         binaries: Binaries::build(options.nats_server.clone())?,
         clock: Clock::start(),
         identity: Arc::new(Identity::new()?),
+        peer: options.peer.clone(),
     };
     let runs = if options.quick { 1 } else { options.runs.max(1) };
     let patience = Duration::from_secs(if options.quick { 0 } else { options.patience });
@@ -66,6 +67,9 @@ fn measure(options: &Options) -> Result<()> {
         table += &format!(
             "\nOther programs kept {median:.2} cores busy meanwhile, {most:.2} at worst.\n"
         );
+    }
+    if let Some(comparison) = context.sheet.comparison(median > QUIET_CORES) {
+        table += &format!("\n{comparison}");
     }
     println!("{table}");
     about["cores_busy_with_other_programs"] = json!({ "median": median, "most": most });

@@ -22,6 +22,10 @@ pub struct Options {
     /// repeats disturbed stretches
     #[arg(long, default_value_t = 60)]
     pub patience: u64,
+    /// Another server to compare the filtered tier with. It is started with two more arguments: the
+    /// port to listen on, and the port at which it finds the market
+    #[arg(long, value_name = "COMMAND")]
+    pub peer: Option<String>,
     /// Directory for the table, the JSON file and the plots
     #[arg(long)]
     pub out: Option<PathBuf>,

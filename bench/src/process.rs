@@ -223,6 +223,28 @@ impl Binaries {
 }
 
 impl Program {
+    /// Starts another server on this upstream.
+    ///
+    /// # Errors
+    ///
+    /// If the command cannot be run, or does not listen in time.
+    pub fn peer(command: &str, upstream: SocketAddr) -> Result<Self> {
+        let mut words = command.split_whitespace();
+        let program = words.next().context("the command of the peer is empty")?;
+        let dir = tempfile::tempdir()?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let log = fs::File::create(dir.path().join("log"))?;
+        let child = Command::new(program)
+            .args(words)
+            .args([address.port(), upstream.port()].map(|port| port.to_string()))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start the peer {program}"))?;
+        Self { name: "peer", address, plain: None, child, output: None, dir }.started()
+    }
+
     /// Waits until it listens.
     fn started(mut self) -> Result<Self> {
         let deadline = Instant::now() + START_LIMIT;
@@ -262,8 +284,7 @@ impl Program {
         self.memory("VmRSS:")
     }
 
-    /// Checks that the ledger of a proxy accounts for every event. Others keep no
-    /// ledger.
+    /// Checks that the ledger of a proxy accounts for every event. Others keep none.
     ///
     /// # Errors
     ///

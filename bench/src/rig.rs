@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     client::{ClientPlan, Return},
@@ -49,6 +49,8 @@ pub enum Shape {
     Link(usize),
     /// The same with NATS between the tiers.
     Nats(usize, Storage),
+    /// The other server that the run compares with, in the filtered tier's stead.
+    Peer,
     /// Floor: copies bytes from one socket to another.
     Relay,
     /// Floor: sends precomputed bytes in this way.
@@ -64,6 +66,8 @@ pub struct Bench {
     pub clock: Clock,
     /// The certificate of an encrypted port.
     pub identity: Arc<Identity>,
+    /// The command of another server to compare with.
+    pub peer: Option<String>,
 }
 
 /// Load, programs and clients, connected and subscribed.
@@ -197,7 +201,13 @@ impl Outcome {
 pub fn client(feed: &Feed, channels: String) -> ClientPlan {
     let slots = feed.slots_of(channels.split(','));
     let verifier = Verifier::new(slots.into());
-    ClientPlan { channels, verifier, stalled: false, returns: false }
+    ClientPlan { channels, verifier, stalled: false, returns: false, counts: false }
+}
+
+/// A client of everything that only counts events, so that it does not limit a floor. It looks at
+/// one event of each frame.
+pub fn counter(feed: &Feed) -> ClientPlan {
+    ClientPlan { counts: true, ..client(feed, "*".to_owned()) }
 }
 
 impl Rig {
@@ -249,6 +259,10 @@ impl Rig {
                     programs.push(binaries.filtered(&url, None, None)?);
                 }
                 programs.extend([firehose, nats]);
+            }
+            (Some(upstream), Shape::Peer) => {
+                let command = bench.peer.as_deref().context("no peer to compare with")?;
+                programs.push(Program::peer(command, upstream.address())?);
             }
             (Some(upstream), _) => {
                 let args = ["relay".to_owned(), upstream.address().to_string()];
@@ -380,7 +394,7 @@ fn wait_for_upstream(
     programs: &[Program],
 ) -> Result<()> {
     let wanted: &[&str] = match shape {
-        Shape::Alone | Shape::Tls => &["*"],
+        Shape::Alone | Shape::Tls | Shape::Peer => &["*"],
         Shape::Both | Shape::Recorded | Shape::History(_) | Shape::Link(_) | Shape::Nats(..) => {
             &["T.*", "Q.*"]
         }

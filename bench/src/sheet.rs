@@ -1,5 +1,7 @@
 //! The sheet of results: every figure with its runs, its floor and its goal.
 
+mod comparison;
+
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -30,7 +32,7 @@ pub enum Goal {
 pub struct Figure {
     /// The scenario: `S1`.
     pub scenario: &'static str,
-    /// `alone`, `both` or `floor`.
+    /// `alone`, `both`, `floor` or `peer`.
     pub shape: &'static str,
     /// What it measures.
     pub name: String,
@@ -205,8 +207,8 @@ fn either(reached: bool, in_proportion: bool) -> Reached {
     }
 }
 
-fn markdown(rows: &[[String; 9]]) -> String {
-    let widths: Vec<usize> = (0..9)
+fn markdown<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+    let widths: Vec<usize> = (0..COLUMNS)
         .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(3))
         .collect();
     let mut text = String::new();

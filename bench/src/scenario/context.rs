@@ -67,6 +67,13 @@ impl Context {
         (median(others), most)
     }
 
+    /// The shapes of the filtered tier to measure: alone, with a firehose, and the peer if there is
+    /// one, with the names that they have in the report.
+    pub fn shapes(&self) -> Vec<(&'static str, Shape)> {
+        let peer = self.bench.peer.is_some().then_some(("peer", Shape::Peer));
+        [("alone", Shape::Alone), ("both", Shape::Both)].into_iter().chain(peer).collect()
+    }
+
     /// The length of one stretch of load.
     pub fn duration(&self) -> Duration {
         if self.quick { QUICK } else { FULL }

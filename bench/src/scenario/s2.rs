@@ -38,31 +38,32 @@ pub fn run(context: &mut Context) -> Result<()> {
         let flat_out = context.once(title, flat_out, &clients, context.step(None))?.delivery_rate();
         context.sheet.note(case, FLAT_OUT, "deliveries/s", flat_out, None, Goal::None);
         let guess = flat_out / CLIENTS as f64 / 2.0;
-        for (shape, name, goal) in [
-            (Shape::Floor(Handing::Whole(1)), PACED, None),
-            (Shape::Floor(Handing::Whole(MOST_DUE)), DUE, None),
-            (Shape::Alone, "alone", Some(0.85)),
-            (Shape::Both, "both", Some(0.7)),
-        ] {
+        let floors = [(PACED, Handing::Whole(1)), (DUE, Handing::Whole(MOST_DUE))];
+        let floors = floors.map(|(name, handing)| (name, Shape::Floor(handing)));
+        for (name, shape) in floors.into_iter().chain(context.shapes()) {
             let title = format!("S2 {name}: search");
             let found = context.search(&title, shape, &clients, guess, Outcome::is_sustained)?;
-            match goal {
-                Some(goal) => note(context, name, found.as_ref(), goal),
-                None => {
+            let goal = match shape {
+                Shape::Floor(_) => {
                     let rate = found.as_ref().map_or(0.0, Outcome::delivery_rate);
                     context.sheet.note(case, name, "deliveries/s", rate, None, Goal::None);
+                    continue;
                 }
-            }
+                Shape::Alone => Goal::OfFloor(0.85),
+                Shape::Both => Goal::OfFloor(0.7),
+                _ => Goal::None,
+            };
+            note(context, name, found.as_ref(), goal);
         }
     }
     Ok(())
 }
 
-fn note(context: &mut Context, shape: &'static str, outcome: Option<&Outcome>, goal: f64) {
+fn note(context: &mut Context, shape: &'static str, outcome: Option<&Outcome>, goal: Goal) {
     let case = Case { scenario: "S2", shape };
     let sheet = &mut context.sheet;
     let rate = outcome.map_or(0.0, Outcome::delivery_rate);
-    sheet.note(case, "rate without loss", "deliveries/s", rate, Some(PACED), Goal::OfFloor(goal));
+    sheet.note(case, "rate without loss", "deliveries/s", rate, Some(PACED), goal);
     let Some(outcome) = outcome else { return };
     sheet.note(case, "p99 there", "ms", outcome.p99_ms, None, Goal::None);
     for cost in &outcome.costs {
