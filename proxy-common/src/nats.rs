@@ -15,8 +15,9 @@
 //!
 //! Each message of the stream bears a [`Head`]. A firehose stores its messages as a chain: each
 //! one with the header `Nats-Expected-Last-Sequence`, so that the server takes it only directly
-//! behind the one before. A firehose that begins stores one state without that header. It moves the
-//! stream's sequence, so that the server refuses whatever an earlier firehose still sends.
+//! behind the one before. A firehose that begins stores states without that header, one more than
+//! it may have messages under way. They move the stream's sequence so far that nothing under way
+//! of an earlier firehose fits any more, and the server refuses whatever that one still sends.
 
 mod config;
 #[cfg(feature = "nats")]
