@@ -36,7 +36,7 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(30);
 /// All clients of a run.
 pub struct Fleet {
     clients: Vec<Client>,
-    address: SocketAddr,
+    addresses: Vec<SocketAddr>,
     epoll: OwnedFd,
     events: Vec<epoll::Event>,
     buffer: Vec<u8>,
@@ -59,9 +59,10 @@ impl std::fmt::Debug for Fleet {
 }
 
 impl Fleet {
-    /// Connects, logs in and subscribes; with TLS if there is an identity.
+    /// Connects to these addresses in turns, logs in and subscribes; with TLS if there is an
+    /// identity.
     pub fn connect(
-        address: SocketAddr,
+        addresses: Vec<SocketAddr>,
         identity: Option<&Identity>,
         plans: Vec<ClientPlan>,
         feed: Arc<Feed>,
@@ -69,7 +70,7 @@ impl Fleet {
     ) -> Result<Self> {
         let mut fleet = Self {
             clients: Vec::with_capacity(plans.len()),
-            address,
+            addresses,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             events: Vec::with_capacity(1_024),
             buffer: vec![0; READ_BYTES * 2],
@@ -84,6 +85,7 @@ impl Fleet {
         };
         let deadline = clock.now_ns() + LOGIN_LIMIT.as_nanos() as u64;
         for plan in plans {
+            let address = fleet.addresses[fleet.clients.len() % fleet.addresses.len()];
             let socket = TcpStream::connect(address).context("connect a client")?;
             if plan.stalled {
                 sockopt::set_socket_recv_buffer_size(&socket, STALLED_BUFFER)?;
@@ -128,7 +130,8 @@ impl Fleet {
     pub fn come_back(&mut self) -> Result<()> {
         for (i, client) in self.clients.iter_mut().enumerate() {
             if client.phase() == Phase::Away {
-                let socket = TcpStream::connect(self.address).context("connect a client again")?;
+                let address = self.addresses[i % self.addresses.len()];
+                let socket = TcpStream::connect(address).context("connect a client again")?;
                 socket.set_nodelay(true)?;
                 let data = epoll::EventData::new_u64(i as u64);
                 epoll::add(&self.epoll, &socket, data, epoll::EventFlags::IN)?;

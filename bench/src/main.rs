@@ -12,7 +12,7 @@ use bench::{
     rig::Bench,
     scenario::{
         context::{Context, QUIET_CORES},
-        growth, s1, s2, s3, s4, s5, s6, s7, s8, split,
+        growth, s1, s2, s3, s4, s5, s6, s7, s8, s9, split,
     },
     secure::Identity,
 };
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
 fn measure(options: &Options) -> Result<()> {
     raise_descriptors()?;
     let bench = Bench {
-        binaries: Binaries::build()?,
+        binaries: Binaries::build(options.nats_server.clone())?,
         clock: Clock::start(),
         identity: Arc::new(Identity::new()?),
     };
@@ -55,6 +55,7 @@ fn measure(options: &Options) -> Result<()> {
             Scenario::S6 => s6::run(&mut context),
             Scenario::S7 => s7::run(&mut context),
             Scenario::S8 => s8::run(&mut context),
+            Scenario::S9 => s9::run(&mut context),
             Scenario::Growth => growth::run(&mut context),
         }
         .with_context(|| format!("scenario {scenario:?}"))?;

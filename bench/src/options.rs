@@ -25,6 +25,9 @@ pub struct Options {
     /// Directory for the table, the JSON file and the plots
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// The program nats-server, for S9
+    #[arg(long)]
+    pub nats_server: Option<PathBuf>,
     /// A part that the program plays for itself.
     #[command(subcommand)]
     pub part: Option<Part>,
@@ -51,6 +54,8 @@ pub enum Scenario {
     S7,
     /// 100 clients that leave and come back
     S8,
+    /// The feed through NATS beside the direct link; needs --nats-server
+    S9,
     /// Cost from few to many clients, subscriptions and events per frame
     Growth,
 }

@@ -31,6 +31,9 @@ const LEDGER_LIMIT: Duration = Duration::from_secs(5);
 /// Where a firehose records, in its working directory.
 const RECORDS: &str = "records";
 
+/// What a stream keeps: more than a stretch of load, less than fills a disk.
+const STREAM_BYTES: u64 = 2 << 30;
+
 /// A recording that has not grown for this long is complete. It grows once a second.
 const RECORDED: Duration = Duration::from_millis(1_500);
 
@@ -41,8 +44,8 @@ pub struct Program {
     pub name: &'static str,
     /// The address that it listens on.
     pub address: SocketAddr,
-    /// The address that answers plain HTTP.
-    plain: SocketAddr,
+    /// The address that answers plain HTTP, of a proxy.
+    plain: Option<SocketAddr>,
     child: Child,
     output: Option<Arc<Mutex<BufReader<ChildStdout>>>>,
     /// Its working directory, where its log is written. The directory is empty, so that no `.env`
@@ -64,15 +67,26 @@ pub struct Recording {
 pub struct Binaries {
     dir: PathBuf,
     own: PathBuf,
+    nats_server: Option<PathBuf>,
+}
+
+/// Where a NATS server keeps its streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Storage {
+    /// On disk.
+    File,
+    /// In memory.
+    Memory,
 }
 
 impl Binaries {
     /// Builds the two proxies with this program's profile, in the same target directory.
+    /// `nats_server` is the program of NATS.
     ///
     /// # Errors
     ///
     /// If they do not build.
-    pub fn build() -> Result<Self> {
+    pub fn build(nats_server: Option<PathBuf>) -> Result<Self> {
         let own = std::env::current_exe()?;
         let dir = own.parent().context("this program lies in a directory")?.to_owned();
         let target = dir.parent().context("that directory lies in a target directory")?;
@@ -87,31 +101,43 @@ impl Binaries {
             command.arg("--release");
         }
         ensure!(command.status().context("run cargo")?.success(), "the proxies do not build");
-        Ok(Self { dir, own })
+        Ok(Self { dir, own, nats_server })
     }
 
-    /// Starts a firehose on this upstream. If it records, then into its working directory.
+    /// Starts a firehose on this upstream. If it records, then into its working directory. If there
+    /// is a NATS server, it publishes there too.
     pub fn firehose(
         &self,
         upstream: SocketAddr,
         history: Option<u64>,
         records: bool,
+        nats: Option<(SocketAddr, Storage)>,
     ) -> Result<Program> {
         let mut settings = vec![("POLYGON_WS_URL", format!("ws://{upstream}/stocks"))];
         settings.extend(history_bytes(history));
+        if let Some((address, storage)) = nats {
+            let storage = match storage {
+                Storage::File => "file",
+                Storage::Memory => "memory",
+            };
+            settings.push(("NATS_URL", format!("nats://{address}")));
+            settings.push(("NATS_STORAGE", storage.to_owned()));
+            settings.push(("NATS_MAX_BYTES", STREAM_BYTES.to_string()));
+        }
         settings.extend(records.then(|| ("RECORD_DIR", RECORDS.to_owned())));
         let (host, port) = ("FIREHOSE_HOST", "FIREHOSE_PORT");
         self.tier("firehose-proxy", "firehose", host, port, &settings, None)
     }
 
-    /// Starts a filtered proxy on this firehose. Its port speaks TLS if there is an identity.
+    /// Starts a filtered proxy on this firehose, `ws://...` or `nats://...`. Its port speaks TLS if
+    /// there is an identity.
     pub fn filtered(
         &self,
-        firehose: SocketAddr,
+        firehose: &str,
         history: Option<u64>,
         tls: Option<&Identity>,
     ) -> Result<Program> {
-        let mut settings = vec![("FIREHOSE_URL", format!("ws://{firehose}"))];
+        let mut settings = vec![("FIREHOSE_URL", firehose.to_owned())];
         settings.extend(history_bytes(history));
         let (host, port) = ("FILTERED_PROXY_HOST", "FILTERED_PROXY_PORT");
         self.tier("filtered-proxy", "filtered", host, port, &settings, tls)
@@ -149,18 +175,28 @@ impl Binaries {
             .stderr(log)
             .spawn()
             .with_context(|| format!("start {binary}"))?;
-        let mut program = Program { name, address, plain, child, output: None, dir };
-        let deadline = Instant::now() + START_LIMIT;
-        while TcpStream::connect(address).is_err() {
-            let running = program.child.try_wait()?.is_none();
-            ensure!(
-                running && Instant::now() < deadline,
-                "{name} did not start: {}",
-                program.log()
-            );
-            pause();
-        }
-        Ok(program)
+        let program = Program { name, address, plain: Some(plain), child, output: None, dir };
+        program.started()
+    }
+
+    /// Starts a NATS server with JetStream.
+    pub fn nats(&self) -> Result<Program> {
+        let path = self.nats_server.as_ref();
+        let path = path.context("give the path of nats-server with --nats-server")?;
+        let dir = tempfile::tempdir()?;
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let log = fs::File::create(dir.path().join("log"))?;
+        let child = Command::new(path)
+            .args(["--addr", "127.0.0.1", "--port", &address.port().to_string()])
+            .arg("--jetstream")
+            .arg("--store_dir")
+            .arg(dir.path().join("store"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", path.display()))?;
+        Program { name: "nats", address, plain: None, child, output: None, dir }.started()
     }
 
     /// Starts this program again as a floor.
@@ -178,7 +214,7 @@ impl Binaries {
         Ok(Program {
             name,
             address,
-            plain: address,
+            plain: None,
             child,
             output: Some(Arc::new(Mutex::new(output))),
             dir: tempfile::tempdir()?,
@@ -187,6 +223,18 @@ impl Binaries {
 }
 
 impl Program {
+    /// Waits until it listens.
+    fn started(mut self) -> Result<Self> {
+        let deadline = Instant::now() + START_LIMIT;
+        while TcpStream::connect(self.address).is_err() {
+            let running = self.child.try_wait()?.is_none();
+            let in_time = running && Instant::now() < deadline;
+            ensure!(in_time, "{} did not start: {}", self.name, self.log());
+            pause();
+        }
+        Ok(self)
+    }
+
     /// Gives a floor an order. A thread of its own waits for the answer.
     pub fn order(&mut self, order: &FloorStep) -> Result<JoinHandle<Result<Sent>>> {
         let input = self.child.stdin.as_mut().context("a floor has an input")?;
@@ -214,13 +262,14 @@ impl Program {
         self.memory("VmRSS:")
     }
 
-    /// Checks that the ledger of a proxy accounts for every event. Floors keep no ledger.
+    /// Checks that the ledger of a proxy accounts for every event. Others keep no
+    /// ledger.
     ///
     /// # Errors
     ///
     /// If the ledger does not balance in time.
     pub fn check_ledger(&self) -> Result<()> {
-        if self.output.is_some() {
+        if self.plain.is_none() {
             return Ok(());
         }
         let deadline = Instant::now() + LEDGER_LIMIT;
@@ -236,6 +285,17 @@ impl Program {
             );
             pause();
         }
+    }
+
+    /// Whether a filtered proxy gets everything from its firehose.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub fn is_linked(&self) -> Result<bool> {
+        let health = self.health()?;
+        let carried = &health["channels"]["carried"][0];
+        Ok(health["upstream"]["state"] == "up" && carried == "*")
     }
 
     /// What it has recorded, once nothing more comes. `None` if it does not record.
@@ -262,7 +322,8 @@ impl Program {
     }
 
     fn health(&self) -> Result<serde_json::Value> {
-        let mut stream = TcpStream::connect(self.plain)?;
+        let plain = self.plain.context("a proxy answers HTTP")?;
+        let mut stream = TcpStream::connect(plain)?;
         stream.set_read_timeout(Some(LEDGER_LIMIT))?;
         stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();

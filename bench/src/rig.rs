@@ -2,6 +2,7 @@
 //! them.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,7 +16,9 @@ use crate::{
     fleet::Fleet,
     floor::{FloorStep, Handing},
     load::{Step, Upstream},
-    process::{Binaries, Program, Recording, busy_cores, idle_seconds, own_cpu_seconds, pause},
+    process::{
+        Binaries, Program, Recording, Storage, busy_cores, idle_seconds, own_cpu_seconds, pause,
+    },
     secure::Identity,
     verify::{Faults, Verifier},
 };
@@ -42,6 +45,10 @@ pub enum Shape {
     Recorded,
     /// Both tiers with so many bytes of history each.
     History(u64),
+    /// Both tiers, with so many filtered proxies on the firehose. Clients take them in turns.
+    Link(usize),
+    /// The same with NATS between the tiers.
+    Nats(usize, Storage),
     /// Floor: copies bytes from one socket to another.
     Relay,
     /// Floor: sends precomputed bytes in this way.
@@ -139,10 +146,12 @@ impl Outcome {
         self.is_complete() && self.kept_up
     }
 
-    /// Processor time of a program in seconds per million events sent.
+    /// Processor time of all programs of this name in seconds per million events sent.
     pub fn cpu_per_million(&self, name: &str) -> Option<f64> {
-        let cost = self.costs.iter().find(|cost| cost.name == name)?;
-        Some(cost.cpu_seconds / self.events as f64 * 1e6)
+        let mut costs = self.costs.iter().filter(|cost| cost.name == name).peekable();
+        costs.peek()?;
+        let seconds: f64 = costs.map(|cost| cost.cpu_seconds).sum();
+        Some(seconds / self.events as f64 * 1e6)
     }
 
     /// Processor time of all programs in seconds per million events sent.
@@ -207,11 +216,11 @@ impl Rig {
         };
         match (&upstream, shape) {
             (Some(upstream), Shape::Alone) => {
-                programs.push(binaries.filtered(upstream.address(), None, None)?);
+                programs.push(binaries.filtered(&ws(upstream.address()), None, None)?);
             }
             (Some(upstream), Shape::Tls) => {
                 let identity = Some(&*bench.identity);
-                programs.push(binaries.filtered(upstream.address(), None, identity)?);
+                programs.push(binaries.filtered(&ws(upstream.address()), None, identity)?);
             }
             (Some(upstream), Shape::Both | Shape::Recorded | Shape::History(_)) => {
                 let records = shape == Shape::Recorded;
@@ -219,9 +228,27 @@ impl Rig {
                     Shape::History(bytes) => Some(bytes),
                     _ => None,
                 };
-                let firehose = binaries.firehose(upstream.address(), history, records)?;
-                programs.push(binaries.filtered(firehose.address, history, None)?);
+                let firehose = binaries.firehose(upstream.address(), history, records, None)?;
+                programs.push(binaries.filtered(&ws(firehose.address), history, None)?);
                 programs.push(firehose);
+            }
+            (Some(upstream), Shape::Link(proxies)) => {
+                let firehose = binaries.firehose(upstream.address(), None, false, None)?;
+                let url = ws(firehose.address);
+                for _ in 0..proxies {
+                    programs.push(binaries.filtered(&url, None, None)?);
+                }
+                programs.push(firehose);
+            }
+            (Some(upstream), Shape::Nats(proxies, storage)) => {
+                let nats = binaries.nats()?;
+                let there = Some((nats.address, storage));
+                let firehose = binaries.firehose(upstream.address(), None, false, there)?;
+                let url = format!("nats://{}", nats.address);
+                for _ in 0..proxies {
+                    programs.push(binaries.filtered(&url, None, None)?);
+                }
+                programs.extend([firehose, nats]);
             }
             (Some(upstream), _) => {
                 let args = ["relay".to_owned(), upstream.address().to_string()];
@@ -234,12 +261,17 @@ impl Rig {
                 programs.push(binaries.floor("floor", &args)?);
             }
         }
+        let entrances = match shape {
+            Shape::Link(proxies) | Shape::Nats(proxies, _) => proxies,
+            _ => 1,
+        };
         wait_for_upstream(upstream.as_ref(), shape, &programs)?;
+        wait_for_links(shape, &programs)?;
         let resident_before = programs[0].resident_bytes()?;
         let before = Instant::now();
         let identity = (shape == Shape::Tls).then_some(&*bench.identity);
-        let fleet =
-            Fleet::connect(programs[0].address, identity, clients, Arc::clone(feed), clock)?;
+        let addresses = programs[..entrances].iter().map(|program| program.address).collect();
+        let fleet = Fleet::connect(addresses, identity, clients, Arc::clone(feed), clock)?;
         let login_seconds = before.elapsed().as_secs_f64();
         let feed = Arc::clone(feed);
         let rig =
@@ -349,7 +381,9 @@ fn wait_for_upstream(
 ) -> Result<()> {
     let wanted: &[&str] = match shape {
         Shape::Alone | Shape::Tls => &["*"],
-        Shape::Both | Shape::Recorded | Shape::History(_) => &["T.*", "Q.*"],
+        Shape::Both | Shape::Recorded | Shape::History(_) | Shape::Link(_) | Shape::Nats(..) => {
+            &["T.*", "Q.*"]
+        }
         Shape::Relay | Shape::Floor(_) => return Ok(()),
     };
     let deadline = Instant::now() + SUBSCRIBE_LIMIT;
@@ -359,4 +393,22 @@ fn wait_for_upstream(
         pause();
     }
     Ok(())
+}
+
+/// Waits until each of several filtered proxies gets everything.
+fn wait_for_links(shape: Shape, programs: &[Program]) -> Result<()> {
+    let (Shape::Link(proxies) | Shape::Nats(proxies, _)) = shape else { return Ok(()) };
+    let deadline = Instant::now() + SUBSCRIBE_LIMIT;
+    for proxy in &programs[..proxies] {
+        while !proxy.is_linked()? {
+            ensure!(Instant::now() < deadline, "a filtered proxy gets nothing: {}", proxy.log());
+            pause();
+        }
+    }
+    Ok(())
+}
+
+/// The URL of this address for WebSockets.
+fn ws(address: SocketAddr) -> String {
+    format!("ws://{address}")
 }

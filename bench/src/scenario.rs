@@ -10,4 +10,5 @@ pub mod s5;
 pub mod s6;
 pub mod s7;
 pub mod s8;
+pub mod s9;
 pub mod split;

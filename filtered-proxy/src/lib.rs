@@ -20,6 +20,8 @@ pub mod replay;
 mod replay_start;
 mod replays;
 pub mod router;
+#[cfg(feature = "nats")]
+pub mod session_bucket;
 pub mod split;
 mod subscriber;
 
@@ -40,10 +42,12 @@ use proxy_common::{
 use tokio::sync::watch;
 
 pub use self::config::{Args, Config};
+#[cfg(feature = "nats")]
+use self::session_bucket::Bucket;
 use self::{
     last_values::LastValues,
     named_sessions::SessionNames,
-    router::{Memory, Router, RouterHandle},
+    router::{LagLevels, Memory, Router, RouterHandle},
 };
 
 /// A filtered proxy with its server.
@@ -57,12 +61,15 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
     let (history_bytes, session_ttl) = (config.history_bytes, config.session_ttl);
     let sessions = config.server.sessions.clone();
+    #[cfg(feature = "nats")]
+    let bucket = config.nats.as_ref().map(|nats| Bucket::start(nats, session_ttl));
     let keeps_last_values = config.last_values;
     let mut foundation = Foundation::bind(TierName::Filtered, config.server).await?;
     let nats = config.nats;
+    foundation.nats = nats.clone();
     let markets = config.links.into_iter().map(|(market, link)| {
         let counters = foundation.market(market);
-        let link = out_of_nats(link, nats.as_ref(), market, &mut foundation);
+        let (link, lag) = out_of_nats(link, nats.as_ref(), market, &mut foundation);
         let malformed = foundation.metrics.register("malformed", "Objects without a type");
         let event_types = EventTypes::register(&mut foundation.metrics, true);
         let last_values = keeps_last_values.then(|| LastValues::new(&mut foundation.metrics));
@@ -72,21 +79,42 @@ pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError
         let history = History::new(history_bytes);
         let (link, handle) = Link::new(link, wanted, Arc::clone(&counters.upstream));
         let sessions = SessionConfig { market, ..sessions.clone() };
+        let names = SessionNames::new(session_ttl);
+        #[cfg(feature = "nats")]
+        let bucket = bucket.as_ref().map(|bucket| bucket.of(market));
+        #[cfg(feature = "nats")]
+        let names = if bucket.is_some() { names.shared() } else { names };
         let (router, routes) = Router::new(
             &sessions,
-            Memory { history: history.clone(), names: SessionNames::new(session_ttl), last_values },
+            Memory {
+                history: history.clone(),
+                names,
+                #[cfg(feature = "nats")]
+                bucket: bucket.clone(),
+                last_values,
+                lag,
+            },
             counters.intake.clone(),
             malformed,
             Arc::clone(&event_types),
             Arc::clone(&counters.sessions),
         );
+        #[cfg(feature = "nats")]
+        let shared_names = Arc::clone(&routes.shared.names);
         MarketTier {
             counters,
             tier: routes.clone(),
             upkeep: routes,
             links: vec![handle],
             history,
-            data: Box::new(|stop, heartbeat| Box::pin(router.run(link, stop, heartbeat))),
+            data: Box::new(|stop, heartbeat| {
+                let work = router.run(link, stop, heartbeat);
+                #[cfg(feature = "nats")]
+                if let Some(bucket) = bucket {
+                    return Box::pin(session_bucket::save_while(bucket, shared_names, work));
+                }
+                Box::pin(work)
+            }),
         }
     });
     let markets = markets.collect();
@@ -100,12 +128,17 @@ fn out_of_nats(
     nats: Option<&NatsConfig>,
     market: Market,
     foundation: &mut Foundation,
-) -> LinkConfig {
+) -> (LinkConfig, Option<LagLevels>) {
     let upstream = nats.map(|nats| {
         let metrics = ReaderMetrics::register(&mut foundation.metrics);
-        Arc::new(NatsUpstream::new(nats.clone(), market, metrics))
+        let lag = LagLevels {
+            messages: metrics.lag_messages.clone(),
+            milliseconds: metrics.lag_ms.clone(),
+        };
+        (Arc::new(NatsUpstream::new(nats.clone(), market, metrics)), lag)
     });
-    LinkConfig { nats: upstream, ..link }
+    let (nats, lag) = upstream.unzip();
+    (LinkConfig { nats, ..link }, lag)
 }
 
 /// This build has no NATS.
@@ -115,6 +148,6 @@ fn out_of_nats(
     _: Option<&NatsConfig>,
     _: Market,
     _: &mut Foundation,
-) -> LinkConfig {
-    link
+) -> (LinkConfig, Option<LagLevels>) {
+    (link, None)
 }

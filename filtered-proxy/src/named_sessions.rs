@@ -3,9 +3,12 @@
 //!
 //! A name belongs to the key that its client presented. What was confirmed under a name is
 //! remembered for a while after its session has ended, for whatever reason it ended.
+//!
+//! Names may be shared with other proxies. Then they note what the others cannot read yet, and
+//! learn what another proxy has saved or taken.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,6 +37,9 @@ pub struct SessionNames<H> {
     limits: Limits,
     /// By the label of the key, then by the name.
     keys: HashMap<Arc<str>, HashMap<Arc<str>, Entry<H>>>,
+    /// The label and the name of each entry that other proxies cannot read as it is, by the time of
+    /// its change. `None` if the names are not shared.
+    unsaved: Option<VecDeque<(Arc<str>, Arc<str>)>>,
 }
 
 #[derive(Debug)]
@@ -41,6 +47,10 @@ struct Entry<H> {
     /// The last position that the client has confirmed.
     confirmed: Option<Position>,
     state: State<H>,
+    /// The revision of what this proxy has saved. `None` if it has yet to look.
+    revision: Option<u64>,
+    /// Whether the entry is among the unsaved ones.
+    is_unsaved: bool,
 }
 
 #[derive(Debug)]
@@ -66,10 +76,48 @@ pub enum Entered<H> {
     Full,
 }
 
+/// A name as it is to be saved for other proxies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsaved {
+    /// The label of the key.
+    pub key: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+    /// The session that holds it. `None` if that has ended.
+    pub session: Option<SessionId>,
+    /// The last position confirmed.
+    pub confirmed: Option<Position>,
+    /// The revision that it replaces. `None` if this proxy has yet to look.
+    pub revision: Option<u64>,
+}
+
+/// A claim to a name beside other proxies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claimed {
+    /// The revision of the claim.
+    pub revision: u64,
+    /// Who saved the name before.
+    pub before: SavedBy,
+}
+
+/// Who saved a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavedBy {
+    /// This proxy, or nobody.
+    Us,
+    /// Another proxy, with the last position confirmed there.
+    Another(Option<Position>),
+}
+
 impl<H> SessionNames<H> {
     /// No names yet. Each will be remembered for `ttl` after its session has ended.
     pub fn new(ttl: Duration) -> Self {
-        Self { ttl, limits: LIMITS, keys: HashMap::new() }
+        Self { ttl, limits: LIMITS, keys: HashMap::new(), unsaved: None }
+    }
+
+    /// Shares the names with other proxies.
+    pub fn shared(self) -> Self {
+        Self { unsaved: Some(VecDeque::new()), ..self }
     }
 
     /// Gives the name to this session, whose key has this label. Takes it from the session that
@@ -101,7 +149,7 @@ impl<H> SessionNames<H> {
                 return Entered::Full;
             }
         }
-        let entry = Entry { confirmed: None, state };
+        let entry = Entry { confirmed: None, state, revision: None, is_unsaved: false };
         self.keys.entry(Arc::clone(key)).or_default().insert(Arc::clone(name), entry);
         Entered::Holds { taken_over: None, confirmed: None }
     }
@@ -117,6 +165,7 @@ impl<H> SessionNames<H> {
                 }
                 confirmed => *confirmed = Some(position),
             }
+            self.note(key, name);
         }
     }
 
@@ -125,6 +174,7 @@ impl<H> SessionNames<H> {
     pub fn go_back(&mut self, key: &str, name: &str, session: SessionId, position: Position) {
         if let Some(entry) = self.held(key, name, session) {
             entry.confirmed = entry.confirmed.min(Some(position));
+            self.note(key, name);
         }
     }
 
@@ -132,6 +182,88 @@ impl<H> SessionNames<H> {
     pub fn leave(&mut self, key: &str, name: &str, session: SessionId, now: Instant) {
         if let Some(entry) = self.held(key, name, session) {
             entry.state = State::Ended(now);
+            self.note(key, name);
+        }
+    }
+
+    /// This session's claim has been stored. Returns the position from which it goes on. Ignored if
+    /// the session does not hold the name any more.
+    pub fn claimed(
+        &mut self,
+        key: &str,
+        name: &str,
+        session: SessionId,
+        claimed: Claimed,
+    ) -> Option<Position> {
+        let entry = self.held(key, name, session)?;
+        entry.revision = Some(claimed.revision);
+        if let SavedBy::Another(confirmed) = claimed.before {
+            entry.confirmed = confirmed;
+        }
+        entry.confirmed
+    }
+
+    /// Takes at most so many names that other proxies cannot read as they are, the oldest changes
+    /// first.
+    pub fn take_unsaved(&mut self, most: usize) -> Vec<Unsaved> {
+        let Some(unsaved) = &mut self.unsaved else { return Vec::new() };
+        let mut taken = Vec::new();
+        while taken.len() < most
+            && let Some((key, name)) = unsaved.pop_front()
+        {
+            // A name may have been forgotten since.
+            let names = self.keys.get_mut(&key);
+            let Some(entry) = names.and_then(|names| names.get_mut(&name)) else { continue };
+            if std::mem::take(&mut entry.is_unsaved) {
+                let session = entry.holder();
+                let (confirmed, revision) = (entry.confirmed, entry.revision);
+                taken.push(Unsaved { key, name, session, confirmed, revision });
+            }
+        }
+        taken
+    }
+
+    /// A name has been saved, with this revision.
+    pub fn saved(&mut self, saved: &Unsaved, revision: u64) {
+        if let Some(entry) = self.entry(&saved.key, &saved.name)
+            && entry.holder() == saved.session
+        {
+            entry.revision = Some(revision);
+        }
+    }
+
+    /// A name could not be saved, and is to be saved later.
+    pub fn not_saved(&mut self, failed: &Unsaved) {
+        self.note(&failed.key, &failed.name);
+    }
+
+    /// Another proxy has taken a name that was to be saved. Forgets it, and returns what ends its
+    /// session. Ignored if another session has entered under the name meanwhile.
+    pub fn taken_elsewhere(&mut self, lost: &Unsaved) -> Option<H> {
+        let names = self.keys.get_mut(&lost.key)?;
+        if names.get(&lost.name)?.holder() != lost.session {
+            return None;
+        }
+        let entry = names.remove(&lost.name)?;
+        if names.is_empty() {
+            self.keys.remove(&lost.key);
+        }
+        match entry.state {
+            State::Held(_, holder) => Some(holder),
+            State::Ended(_) => None,
+        }
+    }
+
+    /// Lets the names be saved again: all of them, or those of open sessions.
+    pub fn save_again(&mut self, all: bool) {
+        let Some(unsaved) = &mut self.unsaved else { return };
+        for (key, names) in &mut self.keys {
+            for (name, entry) in names {
+                if (all || entry.holder().is_some()) && !entry.is_unsaved {
+                    entry.is_unsaved = true;
+                    unsaved.push_back((Arc::clone(key), Arc::clone(name)));
+                }
+            }
         }
     }
 
@@ -161,10 +293,30 @@ impl<H> SessionNames<H> {
         self.keys.get_mut(key)?.get_mut(name)
     }
 
+    /// Notes that other proxies cannot read a name as it is.
+    fn note(&mut self, key: &str, name: &str) {
+        let Some(unsaved) = &mut self.unsaved else { return };
+        let entry = self.keys.get_mut(key).and_then(|names| names.get_mut(name));
+        if let Some(entry) = entry.filter(|entry| !entry.is_unsaved) {
+            entry.is_unsaved = true;
+            unsaved.push_back((key.into(), name.into()));
+        }
+    }
+
     /// The entry of a name, if this session holds it.
     fn held(&mut self, key: &str, name: &str, session: SessionId) -> Option<&mut Entry<H>> {
         let entry = self.entry(key, name)?;
         matches!(entry.state, State::Held(holder, _) if holder == session).then_some(entry)
+    }
+}
+
+impl<H> Entry<H> {
+    /// The session that holds the name.
+    fn holder(&self) -> Option<SessionId> {
+        match self.state {
+            State::Held(session, _) => Some(session),
+            State::Ended(_) => None,
+        }
     }
 }
 
@@ -254,6 +406,69 @@ mod tests {
         assert_eq!(names.0.count(), 10_000);
         assert_eq!(names.enter("another", "n", 0, now + TTL), Some((None, None)));
         assert_eq!(names.0.count(), 1);
+    }
+
+    fn unsaved(session: Option<SessionId>, seq: u64, revision: Option<u64>) -> Unsaved {
+        let (key, name) = ("k".into(), "n".into());
+        Unsaved { key, name, session, confirmed: Some(at(seq)), revision }
+    }
+
+    #[test]
+    fn what_changed_is_saved_once_and_with_the_last_revision() {
+        let (mut names, now) = (Names::new(10, 10), Instant::now());
+        names.0 = names.0.shared();
+        names.enter("k", "n", 1, now);
+        assert_eq!(names.0.take_unsaved(9), [], "there is nothing to go on from");
+        names.0.confirm("k", "n", 1, at(1));
+        names.0.confirm("k", "n", 1, at(2));
+        assert_eq!(names.0.take_unsaved(0), []);
+        assert_eq!(names.0.take_unsaved(9), [unsaved(Some(1), 2, None)]);
+        assert_eq!(names.0.take_unsaved(9), []);
+        names.0.saved(&unsaved(Some(1), 2, None), 70);
+        names.0.go_back("k", "n", 1, at(1));
+        let taken = names.0.take_unsaved(9);
+        assert_eq!(taken, [unsaved(Some(1), 1, Some(70))]);
+        names.0.not_saved(&taken[0]);
+        assert_eq!(names.0.take_unsaved(9), taken);
+        names.0.save_again(false);
+        names.0.leave("k", "n", 1, now);
+        let ended = [unsaved(None, 1, Some(70))];
+        assert_eq!(names.0.take_unsaved(9), ended);
+        names.0.save_again(false);
+        assert_eq!(names.0.take_unsaved(9), [], "its time goes by");
+        names.0.save_again(true);
+        assert_eq!(names.0.take_unsaved(9), ended);
+    }
+
+    #[test]
+    fn a_claim_brings_what_another_proxy_has_saved() {
+        let (mut names, now) = (Names::new(10, 10), Instant::now());
+        names.0 = names.0.shared();
+        names.enter("k", "n", 1, now);
+        let by = |before| Claimed { revision: 5, before };
+        let another = by(SavedBy::Another(Some(at(7))));
+        assert_eq!(names.0.claimed("k", "n", 1, another), Some(at(7)));
+        names.0.confirm("k", "n", 1, at(9));
+        names.enter("k", "n", 2, now);
+        assert_eq!(names.0.claimed("k", "n", 1, another), None, "another session holds it");
+        assert_eq!(names.0.claimed("k", "n", 2, by(SavedBy::Us)), Some(at(9)));
+        assert_eq!(names.0.claimed("k", "n", 2, by(SavedBy::Another(None))), None);
+    }
+
+    #[test]
+    fn a_name_that_another_proxy_has_taken_is_forgotten() {
+        let (mut names, now) = (Names::new(10, 10), Instant::now());
+        names.0 = names.0.shared();
+        names.enter("k", "n", 1, now);
+        let first = unsaved(Some(1), 7, Some(5));
+        names.enter("k", "n", 2, now);
+        assert_eq!(names.0.taken_elsewhere(&first), None, "a later session holds it");
+        names.0.confirm("k", "n", 2, at(7));
+        assert_eq!(names.0.taken_elsewhere(&unsaved(Some(2), 7, Some(5))), Some(2));
+        assert_eq!((names.0.count(), names.0.take_unsaved(9)), (0, vec![]));
+        names.0.confirm("k", "n", 2, at(8));
+        names.0.leave("k", "n", 2, now);
+        assert_eq!(names.enter("k", "n", 3, now), Some((None, None)));
     }
 
     /// A name in the model.

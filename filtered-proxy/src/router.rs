@@ -15,6 +15,6 @@ mod subscriptions;
 
 pub use self::{handle::RouterHandle, state::Router};
 pub(crate) use self::{
-    handle::{Follow, Input},
+    handle::{Follow, Input, LagLevels},
     state::Memory,
 };

@@ -21,6 +21,8 @@ use tokio::{
     task::yield_now,
     time::{Instant, sleep, sleep_until},
 };
+#[cfg(feature = "nats")]
+use tracing::warn;
 
 use crate::{
     feed::HistoryState,
@@ -64,7 +66,7 @@ impl Tier for RouterHandle {
             place: Place::Live,
             next_status: Instant::now(),
         };
-        subscriber.take_name(client.session_name());
+        subscriber.take_name(client.session_name()).await;
         let interval = client.options.as_ref().and_then(|options| options.positions);
         let follow = Follow { named: subscriber.named.is_some(), interval };
         // If the router is gone, the session's first change fails.
@@ -115,7 +117,7 @@ enum Place {
 
 impl RouterSubscriber {
     /// Takes the name in the session's path, if there is one.
-    fn take_name(&mut self, name: Option<&Arc<str>>) {
+    async fn take_name(&mut self, name: Option<&Arc<str>>) {
         let Some(name) = name else { return };
         if !self.router.shared.history.is_on() {
             let why = "nothing is remembered of this named session: HISTORY_BYTES is 0";
@@ -126,18 +128,41 @@ impl RouterSubscriber {
         let entered = self.router.shared.names().enter(&self.key, name, self.session, holder, now);
         match entered {
             Entered::Holds { taken_over, confirmed } => {
-                let name = Arc::clone(name);
-                let (came_from, is_new) = (confirmed, confirmed.is_none());
-                self.named = Some(Box::new(Named { name, came_from, is_new }));
                 if let Some(older) = taken_over {
                     older.evict(CloseReason::TakenOver);
                 }
+                let came_from = match self.claim(name).await {
+                    Some(claimed) => claimed,
+                    None => confirmed,
+                };
+                let (name, is_new) = (Arc::clone(name), came_from.is_none());
+                self.named = Some(Box::new(Named { name, came_from, is_new }));
             }
             Entered::Full => {
                 let why = "no room for another named session: nothing is remembered of this one";
                 self.outbound.send_frame(&status_frame(&Status::error(why)), Instant::now());
             }
         }
+    }
+
+    /// Claims the name beside other proxies. Returns what was confirmed, here or there; `None` if
+    /// the names are not shared, or if that cannot be known now.
+    #[cfg(feature = "nats")]
+    async fn claim(&self, name: &Arc<str>) -> Option<Option<Position>> {
+        let shared = &self.router.shared;
+        match shared.bucket.as_ref()?.claim(&self.key, name).await {
+            Ok(claimed) => Some(shared.names().claimed(&self.key, name, self.session, claimed)),
+            Err(error) => {
+                warn!(%error, "failed to ask NATS where a named session stood");
+                None
+            }
+        }
+    }
+
+    #[cfg(not(feature = "nats"))]
+    #[expect(clippy::unused_async, reason = "with NATS, it waits")]
+    async fn claim(&self, _name: &Arc<str>) -> Option<Option<Position>> {
+        None
     }
 
     /// A client that comes back must know if the proxy has forgotten it: after a restart, at

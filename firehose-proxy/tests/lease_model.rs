@@ -261,7 +261,7 @@ impl World {
 #[test]
 fn never_two_may_dial_and_one_may_once_the_world_is_calm() {
     let seeds = std::env::var("TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = seeds.map_or(0..300, |seed| seed..seed + 1);
+    let seeds = seeds.map_or(0..120, |seed| seed..seed + 1);
     let mut takeovers = 0;
     for seed in seeds {
         let world = World::new(seed, 2 + (seed % 2) as usize);
@@ -279,7 +279,7 @@ fn never_two_may_dial_and_one_may_once_the_world_is_calm() {
             Err(_) => panic!("TEST_SEED={seed}"),
         }
     }
-    assert!(takeovers > 300, "the lease has passed {takeovers} times");
+    assert!(takeovers > 120, "the lease has passed {takeovers} times");
 }
 
 #[test]

@@ -2,12 +2,14 @@
 
 mod event_types;
 mod ledger;
+mod peer;
 mod process;
 
 use self::ledger::BalanceWatch;
 pub use self::{
     event_types::{EventTypes, LastEvent},
     ledger::{Deliveries, Intake, IntakeMetrics, Ledger},
+    peer::{Lag, Peer, PeerList},
     process::ProcessMetrics,
 };
 
@@ -68,6 +70,15 @@ pub struct Health {
     /// The messages kept for whoever comes back. Absent if none are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history: Option<HistoryHealth>,
+    /// How far it is from the end of the stream in NATS. Absent if it does not read one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag: Option<Lag>,
+    /// The other programs of the market, as they said a few seconds ago. Absent without NATS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Vec<Peer>>,
+    /// The lease, which says whether this program may dial. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseHealth>,
     /// Sessions now.
     pub sessions: i64,
     /// Sessions of each key, by the key's label.
@@ -176,6 +187,29 @@ pub struct ContractsHealth {
     pub waiting: usize,
 }
 
+/// The lease of a market, as one program sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeaseHealth {
+    /// Where it is: `file` or `nats`.
+    pub kind: &'static str,
+    /// `holder` if this program may dial, else `standby`.
+    pub role: &'static str,
+    /// The name of this run of the program.
+    pub name: String,
+    /// The name of the run that holds it, as far as is known.
+    pub holder: Option<String>,
+    /// Where that one listens, by its own settings.
+    pub address: Option<String>,
+    /// How often it has passed to another program.
+    pub term: u64,
+    /// The epoch of what its holder publishes.
+    pub epoch: u64,
+    /// Whether this program holds it, or could take it at once.
+    pub ready: bool,
+    /// Since when this program has its role, in RFC 3339 form.
+    pub since: Option<String>,
+}
+
 /// An outage that ended.
 #[derive(Debug, Clone, Serialize)]
 pub struct EndedOutage {
@@ -270,6 +304,9 @@ impl HealthReporter {
             channels: link.channels,
             contracts: BTreeMap::new(),
             history: None,
+            lag: None,
+            peers: None,
+            lease: None,
             sessions: sessions.sessions.get(),
             keys: self.keys.sessions(),
             subscriptions: sessions.subscriptions.get(),

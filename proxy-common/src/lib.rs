@@ -18,6 +18,7 @@
 //! | [`access`] | who may connect, from where and how fast |
 //! | [`session`] | one accepted WebSocket: commands in, events out, its end |
 //! | [`health`] | the `/health` document and the ledger |
+//! | `peers` | asking the other programs on NATS how they are |
 //! | [`status`] | the page, `/status.json` and `/sessions` |
 //! | [`server`] | accepting connections, HTTP, the upgrade |
 //! | [`program`] | flags, log, runtime, signals, and the wiring of a tier |
@@ -32,6 +33,8 @@ pub mod link;
 pub mod metrics;
 mod named_enum;
 pub mod nats;
+#[cfg(feature = "nats")]
+pub mod peers;
 pub mod program;
 pub mod protocol;
 pub mod server;

@@ -83,7 +83,7 @@ fn seconds(text: &str) -> u64 {
 #[tokio::test]
 async fn every_object_meets_the_schemas_of_the_oldest_and_the_newest_kubernetes() {
     let dir = tempfile::tempdir().expect("make a temporary directory");
-    for folder in ["base", "example"] {
+    for folder in ["base", "example", "nats"] {
         let file = dir.path().join(format!("{folder}.yaml"));
         std::fs::write(&file, rendered(folder).await).expect("write manifests");
         let objects = Objects::of(folder).await;
@@ -102,7 +102,7 @@ async fn every_object_meets_the_schemas_of_the_oldest_and_the_newest_kubernetes(
 
 #[tokio::test]
 async fn each_setting_exists_and_each_key_is_a_file_that_is_mounted() {
-    for folder in ["base", "example"] {
+    for folder in ["base", "example", "nats"] {
         let objects = Objects::of(folder).await;
         for (tier, _) in TIERS {
             let known = settings(tier).await;
@@ -118,7 +118,7 @@ async fn each_setting_exists_and_each_key_is_a_file_that_is_mounted() {
             for (name, value) in objects.settings(tier) {
                 assert!(known.contains_key(&name), "{tier} has no setting {name}");
                 assert!(!name.ends_with("_KEY") && !name.ends_with("_KEYS"), "{name} is a secret");
-                if name.ends_with("_FILE") {
+                if name.ends_with("_FILE") || name == "NATS_CREDS" {
                     read.insert(value);
                 }
             }

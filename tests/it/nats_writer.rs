@@ -331,6 +331,25 @@ async fn a_stream_that_is_gone_is_made_again_with_all_that_the_history_holds() {
     has_no_problem(&feed.firehose).await;
 }
 
+/// Why a firehose opens its epoch with more than one message.
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_one_message_of_another_the_rest_of_a_window_fits_again() {
+    let nats = NatsServer::start().await;
+    let client = nats.client().await;
+    let config = Config {
+        name: STREAM.to_owned(),
+        subjects: vec![STATE.to_owned(), DATA.to_owned()],
+        ..Config::default()
+    };
+    jetstream::new(client.clone()).create_stream(config).await.expect("make a stream");
+    publish(&client, DATA, None, None, "0").await.expect("stored at 1");
+    publish(&client, STATE, None, None, "of another").await.expect("stored at 2");
+    // A window that was under way meanwhile.
+    publish(&client, DATA, None, Some(1), "1").await.expect_err("refused");
+    let third = publish(&client, DATA, None, Some(2), "2").await;
+    assert_eq!(third, Ok(3), "the second of the window is stored without the first");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_others_do_not_disturb_the_feed() {
     let nats = NatsServer::start().await;

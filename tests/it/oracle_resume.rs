@@ -4,29 +4,25 @@
 //! send, and what a restarted firehose does not remember, may be missing, and it must be declared.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
 use fastrand::Rng;
-use polygon_sim::{Fault as VendorFault, SimHandle};
-use serde_json::Value;
+use polygon_sim::Fault as VendorFault;
 use tests::{
-    aware::{Aware, MARKER, Story},
-    oracle::{Oracle, Step, matches},
+    aware::{Aware, Story},
+    oracle::{Oracle, Step},
     program::{Program, Signal},
     relay::{Fault, Relay},
     stack::{self, CLIENT_KEY, ReservedPort, Sim, is_complete, is_up},
+    stories::{Excuses, Market, check, check_lively},
     wait::{SOON, eventually, within},
 };
 use tokio::{
     task::JoinSet,
-    time::{Instant, interval, sleep},
+    time::{Instant, sleep},
 };
 
 use crate::seed;
@@ -35,10 +31,6 @@ const PROXIES: usize = 3;
 /// What the clients subscribe to, beside the markers. The first one gets everything.
 const CHANNELS: [&str; 8] =
     ["*", "T.*", "Q.*", "T.S1,Q.S2", "T.S3,T.S4,Q.*", "Q.S5", "T.S1*,Q.S6", "*"];
-const SYMBOLS: usize = 12;
-const FRAME_INTERVAL: Duration = Duration::from_millis(4);
-/// A marker comes with each frame whose number this divides.
-const MARKER_FRAMES: usize = 25;
 /// How many events may be on their way when something happens.
 const ON_THEIR_WAY: usize = 400;
 /// How long a link is late.
@@ -124,85 +116,13 @@ async fn filtered(link: &Relay, port: &ReservedPort) -> Program {
     launch.env("FILTERED_PROXY_PORT", port.addr().port()).start().await
 }
 
-/// The market's events, each unique by its number.
-#[derive(Debug)]
-struct Market {
-    sim: SimHandle,
-    events: Vec<String>,
-    frames: usize,
-    markers: usize,
-    rng: Rng,
-    sent: Arc<AtomicUsize>,
-    /// For each client the last marker that it got.
-    heard: Vec<Arc<AtomicUsize>>,
-}
-
-impl Market {
-    fn new(sim: SimHandle, seed: u64) -> Self {
-        Self {
-            sim,
-            events: Vec::new(),
-            frames: 0,
-            markers: 0,
-            rng: Rng::with_seed(seed),
-            sent: Arc::default(),
-            heard: Vec::new(),
-        }
-    }
-
-    fn publish(&mut self) {
-        let first = self.events.len();
-        self.frames += 1;
-        for n in first..first + self.rng.usize(1..8) {
-            let symbol = self.rng.usize(..SYMBOLS);
-            let kind = if self.rng.bool() { "T" } else { "Q" };
-            self.events.push(format!(r#"{{"ev":"{kind}","sym":"S{symbol}","q":{n}}}"#));
-        }
-        if self.frames.is_multiple_of(MARKER_FRAMES) {
-            self.markers += 1;
-            self.events.push(format!("{MARKER}{}}}", self.markers));
-        }
-        self.send(first);
-    }
-
-    /// Publishes more at once than the firehose's ring holds.
-    fn burst(&mut self) {
-        for _ in 0..BURST_FRAMES {
-            let first = self.events.len();
-            let padding = "x".repeat(BURST_EVENT_BYTES);
-            self.events.push(format!(r#"{{"ev":"Q","sym":"S2","q":{first},"x":"{padding}"}}"#));
-            self.send(first);
-        }
-    }
-
-    fn end(&mut self) {
-        let first = self.events.len();
-        self.events.push(format!("{MARKER}0}}"));
-        self.send(first);
-    }
-
-    fn send(&self, first: usize) {
-        self.sent.store(self.events.len(), SeqCst);
-        self.sim.publish(&self.events[first..]);
-    }
-
-    /// Publishes until the future completes.
-    async fn publish_while<T>(&mut self, happening: impl Future<Output = T>) -> T {
-        tokio::pin!(happening);
-        let mut frames = interval(FRAME_INTERVAL);
-        loop {
-            tokio::select! {
-                happened = &mut happening => return happened,
-                _ = frames.tick() => self.publish(),
-            }
-        }
-    }
-
-    /// Publishes until every client has got a marker that is sent from now on.
-    async fn until_heard(&mut self) {
-        let (heard, first) = (self.heard.clone(), self.markers + 1);
-        let everyone = async || heard.iter().all(|heard| heard.load(SeqCst) >= first);
-        self.publish_while(eventually(BACK, "every client gets what is new", everyone)).await;
+/// Publishes more at once than the firehose's ring holds.
+fn burst(market: &mut Market) {
+    for _ in 0..BURST_FRAMES {
+        let first = market.events.len();
+        let padding = "x".repeat(BURST_EVENT_BYTES);
+        market.events.push(format!(r#"{{"ev":"Q","sym":"S2","q":{first},"x":"{padding}"}}"#));
+        market.send(first);
     }
 }
 
@@ -340,28 +260,28 @@ async fn run(count: usize, others: &[(usize, Event)], ring_frames: Option<usize>
     for (after, other) in others {
         events.insert(*after, *other);
     }
-    let (mut excuses, started) = (Excuses::default(), Instant::now());
-    market.until_heard().await;
+    let (mut excuses, mut overruns, started) = (Excuses::default(), 0, Instant::now());
+    market.until_heard(BACK).await;
     for event in events {
         println!("{event:?} after {} events, {:?}", market.events.len(), started.elapsed());
         market.publish_while(sleep(Duration::from_millis(rng.u64(100..400)))).await;
         let before = market.events.len().saturating_sub(ON_THEIR_WAY);
         if matches!(event, Event::Overrun) {
-            market.burst();
+            burst(&mut market);
         }
         market.publish_while(happens(event, &mut world)).await;
         if !matches!(event, Event::Door(..) | Event::Link(..)) || rng.bool() {
-            market.until_heard().await;
+            market.until_heard(BACK).await;
         }
         let span = before..market.events.len();
-        excuses.overruns += usize::from(matches!(event, Event::Overrun));
+        overruns += usize::from(matches!(event, Event::Overrun));
         match event {
             Event::Vendor | Event::Evicted => excuses.vendor.push(span),
             Event::FirehoseKilled | Event::Overrun => excuses.firehose.push(span),
             _ => {}
         }
     }
-    market.until_heard().await;
+    market.until_heard(BACK).await;
     market.end();
     if ring_frames.is_some() {
         // A busy machine overruns so small a ring at any time. Each gap is declared all the same.
@@ -374,24 +294,10 @@ async fn run(count: usize, others: &[(usize, Event)], ring_frames: Option<usize>
     }
     let changing = stories.split_off(&CHANNELS.len());
     check_changing(&market.events, &changing);
-    check(&market.events, &stories, &excuses);
-}
-
-/// The events that may be missing.
-#[derive(Debug, Default)]
-struct Excuses {
-    /// The vendor was away: nobody gets them, or all do.
-    vendor: Vec<Range<usize>>,
-    /// The firehose was away, or a link was overrun: some may get them and others not.
-    firehose: Vec<Range<usize>>,
-    /// How often a link was overrun.
-    overruns: usize,
-}
-
-impl Excuses {
-    fn among(spans: &[Range<usize>], n: usize) -> bool {
-        spans.iter().any(|span| span.contains(&n))
-    }
+    check(&market.events, &stories, &CHANNELS, &excuses);
+    check_lively(&stories);
+    let overrun = |story: &Story| story.notices.contains_key("firehose gap ring_overrun");
+    assert!(overruns == 0 || stories.values().any(overrun), "no link was overrun");
 }
 
 /// Checks each connection of the clients that change their items.
@@ -410,62 +316,4 @@ fn check_changing(events: &[String], stories: &BTreeMap<usize, Story>) {
     }
     println!("{changes} changes");
     assert!(changes > 100, "too few changes: {changes}");
-}
-
-fn check(events: &[String], stories: &BTreeMap<usize, Story>, excuses: &Excuses) {
-    let numbers: HashMap<&str, usize> =
-        events.iter().enumerate().map(|(n, event)| (event.as_str(), n)).collect();
-    let parsed: Vec<Value> =
-        events.iter().map(|event| serde_json::from_str(event).expect("an event")).collect();
-    let oracle = Oracle::new("stocks", events);
-    let received = |story: &Story| -> HashSet<usize> {
-        let numbers = story.steps.iter().filter_map(|step| match step {
-            Step::Event(event) => Some(numbers[event.as_str()]),
-            Step::Gap | Step::Changed { .. } => None,
-        });
-        numbers.collect()
-    };
-    let got: Vec<_> = stories.values().map(received).collect();
-    for (n, story) in stories {
-        let connections = story.ends.len();
-        println!("{n}: {connections} connections, {} skips, {:?}", story.skips, story.notices);
-        if let Err(wrong) = oracle.check(&story.steps) {
-            let named: Vec<usize> = wrong.split(' ').filter_map(|n| n.parse().ok()).collect();
-            for event in named.into_iter().filter(|event| *event < events.len()) {
-                let who: Vec<usize> =
-                    (0..got.len()).filter(|client| got[*client].contains(&event)).collect();
-                println!("{event}: {} came to clients {who:?}", events[event]);
-            }
-            panic!("client {n} ({}): {wrong}\n{}", CHANNELS[*n], story.log.join("\n"));
-        }
-    }
-    let by_anyone: HashSet<usize> = got.iter().flatten().copied().collect();
-    for (n, got) in got.iter().enumerate() {
-        let first = *got.iter().min().expect("it got something");
-        let channels: Vec<_> = CHANNELS[n].split(',').chain(["AM.END"]).collect();
-        let wanted = |event: usize| {
-            channels.iter().any(|channel| matches("stocks", channel, &parsed[event]))
-        };
-        for missing in (first..events.len()).filter(|n| !got.contains(n)).filter(|n| wanted(*n)) {
-            let nobody_has_it = !by_anyone.contains(&missing);
-            let vendors = nobody_has_it && Excuses::among(&excuses.vendor, missing);
-            let excused = vendors || Excuses::among(&excuses.firehose, missing);
-            assert!(excused, "client {n} never got event {missing} of {excuses:?}");
-        }
-    }
-    let restarted = !excuses.firehose.is_empty();
-    for (n, story) in stories {
-        for notice in story.notices.keys() {
-            let declares_loss = notice.contains(" gap ")
-                || (notice.starts_with("filtered upstream_up") && !notice.ends_with("missed"));
-            assert!(restarted || !declares_loss, "client {n}: {:?}", story.notices);
-        }
-    }
-    let all = || stories.values();
-    let connections: usize = all().map(|story| story.ends.len()).sum();
-    let skips: usize = all().map(|story| story.skips).sum();
-    let enough = connections > 3 * stories.len() && skips > stories.len();
-    assert!(enough, "too little happened: {connections} connections, {skips} skips");
-    let overrun = |story: &Story| story.notices.contains_key("firehose gap ring_overrun");
-    assert!(excuses.overruns == 0 || all().any(overrun), "no link was overrun");
 }

@@ -15,7 +15,9 @@
 //! | [`imports`] | which module of a crate imports which |
 //! | [`tls`] | certificates, and TLS on either side of a port |
 //! | [`tools`] | programs of other projects that the tests run |
+//! | [`lease`] | firehoses of which one may dial, and takeovers |
 //! | [`ledger`] | whether a program's counters account for every event |
+//! | [`namespaces`] | network namespaces, between which lines can be cut |
 //! | [`nats`] | real NATS servers and clusters, and an independent look into a stream |
 //! | [`relay`] | a TCP relay that injects faults |
 //! | [`chain`] | a whole chain with a relay at each hop, and a market of numbered events |
@@ -24,6 +26,7 @@
 //! | [`soak`] | the chain under faults for any time, and what the programs hold afterwards |
 //! | [`watcher`] | a client that reconnects after every loss and keeps what it saw |
 //! | [`oracle`] | which events a client must have received |
+//! | [`stories`] | what clients that know their positions must get of a market of numbered events |
 //! | [`churn`] | clients that change their subscriptions all the time, checked by the oracle |
 //! | [`official_clients`] | the vendor's official clients, unmodified |
 //! | [`grafana`] | Grafana's own types for dashboards |
@@ -39,7 +42,9 @@ pub mod disk;
 pub mod grafana;
 pub mod http;
 pub mod imports;
+pub mod lease;
 pub mod ledger;
+pub mod namespaces;
 pub mod nats;
 pub mod official_clients;
 pub mod oracle;
@@ -47,6 +52,7 @@ pub mod program;
 pub mod relay;
 pub mod soak;
 pub mod stack;
+pub mod stories;
 pub mod tls;
 pub mod tools;
 pub mod wait;

@@ -38,6 +38,8 @@ pub struct Launch {
     args: Vec<String>,
     /// Commands of a shell that becomes the program.
     prelude: Option<&'static str>,
+    /// A program that becomes this program, with its arguments.
+    runner: Vec<String>,
     /// The standard input of [`Launch::run`].
     input: String,
     dir: TempDir,
@@ -53,7 +55,7 @@ impl Launch {
     pub fn new(binary: &'static str) -> Self {
         let dir = tempfile::tempdir().expect("make a temporary directory");
         let (settings, args, input) = (Vec::new(), Vec::new(), String::new());
-        Self { binary, settings, args, prelude: None, input, dir }
+        Self { binary, settings, args, prelude: None, runner: Vec::new(), input, dir }
     }
 
     /// Sets this environment variable and replaces an earlier value.
@@ -93,6 +95,13 @@ impl Launch {
         self
     }
 
+    /// Lets another program start it and become it, such as `ip netns exec NAME`.
+    #[must_use]
+    pub fn run_by(mut self, command: impl Into<Vec<String>>) -> Self {
+        self.runner = command.into();
+        self
+    }
+
     /// Sets its standard input for [`Launch::run`].
     #[must_use]
     pub fn input(mut self, text: &str) -> Self {
@@ -120,7 +129,14 @@ impl Launch {
     fn command(&self) -> Command {
         let program = binaries().join(self.binary);
         let mut command = match self.prelude {
-            None => Command::new(program),
+            None => match self.runner.split_first() {
+                None => Command::new(program),
+                Some((runner, args)) => {
+                    let mut command = Command::new(runner);
+                    command.args(args).arg(program);
+                    command
+                }
+            },
             Some(commands) => {
                 let mut shell = Command::new("sh");
                 shell.arg("-c").arg(format!("{commands} && exec \"$0\" \"$@\"")).arg(program);
@@ -309,6 +325,12 @@ impl Program {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id().expect("the program still runs")
+    }
+
+    /// Whether its end was waited for.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.child.id().is_none()
     }
 
     /// Sends it a signal.

@@ -3,7 +3,8 @@
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use fastrand::Rng;
@@ -105,8 +106,12 @@ struct Orders {
 pub struct Relay {
     addr: SocketAddr,
     orders: watch::Sender<Orders>,
+    accepted: Accepted,
     _tasks: JoinSet<()>,
 }
+
+/// When each connection came.
+type Accepted = Arc<Mutex<Vec<Instant>>>;
 
 impl Relay {
     /// A relay to this address, on any free port.
@@ -120,14 +125,21 @@ impl Relay {
         let addr = listener.local_addr().expect("the address of a bound socket");
         let orders = watch::Sender::default();
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, target, orders.subscribe()));
-        Self { addr, orders, _tasks: tasks }
+        let accepted = Accepted::default();
+        tasks.spawn(accept(listener, target, orders.subscribe(), Arc::clone(&accepted)));
+        Self { addr, orders, accepted, _tasks: tasks }
     }
 
     /// The address that it listens on.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// When each connection so far was accepted, in order.
+    #[must_use]
+    pub fn accepted(&self) -> Vec<Instant> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Injects a fault. A cut or a reset hits the connections that are open now. Any other fault
@@ -158,12 +170,18 @@ impl Relay {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, orders: watch::Receiver<Orders>) {
+async fn accept(
+    listener: TcpListener,
+    target: SocketAddr,
+    orders: watch::Receiver<Orders>,
+    times: Accepted,
+) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (near, _) = accepted.expect("accept at a relay");
+                times.lock().unwrap_or_else(PoisonError::into_inner).push(Instant::now());
                 connections.spawn(relay(near, target, orders.clone()));
             }
             Some(_) = connections.join_next() => {}
@@ -304,11 +322,11 @@ mod tests {
         let mut stream = connect().await;
         assert_eq!(answer(&mut stream, b"hello").await.unwrap(), b"hello");
         relay.inject(Fault::Delay(Duration::from_millis(100)));
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         assert_eq!(answer(&mut stream, b"late").await.unwrap(), b"late");
         assert!(started.elapsed() >= Duration::from_millis(200));
         relay.inject(Fault::Throttle(200));
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         assert_eq!(answer(&mut stream, &[7; 50]).await.unwrap(), [7; 50]);
         assert!(started.elapsed() >= Duration::from_millis(250));
         relay.heal();

@@ -53,8 +53,17 @@ impl Sim {
     ///
     /// If it does not start.
     pub async fn with(config: SimConfig) -> Self {
+        Self::at(Ipv4Addr::LOCALHOST, config).await
+    }
+
+    /// As [`Sim::with`], on any free port of this address.
+    ///
+    /// # Panics
+    ///
+    /// If it does not start.
+    pub async fn at(address: Ipv4Addr, config: SimConfig) -> Self {
         let config = SimConfig { keys: vec![VENDOR_KEY.to_owned()], ..config };
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let any = SocketAddr::from((address, 0));
         let simulator = Simulator::bind(any, config).await.expect("start a simulator");
         let (addr, handle) = (simulator.addr(), simulator.handle());
         let handles = simulator.handles();

@@ -7,8 +7,9 @@ use std::{
 };
 
 use proxy_common::{
-    health::EventTypes,
+    health::{EventTypes, Lag},
     history::History,
+    metrics::Level,
     program::wiring::Upkeep,
     protocol::{Channel, ChannelSet, Market, NoticePolicy, Position},
     session::{ChangeOutcome, Outbound, SessionMetrics, SubscriptionChange},
@@ -20,6 +21,8 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(feature = "nats")]
+use crate::session_bucket::MarketBucket;
 use crate::{
     coverage::KnownCoverage,
     feed::HistoryState,
@@ -87,12 +90,26 @@ pub(crate) struct Shared {
     pub(crate) history_state: watch::Sender<HistoryState>,
     pub(crate) replays: Replays,
     /// Locked for a moment.
-    pub(super) names: Mutex<SessionNames<Arc<Outbound>>>,
+    pub(crate) names: Arc<Mutex<SessionNames<Arc<Outbound>>>>,
+    /// Where other proxies read these names. Default: nowhere.
+    #[cfg(feature = "nats")]
+    pub(crate) bucket: Option<MarketBucket>,
     /// Parts that the router has added for sessions, and that their tasks have not taken yet. A
     /// task looks here before each step of a replay, and once nothing waits for its socket.
     pub(super) set_aside: Mutex<HashMap<SessionId, Vec<Part>>>,
     /// Gaps that the firehose has reported, until the status takes them. Locked for a moment.
     pub(super) gaps: Mutex<Vec<String>>,
+    /// How far the link is from the end of the stream in NATS, if it reads one.
+    pub(super) lag: Option<LagLevels>,
+}
+
+/// The gauges of the lag behind a stream in NATS.
+#[derive(Debug)]
+pub(crate) struct LagLevels {
+    /// Messages yet to be read.
+    pub(crate) messages: Level,
+    /// Age of the last message read, if more follow.
+    pub(crate) milliseconds: Level,
 }
 
 /// The notices of current outages.
@@ -184,6 +201,12 @@ impl Upkeep for RouterHandle {
 
     fn is_behind(&self) -> bool {
         self.shared.outages.borrow().ours.is_some()
+    }
+
+    fn lag(&self) -> Option<Lag> {
+        let LagLevels { messages, milliseconds } = self.shared.lag.as_ref()?;
+        let number = |level: &Level| u64::try_from(level.get()).unwrap_or(0);
+        Some(Lag { messages: number(messages), milliseconds: number(milliseconds) })
     }
 
     fn view(&self) -> TierView {

@@ -362,7 +362,14 @@ mod tests {
         let sessions = SessionMetrics::register(&mut metrics);
         let names = SessionNames::new(Duration::from_secs(1));
         let history = History::new(1_000_000);
-        let memory = Memory { history, names, last_values: None };
+        let memory = Memory {
+            history,
+            names,
+            #[cfg(feature = "nats")]
+            bucket: None,
+            last_values: None,
+            lag: None,
+        };
         Router::new(&config(), memory, intake, Count::default(), event_types, sessions)
     }
 

@@ -18,9 +18,11 @@ use tokio::{
 };
 
 use super::{
-    handle::{Input, RouterHandle, Shared},
+    handle::{Input, LagLevels, RouterHandle, Shared},
     outage_end::OutageEnd,
 };
+#[cfg(feature = "nats")]
+use crate::session_bucket::MarketBucket;
 use crate::{
     batch::Batch,
     contracts::Contracts,
@@ -101,8 +103,13 @@ pub(crate) struct Memory {
     pub(crate) history: History,
     /// The names of sessions.
     pub(crate) names: SessionNames<Arc<Outbound>>,
+    /// Where other proxies read these names. Default: nowhere.
+    #[cfg(feature = "nats")]
+    pub(crate) bucket: Option<MarketBucket>,
     /// The last event of each type and symbol, if they are kept.
     pub(crate) last_values: Option<LastValues>,
+    /// How far the link is from the end of the stream in NATS, if it reads one.
+    pub(crate) lag: Option<LagLevels>,
 }
 
 impl Router {
@@ -115,7 +122,9 @@ impl Router {
         event_types: Arc<EventTypes>,
         sessions: Arc<SessionMetrics>,
     ) -> (Self, RouterHandle) {
-        let Memory { history, names, last_values } = memory;
+        #[cfg(feature = "nats")]
+        let bucket = memory.bucket;
+        let Memory { history, names, last_values, lag, .. } = memory;
         let (sender, inputs) = mpsc::channel(INPUTS);
         let resumes = history.is_on();
         let shared = Arc::new(Shared {
@@ -125,7 +134,9 @@ impl Router {
             history: history.clone(),
             history_state: watch::Sender::default(),
             replays: Replays::default(),
-            names: Mutex::new(names),
+            names: Arc::new(Mutex::new(names)),
+            #[cfg(feature = "nats")]
+            bucket,
             set_aside: Mutex::default(),
             next_session: AtomicU64::new(0),
             closed: Mutex::default(),
@@ -134,6 +145,7 @@ impl Router {
             outages: watch::Sender::default(),
             event_types,
             gaps: Mutex::default(),
+            lag,
         });
         let handle = RouterHandle { inputs: sender, shared: Arc::clone(&shared) };
         let router = Self {

@@ -187,6 +187,11 @@ impl Lease {
         free || now >= since + self.timing.takeover + spread
     }
 
+    /// An epoch is known from elsewhere: a later one has to follow.
+    pub fn on_stream_epoch(&mut self, epoch: u64) {
+        self.epoch = self.epoch.max(epoch);
+    }
+
     /// Takes the result of a read that ended now. `None` means that it failed. `chance` is evenly
     /// spread over `0.0..1.0`.
     pub fn on_read(&mut self, now: Duration, entry: Option<Entry>, chance: f64) {
@@ -216,9 +221,9 @@ impl Lease {
                 self.due = now + RETRY;
             }
             (State::Standby { seen, spread }, Some(entry)) => {
-                let known = seen.as_ref().filter(|(known, _, read)| {
-                    known.revision == entry.revision && now <= *read + renewal * 2
-                });
+                let known = seen
+                    .as_ref()
+                    .filter(|(known, _, read)| *known == entry && now <= *read + renewal * 2);
                 let since = match known {
                     Some((_, since, _)) => *since,
                     None => {
@@ -257,7 +262,7 @@ impl Lease {
                 *in_doubt = true;
                 self.due = now;
             }
-            (State::Holder { .. }, Written::Unknown) => self.due = now.max(began + renewal),
+            (State::Holder { .. }, Written::Unknown) => self.due = now.max(began + RETRY),
             // Another one was first, or it is not known whether we were. Our own value, if that is
             // what stands there, is like that of a holder who does not renew.
             (State::Standby { .. }, Written::Refused | Written::Unknown) => {

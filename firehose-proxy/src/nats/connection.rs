@@ -42,7 +42,7 @@ pub(super) struct Connection {
     pass: u64,
     pub(super) replies: Replies,
     /// What the client reported.
-    pub(super) events: watch::Receiver<Reported>,
+    pub(super) events: Events,
 }
 
 /// The replies of one pass.
@@ -51,9 +51,12 @@ pub(super) struct Replies {
     subject: NatsSubject,
 }
 
+/// What the client reports.
+pub(super) struct Events(watch::Receiver<Reported>);
+
 /// What the client has reported.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Reported {
+struct Reported {
     /// The last error.
     error: Option<String>,
 }
@@ -118,7 +121,7 @@ impl Connection {
             replies: Replies { subscriber, subject: format!("{inbox}.0").into() },
             inbox,
             pass: 0,
-            events,
+            events: Events(events),
         })
     }
 
@@ -130,7 +133,7 @@ impl Connection {
     pub(super) fn begin_pass(&mut self) -> Result<(), String> {
         self.pass += 1;
         self.replies.subject = format!("{}.{}", self.inbox, self.pass).into();
-        let reported = self.events.borrow_and_update().clone();
+        let reported = self.events.0.borrow_and_update().clone();
         if self.client.connection_state() != ConnectionState::Connected {
             let servers = &self.servers;
             let why = reported.error.map(|error| format!(": {error}")).unwrap_or_default();
@@ -141,7 +144,7 @@ impl Connection {
 
     /// The same reason, or a better one: a server says on its own that a right is missing.
     pub(super) fn explain(&self, reason: String) -> String {
-        let reported = self.events.borrow();
+        let reported = self.events.0.borrow();
         match &reported.error {
             Some(error) if reason == NO_ANSWER && error.contains("ermissions") => {
                 format!("our user has not the rights of a firehose: {error}")
@@ -183,6 +186,16 @@ impl Connection {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(NO_ANSWER.to_owned()),
+        }
+    }
+}
+
+impl Events {
+    /// Waits until it reports something. Cancel-safe.
+    pub(super) async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            // The client ends only with the writer.
+            future::pending::<()>().await;
         }
     }
 }

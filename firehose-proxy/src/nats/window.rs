@@ -111,7 +111,8 @@ pub(super) enum From {
     Progress(Progress),
     /// Behind the message of data at this place, whose head this is.
     Message(u64, Head),
-    /// Behind the last of its own messages. Messages of others may follow it.
+    /// Behind the last of its own messages that is still there. Messages of others may follow it,
+    /// and the end of the stream may be lost.
     OwnLast,
 }
 
@@ -134,13 +135,11 @@ pub(super) fn decide(epoch: u64, tail: &Tail, window: Option<&Window>) -> Decisi
     if at_end.is_some_and(|last| ours(&last).is_some_and(|head| window.is_at(last.seq, &head))) {
         return Decision::GoOn(tail.seq);
     }
-    match tail.data.and_then(|last| Some((last.seq, ours(&last)?))) {
-        Some((seq, head)) => Decision::Open(match window.after(seq, &head) {
-            Some(progress) => From::Progress(progress),
-            None => From::Message(seq, head),
-        }),
-        None => Decision::Open(From::OwnLast),
-    }
+    let newest = lasts().filter_map(|last| Some((last.seq, ours(&last)?))).max_by_key(|own| own.0);
+    Decision::Open(match newest.and_then(|(seq, head)| window.after(seq, &head)) {
+        Some(progress) => From::Progress(progress),
+        None => From::OwnLast,
+    })
 }
 
 impl Window {
@@ -304,7 +303,9 @@ mod tests {
         // A firehose that was stopped in the middle of its opening, and a message without a head.
         let late = last(1_300, head(6, 5));
         let foreign = Some(Last { seq: 1_003, head: None });
-        for (seq, state) in [(1_300, late), (1_003, foreign), (1_003, None)] {
+        for (seq, state) in
+            [(1_300, late), (1_003, foreign), (1_003, None), (1_003, last(990, head(EPOCH, 0)))]
+        {
             let tail = Tail { seq, data: ours, state };
             assert_eq!(decide(EPOCH, &tail, Some(&window)), from);
         }
@@ -318,16 +319,14 @@ mod tests {
         let mut window = window(200);
         assert_eq!(window.acknowledge(1_150), (150, 750));
         let tail = Tail { seq: 1_100, data: last(1_100, head(EPOCH, 99)), state: None };
-        let again = Decision::Open(From::Message(1_100, head(EPOCH, 99)));
-        assert_eq!(decide(EPOCH, &tail, Some(&window)), again);
+        assert_eq!(decide(EPOCH, &tail, Some(&window)), Decision::Open(From::OwnLast));
     }
 
     #[test]
     fn a_message_of_the_same_place_with_another_head_is_not_ours() {
         let window = window(3);
         let tail = Tail { seq: 1_002, data: last(1_002, head(EPOCH, 2)), state: None };
-        let from = Decision::Open(From::Message(1_002, head(EPOCH, 2)));
-        assert_eq!(decide(EPOCH, &tail, Some(&window)), from);
+        assert_eq!(decide(EPOCH, &tail, Some(&window)), Decision::Open(From::OwnLast));
     }
 
     #[test]

@@ -3,11 +3,12 @@
 //! Whatever disturbs it (a refusal, no answer for 2 s, a connection lost) leads to the same thing:
 //! it reads the end of the stream, decides by that how to go on, and goes on.
 
-use std::{future, sync::Arc, time::Duration};
+use std::{future, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proxy_common::{
-    history::Lookup,
+    history::{History, Lookup},
+    nats::Head,
     protocol::{Gone, Notice, Position, TierName},
 };
 use tokio::{
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    WriterParts, Writing,
+    WriterParts,
     connection::{Connection, Outgoing, Reply, TIMEOUT},
     payload::{MAX_JOINED, count, joined, payload},
     state::{State, States},
@@ -26,11 +27,14 @@ use super::{
     stream::NO_ANSWER,
     window::{Decision, From, OPENING, Progress, Sent, Subject, Tail, Window, decide},
 };
+use crate::role::Role;
 
 /// How often the state is written if it does not change.
 const STATE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a stopping program waits for NATS to take the rest.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long it may take to go on: many requests and a whole window, each with its own deadline.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it waits before it tries again.
 const RETRY: Duration = Duration::from_millis(250);
 /// A message of so many asks for a reply, beside the last that is ready.
@@ -83,8 +87,8 @@ impl Writer {
         let Some(mut connection) = self.connect(&stop).await else { return };
         let mut begun = 0;
         loop {
-            let permission = *self.parts.writing.borrow_and_update();
-            let Writing::On { epoch } = permission else {
+            let role = self.parts.writing.borrow_and_update().clone();
+            let Role::Holder { epoch, .. } = role else {
                 self.status.is_off();
                 if self.is_over_before_a_change(&stop).await {
                     return;
@@ -143,9 +147,13 @@ impl Writer {
         let mut window = None;
         let mut writing = self.parts.writing.clone();
         let mut stored = 0;
+        let mut over = pin!(after(stop, FLUSH_TIMEOUT));
         loop {
             let working = async {
-                self.resume(connection, epoch, &mut window).await?;
+                let resumed = self.resume(connection, epoch, &mut window);
+                timeout(RESUME_TIMEOUT, resumed)
+                    .await
+                    .unwrap_or_else(|_| Err(NO_ANSWER.to_owned().into()))?;
                 let Some(window) = &mut window else { return Ok(()) };
                 self.flow(connection, epoch, window, stop).await
             };
@@ -153,7 +161,7 @@ impl Writer {
                 biased;
                 () = changed(&mut writing) => return End::Changed,
                 result = working => result,
-                () = after(stop, FLUSH_TIMEOUT) => return End::Stopped,
+                () = &mut over => return End::Stopped,
             };
             match result {
                 Ok(()) => {}
@@ -171,8 +179,8 @@ impl Writer {
                 // Nothing came of it.
                 tokio::select! {
                     () = changed(&mut writing) => return End::Changed,
-                    () = stop.cancelled() => return End::Stopped,
-                    _ = connection.events.changed() => {}
+                    () = &mut over => return End::Stopped,
+                    () = connection.events.changed() => {}
                     () = sleep(RETRY) => {}
                 }
             }
@@ -223,39 +231,19 @@ impl Writer {
         tail: &Tail,
         window: Option<&Window>,
     ) -> Result<Progress, Trouble> {
+        let history = self.parts.shared.ring.history();
         match from {
             From::Progress(progress) => return Ok(progress),
-            From::Message(seq, head) => {
-                let message = connection.stream.message(seq).await?;
-                let message = message.ok_or_else(|| format!("message {seq} has just gone"))?;
-                let (frames, events) = count(&message.payload)
-                    .ok_or_else(|| format!("message {seq} is none of a firehose's"))?;
-                let seq = head.position.seq + frames;
-                let position = Position { seq, ..head.position };
-                let history = self.parts.shared.ring.history();
-                let entry = match history.find(position) {
-                    Lookup::At(entry) => entry,
-                    // One that is gone: the counts of what is lost follow from the positions.
-                    Lookup::Gone(first, _) => first.saturating_sub(1),
-                    Lookup::Ahead => {
-                        let ahead = format!("the stream is ahead of the feed, at {position}");
-                        return Err(ahead.into());
-                    }
-                };
-                let (events, lost) = (head.events + events, head.lost);
-                return Ok(Progress { entry, position, events, lost, time: head.time });
-            }
+            From::Message(seq, head) => return behind(connection, history, seq, head).await,
             From::OwnLast => {
-                if let Some(window) = window {
-                    let (stored, _) = window.stored();
-                    let sent = window.sent().rev().map(|sent| sent.seq);
-                    for seq in sent.chain([stored]).filter(|seq| *seq <= tail.seq) {
-                        let message = connection.stream.message(seq).await?;
-                        let head = message.and_then(|message| message.head);
-                        if let Some(progress) = head.and_then(|head| window.after(seq, &head)) {
-                            return Ok(progress);
-                        }
-                    }
+                if let Some(progress) = own_last(connection, tail, window).await? {
+                    return Ok(progress);
+                }
+                let own = tail.data.and_then(|last| Some((last.seq, last.head?)));
+                if let Some((seq, head)) = own
+                    && head.position.epoch == epoch
+                {
+                    return behind(connection, history, seq, head).await;
                 }
             }
             From::Beginning => {}
@@ -340,7 +328,7 @@ impl Writer {
                         return Err(reason.into());
                     }
                 },
-                _ = connection.events.changed() => {
+                () = connection.events.changed() => {
                     connection.begin_pass()?;
                     return Err(Trouble::Moved);
                 }
@@ -430,7 +418,7 @@ impl Writer {
         connection: &Connection,
         window: &mut Window,
         subject: Subject,
-        head: proxy_common::nats::Head,
+        head: Head,
         payload: Bytes,
         after: Progress,
     ) -> Result<(), Trouble> {
@@ -483,8 +471,50 @@ impl Sent {
     }
 }
 
+/// Where the history goes on behind this message of ours.
+async fn behind(
+    connection: &Connection,
+    history: &History,
+    seq: u64,
+    head: Head,
+) -> Result<Progress, Trouble> {
+    let message = connection.stream.message(seq).await?;
+    let message = message.ok_or_else(|| format!("message {seq} has just gone"))?;
+    let (frames, events) =
+        count(&message.payload).ok_or_else(|| format!("message {seq} is none of a firehose's"))?;
+    let position = Position { seq: head.position.seq + frames, ..head.position };
+    let entry = match history.find(position) {
+        Lookup::At(entry) => entry,
+        // One that is gone: the counts of what is lost follow from the positions.
+        Lookup::Gone(first, _) => first.saturating_sub(1),
+        Lookup::Ahead => {
+            return Err(format!("the stream is ahead of the feed, at {position}").into());
+        }
+    };
+    let (events, lost) = (head.events + events, head.lost);
+    Ok(Progress { entry, position, events, lost, time: head.time })
+}
+
+/// Where the writer stands behind the last message of the window that is in the stream, if one is.
+async fn own_last(
+    connection: &Connection,
+    tail: &Tail,
+    window: Option<&Window>,
+) -> Result<Option<Progress>, Trouble> {
+    let Some(window) = window else { return Ok(None) };
+    let sent = window.sent().rev().map(|sent| sent.seq);
+    for seq in sent.chain([window.stored().0]).filter(|seq| *seq <= tail.seq) {
+        let message = connection.stream.message(seq).await?;
+        let head = message.and_then(|message| message.head);
+        if let Some(progress) = head.and_then(|head| window.after(seq, &head)) {
+            return Ok(Some(progress));
+        }
+    }
+    Ok(None)
+}
+
 /// Waits for another permission.
-async fn changed(writing: &mut watch::Receiver<Writing>) {
+async fn changed(writing: &mut watch::Receiver<Role>) {
     if writing.changed().await.is_err() {
         future::pending::<()>().await;
     }

@@ -52,6 +52,11 @@ impl Names {
         self.subject("health.ask")
     }
 
+    /// The subject at which the program of this ID gets the answers: `polygon.stocks.health.to.ID`.
+    pub fn health_answers(&self, id: &str) -> String {
+        self.subject(&format!("health.to.{id}"))
+    }
+
     /// The bucket of the leases of all markets: `POLYGON_LEASE`. The key is the market's name.
     pub fn lease_bucket(&self) -> String {
         format!("{}_LEASE", self.prefix).to_uppercase()

@@ -4,7 +4,12 @@ use std::io::{self, IsTerminal};
 
 use crate::version::VERSION;
 use clap::{Args, ValueEnum};
-use tracing_subscriber::{filter::Targets, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 /// Settings of the log, the same for both tiers.
 #[derive(Debug, Clone, Args)]
@@ -43,7 +48,7 @@ pub enum LogFormat {
 pub fn init(program: &str, filter: Targets, format: Option<LogFormat>) {
     let terminal = io::stderr().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(without_libraries(filter));
     match format {
         LogFormat::Text => {
             registry.with(fmt::layer().with_writer(io::stderr).with_ansi(terminal)).init();
@@ -57,6 +62,16 @@ pub fn init(program: &str, filter: Targets, format: Option<LogFormat>) {
             lines.inner_layer_mut().add_static_field("version", VERSION.into());
             registry.with(lines).init();
         }
+    }
+}
+
+/// The same filter, without the lines of the NATS client unless they are asked for by name: it
+/// reports each attempt, and whoever uses it says once what that means.
+fn without_libraries(filter: Targets) -> Targets {
+    const CLIENT: &str = "async_nats";
+    match filter.iter().any(|(target, _)| target.starts_with(CLIENT)) {
+        true => filter,
+        false => filter.with_target(CLIENT, LevelFilter::OFF),
     }
 }
 

@@ -17,15 +17,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span, error_span};
 
 use super::{program_metrics::ProgramMetrics, reload::Reload, service_manager::Heartbeat};
+#[cfg(feature = "nats")]
+use crate::peers::{AskedMarket, ask_and_answer};
 use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
     health::{
-        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, ProcessMetrics,
+        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, Lag, LeaseHealth,
+        PeerList, ProcessMetrics,
     },
     history::{History, HistoryMetrics},
     link::{LinkHandle, LinkMetrics, LinkState, LinkStatus},
     metrics::{Level, Metrics},
+    nats::NatsConfig,
     protocol::{Market, TierName, millis},
     server::{Handler, Server, affordable},
     session::{
@@ -99,6 +103,8 @@ pub struct Foundation {
     pub metrics: Metrics,
     /// The limits that the operator sees. A tier adds its own there.
     pub limits: Limits,
+    /// NATS, where the programs of a market ask each other for their health. Default: none.
+    pub nats: Option<NatsConfig>,
     name: TierName,
     listeners: Listeners,
     gate: Arc<Gate>,
@@ -186,6 +192,7 @@ impl Foundation {
             listeners: Listeners { data, admin },
             metrics,
             limits,
+            nats: None,
             name,
             gate,
             abuse,
@@ -221,7 +228,7 @@ impl Foundation {
         let budget = self.budget(&counters, Arc::clone(&open));
         self.metrics.register_collector(QueueMetrics(Arc::clone(&budget)));
         let (mut all_links, mut data) = (Vec::new(), Vec::new());
-        let several = markets.len() > 1;
+        let (several, has_peers) = (markets.len() > 1, self.nats.is_some());
         let served = markets.into_iter().map(|market| {
             let MarketTier { counters, tier, upkeep, links, history, data: moves } = market;
             all_links.extend(links.iter().cloned());
@@ -260,6 +267,7 @@ impl Foundation {
                 links,
                 history,
                 history_metrics: counters.history,
+                peers: has_peers.then(Arc::default),
             }
         });
         let reporter = ProgramReporter {
@@ -269,7 +277,18 @@ impl Foundation {
         };
         let markets = served.collect();
         let handler = TierHandler { markets, reporter, started: Instant::now() };
-        self.serve_by(handler, counters, budget, all_links, data)
+        #[cfg(feature = "nats")]
+        let (name, nats) = (self.name, self.nats.clone());
+        let mut bound = self.serve_by(handler, counters, budget, all_links, data);
+        #[cfg(feature = "nats")]
+        if let Some(nats) = nats {
+            let handler = bound.handler();
+            bound.asking = Some(Box::pin(async move {
+                let health = |market| handler.answer(market);
+                ask_and_answer(nats, name, handler.asked(), health).await;
+            }));
+        }
+        bound
     }
 
     /// Bounds the bytes queued for the sessions of all markets together.
@@ -308,6 +327,7 @@ impl Foundation {
             budget,
             data: data.map(|(moves, heartbeat)| moves(data_stop.clone(), heartbeat)).collect(),
             data_stop,
+            asking: None,
             drain_spread: self.sessions.drain_spread,
             drain_timeout: self.sessions.drain_timeout,
         }
@@ -333,6 +353,16 @@ pub trait Upkeep: Send + Sync + 'static {
     /// The contracts on demand, by type.
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {
         BTreeMap::new()
+    }
+
+    /// How far it is from the end of the stream in NATS. Default: it reads none.
+    fn lag(&self) -> Option<Lag> {
+        None
+    }
+
+    /// How its lease stands. `None` without one.
+    fn lease(&self) -> Option<LeaseHealth> {
+        None
     }
 
     /// How many events its sessions have yet to fetch. `None` if sessions of this tier fetch none.
@@ -373,6 +403,26 @@ struct ServedMarket<T, U> {
     links: Vec<LinkHandle>,
     history: History,
     history_metrics: HistoryMetrics,
+    /// The other programs of the market, if there is NATS.
+    peers: Option<Arc<PeerList>>,
+}
+
+#[cfg(feature = "nats")]
+impl<T, U: Upkeep> TierHandler<T, U> {
+    /// The markets whose other programs are asked.
+    fn asked(&self) -> Vec<AskedMarket> {
+        let markets = self.markets.iter().filter_map(|served| {
+            let (market, peers) = (served.sessions.config.market, served.peers.clone()?);
+            Some(AskedMarket { market, peers })
+        });
+        markets.collect()
+    }
+
+    /// What this program answers for a market: its health without the others'.
+    fn answer(&self, market: Market) -> Option<Health> {
+        let served = self.markets.iter().find(|served| served.sessions.config.market == market)?;
+        Some(Health { peers: None, ..served.health(&served.links()) })
+    }
 }
 
 impl<T: Tier, U: Upkeep> Handler for TierHandler<T, U> {
@@ -444,7 +494,9 @@ impl<T, U: Upkeep> ServedMarket<T, U> {
         let report = self.health.report(links, self.upkeep.unread(), problems);
         let extent = || self.history.extent().health(millis(SystemTime::now()));
         let history = self.history.is_on().then(extent);
-        Health { contracts: self.upkeep.contracts(), history, ..report }
+        let peers = self.peers.as_ref().map(|peers| peers.get());
+        let (contracts, lease) = (self.upkeep.contracts(), self.upkeep.lease());
+        Health { contracts, history, lag: self.upkeep.lag(), lease, peers, ..report }
     }
 }
 
@@ -460,6 +512,8 @@ pub struct BoundTier<H> {
     budget: Arc<QueueBudget>,
     data: Vec<BoxFuture>,
     data_stop: CancellationToken,
+    /// Asks the other programs for their health, if there is NATS.
+    asking: Option<BoxFuture>,
     /// How long the last session may take to begin to drain.
     drain_spread: Duration,
     /// How long the last session may take to end.
@@ -475,6 +529,9 @@ impl<H: Handler> BoundTier<H> {
     /// Serves until `stop`, then until the last session has ended and the link is closed.
     pub async fn serve(self, stop: CancellationToken) {
         let (data_stop, spread, limit) = (self.data_stop, self.drain_spread, self.drain_timeout);
+        // Dropped, and so ended, with everything else.
+        let mut asking = JoinSet::new();
+        self.asking.map(|task| asking.spawn(task));
         let serving = async {
             tokio::join!(
                 self.server.serve(self.listeners, stop.clone()),

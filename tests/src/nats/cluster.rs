@@ -14,7 +14,7 @@ use crate::{
 /// How long a cluster may need to agree. An election takes up to 9 s on a machine at rest.
 const AGREED: Duration = Duration::from_secs(60);
 
-/// A cluster. Dropping it ends it and removes its stores.
+/// A cluster, or a server alone. Dropping it ends it and removes its stores.
 ///
 /// Servers reach each other only through relays, and say no addresses to clients, so that a test
 /// decides who reaches whom.
@@ -58,12 +58,16 @@ impl NatsCluster {
             let others = routes.iter().filter(|(from, _, _)| *from == n);
             let others: Vec<_> =
                 others.map(|(_, _, relay)| format!("\"nats-route://{}\"", relay.addr())).collect();
-            let text = format!(
-                "server_name: n{n}\ncluster {{ name: test, listen: \"{}\", no_advertise: true, \
-                 pool_size: -1, routes: [{}] }}\n{config}",
-                port.addr(),
-                others.join(", ")
-            );
+            let cluster = match others.as_slice() {
+                [] => String::new(),
+                others => format!(
+                    "cluster {{ name: test, listen: \"{}\", no_advertise: true, pool_size: -1, \
+                     routes: [{}] }}\n",
+                    port.addr(),
+                    others.join(", ")
+                ),
+            };
+            let text = format!("server_name: n{n}\n{cluster}{config}");
             nodes.push(NatsServer::prepare(Version::Current, ReservedPort::new(), &text).await);
         }
         for node in &mut nodes {

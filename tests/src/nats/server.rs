@@ -36,7 +36,11 @@ pub enum Version {
 
 impl Version {
     /// The program. The first call installs it.
-    async fn program(self) -> PathBuf {
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be installed.
+    pub async fn program(self) -> PathBuf {
         let packages = match self {
             Self::Current => Packages::Nats,
             Self::Old => Packages::OldNats,
