@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Parser, ValueEnum};
+use humantime::format_duration;
 use proxy_common::{
     access::{Keys, LimitsKept},
     config::{
@@ -29,6 +30,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use crate::{
+    lease::{LeaseConfig, LeaseKind, protocol::Timing},
     market_args::{CHANNELS, KEY, MarketArgs, MarketSettings, SourceList, URL},
     record::{RecordConfig, keep::Keep},
     sources::{Source, Sources},
@@ -121,6 +123,16 @@ pub struct Args {
     /// How long a stream that is made keeps messages
     #[arg(long, env = "NATS_MAX_AGE", default_value = "1h", value_parser = duration)]
     nats_max_age: Duration,
+    /// Which of several firehoses may dial the vendor: none asks nobody; file:PATH locks a file, for
+    /// one machine; nats uses the NATS of NATS_URL
+    #[arg(long, env = "LEASE", default_value = "none", value_parser = LeaseKind::parse)]
+    lease: LeaseKind,
+    /// How long a standby waits for a renewal in NATS before it takes over, at least 2s
+    #[arg(long, env = "LEASE_TAKEOVER", default_value = "2s", value_parser = duration)]
+    lease_takeover: Duration,
+    /// How long a firehose keeps its connection while NATS takes no renewal, at least 1200ms
+    #[arg(long, env = "LEASE_KEEP", default_value = "10s", value_parser = duration)]
+    lease_keep: Duration,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -163,6 +175,8 @@ pub struct Config {
     pub record: Option<RecordConfig>,
     /// The NATS that gets the feed as well, if one does.
     pub nats: Option<FeedConfig>,
+    /// Which of several firehoses may dial; `None` if this one always may.
+    pub lease: Option<LeaseConfig>,
     /// The settings that both tiers share.
     pub server: ServerConfig,
 }
@@ -259,6 +273,7 @@ impl TryFrom<&Args> for Config {
             server.markets.iter().map(market).collect::<Result<_, ConfigError>>()?;
         space_attempts(&mut markets);
         check_ring(args.ring_frames, args.ring_bytes)?;
+        let nats = args.feed()?;
         Ok(Self {
             markets,
             unused: args.unused(&server.markets),
@@ -272,7 +287,8 @@ impl TryFrom<&Args> for Config {
                 .record_dir
                 .clone()
                 .map(|dir| RecordConfig { dir, keep: args.record_keep.unwrap_or_default() }),
-            nats: args.feed()?,
+            lease: args.lease(nats.as_ref())?,
+            nats,
             server,
         })
     }
@@ -297,6 +313,33 @@ impl Args {
             unused.push("UPSTREAM_CONNECTIONS_OPTIONS".to_owned());
         }
         unused
+    }
+
+    /// The settings of the lease.
+    fn lease(&self, feed: Option<&FeedConfig>) -> Result<Option<LeaseConfig>, ConfigError> {
+        let (takeover, keep) = (self.lease_takeover, self.lease_keep);
+        let least = |variable, given: Duration, least| match given < least {
+            true => {
+                let (given, least) = (format_duration(given), format_duration(least));
+                Err(ConfigError::invalid(variable, given, format!("expected at least {least}")))
+            }
+            false => Ok(()),
+        };
+        least("LEASE_TAKEOVER", takeover, Timing::LEAST_TAKEOVER)?;
+        let timing = Timing::new(takeover, keep);
+        least("LEASE_KEEP", keep, timing.dial)?;
+        match (&self.lease, feed) {
+            (LeaseKind::None, _) => Ok(None),
+            (LeaseKind::File(path), _) => Ok(Some(LeaseConfig::File(path.clone()))),
+            (LeaseKind::Nats, Some(feed)) => Ok(Some(LeaseConfig::Nats {
+                nats: Box::new(feed.nats.clone()),
+                replicas: feed.replicas,
+                timing,
+            })),
+            (LeaseKind::Nats, None) => {
+                Err(ConfigError::missing("NATS_URL", "the servers of NATS, as LEASE is nats"))
+            }
+        }
     }
 
     /// The settings of NATS.

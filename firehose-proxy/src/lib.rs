@@ -9,6 +9,7 @@ pub mod contracts;
 pub mod demand;
 pub mod entitlements;
 pub mod epochs;
+pub mod lease;
 mod links;
 mod market_args;
 #[cfg(feature = "nats")]
@@ -19,6 +20,7 @@ mod publisher;
 pub mod record;
 mod replay;
 pub mod ring;
+pub mod role;
 pub mod silence;
 pub mod sources;
 mod subscriber;
@@ -41,7 +43,7 @@ use proxy_common::{
     },
     protocol::{Channel, Kind, Market, NoticePolicy, TierName},
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::warn;
 
 pub use self::config::{Args, Config};
@@ -50,6 +52,8 @@ use self::{
     contracts::Contracts,
     demand::UpstreamDemand,
     entitlements::Entitlements,
+    epochs::Epochs,
+    lease::{Contention, Leases, MarketLease},
     links::Links,
     publisher::Publisher,
     record::{RecordConfig, Recorder},
@@ -60,8 +64,8 @@ use self::{
 };
 #[cfg(feature = "nats")]
 use self::{
-    epochs::Epochs,
     nats::{FeedWriter, WriterParts},
+    role::Role,
 };
 
 /// A firehose with its server.
@@ -92,6 +96,8 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         record: config.record,
         nats: config.nats,
     };
+    let listen = &config.server.listen;
+    let address = format!("{}:{}", listen.host, listen.port);
     let mut foundation = Foundation::bind(TierName::Firehose, config.server).await?;
     foundation.limits.named.extend([
         ("RING_FRAMES", settings.ring_frames.to_string()),
@@ -99,8 +105,21 @@ pub async fn bind(mut config: Config) -> Result<BoundTier<FirehoseTier>, ConfigE
         ("HISTORY_BYTES", settings.history_bytes.to_string()),
         ("UPSTREAM_CONTRACTS", settings.contracts.to_string()),
     ]);
-    let markets = markets.into_iter().map(|market| serve(market, &settings, &mut foundation));
-    let markets = markets.collect::<Result<_, ConfigError>>()?;
+    let mut leases = config.lease.map(|lease| Leases::new(lease, address));
+    let mut contention = Vec::new();
+    let mut served = Vec::new();
+    for market in markets {
+        let (contends, contending) = oneshot::channel();
+        contention.push(contends);
+        served.push(serve(market, &settings, &mut foundation, &mut leases, contending)?);
+    }
+    if let Some(leases) = leases {
+        let started = Arc::new(leases.start()?);
+        for contends in contention {
+            let _ = contends.send(Arc::clone(&started));
+        }
+    }
+    let markets = served;
     Ok(foundation.complete(markets))
 }
 
@@ -126,6 +145,8 @@ fn serve(
     config: MarketConfig,
     settings: &Settings,
     foundation: &mut Foundation,
+    leases: &mut Option<Leases>,
+    contending: oneshot::Receiver<Arc<Contention>>,
 ) -> Result<MarketTier<Shared, FirehoseUpkeep>, ConfigError> {
     let MarketConfig { market, links, sources, channels, on_demand } = config;
     warn_of_odd_channels(market, &channels, on_demand.is_empty());
@@ -137,6 +158,13 @@ fn serve(
     let history = History::new(settings.history_bytes);
     let ring =
         Ring::new(settings.ring_frames, settings.ring_bytes, unread.clone(), history.clone());
+    let (mut epochs, mut epoch_requests) = (None, None);
+    if leases.is_some() || settings.nats.is_some() {
+        (epochs, epoch_requests) = Some(Epochs::new()).unzip();
+    }
+    let lease = epochs.as_ref().zip(leases.as_mut()).map(|(epochs, leases)| {
+        leases.market(market, &ring.readers(), epochs.clone(), &mut foundation.metrics)
+    });
     let silence = settings.silence_alarm;
     let (silence, sampler) = SilenceMonitor::register(market, silence, &mut foundation.metrics);
     let recording = settings
@@ -161,9 +189,11 @@ fn serve(
     let (demand, wanted) = UpstreamDemand::new(sources, channels, settings.linger, contracts);
     let levels = ContractLevels::register(&mut foundation.metrics, demand.occupancy());
     let upstream = Arc::clone(&counters.upstream);
-    let links = links.into_iter().zip(wanted);
-    let (links, handles): (Vec<Link>, Vec<LinkHandle>) =
-        links.map(|(link, wanted)| Link::new(link, wanted, Arc::clone(&upstream))).unzip();
+    let links = links.into_iter().zip(wanted).map(|(mut link, wanted)| {
+        link.dial_right = lease.as_ref().map(|lease| lease.right.clone());
+        Link::new(link, wanted, Arc::clone(&upstream))
+    });
+    let (links, handles): (Vec<Link>, Vec<LinkHandle>) = links.unzip();
     let links = Links::new(links);
     let outage = watch::Sender::new(links.outage());
     let shared = Shared {
@@ -188,22 +218,28 @@ fn serve(
         intake: counters.intake.clone(),
         recounts: Arc::clone(&recounts),
         recorder,
-        epochs: None,
+        epochs: epoch_requests,
+    };
+    #[cfg_attr(not(feature = "nats"), expect(unused_variables, reason = "only NATS needs it"))]
+    let (lease_status, lease_role, release) = match lease {
+        Some(MarketLease { status, role, release, .. }) => {
+            (Some(status), Some(role), Some(release))
+        }
+        None => (None, None, None),
     };
     #[cfg(feature = "nats")]
     let writing = settings.nats.as_ref().map(|config| {
-        let (epochs, requests) = Epochs::new();
         let wake = Arc::default();
         publisher.ring.wake_with(Arc::clone(&wake));
-        publisher.epochs = Some(requests);
         let parts = WriterParts {
             market,
             holder: nats::instance(),
             config: config.clone(),
-            writing: nats::always(&shared.ring),
+            // A lease says who is later. Without one our clock may have gone back.
+            epochs: epochs.filter(|_| lease_role.is_none()),
+            writing: lease_role.unwrap_or_else(|| Role::without_lease(shared.ring.epoch().0)),
             shared: shared.clone(),
             wake,
-            epochs: Some(epochs),
         };
         FeedWriter::new(parts, &mut foundation.metrics)
     });
@@ -219,6 +255,7 @@ fn serve(
         contracts: levels,
         recounts,
         record: record_status,
+        lease: lease_status,
         #[cfg(feature = "nats")]
         nats: writer_status,
     };
@@ -230,6 +267,11 @@ fn serve(
         if let Some(writer) = writer {
             writer.close().await;
         }
+        // Last: from here on another firehose dials and writes.
+        if let Some(release) = release {
+            release.release().await;
+        }
+        drop(contending);
     };
     Ok(MarketTier {
         counters,

@@ -22,27 +22,10 @@ use tracing::{Instrument, Span};
 
 pub(crate) use self::status::WriterStatus;
 use self::writer::Writer;
-use crate::{
-    config::FeedConfig,
-    epochs::Epochs,
-    ring::{Readers, Wake},
-    subscriber::Shared,
-};
+use crate::{config::FeedConfig, epochs::Epochs, ring::Wake, role::Role, subscriber::Shared};
 
 /// How long a stopping program waits for NATS to take the rest. The writer itself gives up earlier.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
-
-/// Whether this program may write a market's feed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Writing {
-    /// Another firehose holds the lease.
-    Off,
-    /// This one does. What it writes belongs to this epoch, which the ring is in.
-    On {
-        /// The epoch.
-        epoch: u64,
-    },
-}
 
 /// What a writer needs of its market.
 pub(crate) struct WriterParts {
@@ -53,8 +36,8 @@ pub(crate) struct WriterParts {
     pub(crate) shared: Shared,
     /// What the ring wakes with each message.
     pub(crate) wake: Arc<Wake>,
-    /// Whether it may write.
-    pub(crate) writing: watch::Receiver<Writing>,
+    /// Whether it may write, and in which epoch.
+    pub(crate) writing: watch::Receiver<Role>,
     /// For a new epoch, if the stream has a later one and no lease says which counts.
     pub(crate) epochs: Option<Epochs>,
 }
@@ -103,9 +86,4 @@ pub(crate) fn instance() -> String {
         host => host,
     };
     format!("{host}:{}", std::process::id())
-}
-
-/// The constant permission of a firehose without a lease, for the ring's epoch.
-pub(crate) fn always(ring: &Readers) -> watch::Receiver<Writing> {
-    watch::Sender::new(Writing::On { epoch: ring.epoch().0 }).subscribe()
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use proxy_common::{
-    health::ContractsHealth,
+    health::{ContractsHealth, LeaseHealth},
     link::LinkMetrics,
     metrics::{ByType, Level, Metrics, Value},
     program::wiring::Upkeep,
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::nats::WriterStatus;
 use crate::{
     contracts::Occupancy,
+    lease::LeaseStatus,
     record::RecordStatus,
     silence::monitor::{SilenceMonitor, UpstreamSnapshot},
     subscriber::Shared,
@@ -77,6 +78,8 @@ pub struct FirehoseUpkeep {
     pub(crate) recounts: Arc<AtomicU32>,
     /// Whether the recording goes on, if there is one.
     pub(crate) record: Option<RecordStatus>,
+    /// How the lease stands, if there is one.
+    pub(crate) lease: Option<Arc<LeaseStatus>>,
     /// Whether NATS takes the feed, if it is to.
     #[cfg(feature = "nats")]
     pub(crate) nats: Option<Arc<WriterStatus>>,
@@ -91,7 +94,12 @@ impl Upkeep for FirehoseUpkeep {
         let record = self.record.iter().filter_map(RecordStatus::problem);
         #[cfg(feature = "nats")]
         let record = record.chain(self.nats.iter().flat_map(|writer| writer.problems()));
-        record.collect()
+        let lease = self.lease.iter().filter_map(|lease| lease.problem());
+        record.chain(lease).collect()
+    }
+
+    fn lease(&self) -> Option<LeaseHealth> {
+        self.lease.as_ref().map(|lease| lease.health())
     }
 
     fn contracts(&self) -> BTreeMap<String, ContractsHealth> {

@@ -38,6 +38,8 @@ pub enum HealthStatus {
     Ok,
     /// Logged in upstream, but a channel is refused or unanswered, or there is another problem.
     Degraded,
+    /// Another program may dial upstream, and this one stands by.
+    Standby,
     /// Not logged in upstream.
     Down,
 }
@@ -45,7 +47,8 @@ pub enum HealthStatus {
 /// The document of `GET /health`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Health {
-    /// The condition of the tier. The HTTP status is 503 for `down` and 200 for the others.
+    /// The condition of the tier. The HTTP status is 503 for `standby` and `down`, 200 for the
+    /// others.
     pub status: HealthStatus,
     /// The program's version.
     pub version: &'static str,
@@ -65,6 +68,9 @@ pub struct Health {
     /// The messages kept for whoever comes back. Absent if none are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub history: Option<HistoryHealth>,
+    /// The lease, which says whether this program may dial. Absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseHealth>,
     /// Sessions now.
     pub sessions: i64,
     /// Sessions of each key, by the key's label.
@@ -87,7 +93,7 @@ pub enum HealthDocument {
     One(Box<Health>),
     /// Of a program that serves several.
     Several {
-        /// `ok` or `down` if that is the condition of every market, else `degraded`.
+        /// That of every market if it is the same, else `degraded`.
         status: HealthStatus,
         /// The program's version.
         version: &'static str,
@@ -122,6 +128,15 @@ impl HealthDocument {
         match self {
             Self::One(health) => &health.problems,
             Self::Several { problems, .. } => problems,
+        }
+    }
+
+    /// Whether other programs may dial, for every market, and this one may not.
+    pub fn stands_by(&self) -> bool {
+        let stands_by = |health: &Health| health.upstream.state == LinkState::Standby;
+        match self {
+            Self::One(health) => stands_by(health),
+            Self::Several { markets, .. } => markets.values().all(stands_by),
         }
     }
 
@@ -162,6 +177,29 @@ pub struct ContractsHealth {
     pub room: usize,
     /// Contracts that wait for room.
     pub waiting: usize,
+}
+
+/// The lease of a market, as one program sees it.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeaseHealth {
+    /// Where it is: `file` or `nats`.
+    pub kind: &'static str,
+    /// `holder` if this program may dial, else `standby`.
+    pub role: &'static str,
+    /// The name of this run of the program.
+    pub name: String,
+    /// The name of the run that holds it, as far as is known.
+    pub holder: Option<String>,
+    /// Where that one listens, by its own settings.
+    pub address: Option<String>,
+    /// How often it has passed to another program.
+    pub term: u64,
+    /// The epoch of what its holder publishes.
+    pub epoch: u64,
+    /// Whether this program holds it, or could take it at once.
+    pub ready: bool,
+    /// Since when this program has its role, in RFC 3339 form.
+    pub since: Option<String>,
 }
 
 /// An outage that ended.
@@ -226,9 +264,12 @@ impl HealthReporter {
         let Self { upstream, intake, sessions, .. } = self;
         let (frames_per_second, events_per_second) = self.sample();
         let problems = links.iter().flat_map(link_problems).chain(problems).collect::<Vec<_>>();
+        let stands_by = links.iter().all(|link| link.state == LinkState::Standby);
         let link = LinkStatus::of_all(links);
         Health {
-            status: if !links.iter().any(|link| link.state == LinkState::Up) {
+            status: if stands_by && problems.is_empty() {
+                HealthStatus::Standby
+            } else if !links.iter().any(|link| link.state == LinkState::Up) {
                 HealthStatus::Down
             } else if !problems.is_empty() {
                 HealthStatus::Degraded
@@ -255,6 +296,7 @@ impl HealthReporter {
             channels: link.channels,
             contracts: BTreeMap::new(),
             history: None,
+            lease: None,
             sessions: sessions.sessions.get(),
             keys: self.keys.sessions(),
             subscriptions: sessions.subscriptions.get(),
@@ -293,6 +335,9 @@ impl HealthReporter {
 /// What is wrong with the link and the channels requested over it, in sentences.
 fn link_problems(link: &LinkStatus) -> Vec<String> {
     let LinkStatus { upstream, url, channels, .. } = link;
+    if link.state == LinkState::Standby {
+        return Vec::new();
+    }
     if link.state != LinkState::Up {
         let since = rfc3339(link.since);
         let why = link.last_error.as_ref().map_or_else(

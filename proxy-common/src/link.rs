@@ -7,6 +7,7 @@
 mod backoff;
 mod config;
 mod connection;
+mod dial_right;
 mod error;
 mod event;
 mod login;
@@ -18,6 +19,7 @@ mod upstream_socket;
 
 pub use self::{
     config::LinkConfig,
+    dial_right::{DialGrant, DialRight, Watchdog, uptime},
     error::LinkError,
     event::{ContractAnswer, LinkEvent},
     login::{Opened, authenticate, connect, open},
@@ -196,10 +198,22 @@ impl Link {
             match &mut self.phase {
                 Phase::Waiting(wait) => {
                     ready!(wait.as_mut().poll(cx));
-                    self.connect();
+                    match self.config.dial_right.as_ref().map_or(Ok(()), DialRight::check) {
+                        Ok(()) => self.connect(),
+                        Err(error) => {
+                            if let Some(event) = self.stand_by(error) {
+                                return Poll::Ready(event);
+                            }
+                        }
+                    }
                 }
                 Phase::Connecting(login) => match ready!(login.as_mut().poll(cx)) {
                     Ok(socket) => self.on_login(socket),
+                    Err(error @ LinkError::Standby(_)) => {
+                        if let Some(event) = self.stand_by(error) {
+                            return Poll::Ready(event);
+                        }
+                    }
                     Err(error) => {
                         if let Some(event) = self.on_end(&error, Duration::ZERO) {
                             return Poll::Ready(event);
@@ -320,6 +334,7 @@ impl Link {
             | LinkError::Positions { .. }
             | LinkError::Silent
             | LinkError::ClosedByPolicy
+            | LinkError::Standby(_)
             | LinkError::Closed(_) => (by_backoff, LinkState::Waiting),
         };
         let now = SystemTime::now();
@@ -350,6 +365,29 @@ impl Link {
             wait_for_spacing(config).await;
         }));
         self.change_outage(error.to_string())
+    }
+
+    /// Waits until this program may dial. Returns the outage if its reason has changed.
+    fn stand_by(&mut self, error: LinkError) -> Option<LinkEvent> {
+        let (reason, config) = (error.to_string(), Arc::clone(&self.config));
+        self.status.send_modify(|status| {
+            if status.state != LinkState::Standby {
+                (status.state, status.since) = (LinkState::Standby, SystemTime::now());
+            }
+            let (at, wait) = (SystemTime::now(), Duration::ZERO);
+            status.last_error = Some(LastError { error, at, wait });
+        });
+        let known = reason.clone();
+        self.phase = Phase::Waiting(Box::pin(async move {
+            if let Some(right) = &config.dial_right {
+                right.changed(&known).await;
+            }
+        }));
+        let event = self.change_outage(reason);
+        if let Some(LinkEvent::Down(outage)) = &event {
+            info!(upstream = self.config.upstream, reason = outage.reason, "may not dial");
+        }
+        event
     }
 
     /// Begins an outage with this reason, or changes the reason of the one that goes on. `None` if

@@ -31,6 +31,7 @@ mod ignored_settings;
 mod keys;
 mod kubernetes;
 mod large_messages;
+mod lease;
 mod ledger;
 mod login;
 mod logs;

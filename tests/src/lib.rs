@@ -15,6 +15,7 @@
 //! | [`imports`] | which module of a crate imports which |
 //! | [`tls`] | certificates, and TLS on either side of a port |
 //! | [`tools`] | programs of other projects that the tests run |
+//! | [`lease`] | firehoses of which one may dial, and takeovers |
 //! | [`ledger`] | whether a program's counters account for every event |
 //! | [`nats`] | real NATS servers and clusters, and an independent look into a stream |
 //! | [`relay`] | a TCP relay that injects faults |
@@ -39,6 +40,7 @@ pub mod disk;
 pub mod grafana;
 pub mod http;
 pub mod imports;
+pub mod lease;
 pub mod ledger;
 pub mod nats;
 pub mod official_clients;

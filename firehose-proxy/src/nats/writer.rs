@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    WriterParts, Writing,
+    WriterParts,
     connection::{Connection, Outgoing, Reply, TIMEOUT},
     payload::{MAX_JOINED, joined, payload},
     state::{State, States},
@@ -26,6 +26,7 @@ use super::{
     stream::NO_ANSWER,
     window::{Progress, Sent, Subject, Window},
 };
+use crate::role::Role;
 
 /// How often the state is written if it does not change.
 const STATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -85,8 +86,8 @@ impl Writer {
         let Some(mut connection) = self.connect(&stop).await else { return };
         let mut begun = 0;
         loop {
-            let permission = *self.parts.writing.borrow_and_update();
-            let Writing::On { epoch } = permission else {
+            let role = self.parts.writing.borrow_and_update().clone();
+            let Role::Holder { epoch, .. } = role else {
                 self.status.is_off();
                 if self.is_over_before_a_change(&stop).await {
                     return;
@@ -369,7 +370,7 @@ impl Sent {
 }
 
 /// Waits for another permission.
-async fn changed(writing: &mut watch::Receiver<Writing>) {
+async fn changed(writing: &mut watch::Receiver<Role>) {
     if writing.changed().await.is_err() {
         future::pending::<()>().await;
     }

@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
-use super::spacing::Spacing;
+use super::{dial_right::DialRight, spacing::Spacing};
 
 /// Where a link connects, with which key, and how long it waits.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct LinkConfig {
     pub kept_bytes: usize,
     /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
     pub spacing: Option<Arc<Spacing>>,
+    /// Of several programs, only one may dial. Default: none, for a link that always may.
+    pub dial_right: Option<DialRight>,
 }
 
 impl LinkConfig {
@@ -49,6 +51,7 @@ impl LinkConfig {
             history_bytes: None,
             kept_bytes: 0,
             spacing: None,
+            dial_right: None,
         }
     }
 }

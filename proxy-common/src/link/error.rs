@@ -44,11 +44,14 @@ pub enum LinkError {
     /// The connection ended.
     #[error("connection lost: {0}")]
     Closed(String),
+    /// Another program may dial, and this one may not.
+    #[error("{0}")]
+    Standby(String),
 }
 
 impl LinkError {
     /// Every value of [`label`](Self::label).
-    pub const LABELS: [&str; 8] = [
+    pub const LABELS: [&str; 9] = [
         "unreachable",
         "timeout",
         "auth_failed",
@@ -57,6 +60,7 @@ impl LinkError {
         "silent",
         "closed",
         "positions",
+        "standby",
     ];
 
     /// What the operator can do.
@@ -75,6 +79,7 @@ impl LinkError {
             Self::Positions { .. } => {
                 "report this fault; the link starts anew, and what it may have missed is announced"
             }
+            Self::Standby(_) => "nothing: the link waits until this program may dial",
             Self::Silent | Self::ClosedByPolicy | Self::Closed(_) => {
                 "the link tries again by itself"
             }
@@ -92,6 +97,7 @@ impl LinkError {
             Self::Silent => Self::LABELS[5],
             Self::ClosedByPolicy | Self::Closed(_) => Self::LABELS[6],
             Self::Positions { .. } => Self::LABELS[7],
+            Self::Standby(_) => Self::LABELS[8],
         }
     }
 }

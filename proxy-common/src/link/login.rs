@@ -33,6 +33,7 @@ use url::{Position, Url};
 
 use super::{
     config::LinkConfig,
+    dial_right::DialRight,
     error::LinkError,
     upstream_socket::{Stream, UpstreamMessage, UpstreamSocket},
 };
@@ -73,8 +74,17 @@ pub async fn open(config: &LinkConfig) -> Result<Opened, LinkError> {
         let url = &config.url;
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let port = url.port_or_known_default().unwrap_or(443);
-        let tcp = connect_tcp(host, port).await.map_err(unreachable)?;
+        let right = config.dial_right.as_ref();
+        let may_dial = || right.map_or(Ok(()), DialRight::check);
+        may_dial()?;
+        let mut tcp = connect_tcp(host, port, may_dial).await?;
         tcp.set_nodelay(true).map_err(unreachable)?;
+        let mut guarded = None;
+        if let Some(right) = right {
+            let guard;
+            (tcp, guard) = right.guard(tcp)?;
+            guarded = Some(guard);
+        }
         let stream = match url.scheme() {
             "wss" => {
                 let name = ServerName::try_from(host.to_owned()).map_err(unreachable)?;
@@ -84,7 +94,11 @@ pub async fn open(config: &LinkConfig) -> Result<Opened, LinkError> {
             }
             _ => MaybeTlsStream::Plain(tcp),
         };
+        may_dial()?;
         let mut opened = upgrade(stream, url).await?;
+        if let Some(guarded) = guarded {
+            opened.socket.guarded_by(guarded);
+        }
         opened.socket.frames_are_kept(config.kept_bytes);
         Ok(opened)
     };
@@ -171,9 +185,14 @@ fn unreachable(error: impl Error + 'static) -> LinkError {
 
 /// Tries each address of a host for a limited time, so that one that never answers does not block
 /// the others.
-async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+async fn connect_tcp(
+    host: &str,
+    port: u16,
+    may_dial: impl Fn() -> Result<(), LinkError>,
+) -> Result<TcpStream, LinkError> {
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in lookup_host((host, port)).await? {
+    for address in lookup_host((host, port)).await.map_err(unreachable)? {
+        may_dial()?;
         match timeout(ADDRESS_TIMEOUT, TcpStream::connect(address)).await {
             Ok(Ok(tcp)) => return Ok(tcp),
             Ok(Err(error)) => failure = error,
@@ -183,7 +202,7 @@ async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
             }
         }
     }
-    Err(failure)
+    Err(unreachable(failure))
 }
 
 fn tls(extra: &[CertificateDer<'static>]) -> Result<Arc<ClientConfig>, LinkError> {
@@ -209,6 +228,7 @@ pub async fn authenticate(
     let limit = config.login_timeout;
     // The official clients take the first frame for the greeting, whatever it says.
     within(limit, "greeting", expect(&mut socket, None)).await?;
+    config.dial_right.as_ref().map_or(Ok(()), DialRight::check)?;
     socket.send_text(&command_text("auth", config.key.expose_secret(), None));
     within(limit, "verdict on the key", expect(&mut socket, Some("auth_success"))).await?;
     Ok(socket)

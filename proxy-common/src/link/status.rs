@@ -19,6 +19,8 @@ pub enum LinkState {
     Connecting,
     /// Waiting before the next attempt.
     Waiting,
+    /// Waiting until this program may dial; another one may.
+    Standby,
     /// The upstream refused the key; waiting long before the next attempt.
     Refused,
 }

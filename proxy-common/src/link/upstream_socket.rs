@@ -25,6 +25,7 @@ use tungstenite::protocol::{
     },
 };
 
+use super::dial_right::Guarded;
 use crate::websocket::{Decoded, Decoder, Frame, Violation, apply_mask};
 
 /// A connection to an upstream, encrypted or not.
@@ -61,6 +62,8 @@ pub struct UpstreamSocket {
     /// Whether our close frame is among them, or written.
     closing: bool,
     read_at: Instant,
+    /// Ends the connection with the right to have it, if that can end.
+    guarded: Option<Guarded>,
 }
 
 /// A message from an upstream.
@@ -106,7 +109,13 @@ impl UpstreamSocket {
             outgoing: BytesMut::new(),
             closing: false,
             read_at: Instant::now(),
+            guarded: None,
         }
+    }
+
+    /// The connection ends with the right to have it.
+    pub(super) fn guarded_by(&mut self, guarded: Guarded) {
+        self.guarded = Some(guarded);
     }
 
     /// The owner keeps the newest frames, so many bytes of them. Their buffers are used again, in

@@ -69,6 +69,7 @@ fn status_line(health: &HealthDocument) -> String {
     let status = match health.status() {
         HealthStatus::Ok => "ok",
         HealthStatus::Degraded => "degraded",
+        HealthStatus::Standby => "standby",
         HealthStatus::Down => "down",
     };
     let line = match health.problems() {

@@ -21,7 +21,8 @@ use crate::{
     access::{AbuseLog, Gate, GateConfig, KeyMetrics},
     config::ConfigError,
     health::{
-        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, ProcessMetrics,
+        ContractsHealth, Health, HealthDocument, HealthReporter, IntakeMetrics, LeaseHealth,
+        ProcessMetrics,
     },
     history::{History, HistoryMetrics},
     link::{LinkHandle, LinkMetrics, LinkState, LinkStatus},
@@ -335,6 +336,11 @@ pub trait Upkeep: Send + Sync + 'static {
         BTreeMap::new()
     }
 
+    /// How its lease stands. `None` without one.
+    fn lease(&self) -> Option<LeaseHealth> {
+        None
+    }
+
     /// How many events its sessions have yet to fetch. `None` if sessions of this tier fetch none.
     fn unread(&self) -> Option<&Level> {
         None
@@ -444,7 +450,7 @@ impl<T, U: Upkeep> ServedMarket<T, U> {
         let report = self.health.report(links, self.upkeep.unread(), problems);
         let extent = || self.history.extent().health(millis(SystemTime::now()));
         let history = self.history.is_on().then(extent);
-        Health { contracts: self.upkeep.contracts(), history, ..report }
+        Health { contracts: self.upkeep.contracts(), lease: self.upkeep.lease(), history, ..report }
     }
 }
 

@@ -231,7 +231,7 @@ impl<H: Handler> HttpService<H> {
         let health = self.handler.health();
         let status = match health.status() {
             HealthStatus::Ok | HealthStatus::Degraded => StatusCode::OK,
-            HealthStatus::Down => StatusCode::SERVICE_UNAVAILABLE,
+            HealthStatus::Standby | HealthStatus::Down => StatusCode::SERVICE_UNAVAILABLE,
         };
         let body = serde_json::to_string(&health).unwrap_or_else(|error| {
             warn!(%error, "failed to write the health document");
@@ -245,6 +245,8 @@ impl<H: Handler> HttpService<H> {
             text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n")
         } else if self.session_permits.available_permits() == 0 {
             text(StatusCode::SERVICE_UNAVAILABLE, "full\n")
+        } else if self.handler.health().stands_by() {
+            text(StatusCode::SERVICE_UNAVAILABLE, "standby\n")
         } else {
             text(StatusCode::OK, "ready\n")
         }

@@ -108,6 +108,9 @@ fn is_about_the_key(notice: &str) -> bool {
 
 fn of_link(link: &LinkStatus, facts: &Facts<'_>) -> Vec<Problem> {
     let LinkStatus { upstream, url, channels, .. } = link;
+    if link.state == LinkState::Standby {
+        return Vec::new();
+    }
     if link.state != LinkState::Up {
         let down = facts.now.duration_since(link.since).unwrap_or_default();
         let why = link.last_error.as_ref().map_or_else(
