@@ -279,14 +279,15 @@ impl Foundation {
         let handler = TierHandler { markets, reporter, started: Instant::now() };
         #[cfg(feature = "nats")]
         let (name, nats) = (self.name, self.nats.clone());
-        let mut bound = self.serve_by(handler, counters, budget, all_links, data);
+        let bound = self.serve_by(handler, counters, budget, all_links, data);
         #[cfg(feature = "nats")]
         if let Some(nats) = nats {
             let handler = bound.handler();
-            bound.asking = Some(Box::pin(async move {
+            let asking = async move {
                 let health = |market| handler.answer(market);
                 ask_and_answer(nats, name, handler.asked(), health).await;
-            }));
+            };
+            return BoundTier { asking: Some(Box::pin(asking)), ..bound };
         }
         bound
     }
