@@ -69,7 +69,7 @@ pub(super) enum Trouble {
     Failed(String),
 }
 
-impl std::convert::From<String> for Trouble {
+impl From<String> for Trouble {
     fn from(reason: String) -> Self {
         Self::Failed(reason)
     }
