@@ -258,7 +258,7 @@ async fn positions_hold_in_another_region() {
         let value: Value = serde_json::from_str(&object).expect("JSON");
         match value["status"].as_str() {
             Some("position") if events == 3 => {
-                position = value["position"].as_str().map(str::to_owned)
+                position = value["position"].as_str().map(str::to_owned);
             }
             Some(_) => {}
             None => events += 1,

@@ -12,6 +12,7 @@ use super::{
 };
 
 /// A session with an upstream. It makes progress only while it is polled.
+#[cfg_attr(feature = "nats", expect(clippy::large_enum_variant, reason = "there is one a link"))]
 pub(super) enum Upstream {
     /// Over a WebSocket.
     Socket(UpstreamSocket),

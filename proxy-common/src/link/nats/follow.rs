@@ -247,11 +247,9 @@ impl Follower {
         let mut outage = None;
         for frame in frames(state.payload.clone()).map_while(Result::ok) {
             match Said::read(frame.text()).first() {
-                Some(said) if said.status == "carried" => {
-                    if self.coverage != frame.text() {
-                        self.coverage = frame.shared_text();
-                        self.out.push_back(frame);
-                    }
+                Some(said) if said.status == "carried" && self.coverage != frame.text() => {
+                    self.coverage = frame.shared_text();
+                    self.out.push_back(frame);
                 }
                 Some(said) if said.status == "upstream_down" => {
                     outage = Some(said.outage());

@@ -27,7 +27,7 @@ pub(super) async fn seek(
             let each = (extent.bytes / extent.messages.max(1)).max(1);
             let first = state.seq.saturating_sub(bytes / each).max(extent.first_seq);
             match stream.at_or_after(first).await? {
-                Some(first) if first.seq <= state.seq => from(first, marks, state),
+                Some(first) if first.seq <= state.seq => from(&first, marks, state),
                 _ => at_state(state),
             }
         }
@@ -44,7 +44,7 @@ pub(super) async fn seek(
 }
 
 /// With this message, and all that it holds.
-fn from(first: Message, marks: bool, state: Message) -> Begin {
+fn from(first: &Message, marks: bool, state: Message) -> Begin {
     let head = &first.head;
     let reached = Reached { position: head.position, events: Some(head.events + head.lost) };
     let (time, next) = (head.time, first.seq);
@@ -75,7 +75,7 @@ async fn search(
             true => Gone::TooOld(Some(known.seq - position.seq)),
             false => Gone::OtherEpoch,
         };
-        return Ok(Begin { gone: Some((gone, position)), ..from(first, marks, state) });
+        return Ok(Begin { gone: Some((gone, position)), ..from(&first, marks, state) });
     }
     if state.head.position.epoch < position.epoch {
         let reached = reached_behind(&state);
