@@ -231,6 +231,9 @@ fn serve(
     let writing = settings.nats.as_ref().map(|config| {
         let wake = Arc::default();
         publisher.ring.wake_with(Arc::clone(&wake));
+        // Whoever reads the stream gets what a session with `*` does. So the first outage of a
+        // firehose lasts until the vendor has answered all of that.
+        shared.demand.add([&Channel::All]);
         let parts = WriterParts {
             market,
             holder: nats::instance(),

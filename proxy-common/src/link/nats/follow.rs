@@ -47,9 +47,15 @@ pub(super) struct Seen {
     pub(super) lost_events: u64,
 }
 
-/// The stream goes back in its own epoch: it was made anew.
+/// Why the session ends with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WentBack;
+pub(super) enum Ended {
+    /// The stream goes back in its own epoch: it was made anew.
+    WentBack,
+    /// Another run of a firehose has begun. What is wanted has to be asked of it anew, as after a
+    /// lost connection.
+    NewEpoch,
+}
 
 /// Follows a market's stream.
 #[derive(Debug)]
@@ -158,8 +164,9 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// It stands before messages that were taken, in the same epoch.
-    pub(super) fn take(&mut self, message: Message) -> Result<(), WentBack> {
+    /// It stands before messages that were taken, in the same epoch. Or a new epoch begins while
+    /// messages are live; that message is not taken.
+    pub(super) fn take(&mut self, message: Message) -> Result<(), Ended> {
         let (seq, head) = (message.seq, message.head);
         self.hole |= seq > self.next;
         self.next = seq + 1;
@@ -170,7 +177,10 @@ impl Follower {
         }
         let new_epoch = head.position.epoch > known.epoch;
         if !new_epoch && self.passing.is_none() && head.position < known {
-            return Err(WentBack);
+            return Err(Ended::WentBack);
+        }
+        if new_epoch && self.live_from.is_none() {
+            return Err(Ended::NewEpoch);
         }
         let hole = std::mem::take(&mut self.hole);
         if new_epoch || hole || self.passing.is_some() {
@@ -455,18 +465,35 @@ mod tests {
     }
 
     #[test]
-    fn another_epoch_begins_with_a_gap_and_ends_the_one_before() {
+    fn another_epoch_ends_a_live_session_before_it_is_taken() {
         let mut follower = live();
-        follower.take(state(11, head(2, 0, 0), &[CARRIED, DOWN])).unwrap();
-        assert_eq!(said(&mut follower), ["gap 2-0", "upstream_down", "position 2-0"]);
-        follower.take(data(12, head(1, 5, 10), 1)).unwrap();
-        assert_eq!(said(&mut follower), [""; 0]);
-        assert_eq!(follower.seen.of_old_epochs, 1);
-        follower.take(data(13, head(2, 0, 0), 1)).unwrap();
+        follower.take(data(11, head(1, 5, 10), 1)).unwrap();
+        let opening = state(12, head(2, 0, 0), &[CARRIED, DOWN]);
+        assert_eq!(follower.take(opening), Err(Ended::NewEpoch));
         assert_eq!(said(&mut follower), ["data"]);
+        let reached = Reached { position: Position { epoch: 1, seq: 6 }, events: Some(12) };
+        assert_eq!((follower.reached(), follower.last().unwrap().seq), (reached, 11));
+    }
+
+    #[test]
+    fn a_session_that_catches_up_crosses_into_another_epoch() {
+        let state = state(13, head(2, 0, 0), &[CARRIED, DOWN]);
+        let reached = Reached { position: Position { epoch: 1, seq: 5 }, events: Some(10) };
+        let begin =
+            Begin { marks: true, reached, gone: None, time: 7, next: 11, passes: false, state };
+        let mut follower = Follower::new(begin);
+        follower.take(data(11, head(1, 5, 10), 1)).unwrap();
+        follower.take(self::state(12, head(2, 0, 0), &[CARRIED, DOWN])).unwrap();
+        follower.take(self::state(13, head(2, 0, 0), &[CARRIED, DOWN])).unwrap();
+        let begun = ["carried", "upstream_down", "resumed 1-5", "position 1-5"];
+        let crossed = ["data", "gap 2-0", "live 2-0"];
+        assert_eq!(said(&mut follower), [&begun[..], &crossed[..]].concat());
+        follower.take(data(14, head(1, 6, 12), 1)).unwrap();
+        assert_eq!((said(&mut follower), follower.seen.of_old_epochs), (vec![], 1));
+        follower.take(data(15, head(2, 0, 0), 1)).unwrap();
         // No notice ended its first outage.
-        follower.take(state(14, head(2, 1, 2), &[CARRIED])).unwrap();
-        assert_eq!(said(&mut follower), ["upstream_up 2-1", "position 2-1"]);
+        follower.take(self::state(16, head(2, 1, 2), &[CARRIED])).unwrap();
+        assert_eq!(said(&mut follower), ["data", "upstream_up 2-1", "position 2-1"]);
     }
 
     #[test]
@@ -532,7 +559,7 @@ mod tests {
     fn a_stream_that_goes_back_is_noticed() {
         let mut follower = live();
         follower.take(data(11, head(1, 5, 10), 2)).unwrap();
-        assert_eq!(follower.take(data(12, head(1, 4, 8), 2)), Err(WentBack));
+        assert_eq!(follower.take(data(12, head(1, 4, 8), 2)), Err(Ended::WentBack));
     }
 
     #[test]

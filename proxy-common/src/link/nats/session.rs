@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::{
     Complaint, NatsUpstream,
-    follow::{Follower, Message, Seen},
+    follow::{Ended, Follower, Message, Seen},
     seek::seek,
     stream::{Delivery, Reading, Stream},
 };
@@ -262,10 +262,14 @@ impl NatsSession {
             return Ok(Met::Control);
         };
         self.silent_firehose = 0;
-        if follower.take(message).is_err() {
-            return Err(made_anew());
+        match follower.take(message) {
+            Ok(()) => Ok(Met::Taken),
+            Err(Ended::WentBack) => Err(made_anew()),
+            Err(Ended::NewEpoch) => {
+                let why = "another firehose writes the stream, or it has begun anew";
+                Err(LinkError::Closed(why.to_owned()))
+            }
         }
-        Ok(Met::Taken)
     }
 
     /// A heartbeat, or a request to say that all before it has come.
