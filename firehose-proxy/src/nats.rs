@@ -7,6 +7,7 @@
 mod connection;
 mod demand;
 mod payload;
+mod resume;
 mod state;
 mod status;
 mod stream;

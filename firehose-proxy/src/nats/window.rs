@@ -9,6 +9,10 @@
 //! then copies under way may fit a place that is not theirs. So whoever begins writes more messages
 //! without expectation than a window holds ([`OPENING`]): after these no copy under way fits
 //! any more, neither one's own nor that of another firehose.
+//!
+//! A single message of a stranger, which only a user with the rights of a firehose can store, may
+//! still cost the beginning of a burst under way. The heads then say exactly how many events are
+//! missing.
 
 use std::collections::VecDeque;
 

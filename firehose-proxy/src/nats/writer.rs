@@ -7,9 +7,8 @@ use std::{future, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use proxy_common::{
-    history::{History, Lookup},
     nats::Head,
-    protocol::{Gone, Notice, Position, TierName},
+    protocol::{Gone, Notice, TierName},
 };
 use tokio::{
     sync::watch,
@@ -21,11 +20,11 @@ use tracing::debug;
 use super::{
     WriterParts,
     connection::{Connection, Outgoing, Reply, TIMEOUT},
-    payload::{MAX_JOINED, count, joined, payload},
+    payload::{MAX_JOINED, joined, payload},
     state::{State, States},
     status::WriterStatus,
     stream::NO_ANSWER,
-    window::{Decision, From, OPENING, Progress, Sent, Subject, Tail, Window, decide},
+    window::{Progress, Sent, Subject, Window},
 };
 use crate::role::Role;
 
@@ -45,17 +44,17 @@ const ASK_EVERY: u32 = 32;
 
 /// Writes the feed of a market into its stream.
 pub(super) struct Writer {
-    parts: WriterParts,
-    status: Arc<WriterStatus>,
-    states: States,
+    pub(super) parts: WriterParts,
+    pub(super) status: Arc<WriterStatus>,
+    pub(super) states: States,
     /// Messages since the last one that asked for a reply.
     unasked: u32,
     /// When the oldest message that waits was sent, or its predecessor acknowledged.
-    waiting_since: Instant,
+    pub(super) waiting_since: Instant,
 }
 
 /// Why the writing in an epoch has ended.
-enum End {
+pub(super) enum End {
     /// The permission has changed.
     Changed,
     /// The program stops.
@@ -65,7 +64,7 @@ enum End {
 }
 
 /// Why the writer must look at the end of the stream.
-enum Trouble {
+pub(super) enum Trouble {
     End(End),
     Fenced(u64),
     /// Another message stands where ours was to stand.
@@ -73,7 +72,7 @@ enum Trouble {
     Failed(String),
 }
 
-impl std::convert::From<String> for Trouble {
+impl From<String> for Trouble {
     fn from(reason: String) -> Self {
         Self::Failed(reason)
     }
@@ -194,107 +193,6 @@ impl Writer {
                 }
             }
             stored = now_stored;
-        }
-    }
-
-    /// Looks at the end of the stream, and goes on from there.
-    async fn resume(
-        &mut self,
-        connection: &mut Connection,
-        epoch: u64,
-        window: &mut Option<Window>,
-    ) -> Result<(), Trouble> {
-        connection.begin_pass()?;
-        let (tail, remarks) = connection.stream.tail().await?;
-        self.status.remark(remarks);
-        match decide(epoch, &tail, window.as_ref()) {
-            Decision::Fenced(later) => Err(Trouble::Fenced(later)),
-            Decision::GoOn(seq) => {
-                let Some(window) = window else { return Ok(()) };
-                self.on_stored(epoch, window, seq);
-                let last = window.next_seq() - 1;
-                for sent in window.sent() {
-                    let asks = self.asks(sent.seq == last);
-                    connection.publish(sent.outgoing(asks)).await?;
-                }
-                self.waiting_since = Instant::now();
-                Ok(())
-            }
-            Decision::Open(from) => {
-                let progress = self.start(connection, epoch, from, &tail, window.as_ref()).await?;
-                let under_way =
-                    window.as_ref().map_or(0, |window| window.next_seq().saturating_sub(tail.seq));
-                let count = (under_way as usize).clamp(OPENING, 4 * OPENING);
-                *window = Some(self.open(connection, epoch, progress, count).await?);
-                Ok(())
-            }
-        }
-    }
-
-    /// Where to go on in the history.
-    async fn start(
-        &self,
-        connection: &Connection,
-        epoch: u64,
-        from: From,
-        tail: &Tail,
-        window: Option<&Window>,
-    ) -> Result<Progress, Trouble> {
-        let history = self.parts.shared.ring.history();
-        match from {
-            From::Progress(progress) => return Ok(progress),
-            From::Message(seq, head) => return behind(connection, history, seq, head).await,
-            From::OwnLast => {
-                if let Some(progress) = own_last(connection, tail, window).await? {
-                    return Ok(progress);
-                }
-                let own = tail.data.and_then(|last| Some((last.seq, last.head?)));
-                if let Some((seq, head)) = own
-                    && head.position.epoch == epoch
-                {
-                    return behind(connection, history, seq, head).await;
-                }
-            }
-            From::Beginning => {}
-        }
-        let (current, entry) = self.parts.shared.ring.epoch();
-        if current != epoch {
-            return Err("the feed has yet to begin its epoch".to_owned().into());
-        }
-        Ok(Progress { entry, position: Position { epoch, seq: 0 }, ..Progress::default() })
-    }
-
-    /// Opens the epoch with states that are stored in any case: nothing that is under way fits any
-    /// more behind so many.
-    async fn open(
-        &mut self,
-        connection: &mut Connection,
-        epoch: u64,
-        progress: Progress,
-        count: usize,
-    ) -> Result<Window, Trouble> {
-        let state = self.states.take(&self.parts.shared, &self.parts.wake);
-        self.states.on_opening(&state);
-        let head = progress.head(progress.time);
-        for n in 1..=count {
-            let message = Outgoing {
-                subject: Subject::State,
-                head: &head,
-                payload: &state.frames,
-                expected: None,
-                asks: n == count,
-            };
-            connection.publish(message).await?;
-        }
-        match timeout(TIMEOUT, connection.replies.next()).await {
-            Ok(Reply::Stored(seq)) => {
-                debug!(epoch, seq, "opened the epoch in the stream");
-                self.status.is_up(epoch);
-                Ok(Window::new(seq, head, progress))
-            }
-            Ok(Reply::Moved) => Err(Trouble::Moved),
-            Ok(Reply::Refused(reason)) => Err(reason.into()),
-            Err(_) => Err(NO_ANSWER.to_owned().into()),
         }
     }
 
@@ -444,7 +342,7 @@ impl Writer {
     }
 
     /// Whether the next message asks for a reply.
-    fn asks(&mut self, is_last: bool) -> bool {
+    pub(super) fn asks(&mut self, is_last: bool) -> bool {
         self.unasked += 1;
         let asks = is_last || self.unasked >= ASK_EVERY;
         if asks {
@@ -453,7 +351,7 @@ impl Writer {
         asks
     }
 
-    fn on_stored(&mut self, epoch: u64, window: &mut Window, seq: u64) {
+    pub(super) fn on_stored(&mut self, epoch: u64, window: &mut Window, seq: u64) {
         let (messages, bytes) = window.acknowledge(seq);
         self.status.messages.inc_by(messages);
         self.status.bytes.inc_by(bytes);
@@ -471,7 +369,7 @@ impl Writer {
 }
 
 impl Sent {
-    fn outgoing(&self, asks: bool) -> Outgoing<'_> {
+    pub(super) fn outgoing(&self, asks: bool) -> Outgoing<'_> {
         Outgoing {
             subject: self.subject,
             head: &self.head,
@@ -480,48 +378,6 @@ impl Sent {
             asks,
         }
     }
-}
-
-/// Where the history goes on behind this message of ours.
-async fn behind(
-    connection: &Connection,
-    history: &History,
-    seq: u64,
-    head: Head,
-) -> Result<Progress, Trouble> {
-    let message = connection.stream.message(seq).await?;
-    let message = message.ok_or_else(|| format!("message {seq} has just gone"))?;
-    let (frames, events) =
-        count(&message.payload).ok_or_else(|| format!("message {seq} is none of a firehose's"))?;
-    let position = Position { seq: head.position.seq + frames, ..head.position };
-    let entry = match history.find(position) {
-        Lookup::At(entry) => entry,
-        // One that is gone: the counts of what is lost follow from the positions.
-        Lookup::Gone(first, _) => first.saturating_sub(1),
-        Lookup::Ahead => {
-            return Err(format!("the stream is ahead of the feed, at {position}").into());
-        }
-    };
-    let (events, lost) = (head.events + events, head.lost);
-    Ok(Progress { entry, position, events, lost, time: head.time })
-}
-
-/// Where the writer stands behind the last message of the window that is in the stream, if one is.
-async fn own_last(
-    connection: &Connection,
-    tail: &Tail,
-    window: Option<&Window>,
-) -> Result<Option<Progress>, Trouble> {
-    let Some(window) = window else { return Ok(None) };
-    let sent = window.sent().rev().map(|sent| sent.seq);
-    for seq in sent.chain([window.stored().0]).filter(|seq| *seq <= tail.seq) {
-        let message = connection.stream.message(seq).await?;
-        let head = message.and_then(|message| message.head);
-        if let Some(progress) = head.and_then(|head| window.after(seq, &head)) {
-            return Ok(Some(progress));
-        }
-    }
-    Ok(None)
 }
 
 /// Waits for another permission.
