@@ -137,7 +137,6 @@ struct Settings {
     history_bytes: usize,
     replays: Arc<Semaphore>,
     record: Option<RecordConfig>,
-    #[cfg_attr(not(feature = "nats"), expect(dead_code))]
     nats: Option<FeedConfig>,
 }
 

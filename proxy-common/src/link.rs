@@ -370,6 +370,8 @@ impl Link {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = retry.notified() => info!(upstream, "trying again on request"),
+                // What an attempt has met says nothing about the next right to dial.
+                () = taken(&config) => {}
             }
             wait_for_spacing(config).await;
         }));
@@ -460,6 +462,14 @@ impl Link {
         {
             self.status.send_modify(|status| status.channels = channels);
         }
+    }
+}
+
+/// Waits until the right to dial is taken; for ever if it cannot be.
+async fn taken(config: &LinkConfig) {
+    match &config.dial_right {
+        Some(right) => right.taken().await,
+        None => future::pending().await,
     }
 }
 

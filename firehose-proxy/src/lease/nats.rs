@@ -33,8 +33,8 @@ pub(super) struct StoreConfig {
     pub(super) timing: Timing,
 }
 
-/// How to reach NATS, or why that is not possible.
-type Reached = Result<Client, String>;
+/// How to reach NATS, or why that is not possible. `None` while no attempt has ended.
+type Reached = Option<Result<Client, String>>;
 
 /// Contends for the leases of these markets, until each of them is to be released.
 pub(super) async fn contend(
@@ -43,7 +43,7 @@ pub(super) async fn contend(
     address: String,
     contenders: Vec<Contender>,
 ) {
-    let (reached, reaches) = watch::channel(Err("no attempt has ended".to_owned()));
+    let (reached, reaches) = watch::channel(None);
     let mut tasks = JoinSet::new();
     for contender in contenders {
         let span = error_span!("lease", market = contender.market.name());
@@ -76,11 +76,11 @@ async fn reach(config: &NatsConfig, name: &str, reached: watch::Sender<Reached>)
     loop {
         match connect(config, &name, |_| ()).await {
             Ok(client) => {
-                let _ = reached.send(Ok(client));
+                let _ = reached.send(Some(Ok(client)));
                 return std::future::pending().await;
             }
             Err(error) => {
-                let _ = reached.send(Err(format!("no connection to NATS: {error}")));
+                let _ = reached.send(Some(Err(format!("no connection to NATS: {error}"))));
             }
         }
         sleep(PAUSE).await;
@@ -103,8 +103,9 @@ impl Side {
         let entry = loop {
             let reached = reaches.borrow_and_update().clone();
             match reached {
-                Ok(client) => break entry(&client),
-                Err(reason) => self.hold.status.fails(&reason),
+                Some(Ok(client)) => break entry(&client),
+                Some(Err(reason)) => self.hold.status.fails(&reason),
+                None => {}
             }
             if reaches.changed().await.is_err() {
                 return;
@@ -183,25 +184,24 @@ impl Side {
             return;
         };
         self.hold.stands_by(None);
-        let own = value.clone();
         let releasing = async {
             loop {
                 match entry.write(&value, revision).await.0 {
                     Written::Stored(_) => return,
                     Written::Unknown => {}
                     // A renewal may have been under way.
-                    Written::Refused => match entry.read().await {
-                        Ok(found) => match found.value {
-                            Some(value)
-                                if value.holder.is_some()
-                                    && (value.term, value.epoch) == (own.term, own.epoch) =>
-                            {
-                                revision = found.revision;
+                    Written::Refused => {
+                        if let Ok(found) = entry.read().await {
+                            let own = found
+                                .value
+                                .filter(|found| found.holder.is_some() && found.term == value.term);
+                            if own.is_none() {
+                                return;
                             }
-                            _ => return,
-                        },
-                        Err(_) => {}
-                    },
+                            revision = found.revision;
+                            continue;
+                        }
+                    }
                 }
                 sleep(PAUSE).await;
             }

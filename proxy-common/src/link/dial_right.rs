@@ -56,6 +56,8 @@ struct State {
     dial_until: Duration,
     /// Until when their connections may live.
     keep_until: Duration,
+    /// Whether it was taken since it was last given. A right that only ran out may come back.
+    taken: bool,
     /// Why links may not dial, while they may not.
     why: String,
     /// The sockets of the links' connections, once more.
@@ -76,7 +78,8 @@ impl DialGrant {
     pub fn new(why: impl Into<String>) -> (Self, DialRight) {
         let (zero, why) = (Duration::ZERO, why.into());
         let sockets = Slab::new();
-        let state = State { dial_until: zero, keep_until: zero, why, sockets, ended: 0 };
+        let (taken, ended) = (true, 0);
+        let state = State { dial_until: zero, keep_until: zero, taken, why, sockets, ended };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: watch::Sender::new(()) });
         (Self(Arc::clone(&shared)), DialRight(shared))
     }
@@ -85,7 +88,7 @@ impl DialGrant {
     /// [`uptime`]. `why` is the reason that they report after the former.
     pub fn give(&self, dial_until: Duration, keep_until: Duration, why: impl Into<String>) {
         self.change(|state| {
-            (state.dial_until, state.keep_until) = (dial_until, keep_until);
+            (state.dial_until, state.keep_until, state.taken) = (dial_until, keep_until, false);
             state.why = why.into();
         });
     }
@@ -94,6 +97,7 @@ impl DialGrant {
     pub fn take(&self, why: impl Into<String>) {
         self.change(|state| {
             (state.dial_until, state.keep_until) = (Duration::ZERO, Duration::ZERO);
+            state.taken = true;
             state.why = why.into();
             state.end();
         });
@@ -111,11 +115,6 @@ impl DialGrant {
 }
 
 impl DialRight {
-    /// Whether links may dial now.
-    pub(super) fn is_given(&self) -> bool {
-        uptime() < self.0.lock().dial_until
-    }
-
     /// The right for one step of dialling. To be asked directly before the step.
     ///
     /// # Errors
@@ -131,10 +130,19 @@ impl DialRight {
 
     /// Waits until links may dial, or the reason why they may not has changed from `known`.
     pub(super) async fn changed(&self, known: &str) {
+        self.until(|state| uptime() < state.dial_until || state.why != known).await;
+    }
+
+    /// Waits until the right is taken. A right that only ran out may come back.
+    pub(super) async fn taken(&self) {
+        self.until(|state| state.taken).await;
+    }
+
+    async fn until(&self, holds: impl Fn(&State) -> bool) {
         let mut changes = self.0.changed.subscribe();
         loop {
             changes.borrow_and_update();
-            if self.is_given() || self.0.lock().why != known {
+            if holds(&self.0.lock()) {
                 return;
             }
             if changes.changed().await.is_err() {
@@ -216,7 +224,7 @@ impl Watchdog {
                         warn!("the lease could not be renewed for too long: connection closed");
                     }
                 }
-                thread::sleep(WATCHING);
+                thread::park_timeout(WATCHING);
             }
         })?;
         Ok(Self(stopped))
@@ -265,9 +273,15 @@ mod tests {
         assert!(timeout(Duration::from_millis(10), &mut waiting).await.is_err());
         grant.take("two");
         timeout(SOON, waiting).await.unwrap();
+        timeout(SOON, right.taken()).await.unwrap();
         let waiting = right.changed("two");
         grant.give(uptime() + SOON, uptime() + SOON, "two");
         timeout(SOON, waiting).await.unwrap();
+        let mut taken = Box::pin(right.taken());
+        grant.give(uptime(), uptime() + SOON, "ran out");
+        assert!(timeout(Duration::from_millis(10), &mut taken).await.is_err());
+        grant.take("three");
+        timeout(SOON, taken).await.unwrap();
     }
 
     #[tokio::test]
