@@ -26,8 +26,8 @@ use self::{
 };
 use crate::{
     health::{
-        ContractsHealth, Health, HealthDocument, HealthStatus, IntakeMetrics, LastEvent,
-        UpstreamHealth,
+        ContractsHealth, Health, HealthDocument, HealthStatus, IntakeMetrics, Lag, LastEvent,
+        LeaseHealth, Peer, UpstreamHealth,
     },
     link::{ChannelStatus, LinkMetrics, LinkState, LinkStatus},
     protocol::TierName,
@@ -99,6 +99,12 @@ pub struct MarketStatus {
     pub ring_used: Option<f64>,
     /// The contracts on demand, by type.
     pub contracts: BTreeMap<String, ContractsHealth>,
+    /// The lease. Null without one.
+    pub lease: Option<LeaseHealth>,
+    /// How far it is from the end of the stream in NATS. Null if it does not read one.
+    pub lag: Option<Lag>,
+    /// The other programs of the market. Null without NATS.
+    pub peers: Option<Vec<Peer>>,
     /// Sessions now.
     pub sessions: i64,
     /// Subscriptions held by all sessions.
@@ -250,6 +256,9 @@ impl MarketReporter {
             forward_latency: history.forward_latency(),
             ring_used,
             contracts: health.contracts,
+            lease: health.lease,
+            lag: health.lag,
+            peers: health.peers,
             sessions: health.sessions,
             subscriptions: health.subscriptions,
             queue_bytes: self.sessions.queue_bytes.get(),

@@ -69,6 +69,8 @@ pub(crate) struct NatsSession {
     ready: VecDeque<Frame>,
     outgoing: VecDeque<OutboundMessage>,
     tick: Interval,
+    /// Whether a phase has begun that is yet to be polled.
+    has_begun: bool,
     /// Ticks without a word of the server.
     silent: u32,
     /// Ticks without a message of the firehose.
@@ -126,6 +128,7 @@ impl NatsSession {
             ready: VecDeque::new(),
             outgoing: VecDeque::new(),
             tick,
+            has_begun: false,
             silent: 0,
             silent_firehose: 0,
             apart: 0,
@@ -154,8 +157,9 @@ impl NatsSession {
 
     fn open(&mut self, start: Start) {
         let marks = start != Start::Live;
-        let last = self.upstream.memory().last.take();
+        let last = self.upstream.memory().last.clone();
         let (stream, complaint) = (self.stream.clone(), self.complaint.clone());
+        self.has_begun = true;
         self.phase = Phase::Opening(Box::pin(async move {
             let open = async {
                 let silent = || "the stream holds no state of a firehose".to_owned();
@@ -215,12 +219,8 @@ impl NatsSession {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
         while self.tick.poll_tick(cx).is_ready() {
             self.on_tick()?;
-            if !matches!(self.phase, Phase::Reading { .. } | Phase::Idle) {
-                // Whatever the tick has begun is polled for the first time.
-                cx.waker().wake_by_ref();
-            }
         }
-        if matches!(self.phase, Phase::Opening(_)) {
+        if std::mem::take(&mut self.has_begun) {
             cx.waker().wake_by_ref();
         }
         while !self.outgoing.is_empty() {
@@ -301,6 +301,7 @@ impl NatsSession {
         if let Phase::Reading { reading, .. } = reading {
             drop(reading.messages);
         }
+        self.has_begun = true;
         self.phase = Phase::Renewing(Box::pin(async move {
             let mut failure = "NATS does not answer".to_owned();
             let renewing = async {
