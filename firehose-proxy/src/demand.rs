@@ -206,6 +206,11 @@ impl UpstreamDemand {
         self.all_answered.load(Ordering::Acquire)
     }
 
+    /// Whether everything is wanted.
+    pub fn wants_all(&self) -> bool {
+        self.state().channels.contains_key(&Channel::All)
+    }
+
     /// The channels wanted now, over all connections.
     pub fn wanted(&self) -> BTreeSet<Channel> {
         self.wanted.iter().flat_map(|wanted| wanted.borrow().channels.clone()).collect()

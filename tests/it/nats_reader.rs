@@ -307,7 +307,10 @@ async fn what_retention_removed_before_it_was_read_is_counted_exactly() {
     assert!(lost > 1_000, "{gap}");
     let missing = got.events.windows(2).filter(|pair| pair[1] != pair[0] + 1).count();
     assert!(missing <= 1, "one hole");
-    assert_eq!(proxy.metric("filtered_nats_lost_events_total").await, Some(lost as f64));
+    eventually(SOON, "the loss is counted", async || {
+        proxy.metric("filtered_nats_lost_events_total").await == Some(lost as f64)
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -475,7 +478,8 @@ async fn contracts_on_demand_are_asked_of_the_firehose_over_nats() {
     is_up(&proxy).await;
     is_complete(&proxy).await;
     let items: Vec<String> = (1..=3).map(|n| format!("Q.O:SPY261218C0060{n}000")).collect();
-    let mut client = TestClient::login(proxy.addr(), CLIENT_KEY).await;
+    let mut client = TestClient::connect_to(proxy.addr(), "/options").await;
+    client.log_in(CLIENT_KEY).await;
     let mut answers = BTreeMap::new();
     client.command("subscribe", &items.join(",")).await;
     while answers.len() < 3 {

@@ -31,7 +31,7 @@ impl States {
     /// The state of now.
     pub(super) fn take(&mut self, shared: &Shared, wake: &Wake) -> State {
         self.seen = wake.others.load(Ordering::Relaxed);
-        let outage = shared.outage.borrow().clone();
+        let outage = shared.outage.borrow().clone().or_else(|| self.subscribing(shared));
         let coverage = shared.entitlements.coverage_frame();
         let position = Some(shared.ring.feed_position());
         let down = outage
@@ -40,6 +40,15 @@ impl States {
         let mut frames = BytesMut::from(&coverage.bytes()[..]);
         frames.extend(down.iter().flat_map(|frame| frame.bytes().iter()));
         State { before: shared.ring.history().end(), frames: frames.freeze(), outage }
+    }
+
+    /// The outage of whoever subscribes to `*` now, while the vendor does not serve all of it: no
+    /// proxy has asked for it, or the vendor has yet to answer.
+    fn subscribing(&self, shared: &Shared) -> Option<Outage> {
+        if shared.demand.wants_all() && shared.demand.all_answered() {
+            return None;
+        }
+        Some(self.open.clone().unwrap_or_else(|| Outage::now("subscribing")))
     }
 
     /// Whether the state may have changed since the last one.

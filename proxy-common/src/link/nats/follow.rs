@@ -39,6 +39,8 @@ pub(super) struct Reached {
 /// What was seen so far.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {
+    /// Epochs that began.
+    pub(super) epochs: u64,
     /// Messages of an epoch that was over.
     pub(super) of_old_epochs: u64,
     /// Holes in the stream, as far as they held events.
@@ -169,6 +171,7 @@ impl Follower {
             return Ok(());
         }
         let new_epoch = head.position.epoch > known.epoch;
+        self.seen.epochs += u64::from(new_epoch);
         if !new_epoch && self.passing.is_none() && head.position < known {
             return Err(WentBack);
         }
@@ -453,7 +456,7 @@ mod tests {
         // Only states were in it.
         follower.take(state(30, head(1, 18, 42), &[CARRIED])).unwrap();
         assert_eq!(said(&mut follower), ["position 1-18"]);
-        assert_eq!(follower.seen, Seen { of_old_epochs: 0, holes: 1, lost_events: 26 });
+        assert_eq!(follower.seen, Seen { epochs: 0, of_old_epochs: 0, holes: 1, lost_events: 26 });
     }
 
     #[test]

@@ -262,8 +262,13 @@ impl NatsSession {
             return Ok(Met::Control);
         };
         self.silent_firehose = 0;
+        let epochs = follower.seen.epochs;
         if follower.take(message).is_err() {
             return Err(made_anew());
+        }
+        if follower.seen.epochs > epochs {
+            // Whoever writes now may not have heard of us.
+            self.demand_due = self.read_at;
         }
         Ok(Met::Taken)
     }
