@@ -16,32 +16,16 @@ mod writer;
 
 use std::{sync::Arc, time::Duration};
 
-use proxy_common::{metrics::Metrics, protocol::Market};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use proxy_common::metrics::Metrics;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 
 use self::writer::Writer;
-pub(crate) use self::{demand::DemandListener, status::WriterStatus};
-use crate::{config::FeedConfig, epochs::Epochs, ring::Wake, role::Role, subscriber::Shared};
+pub(crate) use self::{demand::DemandListener, status::WriterStatus, writer::WriterParts};
 
 /// How long a stopping program waits for NATS to take the rest. The writer itself gives up earlier.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
-
-/// What a writer needs of its market.
-pub(crate) struct WriterParts {
-    pub(crate) market: Market,
-    /// Who we are, for whoever reads the state.
-    pub(crate) holder: String,
-    pub(crate) config: FeedConfig,
-    pub(crate) shared: Shared,
-    /// What the ring wakes with each message.
-    pub(crate) wake: Arc<Wake>,
-    /// Whether it may write, and in which epoch.
-    pub(crate) writing: watch::Receiver<Role>,
-    /// For a new epoch, if the stream has a later one and no lease says which counts.
-    pub(crate) epochs: Option<Epochs>,
-}
 
 /// A writer that has yet to start.
 pub(crate) struct FeedWriter {

@@ -8,7 +8,7 @@ use std::{future, pin::pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use proxy_common::{
     nats::Head,
-    protocol::{Gone, Notice, TierName},
+    protocol::{Gone, Market, Notice, TierName},
 };
 use tokio::{
     sync::watch,
@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    WriterParts,
     connection::{Connection, Outgoing, Reply, TIMEOUT},
     payload::{MAX_JOINED, joined, payload},
     state::{State, States},
@@ -26,7 +25,7 @@ use super::{
     stream::NO_ANSWER,
     window::{Progress, Sent, Subject, Window},
 };
-use crate::role::Role;
+use crate::{config::FeedConfig, epochs::Epochs, ring::Wake, role::Role, subscriber::Shared};
 
 /// How often the state is written if it does not change.
 const STATE_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +40,21 @@ const STORES_NOTHING: &str =
 const RETRY: Duration = Duration::from_millis(250);
 /// A message of so many asks for a reply, beside the last that is ready.
 const ASK_EVERY: u32 = 32;
+
+/// What a writer needs of its market.
+pub(crate) struct WriterParts {
+    pub(crate) market: Market,
+    /// Who we are, for whoever reads the state.
+    pub(crate) holder: String,
+    pub(crate) config: FeedConfig,
+    pub(crate) shared: Shared,
+    /// What the ring wakes with each message.
+    pub(crate) wake: Arc<Wake>,
+    /// Whether it may write, and in which epoch.
+    pub(crate) writing: watch::Receiver<Role>,
+    /// For a new epoch, if the stream has a later one and no lease says which counts.
+    pub(crate) epochs: Option<Epochs>,
+}
 
 /// Writes the feed of a market into its stream.
 pub(super) struct Writer {
