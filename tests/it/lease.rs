@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use polygon_sim::{Fault, SimConfig};
 use tests::{
     http::get,
-    lease::{Contenders, Death, stands_by, takeovers},
+    lease::{Contenders, Death, stands_by, takeovers, trade},
     nats::NatsServer,
     program::{Launch, Program, Signal},
-    stack::{self, Sim, VENDOR_KEY, is_up},
+    stack::{self, CLIENT_KEY, Sim, VENDOR_KEY, is_complete, is_up},
     wait::{SOON, eventually, holds_for},
+    ws_client::TestClient,
 };
 
 /// Longer than any takeover. For what must not happen.
@@ -58,6 +59,50 @@ async fn a_stopped_holder_that_goes_on_neither_dials_nor_publishes() {
     let stood_by = old.health().await;
     assert_eq!((&stood_by["status"], &stood_by["problems"]), (&"standby".into(), &[(); 0].into()));
     assert_eq!(stood_by["lease"]["holder"], health["lease"]["name"]);
+}
+
+/// Reads until an object holds this text, and returns it with all before it.
+async fn until(client: &mut TestClient, text: &str) -> Vec<String> {
+    let mut objects = Vec::new();
+    loop {
+        objects.push(client.next_object().await);
+        if objects.last().is_some_and(|last| last.contains(text)) {
+            return objects;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_firehose_that_holds_the_lease_again_begins_an_epoch_that_its_clients_cross() {
+    let nats = NatsServer::start().await;
+    let mut contenders = Contenders::on_nats(2, &nats, Vec::new()).await;
+    let first = contenders.complete().await;
+    let proxy = stack::filtered(contenders.programs[first].addr()).start().await;
+    is_complete(&proxy).await;
+    let mut client = TestClient::login(proxy.addr(), CLIENT_KEY).await;
+    client.subscribe("T.AAPL").await;
+    contenders.sim.handle.publish(&[trade(1)]);
+    client.expect(&format!("[{}]", trade(1))).await;
+    contenders.programs[first].signal(Signal::SIGSTOP);
+    contenders.holder_among(&[1 - first]).await;
+    contenders.programs[first].signal(Signal::SIGCONT);
+    stands_by(&contenders.programs[first]).await;
+    until(&mut client, "upstream_down").await;
+    contenders.programs[1 - first].signal(Signal::SIGKILL);
+    contenders.programs[1 - first].wait_exit(SOON).await;
+    contenders.holder_among(&[first]).await;
+    is_complete(&proxy).await;
+    contenders.sim.handle.publish(&[trade(2)]);
+    let seen = until(&mut client, &trade(2)).await;
+    let at = |text: &str| seen.iter().position(|object| object.contains(text));
+    let gap = at("other_epoch").expect("told of the new epoch");
+    assert!(at("upstream_up").is_some_and(|up| gap < up), "{seen:#?}");
+    assert!(!seen.iter().any(|object| object.contains(&trade(1))), "{seen:#?}");
+    let epoch = contenders.programs[first].health().await["lease"]["epoch"].to_string();
+    let position = contenders.programs[first].health_text("/history/to").await;
+    assert!(position.starts_with(&format!("{epoch}-1")), "{position}");
+    assert_eq!(proxy.health_text("/history/to").await, position);
+    assert_eq!(proxy.metric("filtered_upstream_connects_total").await, Some(1.0));
 }
 
 #[tokio::test]
