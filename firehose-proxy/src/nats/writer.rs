@@ -33,6 +33,9 @@ const STATE_INTERVAL: Duration = Duration::from_secs(1);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long it may take to go on: many requests and a whole window, each with its own deadline.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a server does whose disk is full.
+const STORES_NOTHING: &str =
+    "it stores nothing of what it is sent: see its log, the disk may be full";
 /// How long it waits before it tries again.
 const RETRY: Duration = Duration::from_millis(250);
 /// A message of so many asks for a reply, beside the last that is ready.
@@ -159,7 +162,7 @@ impl Writer {
     ) -> End {
         let mut window = None;
         let mut writing = self.parts.writing.clone();
-        let mut stored = 0;
+        let (mut stored, mut stuck_since) = (0, Instant::now());
         let mut over = pin!(after(stop, FLUSH_TIMEOUT));
         loop {
             let working = async {
@@ -176,6 +179,7 @@ impl Writer {
                 result = working => result,
                 () = &mut over => return End::Stopped,
             };
+            let was_moved = matches!(result, Err(Trouble::Moved));
             match result {
                 Ok(()) => {}
                 Err(Trouble::End(end)) => return end,
@@ -188,8 +192,13 @@ impl Writer {
                 }
             }
             let now_stored = window.as_ref().map_or(0, |window| window.stored().0);
-            if now_stored == stored {
-                // Nothing came of it.
+            if now_stored != stored {
+                stuck_since = Instant::now();
+            } else {
+                // Nothing came of it. A server that cannot write refuses all but the first message.
+                if was_moved && stuck_since.elapsed() >= TIMEOUT {
+                    self.status.is_down(STORES_NOTHING);
+                }
                 tokio::select! {
                     () = changed(&mut writing) => return End::Changed,
                     () = &mut over => return End::Stopped,
@@ -360,7 +369,9 @@ impl Writer {
         let (messages, bytes) = window.acknowledge(seq);
         self.status.messages.inc_by(messages);
         self.status.bytes.inc_by(bytes);
-        self.status.is_up(epoch);
+        if messages > 0 || window.len() == 0 {
+            self.status.is_up(epoch);
+        }
         self.waiting_since = Instant::now();
     }
 
