@@ -236,7 +236,7 @@ fn serve(
         shared.demand.add([&Channel::All]);
         let parts = WriterParts {
             market,
-            holder: nats::instance(),
+            holder: nats::holder(),
             config: config.clone(),
             // A lease says who is later. Without one our clock may have gone back.
             epochs: epochs.filter(|_| lease_role.is_none()),

@@ -64,11 +64,6 @@ impl RunningWriter {
 }
 
 /// The name of this program's run: its machine and its process.
-pub(crate) fn instance() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
-        "" => "firehose",
-        host => host,
-    };
-    format!("{host}:{}", std::process::id())
+pub(crate) fn holder() -> String {
+    format!("{}:{}", proxy_common::nats::instance().host, std::process::id())
 }
