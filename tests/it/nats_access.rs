@@ -35,6 +35,13 @@ pub(crate) fn users() -> String {
     text
 }
 
+/// A server with them, and with JetStream.
+pub(crate) async fn server() -> NatsServer {
+    let jetstream = "jetstream { store_dir: \"$STORE\", max_file: 100G, max_mem: 1G }";
+    NatsServer::with(&format!("{jetstream}\n{}", users())).await
+}
+
+/// The password of a user in the example.
 pub(crate) fn password(user: &str) -> String {
     format!("change-me-{user}")
 }
@@ -58,7 +65,7 @@ pub(crate) fn with_creds(launch: Launch, user: &str) -> Launch {
 
 #[tokio::test]
 async fn with_the_shipped_users_everything_works_and_nothing_else_does() {
-    let nats = NatsServer::with(&users()).await;
+    let nats = server().await;
     let sim = Sim::start().await;
     let firehose = || {
         let launch = stack::firehose(&sim.url("stocks")).env("NATS_URL", nats.url());

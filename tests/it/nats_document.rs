@@ -22,7 +22,7 @@ use crate::{
     doc_snippets::{block, document, replaced, root},
     documents::settings,
     events::trade,
-    nats_access::{password, users, with_creds},
+    nats_access::{password, server, users, with_creds},
 };
 
 const DOCUMENT: &str = "docs/NATS.md";
@@ -425,7 +425,7 @@ async fn the_programs_run_with_the_manifests_and_the_shipped_users() {
         .collect();
     assert_eq!(pods.join("\n").trim(), hosts.trim());
 
-    let nats = NatsServer::with(&users()).await;
+    let nats = server().await;
     let sim = Sim::start().await;
     let launch = |tier: &'static str, user: &str| {
         let set = get("ConfigMap", tier)["data"].as_object().expect("settings");
