@@ -33,7 +33,7 @@ use tokio::{
 };
 use tracing::{Instrument, error_span, warn};
 
-use self::hold::Hold;
+use self::hold::{Contender, Hold};
 use crate::{epochs::Epochs, ring::Readers, role::Role};
 
 /// How long a stopping program waits for the store to take the release.
@@ -109,19 +109,10 @@ pub(crate) struct MarketLease {
     pub(crate) release: Release,
 }
 
-/// Releases the lease of a market. If it is dropped instead, others have to wait for as long as
-/// after a crash.
+/// Releases the lease of a market. Dropping it does the same without waiting for the end.
 pub(crate) struct Release {
     stop: oneshot::Sender<()>,
     released: oneshot::Receiver<()>,
-}
-
-/// What contends for the lease of one market.
-struct Contender {
-    market: Market,
-    hold: Hold,
-    stop: oneshot::Receiver<()>,
-    released: oneshot::Sender<()>,
 }
 
 /// The thread that contends. It ends once every market has released its lease or forgotten it.

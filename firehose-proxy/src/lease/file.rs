@@ -15,7 +15,7 @@ use proxy_common::{config::ConfigError, protocol::Market};
 use tokio::{sync::oneshot, time::sleep};
 use tracing::debug;
 
-use super::{Contender, value::Value};
+use super::{hold::Contender, status::LeaseStatus, value::Value};
 
 /// How often the lock is tried, and whether the file is still the same.
 const LOOKING: Duration = Duration::from_millis(50);
@@ -134,7 +134,7 @@ pub(super) async fn contend(mut lock: Lock, name: String, address: String, conte
     let _ = released.send(());
 }
 
-fn reopen(lock: &mut Lock, status: &super::LeaseStatus) {
+fn reopen(lock: &mut Lock, status: &LeaseStatus) {
     match open(&lock.path) {
         Ok(file) => lock.file = file,
         Err(error) => status.fails(&error.to_string()),

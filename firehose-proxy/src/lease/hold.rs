@@ -6,8 +6,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use proxy_common::link::DialGrant;
-use tokio::{sync::watch, time::timeout};
+use proxy_common::{link::DialGrant, protocol::Market};
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout,
+};
 use tracing::{info, warn};
 
 use super::{status::LeaseStatus, value::Value};
@@ -18,6 +21,16 @@ const EPOCH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What the right's holders report once it is over and the lease is not lost.
 const NOT_RENEWED: &str = "standby: the lease cannot be renewed";
+
+/// What contends for the lease of one market.
+pub(super) struct Contender {
+    pub(super) market: Market,
+    pub(super) hold: Hold,
+    /// Ends with a message, or with its sender.
+    pub(super) stop: oneshot::Receiver<()>,
+    /// To be sent once the lease is released.
+    pub(super) released: oneshot::Sender<()>,
+}
 
 /// What follows from the lease of one market.
 pub(super) struct Hold {

@@ -15,8 +15,8 @@ use tokio::{
 use tracing::{Instrument, debug, error_span};
 
 use super::{
-    Contender,
     bucket::LeaseEntry,
+    hold::{Contender, Hold},
     protocol::{Lease, Step, Timing, Written},
 };
 
@@ -90,7 +90,7 @@ async fn reach(config: &NatsConfig, name: &str, reached: watch::Sender<Reached>)
 /// This program's side of one lease.
 struct Side {
     lease: Lease,
-    hold: super::hold::Hold,
+    hold: Hold,
     entry: Option<LeaseEntry>,
 }
 
