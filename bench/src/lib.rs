@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod clock;
+pub mod comparison;
 pub mod event;
 pub mod feed;
 pub mod fleet;

@@ -6,6 +6,7 @@ use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context as _, Result};
 use bench::{
     clock::Clock,
+    comparison::comparison,
     floor,
     options::{Options, Part, Scenario},
     process::{Binaries, about},
@@ -68,7 +69,7 @@ fn measure(options: &Options) -> Result<()> {
             "\nOther programs kept {median:.2} cores busy meanwhile, {most:.2} at worst.\n"
         );
     }
-    if let Some(comparison) = context.sheet.comparison(median > QUIET_CORES) {
+    if let Some(comparison) = comparison(&context.sheet, median > QUIET_CORES) {
         table += &format!("\n{comparison}");
     }
     println!("{table}");

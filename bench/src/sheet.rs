@@ -1,7 +1,5 @@
 //! The sheet of results: every figure with its runs, its floor and its goal.
 
-mod comparison;
-
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -114,18 +112,28 @@ impl Sheet {
         }
     }
 
+    /// A figure.
+    pub fn figure(&self, case: Case, name: &str) -> Option<&Figure> {
+        let Case { scenario, shape } = case;
+        self.figures.iter().find(|figure| {
+            figure.scenario == scenario && figure.shape == shape && figure.name == name
+        })
+    }
+
+    /// The median of a figure's floor.
+    pub fn floor_of(&self, figure: &Figure) -> Option<f64> {
+        let case = Case { scenario: figure.scenario, shape: "floor" };
+        let floor = self.figure(case, figure.floor?)?;
+        Some(median(floor.runs.clone()))
+    }
+
     fn lines(&self) -> Vec<Line<'_>> {
         self.figures.iter().map(|figure| self.line(figure)).collect()
     }
 
     fn line<'a>(&self, figure: &'a Figure) -> Line<'a> {
         let value = median(figure.runs.clone());
-        let floor_median = figure.floor.and_then(|name| {
-            let floor = self.figures.iter().find(|other| {
-                other.scenario == figure.scenario && other.shape == "floor" && other.name == name
-            })?;
-            Some(median(floor.runs.clone()))
-        });
+        let floor_median = self.floor_of(figure);
         let of_floor = floor_median.map(|floor| value / floor);
         let reached = match figure.goal {
             Goal::AtLeast(goal) => Some((value >= goal).into()),
@@ -207,7 +215,8 @@ fn either(reached: bool, in_proportion: bool) -> Reached {
     }
 }
 
-fn markdown<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
+/// A table, whose first row is its head.
+pub fn markdown<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
     let widths: Vec<usize> = (0..COLUMNS)
         .map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0).max(3))
         .collect();

@@ -119,6 +119,8 @@ const REFUSED_INTERVAL: Duration = Duration::from_secs(30);
 pub struct Config {
     /// The link to the firehose of each market.
     pub links: Vec<(Market, LinkConfig)>,
+    /// Variables that are set and have no effect.
+    pub unused: Vec<&'static str>,
     /// The NATS that the feed comes from, if it comes from one.
     pub nats: Option<NatsConfig>,
     /// How long a session's name is remembered after it has ended.
@@ -151,16 +153,22 @@ impl TryFrom<&Args> for Config {
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let account = args.account.key()?;
         let expected = "the key of your Polygon.io (Massive) account";
-        let own = secret(
-            "FIREHOSE_API_KEY",
-            args.firehose_api_key.as_ref(),
-            args.firehose_api_key_file.as_deref(),
-        )?;
-        if own.is_some() && matches!(args.firehose_url, FirehoseUrl::Nats(_)) {
-            let why = "is not for NATS: leave it out, and name a file of credentials in NATS_CREDS";
-            return Err(ConfigError::other(format!("FIREHOSE_API_KEY {why}")));
-        }
-        if args.firehose_ca.is_some() && matches!(args.firehose_url, FirehoseUrl::Nats(_)) {
+        let over_nats = matches!(args.firehose_url, FirehoseUrl::Nats(_));
+        let (value, file) = (&args.firehose_api_key, &args.firehose_api_key_file);
+        let mut unused = Vec::new();
+        let own = match over_nats {
+            // Manifests that add to others cannot remove it.
+            true => {
+                let set = [
+                    ("FIREHOSE_API_KEY", value.is_some()),
+                    ("FIREHOSE_API_KEY_FILE", file.is_some()),
+                ];
+                unused.extend(set.iter().filter(|(_, set)| *set).map(|(name, _)| *name));
+                None
+            }
+            false => secret("FIREHOSE_API_KEY", value.as_ref(), file.as_deref())?,
+        };
+        if args.firehose_ca.is_some() && over_nats {
             let why = "is not for NATS: name the authorities in NATS_CA";
             return Err(ConfigError::other(format!("FIREHOSE_CA {why}")));
         }
@@ -222,6 +230,7 @@ impl TryFrom<&Args> for Config {
         let links = server.markets.iter().map(link).collect::<Result<_, ConfigError>>()?;
         Ok(Self {
             links,
+            unused,
             nats,
             session_ttl: args.session_ttl,
             history_bytes: args.history_bytes,

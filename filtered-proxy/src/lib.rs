@@ -40,6 +40,7 @@ use proxy_common::{
     session::SessionConfig,
 };
 use tokio::sync::watch;
+use tracing::warn;
 
 pub use self::config::{Args, Config};
 #[cfg(feature = "nats")]
@@ -59,6 +60,9 @@ pub type FilteredTier = TierHandler<RouterHandle, RouterHandle>;
 ///
 /// The host is unknown or a port is taken.
 pub async fn bind(config: Config) -> Result<BoundTier<FilteredTier>, ConfigError> {
+    for variable in &config.unused {
+        warn!(variable, "the feed comes out of NATS, which does not ask for this key: ignored");
+    }
     let (history_bytes, session_ttl) = (config.history_bytes, config.session_ttl);
     let sessions = config.server.sessions.clone();
     #[cfg(feature = "nats")]

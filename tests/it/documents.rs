@@ -493,7 +493,8 @@ async fn the_document_of_metrics_is_complete_and_right() {
     let firehose = stack::firehose(&format!("ws://{}", nowhere.addr()));
     let firehose = firehose.env("RECORD_DIR", "recorded").env("LEASE", "file:lease");
     let firehose = firehose.env("NATS_URL", format!("nats://{}", nowhere.addr()));
-    let filtered = stack::filtered(nowhere.addr()).env("LAST_VALUES", "on");
+    let filtered = stack::filtered_on_nats(&format!("nats://{}", nowhere.addr()));
+    let filtered = filtered.env("LAST_VALUES", "on");
     for (launch, key, tier) in
         [(firehose, FIREHOSE_KEY, "firehose"), (filtered, CLIENT_KEY, "filtered")]
     {

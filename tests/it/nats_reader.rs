@@ -384,7 +384,8 @@ async fn another_epoch_is_announced_and_whoever_writes_the_old_one_is_passed_ove
     feed.publish(30).await;
     let got = read_to(&mut client, feed.next).await;
     assert_eq!(got.events, (first..feed.next).collect::<Vec<_>>());
-    assert_eq!(got.statuses(), ["gap"], "{:?}", got.notices);
+    let statuses = got.statuses();
+    assert_eq!(statuses, ["upstream_down", "gap", "upstream_up"], "{:?}", got.notices);
     let gap = got.notice("gap");
     assert_eq!((&gap["reason"], &gap["events"]), (&"other_epoch".into(), &Value::Null), "{gap}");
     assert_eq!(gap["position"], "8-0", "{gap}");
@@ -453,7 +454,7 @@ async fn settings_that_contradict_each_other_stop_the_program_with_one_line() {
     let on_nats = || filtered_on_nats("nats://127.0.0.1:4222");
     let over_web_socket = || stack::filtered("127.0.0.1:1".parse().expect("an address"));
     let bad: [(Launch, &str); 4] = [
-        (on_nats().env("FIREHOSE_API_KEY", "k"), "FIREHOSE_API_KEY is not for NATS"),
+        (on_nats().env("FIREHOSE_CA", "/no/such/file"), "FIREHOSE_CA is not for NATS"),
         (on_nats().env("FIREHOSE_URL", "nats://u:secret@a"), "NATS_CREDS names their file"),
         (on_nats().env("NATS_STREAM", "a b"), "NATS_STREAM"),
         (over_web_socket().env("NATS_CREDS", "x"), "NATS_CREDS is for NATS"),
@@ -506,9 +507,8 @@ async fn contracts_on_demand_are_asked_of_the_firehose_over_nats() {
     drop(client);
     eventually(SOON, "nobody wants them any more", async || held().count() == 0).await;
     within(SOON, "the proxy stops", proxy.stop()).await;
-    eventually(SOON, "the firehose asks for nothing", async || {
-        sim.handle.subscriptions().is_empty()
-    })
-    .await;
+    // The stream is written whoever reads it.
+    let all = sim.handle.subscriptions();
+    assert!(all.iter().any(|item| item == "T.*"), "{all:?}");
     drop(firehose);
 }

@@ -23,6 +23,8 @@ use crate::{
 
 /// How many of a server's last lines are printed when a test fails.
 const TAIL: usize = 30;
+/// How long a cluster may take to choose its leaders on a busy machine.
+const ELECTION: Duration = Duration::from_secs(90);
 
 /// Which nats-server.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -245,7 +247,7 @@ impl NatsServer {
     /// If it does not in time.
     pub async fn is_healthy(&self) {
         let what = format!("a healthy server at {}", self.addr());
-        eventually(SOON, &what, async || {
+        eventually(ELECTION, &what, async || {
             TcpStream::connect(self.monitor()).await.is_ok()
                 && http::get(self.monitor(), "/healthz").await.status == 200
         })

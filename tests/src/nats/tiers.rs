@@ -297,7 +297,14 @@ impl Tiers {
     /// If there is no lease.
     pub async fn term(&self) -> usize {
         let context = jetstream::new(self.nats.client().await);
-        let bucket = context.get_stream("KV_POLYGON_LEASE").await.expect("a bucket of leases");
+        // A cluster that has just lost its leader takes a while to answer.
+        let mut found = None;
+        eventually(SOON, "a bucket of leases", async || {
+            found = context.get_stream("KV_POLYGON_LEASE").await.ok();
+            found.is_some()
+        })
+        .await;
+        let bucket = found.expect("found above");
         // Read from the leader: a replica may be late.
         let lease = bucket.get_last_raw_message_by_subject("$KV.POLYGON_LEASE.stocks").await;
         let value = lease.expect("a lease").payload;
