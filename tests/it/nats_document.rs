@@ -78,7 +78,10 @@ async fn cluster(dir: &Path) -> Vec<NatsServer> {
         for (other, route) in routes.iter().enumerate() {
             text = replaced(&text, &format!("nats-{}:6222", other + 1), &route.addr().to_string());
         }
-        servers.push(NatsServer::with(&text).await);
+        servers.push(NatsServer::node(&text).await);
+    }
+    for server in &servers {
+        server.is_healthy().await;
     }
     servers
 }
