@@ -135,9 +135,13 @@ pub(super) fn decide(epoch: u64, tail: &Tail, window: Option<&Window>) -> Decisi
             None => Decision::Open(From::Beginning),
         };
     };
-    let at_end = lasts().find(|last| last.seq == tail.seq);
-    if at_end.is_some_and(|last| ours(&last).is_some_and(|head| window.is_at(last.seq, &head))) {
-        return Decision::GoOn(tail.seq);
+    // Messages of ours may be stored while the end is read: those of a connection that was lost
+    // before the server had read all of it.
+    let is_in_window = |last: &Last| ours(last).is_some_and(|head| window.is_at(last.seq, &head));
+    let since = || lasts().filter(|last| last.seq >= window.stored().0);
+    let end = since().map(|last| last.seq).max().filter(|end| *end >= tail.seq);
+    if let Some(end) = end.filter(|_| since().all(|last| is_in_window(&last))) {
+        return Decision::GoOn(end);
     }
     let newest = lasts().filter_map(|last| Some((last.seq, ours(&last)?))).max_by_key(|own| own.0);
     Decision::Open(match newest.and_then(|(seq, head)| window.after(seq, &head)) {
@@ -297,6 +301,24 @@ mod tests {
             let tail = Tail { seq, data, state };
             assert_eq!(decide(EPOCH, &tail, Some(&window)), Decision::GoOn(seq));
         }
+    }
+
+    #[test]
+    fn a_writer_goes_on_while_its_own_messages_are_still_being_stored() {
+        let window = window(3);
+        for (data, state, end) in [
+            (last(1_003, head(EPOCH, 2)), last(1_000, head(EPOCH, 0)), 1_003),
+            (last(1_003, head(EPOCH, 2)), last(990, head(EPOCH, 0)), 1_003),
+            (last(1_002, head(EPOCH, 1)), last(1_003, head(EPOCH, 2)), 1_003),
+        ] {
+            let tail = Tail { seq: 1_001, data, state };
+            assert_eq!(decide(EPOCH, &tail, Some(&window)), Decision::GoOn(end));
+        }
+        // A message of another firehose among them.
+        let tail =
+            Tail { seq: 1_001, data: last(1_003, head(EPOCH, 2)), state: last(1_001, head(6, 5)) };
+        let open = Decision::Open(From::Progress(progress(3)));
+        assert_eq!(decide(EPOCH, &tail, Some(&window)), open);
     }
 
     #[test]

@@ -47,15 +47,10 @@ pub(super) struct Seen {
     pub(super) lost_events: u64,
 }
 
-/// Why the session ends with a message.
+/// Another run of a firehose has begun. What is wanted has to be asked of it anew, as after a lost
+/// connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// The stream goes back in its own epoch: it was made anew.
-    WentBack,
-    /// Another run of a firehose has begun. What is wanted has to be asked of it anew, as after a
-    /// lost connection.
-    NewEpoch,
-}
+pub(super) struct NewEpoch;
 
 /// Follows a market's stream.
 #[derive(Debug)]
@@ -66,6 +61,8 @@ pub(super) struct Follower {
     begin: Reached,
     /// The last message taken.
     last: Option<Message>,
+    /// Where the feed stands behind all that was taken.
+    at: Position,
     /// The number of the next message.
     next: u64,
     /// Whether numbers were missing before the next message.
@@ -111,6 +108,7 @@ impl Follower {
             marks,
             begin: reached,
             last: None,
+            at: position,
             next,
             hole: false,
             passing: passes.then_some(position),
@@ -164,9 +162,8 @@ impl Follower {
     ///
     /// # Errors
     ///
-    /// It stands before messages that were taken, in the same epoch. Or a new epoch begins while
-    /// messages are live; that message is not taken.
-    pub(super) fn take(&mut self, message: Message) -> Result<(), Ended> {
+    /// A new epoch begins while messages are live. That message is not taken.
+    pub(super) fn take(&mut self, message: Message) -> Result<(), NewEpoch> {
         let (seq, head) = (message.seq, message.head);
         self.hole |= seq > self.next;
         self.next = seq + 1;
@@ -176,11 +173,13 @@ impl Follower {
             return Ok(());
         }
         let new_epoch = head.position.epoch > known.epoch;
-        if !new_epoch && self.passing.is_none() && head.position < known {
-            return Err(Ended::WentBack);
-        }
         if new_epoch && self.live_from.is_none() {
-            return Err(Ended::NewEpoch);
+            return Err(NewEpoch);
+        }
+        if !new_epoch && self.passing.is_none() && head.position < self.at {
+            // A firehose that was disturbed wrote again what is there.
+            self.begin = self.reached();
+            self.passing = Some(self.at);
         }
         let hole = std::mem::take(&mut self.hole);
         if new_epoch || hole || self.passing.is_some() {
@@ -203,6 +202,9 @@ impl Follower {
         }
         if self.live_from == Some(seq) {
             self.say_live(self.passing.unwrap_or(head.position));
+        }
+        if message.is_state {
+            self.at = self.at.max(head.position);
         }
         self.last = Some(message);
         Ok(())
@@ -286,9 +288,13 @@ impl Follower {
         if self.live_from.is_some() && data.head.time >= self.said_time + TIME_STEP {
             self.say_position(&data.head);
         }
+        self.at = data.head.position;
         for frame in frames(data.payload.clone()).map_while(Result::ok) {
             if frame.text().starts_with(STATUS) {
                 self.note_outages(frame.text());
+                self.at = behind(self.at, &frame).position;
+            } else {
+                self.at = self.at.next();
             }
             self.out.push_back(frame);
         }
@@ -308,6 +314,7 @@ impl Follower {
         }
         if position >= until {
             self.passing = None;
+            self.at = position;
         }
     }
 
@@ -469,7 +476,7 @@ mod tests {
         let mut follower = live();
         follower.take(data(11, head(1, 5, 10), 1)).unwrap();
         let opening = state(12, head(2, 0, 0), &[CARRIED, DOWN]);
-        assert_eq!(follower.take(opening), Err(Ended::NewEpoch));
+        assert_eq!(follower.take(opening), Err(NewEpoch));
         assert_eq!(said(&mut follower), ["data"]);
         let reached = Reached { position: Position { epoch: 1, seq: 6 }, events: Some(12) };
         assert_eq!((follower.reached(), follower.last().unwrap().seq), (reached, 11));
@@ -556,10 +563,22 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_goes_back_is_noticed() {
+    fn what_is_written_again_is_passed_over() {
         let mut follower = live();
-        follower.take(data(11, head(1, 5, 10), 2)).unwrap();
-        assert_eq!(follower.take(data(12, head(1, 4, 8), 2)), Err(Ended::WentBack));
+        follower.take(data(11, head(1, 5, 10), 3)).unwrap();
+        // From where that message began, and from before it.
+        follower.take(state(12, head(1, 5, 10), &[CARRIED])).unwrap();
+        follower.take(data(13, head(1, 5, 10), 2)).unwrap();
+        follower.take(state(14, head(1, 4, 8), &[CARRIED])).unwrap();
+        follower.take(data(15, head(1, 4, 8), 2)).unwrap();
+        assert_eq!(said(&mut follower), ["data", "data", "data"]);
+        follower.take(data(16, head(1, 6, 12), 4)).unwrap();
+        assert_eq!(said(&mut follower), ["data", "data"]);
+        let reached = Reached { position: Position { epoch: 1, seq: 10 }, events: Some(20) };
+        assert_eq!(follower.reached(), reached);
+        follower.take(state(17, head(1, 10, 20), &[CARRIED])).unwrap();
+        assert_eq!(said(&mut follower), ["position 1-10"]);
+        assert_eq!(follower.seen, Seen::default());
     }
 
     #[test]

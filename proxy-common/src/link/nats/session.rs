@@ -18,7 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use tracing::{debug, warn};
 
 use super::{
-    follow::{Ended, Follower, Message, Seen},
+    follow::{Follower, Message, NewEpoch, Seen},
     seek::seek,
     stream::{Delivery, Reading, Stream},
     upstream::{Complaint, NatsUpstream},
@@ -265,8 +265,7 @@ impl NatsSession {
         self.silent_firehose = 0;
         match follower.take(message) {
             Ok(()) => Ok(Met::Taken),
-            Err(Ended::WentBack) => Err(made_anew()),
-            Err(Ended::NewEpoch) => {
+            Err(NewEpoch) => {
                 let why = "another firehose writes the stream, or it has begun anew";
                 Err(LinkError::Closed(why.to_owned()))
             }
