@@ -15,7 +15,7 @@ use tests::{
     aware::{Aware, Story},
     nats::{
         NatsServer, Version,
-        stream::STREAM,
+        stream::{STREAM, check_chain, messages},
         tiers::{BACK, Part, Plan, Tiers},
     },
     program::{Program, Signal},
@@ -30,6 +30,8 @@ use crate::seed;
 
 /// How many events may be on their way when something happens.
 const ON_THEIR_WAY: usize = 1_000;
+/// How often a server stands still.
+const STOPS: usize = 5;
 /// How long a proxy stands still.
 const STILL: Duration = Duration::from_secs(30);
 /// Room for a small disk, in MiB, and for a larger one.
@@ -152,6 +154,28 @@ async fn nothing_is_lost_when_the_only_server_stands_still() {
             tiers.cont(Part::Node(0));
         })
         .await;
+    let (tiers, _) = scene.end().await;
+    assert_eq!(tiers.dials().len(), dials, "the firehose kept the vendor's connection");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_the_only_server_stands_still_again_and_again() {
+    let mut scene = Scene::start(Plan { firehoses: 2, proxies: 2, ..Plan::default() }).await;
+    let dials = scene.tiers.dials().len();
+    let mut rng = Rng::with_seed(seed::of_this_run());
+    for _ in 0..STOPS {
+        let lasting = Duration::from_millis(rng.u64(500..4_500));
+        println!("{lasting:?}");
+        scene
+            .during(async |tiers| {
+                tiers.stop(Part::Node(0));
+                sleep(lasting).await;
+                tiers.cont(Part::Node(0));
+            })
+            .await;
+        let stored = messages(&scene.tiers.nats.client().await, STREAM).await;
+        check_chain(&stored).expect("each message begins where the one before it ends");
+    }
     let (tiers, _) = scene.end().await;
     assert_eq!(tiers.dials().len(), dials, "the firehose kept the vendor's connection");
 }

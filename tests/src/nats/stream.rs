@@ -123,6 +123,44 @@ pub async fn messages(client: &Client, stream: &str) -> Vec<Stored> {
     .await
 }
 
+/// Checks that each message of an epoch begins exactly where the one before it ends. Where a later
+/// epoch has begun, what follows of an earlier one does not count.
+///
+/// # Errors
+///
+/// Says which message does not.
+pub fn check_chain(messages: &[Stored]) -> Result<(), String> {
+    let mut last: Option<(u64, Head)> = None;
+    for message in messages {
+        let head = message.head();
+        if let Some((sequence, end)) = last {
+            if head.epoch < end.epoch {
+                continue;
+            }
+            let fits = (head.seq, head.events, head.lost) == (end.seq, end.events, end.lost);
+            if head.epoch == end.epoch && !fits {
+                let texts = message.texts();
+                return Err(format!(
+                    "message {} ({}) begins at {head:?}, message {sequence} ended at {end:?}: \
+                     {texts:?}",
+                    message.sequence, message.subject
+                ));
+            }
+        }
+        let mut end = head;
+        for text in message.texts().iter().filter(|_| !message.is_state()) {
+            let objects: Vec<serde_json::Value> =
+                serde_json::from_str(text).map_err(|error| format!("{error}: {text}"))?;
+            // What was lost counts from the notice on that tells it.
+            let of_events = objects.iter().filter(|object| object["ev"] != "status").count() as u64;
+            end.seq += u64::from(of_events > 0);
+            end.events += of_events;
+        }
+        last = Some((message.sequence, end));
+    }
+    Ok(())
+}
+
 /// The texts of all frames of data, in order, each with the epoch of its message. State is left out.
 #[must_use]
 pub fn data(messages: &[Stored]) -> Vec<(u64, String)> {

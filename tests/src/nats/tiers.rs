@@ -145,6 +145,8 @@ impl Tiers {
     pub fn proxy(&self, n: usize) -> Launch {
         let program = self.plan.firehoses + n;
         stack::filtered_on_nats(&self.url(program))
+            // Sessions of clients that come and go would fill what a failing test prints.
+            .env("LOG_LEVEL", "info,proxy_common::session=warn")
             .env("COMMAND_RATE", 1_000)
             .env("FILTERED_PROXY_PORT", self.ports[program].addr().port())
             .envs(self.plan.filtered_env.clone())
