@@ -23,7 +23,7 @@ mod upstream_socket;
 #[cfg(feature = "nats")]
 pub use self::nats::{NatsUpstream, ReaderMetrics};
 pub use self::{
-    config::LinkConfig,
+    config::{LinkConfig, redacted},
     dial_right::{DialGrant, DialRight, Watchdog, uptime},
     error::LinkError,
     event::{ContractAnswer, LinkEvent},
@@ -48,7 +48,6 @@ use tokio::{
     time::timeout,
 };
 use tracing::{debug, error, info, warn};
-use url::Url;
 
 use self::{backoff::Backoff, connection::Connection, upstream::Upstream};
 use crate::protocol::{Channel, Outage, Position, Start};
@@ -483,12 +482,4 @@ async fn wait_for_spacing(config: Arc<LinkConfig>) {
 /// A time as people write it, to the millisecond.
 fn rounded(time: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_millis(time.as_millis() as u64))
-}
-
-/// A URL without the parts that may hold a secret.
-pub fn redacted(url: &Url) -> String {
-    let (scheme, path) = (url.scheme(), url.path());
-    let host = url.host_str().unwrap_or_default();
-    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{scheme}://{host}{port}{path}")
 }

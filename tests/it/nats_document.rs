@@ -8,7 +8,6 @@ use std::{
 };
 
 use async_nats::{Client, ConnectOptions};
-use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tests::{
     nats::NatsServer,
@@ -68,7 +67,8 @@ fn without_includes(dir: &Path, name: &str) -> String {
 async fn cluster(dir: &Path) -> Vec<NatsServer> {
     let config = without_includes(dir, "cluster.conf");
     let routes = [(); 3].map(|()| ReservedPort::new());
-    let servers = routes.iter().enumerate().map(async |(n, route)| {
+    let mut servers = Vec::new();
+    for (n, route) in routes.iter().enumerate() {
         // The rig sets these two.
         let own = |line: &&str| !line.starts_with("listen:") && !line.starts_with("http:");
         let mut text = config.lines().filter(own).collect::<Vec<_>>().join("\n");
@@ -78,10 +78,12 @@ async fn cluster(dir: &Path) -> Vec<NatsServer> {
         for (other, route) in routes.iter().enumerate() {
             text = replaced(&text, &format!("nats-{}:6222", other + 1), &route.addr().to_string());
         }
-        NatsServer::with(&text).await
-    });
-    // None is healthy without another.
-    join_all(servers).await
+        servers.push(NatsServer::node(&text).await);
+    }
+    for server in &servers {
+        server.is_healthy().await;
+    }
+    servers
 }
 
 /// What `/health` of a program says of its peers: how many there are of each tier.

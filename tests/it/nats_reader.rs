@@ -382,15 +382,18 @@ async fn another_epoch_is_announced_and_whoever_writes_the_old_one_is_passed_ove
         run.last = publish(&feed.client, DATA, Some(&old), None, payload).await.expect("store");
     }
     feed.publish(30).await;
-    let got = read_to(&mut client, feed.next).await;
+    let mut got = read_to(&mut client, feed.next).await;
     assert_eq!(got.events, (first..feed.next).collect::<Vec<_>>());
-    let statuses = got.statuses();
-    assert_eq!(statuses, ["upstream_down", "gap", "upstream_up"], "{:?}", got.notices);
-    let gap = got.notice("gap");
+    if !got.statuses().contains(&"upstream_up") {
+        got.notices.extend(read_to_notice(&mut client, "upstream_up").await.notices);
+    }
+    assert_eq!(got.statuses(), ["upstream_down", "gap", "upstream_up"], "{:?}", got.notices);
+    let (gap, up) = (got.notice("gap"), got.notice("upstream_up"));
     assert_eq!((&gap["reason"], &gap["events"]), (&"other_epoch".into(), &Value::Null), "{gap}");
     assert_eq!(gap["position"], "8-0", "{gap}");
+    assert_eq!(up["missed"], Value::Null, "nobody knows what the old run would have sent: {up}");
     eventually(SOON, "the old writer is counted", async || {
-        proxy.metric("filtered_nats_old_epoch_messages_total").await == Some(1.0)
+        proxy.metric("filtered_nats_old_epoch_messages_total").await >= Some(1.0)
     })
     .await;
 }

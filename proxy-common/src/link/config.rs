@@ -6,6 +6,8 @@ use rustls::pki_types::CertificateDer;
 use secrecy::SecretString;
 use url::Url;
 
+#[cfg(feature = "nats")]
+use super::nats::NatsUpstream;
 use super::{dial_right::DialRight, spacing::Spacing};
 
 /// Where a link connects, with which key, and how long it waits.
@@ -33,7 +35,7 @@ pub struct LinkConfig {
     pub kept_bytes: usize,
     /// The feed comes out of NATS instead. `url` is then its first server. Default: none.
     #[cfg(feature = "nats")]
-    pub nats: Option<Arc<super::nats::NatsUpstream>>,
+    pub nats: Option<Arc<NatsUpstream>>,
     /// Keeps the attempts of links to one upstream apart. Default: none, for a link on its own.
     pub spacing: Option<Arc<Spacing>>,
     /// Of several programs, only one may dial. Default: none, for a link that always may.
@@ -66,6 +68,14 @@ impl LinkConfig {
         if let Some(nats) = &self.nats {
             return nats.shown();
         }
-        super::redacted(&self.url)
+        redacted(&self.url)
     }
+}
+
+/// A URL without the parts that may hold a secret.
+pub fn redacted(url: &Url) -> String {
+    let (scheme, path) = (url.scheme(), url.path());
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{path}")
 }

@@ -86,6 +86,18 @@ impl NatsServer {
         Self::with_version(Version::Current, config).await
     }
 
+    /// As [`NatsServer::with`], but waits only until it listens. A node of a cluster is healthy with
+    /// the others alone.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be installed, or does not listen in time.
+    pub async fn node(config: &str) -> Self {
+        let mut server = Self::prepare(Version::Current, ReservedPort::new(), config).await;
+        server.revive().await;
+        server
+    }
+
     /// As [`NatsServer::with`], of this version.
     ///
     /// # Panics

@@ -18,10 +18,11 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 use tracing::{debug, warn};
 
 use super::{
-    Complaint, NatsUpstream,
     follow::{Ended, Follower, Message, Seen},
     seek::seek,
     stream::{Delivery, Reading, Stream},
+    upstream::{Complaint, NatsUpstream},
+    wants::Wants,
 };
 use crate::{
     link::{error::LinkError, upstream_socket::UpstreamMessage},
@@ -400,7 +401,7 @@ impl NatsSession {
     pub(crate) async fn close(mut self) {
         let nothing = {
             let mut memory = self.upstream.memory();
-            memory.wants = super::Wants::default();
+            memory.wants = Wants::default();
             memory.wants.publish()
         };
         let subject = self.upstream.names.demand(&self.upstream.id);
