@@ -408,18 +408,15 @@ async fn the_programs_run_with_the_manifests_and_the_shipped_users() {
         let nats = json!({"app.kubernetes.io/name": "nats"});
         assert_eq!(onward["podSelector"]["matchLabels"], nats, "{tier}");
     }
-    // The copies of what the servers read, but for the names of hosts.
+    // The copies of what the servers read, but for what is a Pod's.
     assert_eq!(document("deploy/kubernetes/nats/users.conf"), document("deploy/nats/users.conf"));
-    let names = |text: String, hosts: [&str; 3]| {
+    let settings_in = |name: &str| {
+        let text = document(name);
         let settings = text.lines().filter(|line| !line.trim().starts_with('#'));
-        let settings = settings.collect::<Vec<_>>().join("\n");
-        hosts.iter().fold(settings, |text, host| text.replace(&format!("//{host}:"), "//HOST:"))
+        settings.collect::<Vec<_>>().join("\n")
     };
-    let pods = names(
-        document("deploy/kubernetes/nats/cluster.conf"),
-        ["nats-0.nats", "nats-1.nats", "nats-2.nats"],
-    );
-    let hosts = names(document("deploy/nats/cluster.conf"), ["nats-1", "nats-2", "nats-3"]);
+    let pods = settings_in("deploy/kubernetes/nats/cluster.conf");
+    let hosts = settings_in("deploy/nats/cluster.conf");
     let pods = replaced(&pods, "0.0.0.0:8222", "127.0.0.1:8222");
     let pods: Vec<_> = pods
         .lines()
@@ -468,4 +465,42 @@ async fn the_programs_run_with_the_manifests_and_the_shipped_users() {
     client.subscribe("T.AAPL").await;
     sim.handle.publish(&[trade("AAPL", 1)]);
     client.expect_objects(&[trade("AAPL", 1)]).await;
+}
+
+/// `kubectl` makes the secret of the document without a cluster, but does not send it.
+#[tokio::test]
+async fn the_secret_of_the_document_has_what_the_manifests_mount_and_names_their_servers() {
+    let document = document(DOCUMENT);
+    let commands = block(&document, "sh", "--from-file=keys");
+    let (make, create) = commands.trim_end().rsplit_once('\n').expect("several commands");
+    let dir = tempfile::tempdir().expect("make a temporary directory");
+    std::os::unix::fs::symlink(root().join("deploy"), dir.path().join("deploy")).expect("a link");
+    fs::create_dir(dir.path().join("keys")).expect("make a directory");
+    for name in ["polygon", "firehose", "clients"] {
+        fs::write(dir.path().join("keys").join(name), "a-key").expect("write a key");
+    }
+    output(installed("sh", "dash").args(["-ec", make]).current_dir(dir.path()), "").await;
+    let mut kubectl = DeployTool::Kubectl.command().await;
+    kubectl.args(create.split_whitespace().skip(1)).current_dir(dir.path());
+    let secret = output(kubectl.args(["--dry-run=client", "--output=json"]), "").await;
+    let secret: Value = serde_json::from_str(&secret).expect("kubectl prints JSON");
+    let mut mounted = 0;
+    for object in manifests().await {
+        for volume in object["spec"]["template"]["spec"]["volumes"].as_array().into_iter().flatten()
+        {
+            let projected = volume["projected"]["sources"].as_array().into_iter().flatten();
+            let sources = projected.map(|source| &source["secret"]).chain([&volume["secret"]]);
+            for item in sources.flat_map(|source| source["items"].as_array()).flatten() {
+                let key = item["key"].as_str().expect("a key");
+                assert!(secret["data"][key].is_string(), "{key} in {secret}");
+                mounted += 1;
+            }
+        }
+    }
+    assert!(mounted > 5, "{mounted} files");
+    let routes = fs::read_to_string(dir.path().join("keys/nats-route")).expect("a file");
+    for pod in 0..3 {
+        assert!(routes.contains(&format!("@nats-{pod}.nats:6222")), "{routes}");
+    }
+    assert!(!routes.contains("change-me"), "{routes}");
 }
