@@ -45,7 +45,8 @@ impl Writer {
                 let under_way =
                     window.as_ref().map_or(0, |window| window.next_seq().saturating_sub(tail.seq));
                 let count = (under_way as usize).clamp(OPENING, 4 * OPENING);
-                *window = Some(self.open(connection, epoch, progress, count).await?);
+                let end = tail.end();
+                *window = Some(self.open(connection, epoch, progress, end, count).await?);
                 Ok(())
             }
         }
@@ -84,13 +85,14 @@ impl Writer {
         Ok(Progress { entry, position: Position { epoch, seq: 0 }, ..Progress::default() })
     }
 
-    /// Opens the epoch with states that are stored in any case: nothing that is under way fits any
-    /// more behind so many.
+    /// Opens the epoch behind `end` with states that are stored in any case: nothing that is under
+    /// way fits any more behind so many.
     async fn open(
         &mut self,
         connection: &mut Connection,
         epoch: u64,
         progress: Progress,
+        end: u64,
         count: usize,
     ) -> Result<Window, Trouble> {
         let state = self.states.take(&self.parts.shared, &self.parts.wake);
@@ -107,6 +109,8 @@ impl Writer {
             connection.publish(message).await?;
         }
         match timeout(TIMEOUT, connection.replies.next()).await {
+            // What came between may be ours, and then it is not known yet where to go on.
+            Ok(Reply::Stored(seq)) if seq != end + count as u64 => Err(Trouble::Moved),
             Ok(Reply::Stored(seq)) => {
                 debug!(epoch, seq, "opened the epoch in the stream");
                 self.status.is_up(epoch);

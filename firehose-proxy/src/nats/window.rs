@@ -95,6 +95,14 @@ pub(super) struct Tail {
     pub(super) state: Option<Last>,
 }
 
+impl Tail {
+    /// The last sequence that is known of.
+    pub(super) fn end(&self) -> u64 {
+        let lasts = [self.data, self.state].into_iter().flatten().map(|last| last.seq);
+        lasts.fold(self.seq, u64::max)
+    }
+}
+
 /// How a writer goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
@@ -312,6 +320,7 @@ mod tests {
             (last(1_002, head(EPOCH, 1)), last(1_003, head(EPOCH, 2)), 1_003),
         ] {
             let tail = Tail { seq: 1_001, data, state };
+            assert_eq!(tail.end(), end);
             assert_eq!(decide(EPOCH, &tail, Some(&window)), Decision::GoOn(end));
         }
         // A message of another firehose among them.
