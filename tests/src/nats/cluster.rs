@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, jetstream};
 
-use super::{NatsServer, Version};
+use super::server::{NatsServer, Version};
 use crate::{
     relay::Relay,
     stack::ReservedPort,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use polygon_sim::SimConfig;
 
-use super::NatsCluster;
+use super::cluster::NatsCluster;
 use crate::{
     program::{Launch, Program, Signal},
     relay::{Fault, Relay},
