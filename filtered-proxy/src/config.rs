@@ -26,7 +26,6 @@ use proxy_common::{
     version::FULL,
 };
 use secrecy::SecretString;
-use url::Url;
 
 /// Gives each client exactly the events it subscribed to, out of one firehose.
 ///
@@ -36,8 +35,8 @@ use url::Url;
 #[command(version = FULL, about, long_about = None, disable_help_subcommand = true)]
 pub struct Args {
     /// URL of the firehose, or servers of NATS separated by commas: nats://a.example,b.example
-    #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = FirehoseUrl::parse)]
-    firehose_url: FirehoseUrl,
+    #[arg(long, env = "FIREHOSE_URL", hide_env_values = true, default_value = "ws://localhost:8767", value_parser = firehose_url)]
+    firehose_url: Servers,
     /// Certificates (PEM) of authorities to trust at FIREHOSE_URL, beside the public ones [default:
     /// none]
     #[arg(long, env = "FIREHOSE_CA", value_parser = path)]
@@ -93,21 +92,11 @@ impl ProgramArgs for Args {
     }
 }
 
-/// Where the feed comes from.
-#[derive(Debug, Clone)]
-enum FirehoseUrl {
-    /// A firehose.
-    WebSocket(Url),
-    /// What a firehose stores in NATS.
-    Nats(Servers),
-}
-
-impl FirehoseUrl {
-    fn parse(text: &str) -> Result<Self, String> {
-        match text.split_once("://") {
-            Some(("nats" | "tls", _)) => servers(text).map(Self::Nats),
-            _ => websocket_url(text).map(Self::WebSocket),
-        }
+/// Parses the URL of a firehose, or the servers of the NATS in which one stores the feed.
+fn firehose_url(text: &str) -> Result<Servers, String> {
+    match text.split_once("://") {
+        Some(("nats" | "tls", _)) => servers(text),
+        _ => Ok(vec![websocket_url(text)?]),
     }
 }
 
@@ -153,7 +142,8 @@ impl TryFrom<&Args> for Config {
     fn try_from(args: &Args) -> Result<Self, ConfigError> {
         let account = args.account.key()?;
         let expected = "the key of your Polygon.io (Massive) account";
-        let over_nats = matches!(args.firehose_url, FirehoseUrl::Nats(_));
+        let first = &args.firehose_url[0];
+        let over_nats = matches!(first.scheme(), "nats" | "tls");
         let (value, file) = (&args.firehose_api_key, &args.firehose_api_key_file);
         let mut unused = Vec::new();
         let own = match over_nats {
@@ -172,9 +162,9 @@ impl TryFrom<&Args> for Config {
             let why = "is not for NATS: name the authorities in NATS_CA";
             return Err(ConfigError::other(format!("FIREHOSE_CA {why}")));
         }
-        let nats = match &args.firehose_url {
-            FirehoseUrl::Nats(servers) => Some(args.nats.check("FIREHOSE_URL", servers)?),
-            FirehoseUrl::WebSocket(_) => args.nats.expect_none("FIREHOSE_URL leads to none")?,
+        let nats = match over_nats {
+            true => Some(args.nats.check("FIREHOSE_URL", &args.firehose_url)?),
+            false => args.nats.expect_none("FIREHOSE_URL leads to none")?,
         };
         let key = match own.or_else(|| account.clone()) {
             _ if nats.is_some() => SecretString::default(),
@@ -215,10 +205,10 @@ impl TryFrom<&Args> for Config {
         };
         let several = server.markets.len() > 1;
         let link = |market: &Market| {
-            let firehose = match &args.firehose_url {
+            let firehose = match over_nats {
+                true => first.clone(),
                 // The market in the path lets a firehose of another market refuse the connection.
-                FirehoseUrl::WebSocket(url) => market_url("FIREHOSE_URL", url, *market, several)?,
-                FirehoseUrl::Nats(servers) => servers[0].clone(),
+                false => market_url("FIREHOSE_URL", first, *market, several)?,
             };
             let mut link = LinkConfig::new("firehose", firehose, key.clone());
             link.extra_roots = extra_roots.clone();

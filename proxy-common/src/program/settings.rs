@@ -87,7 +87,11 @@ pub(super) fn in_force(
 /// cannot are shown, of anything else nothing.
 fn shown(arg: &Arg, matches: &ArgMatches, value: &str) -> String {
     let hidden = arg.is_hide_env_values_set();
-    match matches.try_get_one::<Url>(arg.get_id().as_str()) {
+    let id = arg.get_id().as_str();
+    if let Ok(Some(urls)) = matches.try_get_one::<Vec<Url>>(id) {
+        return urls.iter().map(redacted).collect::<Vec<_>>().join(",");
+    }
+    match matches.try_get_one::<Url>(id) {
         Ok(Some(url)) => redacted(url),
         _ if value.trim().is_empty() => "(empty)".to_owned(),
         _ if hidden => "(not shown)".to_owned(),
