@@ -22,7 +22,7 @@ use proxy_common::{
     config::ConfigError,
     link::{DialGrant, DialRight, Watchdog},
     metrics::Metrics,
-    nats::NatsConfig,
+    nats::{NatsConfig, instance},
     protocol::Market,
 };
 use tokio::{
@@ -200,8 +200,7 @@ impl Release {
 
 /// The name of this run of the program: machine, process, and chance.
 fn name() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host.chars().filter(|c| c.is_ascii_graphic()).collect();
+    let host: String = instance().host.chars().filter(|c| c.is_ascii_graphic()).collect();
     let host = if host.is_empty() { "firehose" } else { &host };
     format!("{host}:{}:{:04x}", std::process::id(), fastrand::u16(..))
 }

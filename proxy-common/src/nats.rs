@@ -30,9 +30,12 @@ mod steady;
 
 pub use self::{
     config::{Credentials, NatsConfig, Servers, servers},
-    head::{HEAD, Head},
+    head::{ANSWERED, HEAD, HOLDER, Head},
     instance::{Instance, instance},
     names::Names,
 };
 #[cfg(feature = "nats")]
-pub use self::{connect::connect, steady::SteadyConnection};
+pub use self::{
+    connect::{OLDEST_SERVER, connect, is_too_old},
+    steady::SteadyConnection,
+};

@@ -1,18 +1,12 @@
 //! What happens when one part of a deployment on NATS dies, stands still or runs full, as clients
 //! of filtered proxies see it. An independent model checks what each client got.
 
-use std::{
-    collections::BTreeMap,
-    io::Write,
-    path::PathBuf,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{collections::BTreeMap, io::Write, path::PathBuf, time::Duration};
 
 use fastrand::Rng;
 use serde_json::Value;
 use tests::{
-    aware::{Aware, Story},
+    aware::Story,
     nats::{
         NatsServer, Version,
         stream::{STREAM, check_chain, messages},
@@ -58,18 +52,7 @@ impl Scene {
         let mut market = Market::new(tiers.sim.handle.clone(), seed);
         let mut clients = JoinSet::new();
         for (n, door) in tiers.doors.iter().enumerate() {
-            let heard = Arc::<AtomicUsize>::default();
-            market.heard.push(Arc::clone(&heard));
-            let client = Aware {
-                doors: vec![door.addr()],
-                key: CLIENT_KEY,
-                channels: "*".to_owned(),
-                changing: Vec::new(),
-                rng: Rng::with_seed(seed),
-                leaves: None,
-                sent: Arc::clone(&market.sent),
-                heard,
-            };
+            let client = market.client_of_everything(door.addr(), seed);
             clients.spawn(async move { (n, client.live().await) });
         }
         market.until_heard(BACK).await;
@@ -124,6 +107,12 @@ async fn problem(program: &Program, parts: &[&str]) -> String {
     })
     .await;
     found.expect("the condition held")
+}
+
+/// Waits until this standby has taken over.
+async fn takes_over(standby: &Program, limit: Duration) {
+    let took_over = async || standby.health_text("/upstream/state").await == "up";
+    eventually(limit, "the standby takes over", took_over).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -243,6 +232,9 @@ async fn a_new_disk_of_the_only_server_begins_a_new_stream() {
             tiers.kill(Part::Node(0)).await;
             tiers.nats.nodes[0].wipe();
             tiers.revive(Part::Node(0)).await;
+            // The lease is gone too. Until its holder notices that, all looks well.
+            let stepped_down = async || tiers.holder().await.is_none();
+            eventually(BACK, "the holder steps down", stepped_down).await;
         })
         .await;
     scene.end().await;
@@ -299,9 +291,7 @@ async fn a_firehose_that_stood_still_is_out_when_it_wakes_up() {
     scene
         .without_vendor(async |tiers| {
             tiers.stop(Part::Firehose(holder));
-            let other = &tiers.firehoses[1 - holder];
-            let took_over = async || other.health_text("/upstream/state").await == "up";
-            eventually(BACK, "the standby takes over", took_over).await;
+            takes_over(&tiers.firehoses[1 - holder], BACK).await;
             tiers.cont(Part::Firehose(holder));
         })
         .await;
@@ -318,9 +308,7 @@ async fn a_planned_stop_hands_over_at_once() {
         .without_vendor(async |tiers| {
             tiers.firehoses[holder].signal(Signal::SIGTERM);
             tiers.firehoses[holder].wait_exit(SOON).await;
-            let other = &tiers.firehoses[1 - holder];
-            let took_over = async || other.health_text("/upstream/state").await == "up";
-            eventually(SOON, "the standby takes over", took_over).await;
+            takes_over(&tiers.firehoses[1 - holder], SOON).await;
         })
         .await;
     let (tiers, _) = scene.end().await;
@@ -346,9 +334,7 @@ async fn a_firehose_that_cannot_reach_nats_hands_over() {
     scene
         .without_vendor(async |tiers| {
             tiers.cut(Part::Firehose(holder));
-            let other = &tiers.firehoses[1 - holder];
-            let took_over = async || other.health_text("/upstream/state").await == "up";
-            eventually(BACK, "the standby takes over", took_over).await;
+            takes_over(&tiers.firehoses[1 - holder], BACK).await;
             tiers.heal(Part::Firehose(holder));
         })
         .await;

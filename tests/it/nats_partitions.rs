@@ -6,19 +6,16 @@ use std::{
     fs::File,
     net::{Ipv4Addr, SocketAddr},
     process::{Child, Command, Stdio},
-    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
-use fastrand::Rng;
 use polygon_sim::SimConfig;
 use tempfile::TempDir;
 use tests::{
-    aware::Aware,
     namespaces::Namespaces,
     nats::{Version, tiers::BACK},
     program::{Program, binaries},
-    stack::{self, CLIENT_KEY, Sim, is_answered, is_complete},
+    stack::{self, Sim, is_answered, is_complete},
     stories::{Excuses, Market, check},
     wait::{SOON, eventually, within},
 };
@@ -165,18 +162,7 @@ async fn inside() {
     let world = World::start(namespaces).await;
     let lines = &world.namespaces;
     let mut market = Market::new(world.sim.handle.clone(), seed);
-    let heard = Arc::<AtomicUsize>::default();
-    market.heard.push(Arc::clone(&heard));
-    let client = Aware {
-        doors: vec![world.filtered.addr()],
-        key: CLIENT_KEY,
-        channels: "*".to_owned(),
-        changing: Vec::new(),
-        rng: Rng::with_seed(seed),
-        leaves: None,
-        sent: Arc::clone(&market.sent),
-        heard,
-    };
+    let client = market.client_of_everything(world.filtered.addr(), seed);
     let mut clients = JoinSet::new();
     clients.spawn(client.live());
     market.until_heard(BACK).await;

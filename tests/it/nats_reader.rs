@@ -141,6 +141,14 @@ async fn subscriber(proxy: &Program) -> TestClient {
     client
 }
 
+/// A feed with the default settings, a proxy that takes it out of this server, and a client of it.
+async fn reading(nats: &NatsServer) -> (Feed, Program, TestClient) {
+    let feed = Feed::start(nats, Config::default()).await;
+    let proxy = proxy(nats).await;
+    let client = subscriber(&proxy).await;
+    (feed, proxy, client)
+}
+
 /// What a client got: the numbers of events, and notices.
 #[derive(Debug, Default)]
 struct Got {
@@ -241,9 +249,7 @@ async fn a_proxy_that_starts_reads_its_history_from_the_stream() {
 #[tokio::test]
 async fn a_consumer_that_is_removed_is_made_anew_and_nothing_is_missed() {
     let nats = NatsServer::start().await;
-    let mut feed = Feed::start(&nats, Config::default()).await;
-    let proxy = proxy(&nats).await;
-    let mut client = subscriber(&proxy).await;
+    let (mut feed, proxy, mut client) = reading(&nats).await;
     let first = feed.next;
     for _ in 0..3 {
         feed.publish(30).await;
@@ -265,9 +271,7 @@ async fn a_consumer_that_is_removed_is_made_anew_and_nothing_is_missed() {
 #[tokio::test]
 async fn a_proxy_that_stood_still_loses_nothing_that_the_stream_holds() {
     let nats = NatsServer::start().await;
-    let mut feed = Feed::start(&nats, Config::default()).await;
-    let proxy = proxy(&nats).await;
-    let mut client = subscriber(&proxy).await;
+    let (mut feed, proxy, mut client) = reading(&nats).await;
     proxy.signal(Signal::SIGSTOP);
     for _ in 0..30 {
         feed.publish(60).await;
@@ -316,9 +320,7 @@ async fn what_retention_removed_before_it_was_read_is_counted_exactly() {
 #[tokio::test]
 async fn a_server_that_is_killed_and_comes_back_costs_nothing() {
     let mut nats = NatsServer::start().await;
-    let mut feed = Feed::start(&nats, Config::default()).await;
-    let proxy = proxy(&nats).await;
-    let mut client = subscriber(&proxy).await;
+    let (mut feed, _proxy, mut client) = reading(&nats).await;
     feed.publish(30).await;
     read_to(&mut client, feed.next).await;
     let first = feed.next;
@@ -346,9 +348,7 @@ async fn a_server_that_is_killed_and_comes_back_costs_nothing() {
 #[tokio::test]
 async fn a_stream_that_is_made_anew_goes_on_where_the_proxy_stood() {
     let nats = NatsServer::start().await;
-    let mut feed = Feed::start(&nats, Config::default()).await;
-    let proxy = proxy(&nats).await;
-    let mut client = subscriber(&proxy).await;
+    let (mut feed, _proxy, mut client) = reading(&nats).await;
     feed.publish(30).await;
     read_to(&mut client, feed.next).await;
     let first = feed.next;
@@ -368,9 +368,7 @@ async fn a_stream_that_is_made_anew_goes_on_where_the_proxy_stood() {
 #[tokio::test]
 async fn another_epoch_is_announced_and_whoever_writes_the_old_one_is_passed_over() {
     let nats = NatsServer::start().await;
-    let mut feed = Feed::start(&nats, Config::default()).await;
-    let proxy = proxy(&nats).await;
-    let mut client = subscriber(&proxy).await;
+    let (mut feed, proxy, mut client) = reading(&nats).await;
     feed.publish(30).await;
     read_to(&mut client, feed.next).await;
     let (first, old) = (feed.next, feed.run.lock().await.head());
@@ -401,9 +399,7 @@ async fn another_epoch_is_announced_and_whoever_writes_the_old_one_is_passed_ove
 #[tokio::test]
 async fn a_silent_firehose_is_an_outage_that_its_next_state_ends() {
     let nats = NatsServer::start().await;
-    let mut feed = Feed::start(&nats, Config::default()).await;
-    let proxy = proxy(&nats).await;
-    let mut client = subscriber(&proxy).await;
+    let (mut feed, proxy, mut client) = reading(&nats).await;
     feed.publish(30).await;
     read_to(&mut client, feed.next).await;
     let first = feed.next;

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
     ops::Range,
     sync::{
         Arc,
@@ -19,8 +20,9 @@ use serde_json::Value;
 use tokio::time::interval;
 
 use crate::{
-    aware::{MARKER, Story},
+    aware::{Aware, MARKER, Story},
     oracle::{Oracle, Step, matches},
+    stack::CLIENT_KEY,
     wait::eventually,
 };
 
@@ -56,6 +58,23 @@ impl Market {
             rng: Rng::with_seed(seed),
             sent: Arc::default(),
             heard: Vec::new(),
+        }
+    }
+
+    /// A client of everything at this door, which comes back there and never leaves by itself. It is
+    /// one of those that [`until_heard`](Self::until_heard) waits for.
+    pub fn client_of_everything(&mut self, door: SocketAddr, seed: u64) -> Aware {
+        let heard = Arc::<AtomicUsize>::default();
+        self.heard.push(Arc::clone(&heard));
+        Aware {
+            doors: vec![door],
+            key: CLIENT_KEY,
+            channels: "*".to_owned(),
+            changing: Vec::new(),
+            rng: Rng::with_seed(seed),
+            leaves: None,
+            sent: Arc::clone(&self.sent),
+            heard,
         }
     }
 

@@ -14,7 +14,7 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use proxy_common::{
-    nats::{HEAD, Head, connect},
+    nats::{HEAD, HOLDER, Head, connect},
     protocol::Market,
 };
 use tokio::{sync::watch, time::timeout};
@@ -27,8 +27,6 @@ use crate::config::FeedConfig;
 
 /// How long NATS may take to answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
-/// The header of a state that names the firehose.
-const HOLDER: &str = "H";
 
 /// The connection.
 pub(super) struct Connection {

@@ -11,25 +11,22 @@ use async_nats::{Client, HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use proxy_common::{
-    nats::{Names, NatsConfig, connect},
+    nats::{ANSWERED, Names, NatsConfig, SteadyConnection},
     protocol::{Channel, Market, OnBehalfOf, Status, status_frames},
 };
 use serde::Deserialize;
 use tokio::{
     task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tracing::{Instrument, Span, debug, info, warn};
+use tracing::{Instrument, Span, debug, info};
 
-use super::stream::connect_failed;
 use crate::subscriber::{HeldContract, Shared};
 
 /// A proxy counts as gone when nothing was heard of it for this long.
 const FORGOTTEN: Duration = Duration::from_secs(15);
 /// How often to look for answers of the vendor, and for proxies that are gone.
 const LOOKING: Duration = Duration::from_millis(100);
-/// How long to wait after an attempt to connect that failed.
-const PAUSE: Duration = Duration::from_secs(1);
 /// How long the client may take to accept an answer.
 const SENDING: Duration = Duration::from_secs(2);
 /// The most proxies of a market. Others are not heard.
@@ -38,8 +35,6 @@ const MAX_PROXIES: usize = 1_024;
 const MAX_CONTRACTS: usize = 50_000;
 /// The most parts of what one proxy wants.
 const MAX_PARTS: usize = 64;
-/// Names the version of the demand that answers are for.
-const ANSWERED: &str = "D";
 
 /// Listens to the proxies of a market. Ends with this value.
 pub(crate) struct DemandListener {
@@ -58,24 +53,10 @@ impl DemandListener {
 async fn listen(config: NatsConfig, market: Market, shared: Shared) {
     let names = config.names(market);
     let name = format!("firehose-proxy, demand for {market}");
-    let mut reported = None;
-    let (client, messages) = loop {
-        let connecting = async {
-            let client = connect(&config, &name, |_| ()).await;
-            let client = client.map_err(|error| connect_failed(&config.shown(), &error))?;
-            let messages = client.subscribe(names.demand("*")).await;
-            Ok::<_, String>((client, messages.map_err(|error| error.to_string())?))
-        };
-        match connecting.await {
-            Ok(connected) => break connected,
-            Err(error) if reported.as_ref() != Some(&error) => {
-                warn!(error, "no connection to NATS: what proxies want is not known");
-                reported = Some(error);
-            }
-            Err(_) => {}
-        }
-        sleep(PAUSE).await;
-    };
+    let connection = SteadyConnection::start(config.clone(), name);
+    let client = connection.connected().await;
+    // The client ends only with the connection.
+    let Ok(messages) = client.subscribe(names.demand("*")).await else { return };
     info!(servers = config.shown(), "listening to what proxies want");
     Proxies { client, names, shared, known: BTreeMap::new() }.run(messages).await;
 }

@@ -86,7 +86,7 @@ impl Writer {
     }
 
     /// Opens the epoch behind `end` with states that are stored in any case: nothing that is under
-    /// way fits any more behind so many.
+    /// way fits any more behind them.
     async fn open(
         &mut self,
         connection: &mut Connection,

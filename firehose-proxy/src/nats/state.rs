@@ -63,8 +63,8 @@ impl States {
         }
     }
 
-    /// Notes that the epoch is opened with this state. An outage that it does not name any more ends
-    /// with the next state.
+    /// Notes that the epoch is opened with this state. An outage that it does not name any more
+    /// ends with the next state.
     pub(super) fn on_opening(&mut self, state: &State) {
         if state.outage.is_some() {
             self.open.clone_from(&state.outage);

@@ -16,15 +16,13 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use proxy_common::nats::{HEAD, Head, Names};
+use proxy_common::nats::{HEAD, Head, Names, OLDEST_SERVER, is_too_old};
 
 use super::window::{Last, Tail};
 use crate::config::{FeedConfig, Storage};
 
 /// The longest message of ours, with its headers.
 const MAX_PAYLOAD: usize = 1_000_000;
-/// The oldest server for which all is tested.
-const OLDEST: (i64, i64, i64) = (2, 10, 0);
 
 /// The stream of a market.
 #[derive(Debug)]
@@ -226,8 +224,8 @@ pub(super) const NO_ANSWER: &str = "it has not answered for 2 s";
 
 fn check_server(client: &Client) -> Result<(), String> {
     let info = client.server_info();
-    let (major, minor, patch) = OLDEST;
-    if !client.is_server_compatible(major, minor, patch) {
+    if is_too_old(client) {
+        let (major, minor, _) = OLDEST_SERVER;
         return Err(format!(
             "the server is of version {}: expected {major}.{minor} or later",
             info.version

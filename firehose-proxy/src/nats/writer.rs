@@ -38,7 +38,7 @@ const STORES_NOTHING: &str =
     "it stores nothing of what it is sent: see its log, the disk may be full";
 /// How long it waits before it tries again.
 const RETRY: Duration = Duration::from_millis(250);
-/// A message of so many asks for a reply, beside the last that is ready.
+/// One message out of this many asks for a reply, beside the last that is ready.
 const ASK_EVERY: u32 = 32;
 
 /// What a writer needs of its market.

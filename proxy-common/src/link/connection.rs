@@ -311,8 +311,8 @@ impl Connection {
         let known = self.position;
         match mark.kind {
             MarkKind::Resumed => self.position = Some(mark.position),
-            // A gap of another firehose, before ours, names a place of another feed. Ours goes on in
-            // another epoch only behind the one that is known.
+            // A gap of another firehose, before ours, names a place of another feed. Ours goes on
+            // in another epoch only behind the one that is known.
             MarkKind::Gap
                 if known.is_some_and(|known| {
                     known.epoch != mark.position.epoch

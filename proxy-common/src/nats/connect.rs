@@ -7,9 +7,13 @@ use secrecy::ExposeSecret;
 
 use super::config::{Credentials, NatsConfig};
 
+/// The oldest server that is supported: major, minor and patch version.
+pub const OLDEST_SERVER: (i64, i64, i64) = (2, 10, 0);
+
 /// How long an attempt to connect may take, and any request.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a silent server is asked whether it is there. Two without an answer end the connection.
+/// How often a silent server is asked whether it is there. Two without an answer end the
+/// connection.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
 /// The most messages that wait in a subscription. A consumer with flow control is sent at most
 /// 32 MiB ahead, and no message is shorter than 128 bytes with its headers. Memory is taken only as
@@ -17,6 +21,12 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const SUBSCRIPTION: usize = 256 << 10;
 /// The longest wait between attempts to come back.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Whether the server that we are connected to is older than [`OLDEST_SERVER`].
+pub fn is_too_old(client: &Client) -> bool {
+    let (major, minor, patch) = OLDEST_SERVER;
+    !client.is_server_compatible(major, minor, patch)
+}
 
 /// Connects, with `name` shown to the server's operator. The connection comes back by itself after
 /// each loss; `on_event` learns of both.

@@ -6,6 +6,10 @@ use crate::protocol::Position;
 
 /// The name of the header that holds the [`Head`].
 pub const HEAD: &str = "P";
+/// The name of the header of a state that holds the name of its firehose.
+pub const HOLDER: &str = "H";
+/// The name of the header of answers that holds the version of the demand that they answer.
+pub const ANSWERED: &str = "D";
 
 /// Where the feed stands before a message.
 ///
@@ -17,7 +21,7 @@ pub struct Head {
     pub position: Position,
     /// How many events came before it in this epoch. Lost ones are not among them.
     pub events: u64,
-    /// How many events the firehose had to leave out before it in this epoch, each told by a `gap`.
+    /// How many events the firehose had to leave out before it in this epoch, each announced by a `gap`.
     pub lost: u64,
     /// When the firehose received the last frame of events in the message, or else the last one
     /// before it, in milliseconds since 1970. Zero if there was none.

@@ -12,7 +12,7 @@ use crate::{
     websocket::{Frame, frames},
 };
 
-/// The times of old messages are exact to so many milliseconds.
+/// The times of old messages are exact to this many milliseconds.
 const TIME_STEP: u64 = 50;
 /// How each status of a tier begins. No frame of events does.
 const STATUS: &[u8] = br#"[{"ev":"status""#;
@@ -167,12 +167,11 @@ impl Follower {
         let (seq, head) = (message.seq, message.head);
         self.hole |= seq > self.next;
         self.next = seq + 1;
-        let known = self.last.as_ref().map_or(self.begin.position, |last| last.head.position);
-        if head.position.epoch < known.epoch {
+        if head.position.epoch < self.at.epoch {
             self.seen.of_old_epochs += 1;
             return Ok(());
         }
-        let new_epoch = head.position.epoch > known.epoch;
+        let new_epoch = head.position.epoch > self.at.epoch;
         if new_epoch && self.live_from.is_none() {
             return Err(NewEpoch);
         }

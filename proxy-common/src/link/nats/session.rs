@@ -26,15 +26,16 @@ use super::{
 };
 use crate::{
     link::{error::LinkError, upstream_socket::UpstreamMessage},
+    nats::ANSWERED,
     protocol::{Command, Start, Status, millis, status_frame},
     websocket::Frame,
 };
 
 /// How often the session looks at what should have come.
 const TICK: Duration = Duration::from_millis(100);
-/// After so many ticks without a word of the server, its consumer counts as gone.
+/// After this many ticks without a word of the server, its consumer counts as gone.
 const SILENT_CONSUMER: u32 = 15;
-/// After so many ticks without a message of the firehose, it counts as gone.
+/// After this many ticks without a message of the firehose, it counts as gone.
 const SILENT_FIREHOSE: u32 = 30;
 /// The same as a time.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -48,10 +49,9 @@ const ASKING: Duration = Duration::from_millis(250);
 const DEMAND: Duration = Duration::from_secs(5);
 /// How long the end of a session may take.
 const END: Duration = Duration::from_secs(1);
-/// The most messages that wait to be sent. Each is an answer to the server, or a part of the demand.
+/// The most messages that wait to be sent. Each is an answer to the server, or a part of the
+/// demand.
 const MAX_OUTGOING: usize = 4_096;
-/// Names the version of the demand that answers are for.
-const ANSWERED: &str = "D";
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -112,7 +112,7 @@ impl NatsSession {
         let (stream, complaint) = upstream.find().await?;
         let failed = |why: String| LinkError::Unreachable(complaint.explain(why));
         await_firehose(&upstream, &stream, &complaint).await?;
-        let answers = stream.client.subscribe(upstream.names.answers(&upstream.id)).await;
+        let answers = stream.client.subscribe(upstream.names.answers(upstream.id())).await;
         let answers = answers.map_err(|error| failed(error.to_string()))?;
         upstream.memory().wants.begin_anew();
         let mut tick = interval(TICK);
@@ -360,7 +360,7 @@ impl NatsSession {
         memory.demand = memory.wants.publish();
         let demand = memory.demand.clone();
         drop(memory);
-        let subject = self.upstream.names.demand(&self.upstream.id);
+        let subject = self.upstream.names.demand(self.upstream.id());
         demand.into_iter().for_each(|part| self.publish(subject.clone(), None, part));
     }
 
@@ -403,7 +403,7 @@ impl NatsSession {
             memory.wants = Wants::default();
             memory.wants.publish()
         };
-        let subject = self.upstream.names.demand(&self.upstream.id);
+        let subject = self.upstream.names.demand(self.upstream.id());
         let client = self.stream.client.clone();
         let phase = std::mem::replace(&mut self.phase, Phase::Idle);
         let ending = async {
@@ -476,7 +476,7 @@ async fn await_firehose(
         }
         if Instant::now() >= demand_due {
             demand_due = Instant::now() + DEMAND;
-            let subject = upstream.names.demand(&upstream.id);
+            let subject = upstream.names.demand(upstream.id());
             let demand = upstream.memory().demand.clone();
             for part in demand {
                 let _ = stream.client.publish(subject.clone(), part).await;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{follow::Message, metrics::ReaderMetrics, stream::Stream, wants::Wants};
 use crate::{
     link::error::LinkError,
-    nats::{Names, NatsConfig, connect},
+    nats::{Names, NatsConfig, OLDEST_SERVER, connect, instance, is_too_old},
     protocol::Market,
 };
 
@@ -17,8 +17,6 @@ use crate::{
 pub struct NatsUpstream {
     pub(super) config: NatsConfig,
     pub(super) names: Names,
-    /// This run of the program, as the firehose knows it.
-    pub(super) id: String,
     pub(super) metrics: ReaderMetrics,
     memory: Mutex<Memory>,
 }
@@ -39,8 +37,12 @@ impl NatsUpstream {
     /// The feed of a market. `metrics` counts for it alone.
     pub fn new(config: NatsConfig, market: Market, metrics: ReaderMetrics) -> Self {
         let names = config.names(market);
-        let id = format!("{:016x}", fastrand::u64(..));
-        Self { config, names, id, metrics, memory: Mutex::default() }
+        Self { config, names, metrics, memory: Mutex::default() }
+    }
+
+    /// This run of the program, as the firehose knows it.
+    pub(super) fn id(&self) -> &'static str {
+        &instance().id
     }
 
     /// The servers, for a log.
@@ -119,10 +121,10 @@ fn refused(error: &ConnectError) -> LinkError {
 }
 
 fn check_version(client: &Client) -> Result<(), LinkError> {
-    let server = client.server_info();
-    if client.is_server_compatible(2, 10, 0) {
+    if !is_too_old(client) {
         return Ok(());
     }
-    let version = server.version;
-    Err(LinkError::Protocol(format!("NATS has version {version}, and 2.10.0 or later is needed")))
+    let (version, (major, minor, patch)) = (client.server_info().version, OLDEST_SERVER);
+    let needed = format!("{major}.{minor}.{patch} or later is needed");
+    Err(LinkError::Protocol(format!("NATS has version {version}, and {needed}")))
 }

@@ -1,4 +1,5 @@
-//! What a filtered proxy wants of the firehose, as it publishes it over NATS, and the answers. Pure.
+//! What a filtered proxy wants of the firehose, as it publishes it over NATS, and the answers.
+//! Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
